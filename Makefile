@@ -1,0 +1,30 @@
+# Two commands do everything: `make demo` shows it, `make test` checks it.
+# Both make the environment first, in .venv, from hash-checked requirements.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench lint lock clean
+
+PYTHON_VERSION := $(shell cat .python-version)
+UV := .tools/bin/uv
+BIN := .venv/bin
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+# uv finds Python $(PYTHON_VERSION) on this machine, or fetches it.
+$(UV): .ci/uv.txt
+	@python3 -m venv .tools || { echo "make: python3 has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }
+	@.tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/uv.txt
+	@touch $@
+
+.venv/installed: requirements.txt pyproject.toml $(UV)
+	@echo "making the environment in .venv ..."
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON_VERSION) .venv
+	@$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements.txt
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@touch $@
+
+install: .venv/installed ## make the environment in .venv
+
+lock: $(UV) ## resolve pyproject.toml into requirements.txt again
+	$(UV) pip compile --quiet --upgrade --universal --python-version $(PYTHON_VERSION) --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --extra dev pyproject.toml -o requirements.txt

@@ -1,0 +1,1 @@
+"""Calibration of an array of telescopes against each other."""

@@ -1,0 +1,1 @@
+"""What every calibration runs on: plan, map, merge, fit, store, resume."""

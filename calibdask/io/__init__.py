@@ -1,0 +1,1 @@
+"""Files in and out, without ctapipe, Dask or Astropy at import."""

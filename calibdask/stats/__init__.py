@@ -1,0 +1,1 @@
+"""Statistics that merge: what every summary is built from."""
