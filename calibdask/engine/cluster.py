@@ -1,0 +1,148 @@
+"""Where the work is done: this process, threads, local worker processes, or a Dask scheduler."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibdask.engine.executors import Executor, SerialExecutor, ThreadsExecutor
+from calibdask.errors import ConfigError, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Client
+
+__all__ = ["available_cpus", "available_memory", "open_executor"]
+
+
+def available_cpus() -> int:
+    """Count the processors this process may use (a batch system may allow fewer than exist)."""
+    return len(os.sched_getaffinity(0))
+
+
+def available_memory() -> int:
+    """Give the bytes of memory that are free now, within the control group's limit."""
+    import psutil
+
+    free: int = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text))
+    return free
+
+
+@contextmanager
+def open_executor(
+    where: str,
+    *,
+    workers: int | None = None,
+    worker_memory: int | None = None,
+    scratch: Path | None = None,
+    performance_report: Path | None = None,
+) -> Iterator[tuple[Executor, str | None]]:
+    """Start, or connect to, what will do the work, and close it at the end.
+
+    Parameters
+    ----------
+    where : str
+        ``serial``, ``threads``, ``local``, the address of a Dask scheduler, or its scheduler file.
+    workers : int, optional
+        How many threads or local processes; as many as there are processors unless given.
+    worker_memory : int, optional
+        Bytes at which a local worker is stopped.
+    scratch : Path, optional
+        Where local workers keep their temporary files.
+    performance_report : Path, optional
+        Where Dask writes its own report of the run.
+
+    Yields
+    ------
+    executor : Executor
+        What runs the tasks.
+    dashboard : str or None
+        Address of the dashboard.
+
+    Raises
+    ------
+    ConfigError
+        `where` is none of these.
+    TransientError
+        The scheduler does not answer.
+    """
+    count = workers or available_cpus()
+    if where in ("serial", "threads"):
+        if performance_report is not None:
+            raise ConfigError(f"--performance-report needs a Dask cluster, not --cluster {where}")
+        executor = SerialExecutor() if where == "serial" else ThreadsExecutor(count)
+        try:
+            yield executor, None
+        finally:
+            executor.close()
+        return
+    from distributed import performance_report as write_performance_report
+
+    from calibdask.engine.dask import DaskExecutor
+
+    with _client(where, count, worker_memory, scratch) as client:
+        dask_executor = DaskExecutor(client, where if where == "local" else "dask")
+        try:
+            if performance_report is None:
+                yield dask_executor, client.dashboard_link
+            else:
+                with write_performance_report(filename=str(performance_report)):
+                    yield dask_executor, client.dashboard_link
+        finally:
+            dask_executor.close()
+
+
+@contextmanager
+def _client(
+    where: str, workers: int, worker_memory: int | None, scratch: Path | None
+) -> Iterator[Client]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    settings: dict[str, Any] = {
+        # One death makes a suspect, which is then run alone; more deaths only cost time.
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.worker.daemon": True,
+        "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
+    }
+    with dask.config.set(settings):
+        if where == "local":
+            with (
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    worker_dashboard_address="127.0.0.1:0",
+                    memory_limit=worker_memory or "auto",
+                    local_directory=None if scratch is None else str(scratch),
+                    silence_logs=40,
+                ) as cluster,
+                Client(cluster, set_as_default=False) as client,
+            ):
+                yield client
+            return
+        is_file = Path(where).is_file()
+        if not is_file and "://" not in where and ":" not in where:
+            raise ConfigError(
+                f"--cluster {where}: is neither serial, threads, local, the address of a Dask"
+                " scheduler (host:port) nor a scheduler file"
+            )
+        try:
+            connection = Client(
+                scheduler_file=where if is_file else None,
+                address=None if is_file else where,
+                set_as_default=False,
+                timeout="20s",
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            raise TransientError(f"no Dask scheduler answers at {where}: {error}") from error
+        with connection as client:
+            yield client

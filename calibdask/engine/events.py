@@ -1,0 +1,193 @@
+"""What happens in a run, as typed events, and the two ways of showing it.
+
+On a terminal a progress bar; in batch one JSON object a line, which other programs can follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Event",
+    "JsonLines",
+    "Listener",
+    "Message",
+    "Planning",
+    "ProgressBars",
+    "RunEnded",
+    "RunStarted",
+    "StageStarted",
+    "TaskEnded",
+    "Written",
+    "log_event",
+]
+
+log = logging.getLogger("calibdask")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planning(Event):
+    """Inputs are being looked at."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """The plan is made and the executor is up."""
+
+    job: str
+    plan: str
+    shards: int
+    stored: int
+    executor: str
+    workers: int
+    workdir: str
+    dashboard: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted(Event):
+    """A stage begins: so many tasks of each group."""
+
+    stage: int
+    tasks: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded(Event):
+    """A task ended, well or not."""
+
+    stage: int
+    group: str
+    label: str
+    cached: bool
+    wall_seconds: float
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Event):
+    """Something people should know; `level` is a logging level name."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Event):
+    """A file was written."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded(Event):
+    """The run is over."""
+
+    digest: str | None
+    computed: int
+    cached: int
+    failed: int
+    wall_seconds: float
+
+
+Listener = Callable[[Event], None]
+
+
+class JsonLines:
+    """Write every event as one JSON object a line, with its name and the time (Unix seconds)."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __call__(self, event: Event) -> None:
+        """Write one event."""
+        record: dict[str, Any] = {"time": round(time.time(), 3), "event": type(event).__name__}
+        record |= dataclasses.asdict(event)
+        print(json.dumps(record), file=self._stream, flush=True)
+
+
+def log_event(event: Event) -> None:
+    """Send what people should know to the log."""
+    match event:
+        case Message(level, text):
+            log.log(logging.getLevelNamesMapping()[level], "%s", text)
+        case TaskEnded(failure=str(text)):
+            log.error("%s", text)
+        case RunStarted():
+            log.info("%s: %d shards, plan %s", event.job, event.shards, event.plan)
+        case Written(path):
+            log.info("wrote %s", path)
+        case TaskEnded():
+            log.debug("stage %d %s %s", event.stage, event.group, event.label)
+
+
+class ProgressBars:
+    """Bars on a terminal, one a stage, gone when the run is over."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self._bars: dict[str, Any] = {}
+        self._running = False
+
+    def _bar(self, name: str, total: int) -> Any:
+        if name not in self._bars:
+            if not self._running:
+                self._progress.start()
+                self._running = True
+            self._bars[name] = self._progress.add_task(name, total=total, note="")
+        return self._bars[name]
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Planning(done, total):
+                self._progress.update(self._bar("looking at inputs", total), completed=done)
+            case StageStarted(stage, tasks):
+                for group, count in tasks.items():
+                    self._bar(f"stage {stage} {group}", count)
+            case TaskEnded(stage=stage, group=group, label=label):
+                self._progress.update(
+                    self._bars[f"stage {stage} {group}"], advance=1, note=label[:40]
+                )
+            case RunEnded():
+                self.close()
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._running:
+            self._progress.stop()
+            self._running = False

@@ -1,0 +1,191 @@
+"""Input files: which they are, and what identifies their content."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calibdask.engine.protocol import InputRef
+from calibdask.errors import ConfigError, CorruptedInput, MissingInput, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Found", "Identities", "check_unchanged", "find_inputs", "identify"]
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An input file, and whether it was named itself rather than found in a directory."""
+
+    path: Path
+    named: bool
+
+
+def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> list[Found]:
+    """Expand files, globs, directories and ``@list.txt`` into files, in a fixed order.
+
+    Parameters
+    ----------
+    arguments : iterable of str or Path
+        What stood behind ``-i``. A list file holds one argument a line, relative to its own
+        folder; empty lines and lines that begin with ``#`` are passed over.
+    patterns : sequence of str
+        Which files to take from a directory.
+
+    Raises
+    ------
+    ConfigError
+        Nothing was given, or a directory, glob or list gives no file.
+    """
+    found: list[Found] = []
+    for argument in arguments:
+        text = os.fspath(argument)
+        if text.startswith("@"):
+            listing = Path(text[1:])
+            try:
+                lines = listing.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"cannot read the list of inputs {listing}: {error}") from error
+            entries = [line.strip() for line in lines]
+            entries = [line for line in entries if line and not line.startswith("#")]
+            if not entries:
+                raise ConfigError(f"the list of inputs {listing} names no file")
+            found.extend(find_inputs([listing.parent / entry for entry in entries], patterns))
+        elif Path(text).is_dir():
+            files = {path for pattern in patterns for path in Path(text).glob(pattern)}
+            files = {path for path in files if path.is_file() and not path.name.startswith(".")}
+            if not files:
+                wanted = ", ".join(patterns)
+                raise ConfigError(f"no file named {wanted} in the directory {text}")
+            found.extend(Found(path, named=False) for path in sorted(files))
+        elif not Path(text).exists() and glob.has_magic(text):
+            matches = sorted(path for path in map(Path, glob.glob(text)) if path.is_file())  # noqa: PTH207  Path.glob takes no absolute patterns
+            if not matches:
+                raise ConfigError(f"no file matches {text!r}")
+            found.extend(Found(path, named=False) for path in matches)
+        else:
+            found.append(Found(Path(text), named=True))
+    if not found:
+        raise ConfigError("no input was given: name files, globs, directories or @list.txt with -i")
+    return found
+
+
+def _full_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identify(path: Path, *, full: bool = False) -> InputRef:
+    """Identify a file by its size and the sha256 of its first, middle and last MiB.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    full : bool
+        Hash every byte as well.
+
+    Raises
+    ------
+    MissingInput
+        There is no such file, or it may not be read.
+    CorruptedInput
+        It is not a regular file.
+    TransientError
+        The file system answered with an error that may pass.
+    """
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise CorruptedInput(f"{path}: is not a regular file")
+            raise MissingInput(f"{path}: no such file")
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256()
+            size = status.st_size
+            if size <= 3 * _MIB:
+                digest.update(file.read())
+            else:
+                for start in (0, (size - _MIB) // 2, size - _MIB):
+                    file.seek(start)
+                    digest.update(file.read(_MIB))
+        identity = f"{size}:{digest.hexdigest()}"
+        if full:
+            identity += f":{_full_digest(path)}"
+    except PermissionError as error:
+        raise MissingInput(f"{path}: may not be read: {error.strerror}") from error
+    except OSError as error:
+        raise TransientError(f"{path}: {error.strerror or error}") from error
+    return InputRef(str(path), identity, size, status.st_mtime_ns)
+
+
+def check_unchanged(ref: InputRef) -> None:
+    """Check that a planned input is still the file that was planned.
+
+    Raises
+    ------
+    MissingInput
+        It is gone.
+    CorruptedInput
+        Its size or time of modification differ.
+    """
+    try:
+        status = Path(ref.path).stat()
+    except FileNotFoundError as error:
+        raise MissingInput(f"{ref.path}: was there when the run was planned and is gone") from error
+    except OSError as error:
+        raise TransientError(f"{ref.path}: {error.strerror or error}") from error
+    if (status.st_size, status.st_mtime_ns) != (ref.size, ref.mtime_ns):
+        raise CorruptedInput(
+            f"{ref.path}: changed between plan and run ({ref.size} bytes then,"
+            f" {status.st_size} now); run the same command again to plan anew"
+        )
+
+
+class Identities:
+    """The identities of inputs, with a memory of what the work directory saw before.
+
+    Hashing three MiB is cheap but would miss an edit elsewhere in a large file. So a file whose
+    time of modification changed since this work directory last saw it is hashed in full, and that
+    full hash becomes part of its identity from then on.
+    """
+
+    def __init__(self, memory: Path | None, *, full: bool = False) -> None:
+        self._memory = memory
+        self._full = full
+        self._seen: dict[str, list[int | str]] = {}
+        if memory is not None and memory.exists():
+            try:
+                self._seen = json.loads(memory.read_text(encoding="utf-8"))
+            except ValueError:
+                self._seen = {}  # a memory cut short by a crash costs a second hash, nothing else
+
+    def of(self, path: Path) -> InputRef:
+        """Identify one file (see :func:`identify` for the errors)."""
+        place = str(path.absolute())
+        ref = identify(path, full=self._full)
+        known = self._seen.get(place)
+        if known is not None and not self._full:
+            mtime_ns, identity = known
+            if mtime_ns == ref.mtime_ns and str(identity).startswith(ref.identity):
+                ref = InputRef(ref.path, str(identity), ref.size, ref.mtime_ns)
+            elif str(identity).startswith(ref.identity):
+                ref = identify(path, full=True)
+        self._seen[place] = [ref.mtime_ns, ref.identity]
+        return ref
+
+    def save(self) -> None:
+        """Remember for the next run."""
+        if self._memory is not None:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._memory.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(self._seen, sort_keys=True), encoding="utf-8")
+            temporary.replace(self._memory)

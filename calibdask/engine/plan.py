@@ -1,0 +1,309 @@
+"""The plan: what will be done, known before anything is done.
+
+A plan lists every shard with its inputs' identities, the cells it contributes to and the address
+of its result. Nothing in it depends on who will run it, so it is the same on a laptop and on a
+thousand workers. What cannot work is refused here, before the first byte of data is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from calibdask.engine.canonical import canonical_json, digest_json
+from calibdask.engine.envelope import Failure
+from calibdask.engine.inputs import Found, Identities, find_inputs
+from calibdask.engine.merge import merge_tree
+from calibdask.engine.protocol import Calibration, Cell, InputRef, Shard, Survey, WrongKind
+from calibdask.errors import CalibdaskError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["Plan", "format_bytes", "make_plan"]
+
+SCHEMA = 1
+"""Version of addresses, packs and envelopes: raise it when any of them changes its meaning."""
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run will do.
+
+    Attributes
+    ----------
+    job : str
+        Name of the calibration.
+    version : int
+        Its version.
+    map_config, fit_config : mapping
+        The options its numbers depend on.
+    shards : tuple of Shard
+        In merge order.
+    rejected : tuple of Failure
+        Inputs that cannot be used.
+    skipped : tuple of (path, reason)
+        Files found in a directory that are of another kind.
+    fan_in : int
+        How many results one merge takes.
+    peak_bytes : int
+        Estimated memory of the largest shard.
+    warnings : tuple of str
+        What is odd although it can be run.
+    """
+
+    job: str
+    version: int
+    map_config: Mapping[str, Any]
+    fit_config: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+    rejected: tuple[Failure, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    fan_in: int = 16
+    peak_bytes: int = 0
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def cells(self) -> dict[Cell, tuple[int, ...]]:
+        """The shards that contribute to each cell, in plan order."""
+        members: dict[Cell, list[int]] = {}
+        for shard in self.shards:
+            for cell in shard.cells:
+                members.setdefault(cell, []).append(shard.index)
+        return {cell: tuple(indices) for cell, indices in sorted(members.items(), key=_cell_key)}
+
+    @property
+    def inputs(self) -> tuple[InputRef, ...]:
+        """All inputs, each once, in plan order."""
+        return tuple({ref: None for shard in self.shards for ref in shard.inputs})
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes to be read."""
+        return sum(shard.n_bytes for shard in self.shards)
+
+    @property
+    def n_merges(self) -> int:
+        """Merges of one stage."""
+        return sum(
+            sum(1 for _ in merge_tree(len(members), self.fan_in)) for members in self.cells.values()
+        )
+
+    @property
+    def digest(self) -> str:
+        """Name of the work: the same for the same data, options and version, wherever it lies."""
+        return digest_json(
+            {
+                "schema": SCHEMA,
+                "job": self.job,
+                "version": self.version,
+                "map": self.map_config,
+                "fit": self.fit_config,
+                "fan_in": self.fan_in,
+                "shards": [_shard_identity(shard) for shard in self.shards],
+            }
+        )
+
+    def address(self, stage: int, shard: Shard, given: Mapping[Cell, str]) -> str:
+        """Give the address of a shard's result.
+
+        Parameters
+        ----------
+        stage : int
+            The stage.
+        shard : Shard
+            The shard.
+        given : mapping of Cell to str
+            Digests of the states that the stage builds on; only those of the shard's own cells
+            count, so that one cell's second pass does not repeat another's.
+        """
+        return digest_json(
+            {
+                "schema": SCHEMA,
+                "what": "map",
+                "job": self.job,
+                "version": self.version,
+                "stage": stage,
+                "map": self.map_config,
+                "shard": _shard_identity(shard),
+                "given": [[list(cell), given[cell]] for cell in shard.cells if cell in given],
+            }
+        )
+
+    def to_json(self) -> str:
+        """Write the plan for people and other programs."""
+        return canonical_json({**dataclasses.asdict(self), "digest": self.digest})
+
+    def __str__(self) -> str:
+        """Say in a few lines what will be done."""
+        return "\n".join(f"{name:<12} {value}" for name, value in self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Give the plan's main numbers with their names, for printing."""
+        facts = [
+            ("job", f"{self.job} (version {self.version})"),
+            ("inputs", f"{len(self.inputs)} files, {format_bytes(self.n_bytes)} to read"),
+            ("shards", str(len(self.shards))),
+            ("cells", str(len(self.cells))),
+            ("merges", f"{self.n_merges} a stage, {self.fan_in} at a time"),
+            ("memory", f"{format_bytes(self.peak_bytes)} for the largest shard"),
+            ("files", f"about {len(self.shards) + self.n_merges + len(self.cells)} a stage"),
+            ("digest", self.digest),
+        ]
+        facts += [("rejected", failure.describe()) for failure in self.rejected]
+        facts += [("skipped", f"{path}: {reason}") for path, reason in self.skipped]
+        facts += [("warning", warning) for warning in self.warnings]
+        return facts
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in self.facts()
+        )
+        return f"<table>{rows}</table>"
+
+
+def _cell_key(item: tuple[Cell, Any]) -> list[tuple[bool, str | int]]:
+    # Numbers before names, so that cells of mixed types still have an order.
+    return [(isinstance(part, str), part) for part in item[0]]
+
+
+def _shard_identity(shard: Shard) -> list[Any]:
+    return [
+        [ref.identity for ref in shard.inputs],
+        [list(entry) for entry in shard.part],
+        [list(cell) for cell in shard.cells],
+    ]
+
+
+def _survey_all(
+    calibration: Calibration,
+    found: Sequence[Found],
+    identities: Identities,
+    progress: Callable[[int, int], None],
+) -> tuple[list[Survey], list[Failure], list[tuple[str, str]]]:
+    surveys: list[Survey] = []
+    rejected: list[Failure] = []
+    skipped: list[tuple[str, str]] = []
+    seen: dict[str, Path] = {}
+    for number, one in enumerate(found):
+        progress(number, len(found))
+        try:
+            ref = identities.of(one.path)
+            if ref.identity in seen and ref.size > 0:
+                raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
+                    f"the same data twice: {seen[ref.identity]} and {one.path} have the same"
+                    " content, and counting events twice would make the errors too small; leave"
+                    " one of them out"
+                )
+            seen[ref.identity] = one.path
+            surveys.append(calibration.survey(ref))
+        except ConfigError:
+            raise
+        except WrongKind as error:
+            if one.named:
+                rejected.append(Failure.of(error, str(one.path)))
+            else:
+                skipped.append((str(one.path), str(error)))
+        except CalibdaskError as error:
+            rejected.append(Failure.of(error, str(one.path)))
+    progress(len(found), len(found))
+    return surveys, rejected, skipped
+
+
+def make_plan(
+    calibration: Calibration,
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    fan_in: int = 16,
+    worker_memory: int | None = None,
+    workdir: Path | None = None,
+    verify_full: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Plan:
+    """Look at all inputs' metadata and plan the run.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        What to do.
+    inputs : sequence of path-like
+        Files, globs, directories, or ``@list.txt``.
+    fan_in : int
+        How many results one merge takes.
+    worker_memory : int, optional
+        Bytes a worker may use; a plan that needs more is refused.
+    workdir : Path, optional
+        Where earlier runs left their memory of the inputs' identities.
+    verify_full : bool
+        Hash the inputs in full.
+    progress : callable
+        Told how many inputs of how many have been looked at.
+
+    Raises
+    ------
+    ConfigError
+        The inputs contradict each other, the same data came twice, or a shard needs more memory
+        than a worker has.
+    CalibdaskError
+        No input can be used: the error of the first.
+    """
+    found = find_inputs([os.fspath(one) for one in inputs], calibration.patterns)
+    memory = None if workdir is None else workdir / "inputs.json"
+    identities = Identities(memory, full=verify_full)
+    surveys, rejected, skipped = _survey_all(calibration, found, identities, progress)
+    if not surveys:
+        if rejected:
+            raise rejected[0].error(
+                f" (none of the {len(found)} inputs can be used)" if len(found) > 1 else ""
+            )
+        path, reason = skipped[0]
+        raise WrongKind(
+            f"{reason} ({len(skipped)} files were looked at, none is an input of"
+            f" {calibration.name}, e.g. {path})"
+        )
+    pieces = sorted(
+        calibration.pieces(surveys),
+        key=lambda piece: (piece.order, [ref.identity for ref in piece.inputs], piece.part),
+    )
+    shards = tuple(
+        Shard(index, piece.inputs, piece.part, piece.cells, piece.n_bytes)
+        for index, piece in enumerate(pieces)
+    )
+    peaks = [calibration.bytes_per_shard(shard) for shard in shards]
+    peak = max(peaks, default=0)
+    if worker_memory is not None and peak > worker_memory:
+        shard = shards[peaks.index(peak)]
+        raise ConfigError(
+            f"shard {shard.label} needs about {format_bytes(peak)} but a worker has"
+            f" {format_bytes(worker_memory)}: lower Campaign.shard_bytes, use fewer workers, or"
+            " give each more memory (Campaign.worker_memory)"
+        )
+    identities.save()
+    return Plan(
+        job=calibration.name,
+        version=calibration.version,
+        map_config=calibration.map_config(),
+        fit_config=calibration.fit_config(),
+        shards=shards,
+        rejected=tuple(rejected),
+        skipped=tuple(skipped),
+        fan_in=fan_in,
+        peak_bytes=peak,
+        warnings=tuple(calibration.warnings()),
+    )

@@ -1,0 +1,155 @@
+"""Where a result comes from: inputs, versions, configuration, machine; CTA reference metadata."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import hashlib
+import os
+import platform
+import socket
+import sys
+import uuid
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import calibdask
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["cpu_class", "cta_attributes", "describe_activity", "iso_time", "new_id", "versions"]
+
+_PACKAGES = ("numpy", "tables", "astropy", "scipy", "numba", "dask", "distributed", "ctapipe")
+
+
+@functools.cache
+def cpu_class() -> str:
+    """Name the processor class: results are bit-identical within one.
+
+    NumPy picks its exp and log by instruction set, and BLAS its kernels, so two classes may differ
+    in the last bit.
+    """
+    from importlib import import_module
+
+    umath = import_module("numpy._core._multiarray_umath")  # the only place NumPy tells it
+    features: dict[str, bool] = umath.__cpu_features__
+    present = sorted(name for name, there in features.items() if there)
+    short = hashlib.sha256(" ".join(present).encode()).hexdigest()[:8]
+    widest = next((one for one in ("AVX512_SKX", "AVX2", "ASIMD", "SSE42") if one in present), "")
+    return f"{platform.machine()}-{widest or 'baseline'}-{short}"
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of Python, calibdask and the libraries that make the numbers."""
+    found = {"python": platform.python_version(), "calibdask": calibdask.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def iso_time(seconds: float) -> str:
+    """Write a Unix time as UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(sep=" ", timespec="milliseconds")[:-6]
+
+
+def describe_activity(
+    *,
+    activity_id: str,
+    name: str,
+    started: float,
+    stopped: float,
+    status: str,
+    exit_code: int,
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Describe a run in the form of ctapipe's provenance log: an activity with its ins and outs."""
+    return {
+        "activity_name": f"calibdask {name}",
+        "activity_uuid": activity_id,
+        "start": {"time_utc": iso_time(started)},
+        "stop": {"time_utc": iso_time(stopped)},
+        "duration_min": round((stopped - started) / 60, 4),
+        "status": status,
+        "exit_code": exit_code,
+        "system": {
+            "platform": platform.platform(),
+            "machine": platform.machine(),
+            "cpu_class": cpu_class(),
+            "host": socket.gethostname(),
+            "executable": sys.executable,
+            "arguments": sys.argv,
+            "start_time_utc": iso_time(started),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        },
+        "versions": versions(),
+        "input": list(inputs),
+        "output": list(outputs),
+        "config": dict(config),
+        **more,
+    }
+
+
+def cta_attributes(
+    *,
+    name: str,
+    activity_id: str,
+    started: float,
+    stopped: float,
+    description: str,
+    data_level: str,
+    process_type: str,
+    product_id: str,
+) -> dict[str, str]:
+    """Give the CTA reference metadata that every product carries at its root.
+
+    Names and values follow the CTAO top-level data model (version 1) as ctapipe writes it.
+    """
+    try:
+        who = getpass.getuser()
+    except OSError:  # a user id without a name, as in some containers
+        who = str(os.getuid())
+    return {
+        "CTA REFERENCE VERSION": "1",
+        "CTA PRODUCT DESCRIPTION": description,
+        "CTA PRODUCT CREATION TIME": iso_time(stopped),
+        "CTA PRODUCT ID": product_id,
+        "CTA PRODUCT DATA CATEGORY": "Sim" if process_type == "Simulation" else "B",
+        "CTA PRODUCT DATA LEVELS": data_level,
+        "CTA PRODUCT DATA ASSOCIATION": "Subarray",
+        "CTA PRODUCT DATA MODEL NAME": "ASWG",
+        "CTA PRODUCT DATA MODEL VERSION": "v7.6.0",
+        "CTA PRODUCT DATA MODEL URL": "",
+        "CTA PRODUCT FORMAT": "hdf5",
+        "CTA PROCESS TYPE": process_type,
+        "CTA PROCESS SUBTYPE": "",
+        "CTA PROCESS ID": "0",
+        "CTA ACTIVITY NAME": f"calibdask {name}",
+        "CTA ACTIVITY TYPE": "software",
+        "CTA ACTIVITY ID": activity_id,
+        "CTA ACTIVITY START TIME": iso_time(started),
+        "CTA ACTIVITY STOP TIME": iso_time(stopped),
+        "CTA ACTIVITY SOFTWARE NAME": "calibdask",
+        "CTA ACTIVITY SOFTWARE VERSION": calibdask.__version__,
+        "CTA INSTRUMENT SITE": "Other",
+        "CTA INSTRUMENT CLASS": "Subarray",
+        "CTA INSTRUMENT TYPE": "unspecified",
+        "CTA INSTRUMENT SUBTYPE": "unspecified",
+        "CTA INSTRUMENT VERSION": "unspecified",
+        "CTA INSTRUMENT ID": "unspecified",
+        "CTA CONTACT NAME": who,
+        "CTA CONTACT ORGANIZATION": "unknown",
+        "CTA CONTACT EMAIL": "unknown",
+    }
+
+
+def new_id() -> str:
+    """Make a random identifier for an activity or a product."""
+    return str(uuid.uuid4())

@@ -1,0 +1,598 @@
+"""From a plan to written products: map, merge, fit, stage after stage, then tables.
+
+Everything a run computes lies in its work directory under the address of what it was computed from.
+So a run can be killed at any time: the same command finds what is there and computes the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibdask.engine import events
+from calibdask.engine.canonical import canonical_json
+from calibdask.engine.cluster import available_cpus, available_memory, open_executor
+from calibdask.engine.envelope import Envelope, Failure, Outcome
+from calibdask.engine.lock import WorkdirLock
+from calibdask.engine.merge import merge_tree
+from calibdask.engine.plan import Plan, make_plan
+from calibdask.engine.products import Finished, Products
+from calibdask.engine.store import Store
+from calibdask.engine.tasks import (
+    Task,
+    WorkContext,
+    fit_cell,
+    load_state,
+    map_shard,
+    merge_node,
+    write_file,
+)
+from calibdask.errors import CalibdaskError, CorruptedInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from astropy.table import QTable
+
+    from calibdask.engine.executors import Executor
+    from calibdask.engine.protocol import Calibration, Cell, State
+
+__all__ = ["Account", "RunOptions", "RunResult", "execute", "run_calibration"]
+
+_MAX_STAGES = 100
+_MAX_REPAIRS = 5
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run: nothing in here changes a number.
+
+    Attributes
+    ----------
+    cluster : str
+        ``serial``, ``threads``, ``local``, a scheduler's address or its file.
+    workers : int, optional
+        How many threads or local processes.
+    worker_memory : int, optional
+        Bytes a worker may use; a share of what is free unless given.
+    workdir : Path, optional
+        Where results are kept; the output's name with ``.work`` unless given.
+    overwrite : bool
+        Replace an output that is there.
+    allow_missing : float
+        Fraction of the shards that may be missing in a product.
+    verify_full : bool
+        Hash inputs in full.
+    retries : int
+        How often a shard is tried again after a fault that may pass.
+    fan_in : int
+        How many results one merge takes.
+    report : bool
+        Write the HTML report.
+    performance_report : Path, optional
+        Where to write Dask's own report.
+    provenance_log : Path, optional
+        Where to append the activity's provenance, one JSON object a line.
+    command : str
+        The command that does this run again.
+    """
+
+    cluster: str = "serial"
+    workers: int | None = None
+    worker_memory: int | None = None
+    workdir: Path | None = None
+    overwrite: bool = False
+    allow_missing: float = 0.0
+    verify_full: bool = False
+    retries: int = 2
+    fan_in: int = 16
+    report: bool = True
+    performance_report: Path | None = None
+    provenance_log: Path | None = None
+    command: str = ""
+
+    @property
+    def concurrency(self) -> int:
+        """How many shards are in memory at once on this machine."""
+        return 1 if self.cluster == "serial" else self.workers or available_cpus()
+
+    def memory_per_worker(self) -> int | None:
+        """Bytes for one worker, or None where only the cluster knows."""
+        if self.worker_memory is not None:
+            return self.worker_memory
+        if self.cluster in ("serial", "threads", "local"):
+            return available_memory() // self.concurrency
+        return None
+
+
+@dataclass
+class Account:
+    """What was done, what it cost, and what is missing."""
+
+    total: Envelope = field(default_factory=Envelope)
+    failed_shards: dict[int, Failure] = field(default_factory=dict)
+    failed_cells: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    computed: int = 0
+    cached: int = 0
+    cpu_seconds: float = 0.0
+    executor: str = ""
+    workers: int = 1
+    started: float = field(default_factory=time.time)
+    stopped: float = 0.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time from start to stop."""
+        return (self.stopped or time.time()) - self.started
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave: shown by ``print`` and, in a notebook, by its name.
+
+    Attributes
+    ----------
+    job : str
+        The job's name.
+    digest : str
+        The name of the numbers: equal digests mean equal tables, bit for bit.
+    tables : mapping of str to QTable
+        The output tables by HDF5 path.
+    result : object
+        What the calibration combined.
+    paths : tuple of Path
+        The files written.
+    plan : Plan
+        What was to be done.
+    account : Account
+        What was done.
+    """
+
+    job: str
+    digest: str
+    tables: Mapping[str, QTable]
+    result: Any
+    paths: tuple[Path, ...]
+    plan: Plan
+    account: Account
+
+    def _summary(self) -> list[tuple[str, str]]:
+        account = self.account
+        n_missing = len(account.failed_shards) + len(self.plan.rejected)
+        shards = f"{len(self.plan.shards) - len(account.failed_shards)} used"
+        shards += f" ({account.computed} computed now, {account.cached} found in the store)"
+        if n_missing:
+            shards += f", {n_missing} MISSING"
+        rows = [("job", self.job), ("shards", shards)]
+        flow = account.total.cut_flow or {}
+        rows += [(name, f"{count:,}".replace(",", " ")) for name, count in flow.items()]
+        rows += [("time", f"{account.wall_seconds:.1f} s ({account.cpu_seconds:.1f} s of tasks)")]
+        rows += [("wrote", str(path)) for path in self.paths]
+        return [*rows, ("digest", self.digest)]
+
+    def __str__(self) -> str:
+        """Show the first table and the account."""
+        parts = []
+        if self.tables:
+            path, table = next(iter(self.tables.items()))
+            parts.append(f"{path}\n" + "\n".join(table.pformat(max_lines=-1, max_width=-1)))
+        rows = self._summary()
+        width = max(len(name) for name, _ in rows)
+        parts.append("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+        return "\n\n".join(parts)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th>"
+            f"<td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in self._summary()
+        )
+        html = f"<table>{rows}</table>"
+        for path, table in self.tables.items():
+            shown = table._repr_html_()  # Astropy's own notebook form, cut to the screen
+            html += f"<details><summary><code>{escape(path)}</code></summary>{shown}</details>"
+        return html
+
+
+class _Stage:
+    """The graph of one stage and what came of it."""
+
+    def __init__(
+        self,
+        context: WorkContext,
+        plan: Plan,
+        stage: int,
+        active: Mapping[Cell, tuple[int, ...]],
+        given: Mapping[Cell, Outcome],
+        rows: Mapping[int, str],
+    ) -> None:
+        self.stage = stage
+        self.tasks: list[Task] = []
+        self.map_keys: dict[int, str] = {}
+        self.fit_keys: dict[Cell, str] = {}
+        digests = {cell: outcome.digest for cell, outcome in given.items() if cell in active}
+        states = {
+            cell: outcome.address
+            for cell, outcome in given.items()
+            if cell in active and outcome.address is not None
+        }
+        for index in sorted({index for members in active.values() for index in members}):
+            shard = plan.shards[index]
+            address = plan.address(stage, shard, digests)
+            mine = {cell: states[cell] for cell in shard.cells if cell in states}
+            key = f"{stage}-{index}"
+            do_map = (context, stage, shard, address, mine, rows.get(index))
+            self.tasks.append(Task(key, "map", shard.label, map_shard, do_map))
+            self.map_keys[index] = key
+        fit_config = canonical_json(plan.fit_config)
+        for number, (cell, members) in enumerate(active.items()):
+            below = [self.map_keys[index] for index in members]
+            above: list[str] = []
+            level = 1
+            for node in merge_tree(len(members), plan.fan_in):
+                if node.level > level:
+                    below, above, level = above, [], node.level
+                key = f"{stage}-{number}-{node.level}-{node.place}"
+                needs = tuple(below[child] for child in node.children)
+                label = "/".join(map(str, (*cell, f"level {node.level}")))
+                do_merge = (context, stage, cell, node.level)
+                self.tasks.append(Task(key, "merge", label, merge_node, do_merge, needs))
+                above.append(key)
+            key = f"{stage}-{number}-fit"
+            label = "/".join(map(str, cell)) or "everything"
+            do_fit = (context, stage, cell, fit_config, states.get(cell))
+            self.tasks.append(Task(key, "fit", label, fit_cell, do_fit, (above[-1],)))
+            self.fit_keys[cell] = key
+
+
+def _run_tasks(
+    executor: Executor,
+    stage: int,
+    tasks: Sequence[Task],
+    account: Account,
+    emit: events.Listener,
+) -> dict[str, Outcome]:
+    """Run a graph; where a stored result turned out to be broken, run what it needs again."""
+    emit(events.StageStarted(stage, dict(Counter(task.group for task in tasks))))
+    told: set[str] = set()
+
+    def done(task: Task, outcome: Outcome) -> None:
+        account.cpu_seconds += outcome.cpu_seconds
+        for note in outcome.notes:
+            account.notes.append(note)
+            emit(events.Message("WARNING", note))
+        failure = outcome.failure
+        if failure is not None and failure.kind == "CorruptResult":
+            return
+        if task.key not in told:
+            told.add(task.key)
+            if task.group == "map" and stage == 0 and failure is None:
+                account.cached += outcome.cached
+                account.computed += not outcome.cached
+            text = None if failure is None else failure.describe()
+            if failure is not None and failure.trace:
+                emit(events.Message("DEBUG", failure.trace))
+            emit(
+                events.TaskEnded(
+                    stage, task.group, task.label, outcome.cached, outcome.wall_seconds, text
+                )
+            )
+
+    for _ in range(_MAX_REPAIRS):
+        outcomes = executor.run(tasks, done)
+        broken = [
+            outcome.failure
+            for outcome in outcomes.values()
+            if outcome.failure is not None and outcome.failure.kind == "CorruptResult"
+        ]
+        if not broken:
+            break
+        for failure in {one.message: one for one in broken}.values():
+            note = f"{failure.message}; computed again"
+            account.notes.append(note)
+            emit(events.Message("WARNING", note))
+    return outcomes
+
+
+def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping[int, str]) -> None:
+    """Refuse an event that occurs in two shards.
+
+    Only shards whose ranges of identifiers overlap are looked into.
+
+    Raises
+    ------
+    CorruptedInput
+        Naming both files and an event.
+    """
+    open_ranges: list[tuple[int, int, int, int]] = []
+    clashes: dict[int, set[int]] = {}
+    for group, first, last, index in sorted(total.key_ranges):
+        open_ranges = [one for one in open_ranges if one[0] == group and one[2] >= first]
+        for _, _, _, other in open_ranges:
+            clashes.setdefault(group, set()).update((index, other))
+        open_ranges.append((group, first, last, index))
+    for group, indices in sorted(clashes.items()):
+        identifiers, owners = [], []
+        for index in sorted(indices):
+            with context.store.open(rows[index]) as pack:
+                keys = pack.group("keys")["keys"]
+            mine = keys[keys[:, 0] == group, 1]
+            identifiers.append(mine)
+            owners.append(np.full(len(mine), index))
+        values, owner = np.concatenate(identifiers), np.concatenate(owners)
+        order = np.lexsort((owner, values))
+        values, owner = values[order], owner[order]
+        same = np.flatnonzero(values[1:] == values[:-1])
+        if same.size:
+            one, two = plan.shards[owner[same[0]]], plan.shards[owner[same[0] + 1]]
+            paths = " and ".join(shard.inputs[0].path for shard in (one, two))
+            raise CorruptedInput(
+                f"{paths} both hold event {values[same[0]]} of observation {group}"
+                f" ({same.size} events are in two inputs): counting events twice would make the"
+                " errors too small; leave one of them out"
+            )
+
+
+def execute(
+    calibration: Calibration,
+    plan: Plan,
+    context: WorkContext,
+    executor: Executor,
+    account: Account,
+    emit: events.Listener,
+) -> tuple[dict[Cell, State], dict[int, str]]:
+    """Run all stages of a plan.
+
+    Returns
+    -------
+    states : dict of Cell to State
+        The final state of every cell that could be fitted.
+    rows : dict of int to str
+        Where the first stage's result of every good shard lies.
+    """
+    active = plan.cells
+    given: dict[Cell, Outcome] = {}
+    rows: dict[int, str] = {}
+    for number in range(_MAX_STAGES):
+        stage = _Stage(context, plan, number, active, given, rows)
+        outcomes = _run_tasks(executor, number, stage.tasks, account, emit)
+        for index, key in stage.map_keys.items():
+            outcome = outcomes[key]
+            if outcome.failure is not None:
+                account.failed_shards.setdefault(index, outcome.failure)
+            elif number == 0 and outcome.envelope is not None and outcome.address is not None:
+                account.total = account.total.merge(outcome.envelope)
+                rows[index] = outcome.address
+        if number == 0:
+            _check_keys(context, plan, account.total, rows)
+        _check_complete(plan, stage, outcomes, account)
+        for cell, key in stage.fit_keys.items():
+            outcome = outcomes[key]
+            if outcome.failure is not None:
+                account.failed_cells.append(outcome.failure)
+                given.pop(cell, None)
+            else:
+                given[cell] = outcome
+        active = {
+            cell: tuple(index for index in members if index not in account.failed_shards)
+            for cell, members in active.items()
+            if cell in given and not given[cell].done
+        }
+        active = {cell: members for cell, members in active.items() if members}
+        if not active:
+            break
+    else:
+        raise CalibdaskError(
+            f"{calibration.name}: cells {list(active)[:3]} were not done after {_MAX_STAGES} stages"
+        )
+    states = {
+        cell: load_state(context, outcome.address)
+        for cell, outcome in given.items()
+        if outcome.address is not None
+    }
+    return states, rows
+
+
+def _check_complete(
+    plan: Plan, stage: _Stage, outcomes: Mapping[str, Outcome], account: Account
+) -> None:
+    """Check that each cell holds every shard that did not fail, and none twice."""
+    failed = {index for index, key in stage.map_keys.items() if outcomes[key].failure is not None}
+    for cell, key in stage.fit_keys.items():
+        outcome = outcomes[key]
+        if outcome.failure is not None and not outcome.shards:
+            continue
+        inside = {index for start, stop in outcome.shards for index in range(start, stop)}
+        expected = {
+            index
+            for index in stage.map_keys
+            if cell in plan.shards[index].cells and index not in failed
+        }
+        if inside != expected:
+            lost = sorted(expected - inside)[:5]
+            raise CalibdaskError(
+                f"the merge of {cell or 'everything'} lost shards {lost}: this is a fault of"
+                f" calibdask, please report it (failed: {sorted(account.failed_shards)[:5]})"
+            )
+
+
+def _judge(plan: Plan, account: Account, allow_missing: float, workdir: Path) -> None:
+    """Decide whether what is missing is within what was allowed.
+
+    Raises
+    ------
+    CalibdaskError
+        The first failure in plan order, with its exit code.
+    """
+    n_missing = len(account.failed_shards) + len(plan.rejected)
+    n_all = len(plan.shards) + len(plan.rejected)
+    if n_missing <= allow_missing * n_all and not account.failed_cells:
+        return
+    shards = [account.failed_shards[index] for index in sorted(account.failed_shards)]
+    failures = [*plan.rejected, *shards, *account.failed_cells]
+    if not n_missing:
+        raise failures[0].error()
+    good = len(plan.shards) - len(account.failed_shards)
+    raise failures[0].error(
+        f"\n{n_missing} of {n_all} inputs or shards failed; the other {good} are stored in"
+        f" {workdir}. No product was written. Mend or leave out what failed and run the same"
+        " command again, or accept the loss with --allow-missing FRACTION"
+    )
+
+
+def run_calibration(
+    calibration: Calibration,
+    inputs: Sequence[str | Path],
+    output: Path,
+    options: RunOptions,
+    emit: Callable[[events.Event], None],
+    *,
+    config: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Plan, run and write.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        What to do.
+    inputs : sequence of path-like
+        Files, globs, directories or ``@list.txt``.
+    output : Path
+        The product: a file, or a directory where the calibration writes one file for each block.
+    options : RunOptions
+        How to run.
+    emit : callable
+        Told of every event.
+    config : mapping, optional
+        The full configuration, for provenance.
+
+    Raises
+    ------
+    CalibdaskError
+        Nothing was written; what was computed is kept for the next run.
+    """
+    account = Account()
+    products = Products(output, overwrite=options.overwrite)
+    products.check_writable()
+    workdir = options.workdir or output.with_name(output.name + ".work")
+    memory = options.memory_per_worker()
+    with WorkdirLock(workdir) as lock:
+        if lock.taken_over:
+            emit(
+                events.Message(
+                    "WARNING", f"took {workdir} over from a dead run ({lock.taken_over})"
+                )
+            )
+        plan = make_plan(
+            calibration,
+            inputs,
+            fan_in=options.fan_in,
+            worker_memory=memory,
+            workdir=workdir,
+            verify_full=options.verify_full,
+            progress=lambda done, total: emit(events.Planning(done, total)),
+        )
+        (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        for failure in plan.rejected:
+            emit(events.Message("ERROR", failure.describe()))
+        for path, reason in plan.skipped:
+            emit(events.Message("WARNING", f"{path} is left out: {reason}"))
+        for warning in plan.warnings:
+            emit(events.Message("WARNING", warning))
+        store = Store(workdir / "store")
+        context = WorkContext(calibration, store, retries=options.retries)
+        stored = len(store.scan())
+        with open_executor(
+            options.cluster,
+            workers=options.workers,
+            worker_memory=options.worker_memory,
+            scratch=workdir / "scratch",
+            performance_report=options.performance_report,
+        ) as (executor, dashboard):
+            account.executor, account.workers = executor.name, executor.workers
+            emit(
+                events.RunStarted(
+                    plan.job,
+                    plan.digest,
+                    len(plan.shards),
+                    stored,
+                    executor.name,
+                    executor.workers,
+                    str(workdir),
+                    dashboard,
+                )
+            )
+            states, rows = execute(calibration, plan, context, executor, account, emit)
+            _judge(plan, account, options.allow_missing, workdir)
+            files = _write_files(
+                calibration, plan, context, executor, account, emit, products, rows
+            )
+        result = calibration.combine(states)
+        tables = calibration.tables(result)
+        account.stopped = time.time()
+        for warning in account.total.warnings:
+            emit(events.Message("WARNING", warning))
+        if len(account.total.cpu_classes) > 1:
+            classes = ", ".join(account.total.cpu_classes)
+            note = (
+                f"results of different processor classes were merged ({classes}): bits may differ"
+            )
+            account.notes.append(note)
+            emit(events.Message("WARNING", note))
+        digest = products.write(
+            Finished(calibration, plan, account, result, tables, files, options, config or {})
+        )
+        for written in products.paths:
+            emit(events.Written(str(written)))
+    emit(
+        events.RunEnded(
+            digest,
+            account.computed,
+            account.cached,
+            len(account.failed_shards) + len(plan.rejected),
+            account.wall_seconds,
+        )
+    )
+    return RunResult(plan.job, digest, tables, result, tuple(products.paths), plan, account)
+
+
+def _write_files(
+    calibration: Calibration,
+    plan: Plan,
+    context: WorkContext,
+    executor: Executor,
+    account: Account,
+    emit: events.Listener,
+    products: Products,
+    rows: Mapping[int, str],
+) -> list[Path]:
+    """Let the workers write a directory of files under a temporary name."""
+    wanted = calibration.files(plan.shards)
+    if not wanted:
+        return []
+    partial = products.partial_directory(plan.digest)
+    tasks, paths = [], []
+    for name, indices in wanted.items():
+        good = [index for index in indices if index in rows]
+        if not good:
+            continue
+        path = partial / name
+        shards = [plan.shards[index] for index in good]
+        args = (context, str(path), shards, [rows[index] for index in good])
+        tasks.append(Task(f"write-{name}", "write", name, write_file, args))
+        paths.append(path)
+    outcomes = _run_tasks(executor, 0, tasks, account, emit)
+    for outcome in outcomes.values():
+        if outcome.failure is not None:
+            raise outcome.failure.error()
+    return paths

@@ -1,0 +1,189 @@
+"""Content-addressed, atomic, pickle-free checkpoints.
+
+One file per task, an uncompressed ``.npz`` whose members are arrays in groups, with a JSON header
+as one more member. NumPy's own format carries a checksum for every member, and opening it never
+runs anything. The name is the address: the same work gives the same name, so what is there need
+not be done again, whoever did it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import numpy as np
+
+from calibdask.errors import CalibdaskError, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays
+
+__all__ = ["CorruptResult", "Pack", "Store"]
+
+FORMAT = 1
+_HEADER = "header.json"
+_STALE = {errno.ENOENT, errno.ESTALE, errno.EIO}
+_BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError)
+
+
+class CorruptResult(CalibdaskError):  # noqa: N818  named like the others
+    """A stored result cannot be read: it is computed again."""
+
+
+def _patiently[T](action: Callable[[], T], path: Path, *, tries: int = 4) -> T:
+    """Try again where a network file system may still show an old directory."""
+    for attempt in range(tries):
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _STALE or attempt == tries - 1:
+                raise TransientError(
+                    f"{path}: {error.strerror or error} (tried {attempt + 1} times)"
+                ) from error
+            time.sleep(0.05 * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+class Pack:
+    """One stored result: a header and groups of arrays, read when asked for."""
+
+    def __init__(self, path: Path, address: str) -> None:
+        self.path = path
+        try:
+            self._archive = _patiently(lambda: np.load(path, allow_pickle=False), path)
+            if not isinstance(self._archive, np.lib.npyio.NpzFile):
+                raise zipfile.BadZipFile("not an archive")
+            self.header: dict[str, Any] = json.loads(self._archive[_HEADER].tobytes())
+            if self.header["address"] != address or self.header["format"] != FORMAT:
+                raise ValueError("has another address or format")
+        except _BROKEN as error:
+            raise CorruptResult(f"{path}: stored result is broken ({error})") from error
+
+    def group(self, group: str) -> dict[str, NDArray[Any]]:
+        """Read the arrays of one group (empty where the group was not stored).
+
+        Raises
+        ------
+        CorruptResult
+            A checksum or a length is wrong.
+        """
+        prefix = f"{group}/"
+        try:
+            names = [name for name in self._archive.files if name.startswith(prefix)]
+            return {name.removeprefix(prefix): self._archive[name] for name in names}
+        except _BROKEN as error:
+            raise CorruptResult(f"{self.path}: stored result is broken ({error})") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._archive.close()
+
+
+class Store:
+    """A directory of results by address."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, address: str) -> Path:
+        """Give the place of a result: 256 directories keep each of them small."""
+        return self.root / address[:2] / f"{address}.npz"
+
+    def scan(self) -> set[str]:
+        """List the addresses of all results there are, with one look at each directory."""
+        found: set[str] = set()
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as prefixes:
+            for prefix in prefixes:
+                if prefix.is_dir():
+                    with os.scandir(prefix.path) as entries:
+                        found.update(
+                            entry.name.removesuffix(".npz")
+                            for entry in entries
+                            if entry.name.endswith(".npz")
+                        )
+        return found
+
+    def has(self, address: str) -> bool:
+        """Tell whether there is a result at an address (not whether it is sound)."""
+        return self.path(address).exists()
+
+    def open(self, address: str) -> Pack:
+        """Open a result.
+
+        Raises
+        ------
+        CorruptResult
+            The file is there but broken.
+        TransientError
+            It is not there, or the file system does not answer.
+        """
+        return Pack(self.path(address), address)
+
+    def is_sound(self, address: str) -> bool:
+        """Read a result whole and tell whether every checksum holds."""
+        try:
+            with self.open(address) as pack:
+                for name in pack._archive.files:
+                    pack._archive[name]
+        except (CorruptResult, *_BROKEN):
+            return False
+        return True
+
+    def save(self, address: str, header: Mapping[str, Any], groups: Mapping[str, Arrays]) -> None:
+        """Store a result in one atomic step; the first sound result at an address stays.
+
+        Raises
+        ------
+        CalibdaskError
+            The store cannot be written (disk full, no permission).
+        """
+        members: dict[str, NDArray[Any]] = {
+            f"{group}/{name}": np.asarray(array)
+            for group, arrays in groups.items()
+            for name, array in arrays.items()
+        }
+        text = json.dumps({**header, "address": address, "format": FORMAT}, sort_keys=True)
+        members[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
+        final = self.path(address)
+        temporary = final.parent / f".{address}.{uuid4().hex}.tmp"
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    np.savez(file, allow_pickle=False, **members)
+                try:
+                    os.link(temporary, final)
+                except FileExistsError:
+                    if not self.is_sound(address):
+                        temporary.replace(final)
+                except OSError as error:
+                    # Some file systems have no hard links. Same address, same content: replacing
+                    # is safe, only not first-come.
+                    if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP):
+                        raise
+                    temporary.replace(final)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise CalibdaskError(
+                f"cannot store a result in {final.parent}: {error.strerror or error}; free some"
+                " space or choose another place with --workdir, then run the same command again"
+            ) from error
+
+    def discard(self, address: str) -> None:
+        """Remove a result that turned out to be broken."""
+        self.path(address).unlink(missing_ok=True)

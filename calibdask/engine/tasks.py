@@ -1,0 +1,352 @@
+"""What a worker does: map one shard, merge a few results, fit one cell, write one file.
+
+Each is a plain function of small arguments that ends with one atomic write to the store and hands
+back an :class:`~calibdask.engine.envelope.Outcome`. It looks first whether its result is there
+already, so doing it again is always safe. Failures are handed back as data.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibdask.engine.canonical import canonical_json, digest_arrays, digest_json
+from calibdask.engine.envelope import Envelope, Failure, Outcome
+from calibdask.engine.inputs import check_unchanged
+from calibdask.engine.merge import join_ranges
+from calibdask.engine.provenance import cpu_class
+from calibdask.engine.store import CorruptResult, Store
+from calibdask.errors import NotEnoughData, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from calibdask.engine.protocol import Calibration, Cell, Rows, Shard, State
+
+__all__ = ["Task", "WorkContext", "fit_cell", "load_state", "map_shard", "merge_node", "write_file"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One node of the graph.
+
+    Attributes
+    ----------
+    key : str
+        Its name, unique in the run.
+    group : str
+        "map", "merge", "fit" or "write".
+    label : str
+        Name for people.
+    call : callable
+        A module-level function: ``call(*args, *outcomes of needs)``.
+    args : tuple
+        Small picklable arguments.
+    needs : tuple of str
+        Keys of the tasks whose outcomes come last among the arguments.
+    """
+
+    key: str
+    group: str
+    label: str
+    call: Callable[..., Outcome]
+    args: tuple[Any, ...]
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkContext:
+    """What every task of a run needs."""
+
+    calibration: Calibration
+    store: Store
+    retries: int = 2
+    retry_seconds: float = 0.5
+
+
+def _guarded(context: WorkContext, where: str, work: Callable[[], Outcome]) -> Outcome:
+    """Do the work; try again what may pass, and turn what does not into data."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    notes: list[str] = []
+    attempt = 0
+    while True:
+        try:
+            outcome = work()
+            break
+        except TransientError as error:
+            attempt += 1
+            if attempt > context.retries:
+                outcome = Outcome(failure=Failure.of(error, where))
+                break
+            notes.append(f"{where}: tried again after: {error}")
+            time.sleep(context.retry_seconds * 2 ** (attempt - 1))
+        except MemoryError:
+            message = f"{where}: out of memory; lower Campaign.shard_bytes or use fewer workers"
+            outcome = Outcome(failure=Failure(where, "MemoryError", message, 1))
+            break
+        except Exception as error:  # noqa: BLE001  the one place where a bug in one shard must not cost the others: it is reported, with its traceback in the log
+            trace = "".join(traceback.format_exception(error))
+            outcome = Outcome(failure=Failure.of(error, where, trace))
+            break
+    return replace(
+        outcome,
+        notes=(*notes, *outcome.notes),
+        wall_seconds=time.perf_counter() - wall,
+        cpu_seconds=time.thread_time() - cpu,
+    )
+
+
+def _cell_group(cell: Cell) -> str:
+    return "cell " + canonical_json(list(cell))
+
+
+def load_state(context: WorkContext, address: str) -> State:
+    """Read the state of a cell from the store."""
+    with context.store.open(address) as pack:
+        return context.calibration.state.from_arrays(pack.group("state"))
+
+
+def _key_ranges(
+    keys: np.ndarray[Any, Any] | None, index: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    if keys is None or not len(keys):
+        return ()
+    ranges = []
+    for group in np.unique(keys[:, 0]):
+        identifiers = keys[keys[:, 0] == group, 1]
+        ranges.append((int(group), int(identifiers.min()), int(identifiers.max()), index))
+    return tuple(ranges)
+
+
+def map_shard(
+    context: WorkContext,
+    stage: int,
+    shard: Shard,
+    address: str,
+    given: Mapping[Cell, str],
+    rows_address: str | None,
+) -> Outcome:
+    """Read one shard, reduce it, and store its summaries.
+
+    Parameters
+    ----------
+    context : WorkContext
+        What every task needs.
+    stage : int
+        The stage.
+    shard : Shard
+        What to read.
+    address : str
+        Where the result goes.
+    given : mapping of Cell to address
+        The states of the stage before.
+    rows_address : str, optional
+        Where the first stage left this shard's rows.
+    """
+
+    def work() -> Outcome:
+        notes: list[str] = []
+        if context.store.has(address):
+            try:
+                with context.store.open(address) as pack:
+                    envelope = Envelope.from_header(pack.header["envelope"], shard.index)
+                return Outcome(address, envelope.shards, envelope=envelope, cached=True)
+            except CorruptResult as error:
+                context.store.discard(address)
+                notes.append(f"{error}; computed again")
+        wall, cpu = time.perf_counter(), time.thread_time()
+        for ref in shard.inputs:
+            check_unchanged(ref)
+        rows = None if rows_address is None else _rows(context, shard, rows_address)
+        states = {cell: load_state(context, place) for cell, place in given.items()}
+        data = context.calibration.read(shard, rows)
+        reduced = context.calibration.reduce(stage, data, states)
+        del data
+        stray = set(reduced.summaries) - set(shard.cells)
+        if stray:
+            raise AssertionError(f"reduce() gave cells that the plan does not know: {stray}")
+        envelope = Envelope(
+            shards=((shard.index, shard.index + 1),),
+            cut_flow=dict(reduced.cut_flow),
+            key_ranges=_key_ranges(reduced.keys, shard.index),
+            cpu_seconds=time.thread_time() - cpu,
+            wall_seconds=time.perf_counter() - wall,
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            cpu_classes=(cpu_class(),),
+            warnings=reduced.warnings,
+        )
+        groups: dict[str, Rows] = {
+            _cell_group(cell): summary.to_arrays() for cell, summary in reduced.summaries.items()
+        }
+        if reduced.rows is not None:
+            groups["rows"] = reduced.rows
+        if reduced.keys is not None:
+            groups["keys"] = {"keys": reduced.keys}
+        header = {
+            "envelope": envelope.to_header(),
+            "cells": [list(cell) for cell in reduced.summaries],
+        }
+        context.store.save(address, header, groups)
+        return Outcome(address, envelope.shards, envelope=envelope, notes=tuple(notes))
+
+    return _guarded(context, shard.label, work)
+
+
+def _rows(context: WorkContext, shard: Shard, address: str) -> Rows:
+    """Read the rows of the first stage, or make them again where the store lost them."""
+    if context.store.has(address):
+        try:
+            with context.store.open(address) as pack:
+                return pack.group("rows")
+        except CorruptResult:
+            context.store.discard(address)
+    outcome = map_shard(context, 0, shard, address, {}, None)
+    if outcome.failure is not None:
+        raise outcome.failure.error()
+    with context.store.open(address) as pack:
+        return pack.group("rows")
+
+
+def merge_node(
+    context: WorkContext, stage: int, cell: Cell, level: int, *children: Outcome
+) -> Outcome:
+    """Merge the results of a few children, from the left.
+
+    What failed is left out here and stays accounted for by the ranges of shards that are in.
+    """
+
+    def work() -> Outcome:
+        shards = join_ranges([child.shards for child in children])
+        address = digest_json(
+            {
+                "what": "merge",
+                "cell": list(cell),
+                "level": level,
+                "children": [child.address for child in children],
+            }
+        )
+        if context.store.has(address):
+            try:
+                with context.store.open(address) as pack:
+                    filled = bool(pack.header["filled"])
+                return Outcome(address if filled else None, shards, cached=True)
+            except CorruptResult:
+                context.store.discard(address)
+        kind = context.calibration.summary_type(stage)
+        group = _cell_group(cell) if level == 1 else "total"
+        total = None
+        for child in children:
+            if child.address is None:
+                continue
+            try:
+                with context.store.open(child.address) as pack:
+                    if level == 1 and list(cell) not in pack.header["cells"]:
+                        continue
+                    arrays = pack.group(group)
+            except CorruptResult:
+                context.store.discard(child.address)
+                raise
+            summary = kind.from_arrays(arrays)
+            total = summary if total is None else total.merge(summary)
+        filled = total is not None
+        groups = {} if total is None else {"total": total.to_arrays()}
+        context.store.save(address, {"filled": filled}, groups)
+        return Outcome(address if filled else None, shards)
+
+    return _guarded(context, f"merge of {_cell_name(cell)}", work)
+
+
+def fit_cell(
+    context: WorkContext,
+    stage: int,
+    cell: Cell,
+    fit_config: str,
+    given: str | None,
+    root: Outcome,
+) -> Outcome:
+    """Fit one cell from its merged summary.
+
+    Parameters
+    ----------
+    context : WorkContext
+        What every task needs.
+    stage : int
+        The stage.
+    cell : Cell
+        The cell.
+    fit_config : str
+        Canonical JSON of the options that the fit depends on.
+    given : str, optional
+        Address of the cell's state of the stage before.
+    root : Outcome
+        The root of the cell's merge tree.
+    """
+    calibration = context.calibration
+
+    def work() -> Outcome:
+        if root.failure is not None:
+            return Outcome(shards=root.shards, failure=root.failure)
+        if root.address is None:
+            raise NotEnoughData(f"{_cell_name(cell)}: no input holds anything for it")
+        address = digest_json(
+            {
+                "what": "fit",
+                "job": calibration.name,
+                "version": calibration.version,
+                "stage": stage,
+                "cell": list(cell),
+                "fit": fit_config,
+                "given": given,
+                "total": root.address,
+            }
+        )
+        if context.store.has(address):
+            try:
+                with context.store.open(address) as pack:
+                    done, digest = pack.header["done"], pack.header["digest"]
+                return Outcome(address, root.shards, cached=True, done=done, digest=digest)
+            except CorruptResult:
+                context.store.discard(address)
+        try:
+            with context.store.open(root.address) as pack:
+                arrays = pack.group("total")
+        except CorruptResult:
+            context.store.discard(root.address)
+            raise
+        total = calibration.summary_type(stage).from_arrays(arrays)
+        before = None if given is None else load_state(context, given)
+        state = calibration.fit(stage, cell, total, before)
+        stored = state.to_arrays()
+        digest = digest_arrays(stored)
+        context.store.save(address, {"done": state.done, "digest": digest}, {"state": stored})
+        return Outcome(address, root.shards, done=state.done, digest=digest)
+
+    return _guarded(context, f"fit of {_cell_name(cell)}", work)
+
+
+def write_file(
+    context: WorkContext,
+    path: str,
+    shards: Sequence[Shard],
+    addresses: Sequence[str],
+) -> Outcome:
+    """Write one output file from the kept rows of its shards, one shard in memory at a time."""
+
+    def work() -> Outcome:
+        parts = (
+            _rows(context, shard, address) for shard, address in zip(shards, addresses, strict=True)
+        )
+        context.calibration.write_file(Path(path), shards, parts)
+        return Outcome()
+
+    return _guarded(context, path, work)
+
+
+def _cell_name(cell: Cell) -> str:
+    return "everything" if cell == () else "/".join(str(part) for part in cell)
