@@ -1,3 +1,25 @@
 """Distributed, resumable, bit-reproducible calibration of telescopes and cameras."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calibdask.api import load_config, plan, run
+
+__all__ = ["__version__", "load_config", "plan", "run"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: `calibdask --help` and workers must start fast.
+    if name in ("load_config", "plan", "run"):
+        from calibdask import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'calibdask' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,102 @@
+"""The jobs by name. Only strings, so that ``calibdask --help`` imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from calibdask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from calibdask.config import Campaign
+    from calibdask.engine.protocol import Calibration
+
+__all__ = ["JOBS", "Job", "Prepared", "find_job"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job with its configuration read.
+
+    Attributes
+    ----------
+    calibration : Calibration
+        Ready to plan and run.
+    campaign : Campaign
+        The engine's section of the configuration.
+    overwrite : bool
+        Whether the configuration allows to replace an output.
+    config : mapping
+        The whole configuration, for provenance.
+    """
+
+    calibration: Calibration
+    campaign: Campaign
+    overwrite: bool
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A calibration as people call it.
+
+    Attributes
+    ----------
+    name : str
+        Its name on the command line.
+    summary : str
+        What it does, in one line.
+    module : str
+        Where it is prepared and described: a module with ``prepare`` and ``template``.
+    """
+
+    name: str
+    summary: str
+    module: str
+
+    def prepare(self, paths: Sequence[Path | str], overrides: Mapping[str, object]) -> Prepared:
+        """Read the configuration files, later ones first in rank, and build the calibration."""
+        prepared: Prepared = import_module(self.module).prepare(self.name, paths, overrides)
+        return prepared
+
+    def template(self) -> str:
+        """Write a commented configuration with every option at its default."""
+        text: str = import_module(self.module).template(self.name)
+        return text
+
+
+JOBS: dict[str, Job] = {
+    job.name: job
+    for job in (
+        Job(
+            "energy-asymmetry-estimation",
+            "Event-wise energy asymmetries of telescope pairs, one file per DL2 file.",
+            "calibdask.array.jobs",
+        ),
+        Job(
+            "inter-calibration",
+            "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
+            "calibdask.array.jobs",
+        ),
+    )
+}
+
+
+def find_job(name: str) -> Job:
+    """Give a job by its name.
+
+    Raises
+    ------
+    ConfigError
+        There is none; close names are suggested.
+    """
+    if name not in JOBS:
+        close = difflib.get_close_matches(name, JOBS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"there is no job {name!r}{hint} Jobs are: {', '.join(JOBS)}")
+    return JOBS[name]
