@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +18,7 @@ from calibdask.errors import CalibdaskError, ConfigError
 from calibdask.registry import JOBS, find_job
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from calibdask.engine.events import Listener
@@ -64,7 +64,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings=_CONTEXT)
 @click.version_option(calibdask.__version__, prog_name="calibdask")
 def app() -> None:
-    """Calibrate telescopes and cameras: on a laptop, on many cores, on a cluster.
+    r"""Calibrate telescopes and cameras: on a laptop, on many cores, on a cluster.
 
     \b
     Begin with    calibdask demo
@@ -75,7 +75,7 @@ def app() -> None:
     """
 
 
-# -- options that jobs share ------------------------------------------------------------------------
+# -- options that jobs share --------------------------------------------------------------------
 
 
 def _overrides(values: Sequence[str]) -> dict[str, object]:
@@ -151,7 +151,9 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
         help="What goes to the log.",
     ),
-    click.option("-l", "--log-file", type=_PATH, metavar="FILE", help="Write the log here as well."),
+    click.option(
+        "-l", "--log-file", type=_PATH, metavar="FILE", help="Write the log here as well."
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     click.option("-v", "--verbose", is_flag=True, help="Log more: the same as --log-level INFO."),
 )  # fmt: skip
@@ -284,7 +286,7 @@ for _job in JOBS.values():
     _add_job(_job.name, _job.summary)
 
 
-# -- commands that serve the jobs -------------------------------------------------------------------
+# -- commands that serve the jobs ---------------------------------------------------------------
 
 
 @app.command()
@@ -411,7 +413,7 @@ def digest(output: Path) -> None:
     click.echo(digest_output(output))
 
 
-# -- the process ------------------------------------------------------------------------------------
+# -- the process --------------------------------------------------------------------------------
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -32,7 +32,7 @@ class ConfigError(CalibdaskError):
 
 
 class TransientError(CalibdaskError):
-    """A fault that may go away by itself: the shard is tried again, then the job may be resubmitted."""
+    """A fault that may go away by itself: it is tried again, then the job may be resubmitted."""
 
     exit_code = 100
 

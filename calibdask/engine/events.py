@@ -117,7 +117,9 @@ class JsonLines:
         self._stream = stream
 
     def __call__(self, event: Event) -> None:
-        """Write one event."""
+        """Write one event (of planning only the end: a line for each file would drown the rest)."""
+        if isinstance(event, Planning) and event.done < event.total:
+            return
         record: dict[str, Any] = {"time": round(time.time(), 3), "event": type(event).__name__}
         record |= dataclasses.asdict(event)
         print(json.dumps(record), file=self._stream, flush=True)

@@ -44,12 +44,8 @@ class Plan:
 
     Attributes
     ----------
-    job : str
-        Name of the calibration.
-    version : int
-        Its version.
-    map_config, fit_config : mapping
-        The options its numbers depend on.
+    calibration : Calibration
+        What is done, with what it must know of all inputs together.
     shards : tuple of Shard
         In merge order.
     rejected : tuple of Failure
@@ -64,16 +60,18 @@ class Plan:
         What is odd although it can be run.
     """
 
-    job: str
-    version: int
-    map_config: Mapping[str, Any]
-    fit_config: Mapping[str, Any]
+    calibration: Calibration
     shards: tuple[Shard, ...]
     rejected: tuple[Failure, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     fan_in: int = 16
     peak_bytes: int = 0
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def job(self) -> str:
+        """Name of the calibration."""
+        return self.calibration.name
 
     @property
     def cells(self) -> dict[Cell, tuple[int, ...]]:
@@ -108,9 +106,9 @@ class Plan:
             {
                 "schema": SCHEMA,
                 "job": self.job,
-                "version": self.version,
-                "map": self.map_config,
-                "fit": self.fit_config,
+                "version": self.calibration.version,
+                "map": self.calibration.map_config(),
+                "fit": self.calibration.fit_config(),
                 "fan_in": self.fan_in,
                 "shards": [_shard_identity(shard) for shard in self.shards],
             }
@@ -134,9 +132,9 @@ class Plan:
                 "schema": SCHEMA,
                 "what": "map",
                 "job": self.job,
-                "version": self.version,
+                "version": self.calibration.version,
                 "stage": stage,
-                "map": self.map_config,
+                "map": self.calibration.map_config(),
                 "shard": _shard_identity(shard),
                 "given": [[list(cell), given[cell]] for cell in shard.cells if cell in given],
             }
@@ -144,7 +142,21 @@ class Plan:
 
     def to_json(self) -> str:
         """Write the plan for people and other programs."""
-        return canonical_json({**dataclasses.asdict(self), "digest": self.digest})
+        return canonical_json(
+            {
+                "digest": self.digest,
+                "job": self.job,
+                "version": self.calibration.version,
+                "map": self.calibration.map_config(),
+                "fit": self.calibration.fit_config(),
+                "fan_in": self.fan_in,
+                "peak_bytes": self.peak_bytes,
+                "shards": [dataclasses.asdict(shard) for shard in self.shards],
+                "rejected": [dataclasses.asdict(failure) for failure in self.rejected],
+                "skipped": self.skipped,
+                "warnings": self.warnings,
+            }
+        )
 
     def __str__(self) -> str:
         """Say in a few lines what will be done."""
@@ -153,7 +165,7 @@ class Plan:
     def facts(self) -> list[tuple[str, str]]:
         """Give the plan's main numbers with their names, for printing."""
         facts = [
-            ("job", f"{self.job} (version {self.version})"),
+            ("job", f"{self.job} (version {self.calibration.version})"),
             ("inputs", f"{len(self.inputs)} files, {format_bytes(self.n_bytes)} to read"),
             ("shards", str(len(self.shards))),
             ("cells", str(len(self.cells))),
@@ -277,15 +289,16 @@ def make_plan(
             f"{reason} ({len(skipped)} files were looked at, none is an input of"
             f" {calibration.name}, e.g. {path})"
         )
+    calibration = calibration.planned(surveys)
     pieces = sorted(
         calibration.pieces(surveys),
         key=lambda piece: (piece.order, [ref.identity for ref in piece.inputs], piece.part),
     )
     shards = tuple(
-        Shard(index, piece.inputs, piece.part, piece.cells, piece.n_bytes)
+        Shard(index, piece.inputs, piece.part, piece.cells, piece.n_bytes, piece.peak_bytes)
         for index, piece in enumerate(pieces)
     )
-    peaks = [calibration.bytes_per_shard(shard) for shard in shards]
+    peaks = [shard.peak_bytes or 3 * shard.n_bytes for shard in shards]
     peak = max(peaks, default=0)
     if worker_memory is not None and peak > worker_memory:
         shard = shards[peaks.index(peak)]
@@ -296,11 +309,8 @@ def make_plan(
         )
     identities.save()
     return Plan(
-        job=calibration.name,
-        version=calibration.version,
-        map_config=calibration.map_config(),
-        fit_config=calibration.fit_config(),
-        shards=shards,
+        calibration,
+        shards,
         rejected=tuple(rejected),
         skipped=tuple(skipped),
         fan_in=fan_in,

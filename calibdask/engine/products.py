@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from astropy.table import QTable
 
     from calibdask.engine.plan import Plan
-    from calibdask.engine.protocol import Calibration
     from calibdask.engine.run import Account, RunOptions
     from calibdask.report import RunRecord
 
@@ -66,7 +65,6 @@ def _replacing(path: Path) -> Iterator[Path]:
 class Finished:
     """A run of which only the writing is left."""
 
-    calibration: Calibration
     plan: Plan
     account: Account
     result: Any
@@ -195,7 +193,7 @@ class Products:
             from calibdask.report import write_report
 
             path = stem.with_name(stem.name + ".html")
-            sections = run.calibration.report(run.result, run.tables)
+            sections = run.plan.calibration.report(run.result, run.tables)
             write_report(path, f"calibdask {run.plan.job}", _run_record(run, digest), sections)
             self.paths.append(path)
         path = stem.with_name(stem.name + ".provenance.json")
@@ -220,7 +218,7 @@ def _attributes(run: Finished, activity_id: str, product_id: str) -> dict[str, s
         started=run.account.started,
         stopped=run.account.stopped,
         product_id=product_id,
-        **run.calibration.product(run.result),
+        **run.plan.calibration.product(run.result),
     )
     attributes["CALIBDASK PLAN"] = run.plan.digest
     attributes["CALIBDASK SHARDS"] = str(len(run.plan.shards) + len(run.plan.rejected))

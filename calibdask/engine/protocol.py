@@ -154,6 +154,9 @@ class Piece:
         ties broken by content, so that file names and places do not move a single bit.
     n_bytes : int
         Bytes to be read.
+    peak_bytes : int
+        Estimate of the memory that mapping it needs, so that a run can refuse to start; three times
+        `n_bytes` unless given.
     """
 
     inputs: tuple[InputRef, ...]
@@ -161,6 +164,7 @@ class Piece:
     cells: tuple[Cell, ...] = (ALL,)
     order: tuple[int, ...] = ()
     n_bytes: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ class Shard:
     part: tuple[tuple[str, int | str], ...] = ()
     cells: tuple[Cell, ...] = (ALL,)
     n_bytes: int = 0
+    peak_bytes: int = 0
 
     @property
     def label(self) -> str:
@@ -249,6 +254,17 @@ class Calibration:
         """
         return Survey(source)
 
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Give this calibration with what it must know of all inputs together.
+
+        Raises
+        ------
+        CalibdaskError
+            The inputs contradict each other.
+        """
+        del surveys
+        return self
+
     def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
         """Cut the inputs into shards; one shard per input unless overridden."""
         for survey in surveys:
@@ -261,10 +277,6 @@ class Calibration:
     def fit_config(self) -> Mapping[str, Any]:
         """Give the options that only :meth:`fit` depends on (JSON values only)."""
         return {}
-
-    def bytes_per_shard(self, shard: Shard) -> int:
-        """Estimate the memory that mapping this shard needs, so that a run can refuse to start."""
-        return 3 * shard.n_bytes
 
     def warnings(self) -> Sequence[str]:
         """Tell what is odd about the plan although it can be run."""

@@ -46,6 +46,7 @@ __all__ = ["Account", "RunOptions", "RunResult", "execute", "run_calibration"]
 
 _MAX_STAGES = 100
 _MAX_REPAIRS = 5
+_WORTH_A_CLUSTER_BYTES = 1 << 30  # about what is read while worker processes start
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class RunOptions:
     Attributes
     ----------
     cluster : str
-        ``serial``, ``threads``, ``local``, a scheduler's address or its file.
+        ``serial``, ``threads``, ``local``, a scheduler's address or its file; ``auto`` is local
+        where there is enough to read for it to pay, else serial.
     workers : int, optional
         How many threads or local processes.
     worker_memory : int, optional
@@ -82,7 +84,7 @@ class RunOptions:
         The command that does this run again.
     """
 
-    cluster: str = "serial"
+    cluster: str = "auto"
     workers: int | None = None
     worker_memory: int | None = None
     workdir: Path | None = None
@@ -96,18 +98,22 @@ class RunOptions:
     provenance_log: Path | None = None
     command: str = ""
 
-    @property
-    def concurrency(self) -> int:
-        """How many shards are in memory at once on this machine."""
-        return 1 if self.cluster == "serial" else self.workers or available_cpus()
-
     def memory_per_worker(self) -> int | None:
         """Bytes for one worker, or None where only the cluster knows."""
         if self.worker_memory is not None:
             return self.worker_memory
-        if self.cluster in ("serial", "threads", "local"):
-            return available_memory() // self.concurrency
+        if self.cluster == "serial":
+            return available_memory()
+        if self.cluster in ("auto", "threads", "local"):
+            return available_memory() // (self.workers or available_cpus())
         return None
+
+    def where(self, plan: Plan) -> str:
+        """Decide what ``auto`` means for a plan."""
+        if self.cluster != "auto":
+            return self.cluster
+        several = len(plan.shards) > 1 and (self.workers or available_cpus()) > 1
+        return "local" if several and plan.n_bytes > _WORTH_A_CLUSTER_BYTES else "serial"
 
 
 @dataclass
@@ -234,7 +240,7 @@ class _Stage:
             do_map = (context, stage, shard, address, mine, rows.get(index))
             self.tasks.append(Task(key, "map", shard.label, map_shard, do_map))
             self.map_keys[index] = key
-        fit_config = canonical_json(plan.fit_config)
+        fit_config = canonical_json(plan.calibration.fit_config())
         for number, (cell, members) in enumerate(active.items()):
             below = [self.map_keys[index] for index in members]
             above: list[str] = []
@@ -344,7 +350,6 @@ def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping
 
 
 def execute(
-    calibration: Calibration,
     plan: Plan,
     context: WorkContext,
     executor: Executor,
@@ -393,7 +398,7 @@ def execute(
             break
     else:
         raise CalibdaskError(
-            f"{calibration.name}: cells {list(active)[:3]} were not done after {_MAX_STAGES} stages"
+            f"{plan.job}: cells {list(active)[:3]} were not done after {_MAX_STAGES} stages"
         )
     states = {
         cell: load_state(context, outcome.address)
@@ -441,7 +446,8 @@ def _judge(plan: Plan, account: Account, allow_missing: float, workdir: Path) ->
     shards = [account.failed_shards[index] for index in sorted(account.failed_shards)]
     failures = [*plan.rejected, *shards, *account.failed_cells]
     if not n_missing:
-        raise failures[0].error()
+        flow = ", ".join(f"{name} {count}" for name, count in (account.total.cut_flow or {}).items())
+        raise failures[0].error(f"\nWhat was left after each selection: {flow}" if flow else "")
     good = len(plan.shards) - len(account.failed_shards)
     raise failures[0].error(
         f"\n{n_missing} of {n_all} inputs or shards failed; the other {good} are stored in"
@@ -510,10 +516,11 @@ def run_calibration(
         for warning in plan.warnings:
             emit(events.Message("WARNING", warning))
         store = Store(workdir / "store")
+        calibration = plan.calibration
         context = WorkContext(calibration, store, retries=options.retries)
         stored = len(store.scan())
         with open_executor(
-            options.cluster,
+            options.where(plan),
             workers=options.workers,
             worker_memory=options.worker_memory,
             scratch=workdir / "scratch",
@@ -532,10 +539,9 @@ def run_calibration(
                     dashboard,
                 )
             )
-            states, rows = execute(calibration, plan, context, executor, account, emit)
+            states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
-            files = _write_files(
-                calibration, plan, context, executor, account, emit, products, rows
+            files = _write_files(plan, context, executor, account, emit, products, rows
             )
         result = calibration.combine(states)
         tables = calibration.tables(result)
@@ -550,7 +556,7 @@ def run_calibration(
             account.notes.append(note)
             emit(events.Message("WARNING", note))
         digest = products.write(
-            Finished(calibration, plan, account, result, tables, files, options, config or {})
+            Finished(plan, account, result, tables, files, options, config or {})
         )
         for written in products.paths:
             emit(events.Written(str(written)))
@@ -567,7 +573,6 @@ def run_calibration(
 
 
 def _write_files(
-    calibration: Calibration,
     plan: Plan,
     context: WorkContext,
     executor: Executor,
@@ -577,7 +582,7 @@ def _write_files(
     rows: Mapping[int, str],
 ) -> list[Path]:
     """Let the workers write a directory of files under a temporary name."""
-    wanted = calibration.files(plan.shards)
+    wanted = plan.calibration.files(plan.shards)
     if not wanted:
         return []
     partial = products.partial_directory(plan.digest)

@@ -1,0 +1,187 @@
+"""From telescope events to pair events: selection by quality, by distance, by pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from calibdask.array.model import distance_asymmetry, find_pairs, pair_events
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from calibdask.array.config import EnergyAsymmetryOptions
+    from calibdask.select import TelescopePatterns
+
+__all__ = ["EventRows", "Layout", "PairRows", "event_keys", "number_events", "select_pairs"]
+
+
+class EventRows(Protocol):
+    """Telescope events as they are read: see :class:`calibdask.io.dl2.TelescopeEvents`."""
+
+    @property
+    def event(self) -> NDArray[np.int64]:
+        """Index of each row's event."""
+        ...
+
+    @property
+    def tel_id(self) -> NDArray[np.uint16]:
+        """Telescope of each row."""
+        ...
+
+    @property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Columns by name."""
+        ...
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each column."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The telescopes of all inputs together, ordered by type and number.
+
+    Attributes
+    ----------
+    tel_id : tuple of int
+        Telescope numbers.
+    tel_type, tel_description : tuple of str
+        LST, MST or SST; and what patterns match, such as "LST_LST_LSTCam".
+    position_m : tuple of (x, y, z)
+        Ground frame: x to the North, y to the West, z up.
+    """
+
+    tel_id: tuple[int, ...]
+    tel_type: tuple[str, ...]
+    tel_description: tuple[str, ...]
+    position_m: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRows:
+    """Rows of telescope events that form pairs: the same event seen by two telescopes.
+
+    Attributes
+    ----------
+    row_1, row_2 : ndarray of int64, shape (M,)
+        Rows of the telescope events, ``tel_id[row_1] < tel_id[row_2]``.
+    cut_flow : mapping of str to int
+        What was left after each selection.
+    warnings : tuple of str
+        What was odd about the rows.
+    """
+
+    row_1: NDArray[np.int64]
+    row_2: NDArray[np.int64]
+    cut_flow: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+
+def _by_telescope(
+    patterns: TelescopePatterns, layout: Layout, tel_id: NDArray[np.uint16], option: str
+) -> NDArray[np.float64]:
+    """Value of an option for each row; only telescopes that have rows need one."""
+    present = np.unique(tel_id)
+    known = {number: i for i, number in enumerate(layout.tel_id)}
+    descriptions = [layout.tel_description[known[int(number)]] for number in present]
+    values = patterns.resolve(present, descriptions, option=option)
+    table = np.full(int(present[-1]) + 1 if len(present) else 1, np.nan)
+    table[present] = values
+    return np.asarray(table[tel_id])
+
+
+def _pairs_of(options: EnergyAsymmetryOptions, layout: Layout) -> tuple[Any, Any]:
+    radius_m = options.max_impact_distance.resolve(
+        layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
+    )
+    return find_pairs(layout.tel_id, layout.tel_type, layout.position_m, radius_m)
+
+
+def select_pairs(events: EventRows, options: EnergyAsymmetryOptions, layout: Layout) -> PairRows:
+    """Select telescope events and pair them within each event.
+
+    Quality criteria, energies and gammaness are cuts on a telescope event; the distance asymmetry
+    is a cut on a pair, for which the stricter threshold of its telescopes counts.
+
+    Parameters
+    ----------
+    events : EventRows
+        Telescope events with the columns that the options mention.
+    options : EnergyAsymmetryOptions
+        What to select.
+    layout : Layout
+        All telescopes.
+
+    Returns
+    -------
+    PairRows
+        Ordered by event, then by pair.
+    """
+    energy_tev = events.columns[f"{options.energy_reconstructor}_tel_energy"]
+    flow = {"telescope events": len(energy_tev)}
+    warnings: list[str] = []
+    selection = options.quality_criteria.evaluate(events.columns, events.units, len(energy_tev))
+    flow |= {cut.name: cut.passed_so_far for cut in selection.cuts}
+    passed = selection.mask & np.isfinite(energy_tev) & (energy_tev > 0)
+    flow["energy finite and positive"] = int(np.count_nonzero(passed))
+    n_bad = int(np.count_nonzero(selection.mask)) - flow["energy finite and positive"]
+    if n_bad and options.quality_criteria.pairs:
+        warnings.append(
+            f"{n_bad} telescope events passed all quality criteria although their energy is NaN,"
+            " infinite or not positive: they were left out"
+        )
+    filters = (
+        ("min_energy", options.min_energy, energy_tev),
+        ("min_gammaness", options.min_gammaness, None),
+    )
+    for name, patterns, values in filters:
+        if patterns is None:
+            continue
+        if values is None:
+            values = events.columns[f"{options.gammaness_reconstructor}_tel_prediction"]
+        passed &= values >= _by_telescope(patterns, layout, events.tel_id, name)
+        flow[name] = int(np.count_nonzero(passed))
+    rows = np.flatnonzero(passed)
+    one, two = pair_events(events.event[rows], events.tel_id[rows], *_pairs_of(options, layout))
+    row_1, row_2 = rows[one], rows[two]
+    flow["pairs"] = len(row_1)
+    if options.max_distance_asymmetry is not None:
+        impact_m = events.columns[f"{options.geometry_reconstructor}_tel_impact_distance"]
+        threshold = _by_telescope(
+            options.max_distance_asymmetry, layout, events.tel_id, "max_distance_asymmetry"
+        )
+        near = distance_asymmetry(impact_m[row_1], impact_m[row_2]) < np.minimum(
+            threshold[row_1], threshold[row_2]
+        )
+        row_1, row_2 = row_1[near], row_2[near]
+        flow["equidistant pairs"] = len(row_1)
+    return PairRows(row_1, row_2, flow, tuple(warnings))
+
+
+def number_events(
+    obs_id: NDArray[np.integer[Any]], event_id: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """Number the events of a table's rows 0, 1, ... in the order of (obs_id, event_id)."""
+    order = np.lexsort((event_id, obs_id))
+    new = np.zeros(len(order), np.int64)
+    if len(order):
+        obs, event = obs_id[order], event_id[order]
+        new[1:] = (obs[1:] != obs[:-1]) | (event[1:] != event[:-1])
+    number = np.empty(len(order), np.int64)
+    number[order] = np.cumsum(new)
+    return number
+
+
+def event_keys(
+    event: NDArray[np.int64], obs_id: NDArray[np.integer[Any]], event_id: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """Give (obs_id, event_id) of each event that occurs, shape (E, 2), by event number."""
+    _, first = np.unique(event, return_index=True)
+    return np.stack([obs_id[first], event_id[first]], axis=1).astype(np.int64)
