@@ -13,7 +13,7 @@ import re
 import reprlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -179,7 +179,7 @@ type _Bytes = Annotated[int, read_with(parse_bytes)]
 
 
 class Campaign(Section):
-    """How a campaign is cut into pieces and run; none of it changes the calibration itself."""
+    """How a campaign is cut into shards and run, whatever is calibrated."""
 
     shard_bytes: _Bytes = Field(
         default=256 * 1024**2,
@@ -219,7 +219,17 @@ class Campaign(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a key that is given twice or is not text."""
+    """PyYAML's safe loader, which also refuses tags, and keys given twice or not text."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            # No option needs one, and PyYAML stumbles over values that do not fit their tag.
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the tag '{tag}' is not allowed: leave it out", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -407,7 +417,7 @@ class Configuration:
 
     sections: Mapping[str, Section]
     values: Mapping[str, Any]
-    sources: tuple[_Source, ...]
+    sources: tuple[_Source, ...] = field(repr=False)
 
     def get[S: Section](self, name: str, model: type[S]) -> S:
         """Give the section of this name, with its defaults if it was not given.

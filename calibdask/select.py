@@ -226,7 +226,7 @@ class _Compiler:
         if isinstance(value, bool):
             return _Value(node, "boolean", None, lambda _: np.asarray(value), constant=True)
         if isinstance(value, int | float):
-            if isinstance(value, int) and value >= 2**63:
+            if value >= 2**63 if isinstance(value, int) else math.isinf(value):
                 raise self._error(node, "this number does not fit into 64 bits")
             return _Value(node, "number", None, lambda _: np.asarray(value), constant=True)
         what = "text" if isinstance(value, str | bytes) else f"'{self._text(node)}'"
@@ -273,7 +273,8 @@ class _Compiler:
             case ast.Name(id="u"):
                 return self._unit_constant(node)
             case ast.Name(id="np") if node.attr in _NUMPY_CONSTANTS:
-                return self._constant(node, _NUMPY_CONSTANTS[node.attr])
+                number = _NUMPY_CONSTANTS[node.attr]
+                return _Value(node, "number", None, lambda _: np.asarray(number), constant=True)
             case ast.Name(id="np") if node.attr in _FUNCTIONS:
                 raise self._error(node, f"'np.{node.attr}' needs its argument in parentheses")
             case ast.Name(id="np"):
@@ -609,6 +610,10 @@ def _parse(name: str, source: str) -> ast.expr:
             f"quality criterion '{name}': {len(source)} characters are too long (at most "
             f"{_MAX_LENGTH}); split it into several criteria"
         )
+    if not source.isprintable():
+        raise ConfigError(
+            f"quality criterion '{name}': {source!a} holds a character that cannot be printed"
+        )
     comment = source.find("#")
     if comment >= 0:
         # Folded onto one line, a comment would swallow the rest of the expression.
@@ -617,7 +622,8 @@ def _parse(name: str, source: str) -> ast.expr:
     try:
         return ast.parse(source, mode="eval").body
     except SyntaxError as error:
-        start = min(max((error.offset or 1) - 1, 0), len(source))
+        # At the end of the text the parser gives no position.
+        start = min(error.offset - 1, len(source)) if error.offset else len(source)
         message = f"this cannot be read ({error.msg})"
         raise ConfigError(_point_at(name, message, source, start, start + 1)) from None
     except (RecursionError, MemoryError, ValueError):

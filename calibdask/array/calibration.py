@@ -222,7 +222,7 @@ def _type_of(layout: Layout, tel_id: NDArray[np.integer[Any]]) -> NDArray[np.byt
     return np.asarray(table[tel_id])
 
 
-# -- step 1: event-wise asymmetries -----------------------------------------------------------------
+# -- step 1: event-wise asymmetries -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
         one, two = pairs.row_1, pairs.row_2
         energy = f"{self.options.energy_reconstructor}_tel_energy"
         energy_tev, sigma_tev = data.columns[energy], data.columns[f"{energy}_uncert"]
-        rows = {
+        rows: dict[str, NDArray[Any]] = {
             "obs_id": data.obs_id[one],
             "event_id": data.event_id[one],
             "tel_id_1": data.tel_id[one],
@@ -333,7 +333,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
                 )
 
 
-# -- step 2: coefficients ---------------------------------------------------------------------------
+# -- step 2: coefficients -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -357,6 +357,7 @@ class InterCalibration(_FromDl2):
 
     inter: InterCalibrationOptions | None = None
     from_asymmetries: bool = False
+    truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
     @property
     def _inter(self) -> InterCalibrationOptions:
@@ -382,7 +383,7 @@ class InterCalibration(_FromDl2):
         last = stage == STAGES[self._inter.estimator] - 1
         return ScoreSummary if last else PairSummary
 
-    # -- planning ---------------------------------------------------------------------------------
+    # -- planning -------------------------------------------------------------------------------
 
     def survey(self, source: InputRef) -> Survey:
         """Look at a DL2 file or a file of asymmetries."""
@@ -461,7 +462,7 @@ class InterCalibration(_FromDl2):
             ),
         ]
 
-    # -- map --------------------------------------------------------------------------------------
+    # -- map ------------------------------------------------------------------------------------
 
     def read(self, shard: Shard, rows: Rows | None) -> _PairData | TelescopeEvents:
         """Read telescope events, or the pairs kept by the first stage, or a file of asymmetries."""
@@ -494,7 +495,7 @@ class InterCalibration(_FromDl2):
         pairs = select_pairs(data, self.options, _of_layout(self.layout))
         one, two = pairs.row_1, pairs.row_2
         energy_tev = data.columns[f"{self.options.energy_reconstructor}_tel_energy"]
-        rows = {
+        rows: dict[str, NDArray[Any]] = {
             "event": data.event[one].astype(np.int32),
             "tel_id_1": data.tel_id[one],
             "tel_id_2": data.tel_id[two],
@@ -516,7 +517,7 @@ class InterCalibration(_FromDl2):
             return Reduced({ALL: summary})
         return Reduced({ALL: summary}, data.cut_flow or {}, data.rows, data.keys, data.warnings)
 
-    # -- fit and products -------------------------------------------------------------------------
+    # -- fit and products -----------------------------------------------------------------------
 
     def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
         """Fit the network of each type, or finish it with the covariance of clustered events."""
@@ -564,4 +565,4 @@ class InterCalibration(_FromDl2):
         nowhere = (np.nan, np.nan, np.nan)
         position_m = np.array([places.get(int(number), nowhere) for number in result.tel_id])
         layout = TelescopeLayout(result.tel_id, result.tel_type, position_m[:, 0], position_m[:, 1])
-        return inter_calibration_sections(tables, layout)
+        return inter_calibration_sections(tables, layout, truth=dict(self.truth) or None)

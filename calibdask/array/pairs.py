@@ -138,14 +138,17 @@ def select_pairs(events: EventRows, options: EnergyAsymmetryOptions, layout: Lay
             " infinite or not positive: they were left out"
         )
     filters = (
-        ("min_energy", options.min_energy, energy_tev),
-        ("min_gammaness", options.min_gammaness, None),
+        ("min_energy", options.min_energy, f"{options.energy_reconstructor}_tel_energy"),
+        (
+            "min_gammaness",
+            options.min_gammaness,
+            f"{options.gammaness_reconstructor}_tel_prediction",
+        ),
     )
-    for name, patterns, values in filters:
+    for name, patterns, column in filters:
         if patterns is None:
             continue
-        if values is None:
-            values = events.columns[f"{options.gammaness_reconstructor}_tel_prediction"]
+        values = events.columns[column]
         passed &= values >= _by_telescope(patterns, layout, events.tel_id, name)
         flow[name] = int(np.count_nonzero(passed))
     rows = np.flatnonzero(passed)
@@ -168,7 +171,7 @@ def select_pairs(events: EventRows, options: EnergyAsymmetryOptions, layout: Lay
 def number_events(
     obs_id: NDArray[np.integer[Any]], event_id: NDArray[np.integer[Any]]
 ) -> NDArray[np.int64]:
-    """Number the events of a table's rows 0, 1, ... in the order of (obs_id, event_id)."""
+    """Give each row the number of its event, counted in the order of (obs_id, event_id)."""
     order = np.lexsort((event_id, obs_id))
     new = np.zeros(len(order), np.int64)
     if len(order):

@@ -21,7 +21,7 @@ __all__ = [
     "JsonLines",
     "Listener",
     "Message",
-    "Planning",
+    "Progress",
     "ProgressBars",
     "RunEnded",
     "RunStarted",
@@ -40,9 +40,10 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Planning(Event):
-    """Inputs are being looked at."""
+class Progress(Event):
+    """Something before the run itself goes on, e.g. inputs are looked at."""
 
+    what: str
     done: int
     total: int
 
@@ -117,8 +118,8 @@ class JsonLines:
         self._stream = stream
 
     def __call__(self, event: Event) -> None:
-        """Write one event (of planning only the end: a line for each file would drown the rest)."""
-        if isinstance(event, Planning) and event.done < event.total:
+        """Write one event (of progress only the end: a line for each file would drown the rest)."""
+        if isinstance(event, Progress) and event.done < event.total:
             return
         record: dict[str, Any] = {"time": round(time.time(), 3), "event": type(event).__name__}
         record |= dataclasses.asdict(event)
@@ -176,8 +177,8 @@ class ProgressBars:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         match event:
-            case Planning(done, total):
-                self._progress.update(self._bar("looking at inputs", total), completed=done)
+            case Progress(what, done, total):
+                self._progress.update(self._bar(what, total), completed=done)
             case StageStarted(stage, tasks):
                 for group, count in tasks.items():
                     self._bar(f"stage {stage} {group}", count)

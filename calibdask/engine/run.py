@@ -188,10 +188,14 @@ class RunResult:
         if self.tables:
             path, table = next(iter(self.tables.items()))
             parts.append(f"{path}\n" + "\n".join(table.pformat(max_lines=-1, max_width=-1)))
+        parts.append(self.account_text())
+        return "\n\n".join(parts)
+
+    def account_text(self) -> str:
+        """Say what was done and written."""
         rows = self._summary()
         width = max(len(name) for name, _ in rows)
-        parts.append("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-        return "\n\n".join(parts)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
     __repr__ = __str__
 
@@ -446,7 +450,8 @@ def _judge(plan: Plan, account: Account, allow_missing: float, workdir: Path) ->
     shards = [account.failed_shards[index] for index in sorted(account.failed_shards)]
     failures = [*plan.rejected, *shards, *account.failed_cells]
     if not n_missing:
-        flow = ", ".join(f"{name} {count}" for name, count in (account.total.cut_flow or {}).items())
+        left = (account.total.cut_flow or {}).items()
+        flow = ", ".join(f"{name} {count}" for name, count in left)
         raise failures[0].error(f"\nWhat was left after each selection: {flow}" if flow else "")
     good = len(plan.shards) - len(account.failed_shards)
     raise failures[0].error(
@@ -506,7 +511,7 @@ def run_calibration(
             worker_memory=memory,
             workdir=workdir,
             verify_full=options.verify_full,
-            progress=lambda done, total: emit(events.Planning(done, total)),
+            progress=lambda done, total: emit(events.Progress("looking at inputs", done, total)),
         )
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
@@ -541,8 +546,7 @@ def run_calibration(
             )
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
-            files = _write_files(plan, context, executor, account, emit, products, rows
-            )
+            files = _write_files(plan, context, executor, account, emit, products, rows)
         result = calibration.combine(states)
         tables = calibration.tables(result)
         account.stopped = time.time()

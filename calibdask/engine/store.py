@@ -38,7 +38,7 @@ _STALE = {errno.ENOENT, errno.ESTALE, errno.EIO}
 _BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError)
 
 
-class CorruptResult(CalibdaskError):  # noqa: N818  named like the others
+class CorruptResult(CalibdaskError):
     """A stored result cannot be read: it is computed again."""
 
 

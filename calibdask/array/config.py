@@ -1,0 +1,778 @@
+"""Options of the array calibrations: the YAML sections that users have, resolved for the jobs.
+
+The sections have the names, options and types that the observatory's documented configurations
+use. Where the same section may stand in several places, the innermost one counts; for the
+selection of telescope-events that is, in order: ``QualityQuery`` in the ``EventPreprocessor`` of
+the ``Calculate...`` section, in the ``Calculate...`` section itself, in the ``EventPreprocessor``
+at top level, at top level. (ctao-calibpipe 0.8.0 ignores the second of these, the documented one:
+it then selects everything, and says nothing.)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from calibdask.config import Campaign, Configuration, Section, caseless, load_config, read_with
+from calibdask.errors import ConfigError
+from calibdask.select import (
+    QualityCriteria,
+    TelescopePatterns,
+    compile_criteria,
+    finite_number,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = [
+    "JOB_SECTIONS",
+    "SECTIONS",
+    "ArrayConfig",
+    "CalculateCrossCalibration",
+    "CalculateEnergyAsymmetry",
+    "CalculateImageAsymmetry",
+    "CalculateInterCalibration",
+    "EnergyAsymmetryOptions",
+    "EnergyEventFilters",
+    "EventPreprocessor",
+    "ImageEventFilters",
+    "InterCalibrationOptions",
+    "PairFinder",
+    "QualityQuery",
+    "ReferenceTelescopes",
+    "RelativeThroughputFitter",
+    "ThroughputNormalisation",
+    "load_array_config",
+]
+
+type Estimator = Literal["log-mean", "log-median", "log-clipped", "asymmetry"]
+type Normalisation = Literal["reference", "weighted-mean"]
+type AsymmetryLabel = Literal["energy_asymmetry", "image_asymmetry"]
+
+
+# -- reading values -----------------------------------------------------------------------------
+
+
+def _quantity(unit: str) -> Callable[[object], float]:
+    """Reader of a non-negative number in ``unit``, or of text such as "50 GeV"."""
+
+    def read(value: object) -> float:
+        if not isinstance(value, str):
+            number = finite_number(value)
+        else:
+            from astropy import units as u
+
+            try:
+                quantity = u.Quantity(value)
+                number = float(quantity.to_value(unit))
+            except (TypeError, ValueError):
+                raise ConfigError(
+                    f"{value!r} is not a quantity that can be converted to {unit}: write a number "
+                    f"in {unit}, or number and unit such as '1.5 {unit}'"
+                ) from None
+        if number < 0.0 or not math.isfinite(number):
+            raise ConfigError(f"{value!r} is negative or not finite")
+        return number
+
+    return read
+
+
+def _between(low: float, high: float) -> Callable[[object], float]:
+    """Reader of a number in [low, high]."""
+
+    def read(value: object) -> float:
+        number = finite_number(value)
+        if not low <= number <= high:
+            limit = f"between {low} and {high}" if math.isfinite(high) else f"of at least {low}"
+            raise ConfigError(f"{value!r} was given, expected is a number {limit}")
+        return number
+
+    return read
+
+
+def _positive(value: object) -> float:
+    number = finite_number(value)
+    if number <= 0.0:
+        raise ConfigError(f"{value!r} was given, expected is a number above 0")
+    return number
+
+
+def _two_numbers(value: object) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ConfigError(f"{value!r} was given, expected are two numbers [p0, p1]")
+    return tuple(finite_number(number) for number in value)
+
+
+def _patterns(read_value: Callable[[object], float | tuple[float, ...]]) -> Any:
+    return read_with(lambda value: TelescopePatterns.parse(value, read_value))
+
+
+def _criterion(value: object) -> tuple[str, str]:
+    match value:
+        case [str(name), str(expression)]:
+            return compile_criteria([(name, expression)]).pairs[0]
+    raise ConfigError(
+        f'{value!r} is not a criterion such as ["gammaness", "RandomForestClassifier_tel_prediction'
+        ' > 0.5"]: a name and an expression, both in quotes'
+    )
+
+
+def _criteria(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{value!r} is not a list of criteria [name, expression]")
+    problems, pairs = [], []
+    for number, entry in enumerate(value):
+        try:
+            pairs.append(_criterion(entry))
+        except ConfigError as error:
+            problems.append(f"entry {number + 1}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return compile_criteria(pairs).pairs
+
+
+def _algorithm(value: object) -> str:
+    # It becomes part of the names of columns and tables.
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ConfigError(
+            f"{value!r} is not the name of a reconstruction algorithm such as RandomForestRegressor"
+        )
+    return value
+
+
+def _tel_id(value: object) -> int:
+    text = value if isinstance(value, str) else str(value)
+    if isinstance(value, bool) or not text.isdecimal():
+        raise ConfigError(f"{value!r} is not a telescope number such as 5")
+    return int(text)
+
+
+type _Algorithm = Annotated[str, read_with(_algorithm)]
+type _TelId = Annotated[int, read_with(_tel_id)]
+
+
+# -- sections -----------------------------------------------------------------------------------
+
+
+class QualityQuery(Section):
+    """Selects telescope-events by expressions on the columns of the input tables.
+
+    May also stand inside a Calculate... section or its EventPreprocessor, and counts there alone.
+    """
+
+    quality_criteria: Annotated[tuple[tuple[str, str], ...], read_with(_criteria)] = Field(
+        default=(),
+        description="List of [name, expression]. A telescope-event is used if all expressions are "
+        "true, for instance ['energy threshold', 'RandomForestRegressor_tel_energy > 50 * u.GeV'].",
+    )
+
+
+class EventPreprocessor(Section):
+    """Holds the selection of telescope-events, as ctapipe's configurations may have it."""
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "features": "leave it out: the job knows which columns it needs",
+        "FeatureGenerator": "no columns are generated here: write the formula into the quality "
+        "criterion",
+    }
+
+    energy_reconstructor: _Algorithm | None = Field(
+        default=None,
+        description="If given, the same as in the Calculate... section.",
+        examples=["RandomForestRegressor"],
+    )
+    geometry_reconstructor: _Algorithm | None = Field(
+        default=None,
+        description="If given, the same as in the Calculate... section.",
+        examples=["HillasReconstructor"],
+    )
+    gammaness_reconstructor: _Algorithm | None = Field(
+        default=None,
+        description="If given, the same as in the Calculate... section.",
+        examples=["RandomForestClassifier"],
+    )
+    feature_set: Annotated[Literal["custom"], caseless("custom")] = Field(
+        default="custom",
+        description="Other feature sets bring criteria of their own and are refused.",
+    )
+    quality_query: QualityQuery | None = Field(
+        default=None,
+        alias="QualityQuery",
+        description="Counts instead of QualityQuery further out.",
+    )
+
+
+class PairFinder(Section):
+    """Decides which telescopes form a pair; both are of one type."""
+
+    max_impact_distance: Annotated[TelescopePatterns, _patterns(_quantity("m"))] = Field(
+        default=TelescopePatterns(
+            (("type", "LST*", 125.0), ("type", "MST*", 125.0), ("type", "SST*", 225.0))
+        ),
+        description="Two telescopes are a pair if they are no further apart than the sum of their "
+        "two values. One number, or a list of [type, pattern, value] and [id, number, value], of "
+        "which the last match counts.",
+        json_schema_extra={"unit": "m"},
+    )
+
+
+class EnergyEventFilters(Section):
+    """Which events of a pair are used; each filter is a value or patterns by telescope."""
+
+    max_distance_asymmetry: Annotated[TelescopePatterns, _patterns(_positive)] | None = Field(
+        default=None,
+        description="Largest |d1 - d2| / (d1 + d2) of the two impact distances.",
+        examples=[0.05],
+    )
+    min_gammaness: Annotated[TelescopePatterns, _patterns(_between(0.0, 1.0))] | None = Field(
+        default=None, description="Smallest gammaness, reached in both telescopes.", examples=[0.5]
+    )
+    min_energy: Annotated[TelescopePatterns, _patterns(_quantity("TeV"))] | None = Field(
+        default=None,
+        description="Smallest energy, reached in both telescopes: a number in TeV, or with its unit.",
+        examples=["50 GeV"],
+        json_schema_extra={"unit": "TeV"},
+    )
+
+
+class ImageEventFilters(Section):
+    """Which events of a pair are used; each filter is a value or patterns by telescope."""
+
+    minimum_individual_intensity: (
+        Annotated[TelescopePatterns, _patterns(_between(0.0, math.inf))] | None
+    ) = Field(
+        default=None,
+        description="Smallest image size, reached in both telescopes.",
+        examples=[80.0],
+        json_schema_extra={"unit": "photoelectrons"},
+    )
+    equidistant_event_selection: Annotated[TelescopePatterns, _patterns(_two_numbers)] | None = (
+        Field(
+            default=None,
+            description="[p0, p1]: the asymmetry of the impact distances stays below "
+            "p0 + p1 cos(altitude) (Mitchell, PhD thesis 2016, eq. 4.2.2).",
+            examples=[[0.05, 0.1]],
+        )
+    )
+
+
+class _CalculateAsymmetry(Section):
+    """What all Calculate... sections that read DL2 files have in common."""
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "log_level": "use --log-level on the command line",
+        "log_file": "use -l FILE on the command line",
+        "log_file_level": "use --log-level on the command line",
+        "provenance_log": "use --provenance-log on the command line",
+        "quiet": "use -q on the command line",
+    }
+
+    input_url: str | None = Field(
+        default=None,
+        description="Input, where the command line names none (-i).",
+        examples=["dl2.h5"],
+    )
+    output_url: str | None = Field(
+        default=None,
+        description="Output, where the command line names none (-o).",
+        examples=["out.h5"],
+    )
+    overwrite: bool = Field(default=False, description="Replace an output that exists.")
+    chunk_size: int = Field(
+        default=100_000,
+        ge=1,
+        description="Accepted and without effect: results never depend on how files are read.",
+    )
+    geometry_reconstructor: _Algorithm = Field(
+        default="HillasReconstructor", description="Algorithm whose impact distances are used."
+    )
+    quality_query: QualityQuery | None = Field(
+        default=None, alias="QualityQuery", description="Counts instead of the one at top level."
+    )
+    event_preprocessor: EventPreprocessor | None = Field(
+        default=None, alias="EventPreprocessor", description="May hold the QualityQuery."
+    )
+    pair_finder: PairFinder | None = Field(
+        default=None, alias="PairFinder", description="Counts instead of the one at top level."
+    )
+
+
+class CalculateEnergyAsymmetry(_CalculateAsymmetry):
+    """Energies of the same shower in two telescopes, for every pair and event.
+
+    May also be called CalculateAsymmetry.
+    """
+
+    event_filters: EnergyEventFilters = Field(
+        default=EnergyEventFilters(), description="Which events of a pair are used."
+    )
+    energy_reconstructor: _Algorithm = Field(
+        default="RandomForestRegressor",
+        description="Algorithm whose energies per telescope are used.",
+    )
+    gammaness_reconstructor: _Algorithm = Field(
+        default="RandomForestClassifier",
+        description="Algorithm whose gammaness per telescope is used.",
+    )
+
+
+class CalculateImageAsymmetry(_CalculateAsymmetry):
+    """Image sizes of the same shower in two telescopes, for every pair and event."""
+
+    event_filters: ImageEventFilters = Field(
+        default=ImageEventFilters(), description="Which events of a pair are used."
+    )
+    image_reconstructor: _Algorithm = Field(
+        default="hillas_intensity", description="Column with the image size."
+    )
+
+
+class CalculateCrossCalibration(_CalculateAsymmetry):
+    """Scale of the telescope types relative to a reference type."""
+
+    input_data_url: str | None = Field(
+        default=None, description="Directory of the DL2 files.", examples=["dl2/"]
+    )
+    event_filters: EnergyEventFilters = Field(
+        default=EnergyEventFilters(), description="Which events of a pair are used."
+    )
+    energy_reconstructor: _Algorithm = Field(
+        default="RandomForestRegressor",
+        description="Algorithm whose energies per telescope are used.",
+    )
+    gammaness_reconstructor: _Algorithm = Field(
+        default="RandomForestClassifier",
+        description="Algorithm whose gammaness per telescope is used.",
+    )
+    min_triggered_telescopes_per_subsystem: int = Field(
+        default=2, ge=1, description="Selected telescopes that an event needs of either type."
+    )
+    reference_subsystem: Annotated[Literal["LST", "MST", "SST"], caseless("LST", "MST", "SST")] = (
+        Field(default="MST", description="Type to which the others are scaled.")
+    )
+
+
+class ThroughputNormalisation(Section):
+    """Overall scale of the throughputs of each telescope type."""
+
+    LST: float = Field(default=1.0, gt=0.0)
+    MST: float = Field(default=1.0, gt=0.0)
+    SST: float = Field(default=1.0, gt=0.0)
+
+
+class ReferenceTelescopes(Section):
+    """Telescope of each type whose throughput stays fixed."""
+
+    LST: _TelId | None = Field(default=None, examples=[1])
+    MST: _TelId | None = Field(default=None, examples=[5])
+    SST: _TelId | None = Field(default=None, examples=[34])
+
+
+class RelativeThroughputFitter(Section):
+    """Fits the throughputs of the telescopes of a type to the pairs.
+
+    May also stand inside CalculateInterCalibration, whose options then win one by one.
+    """
+
+    throughput_normalisation: ThroughputNormalisation = Field(
+        default=ThroughputNormalisation(),
+        description="Throughput that the reference telescope has (or the mean of all, see "
+        "normalisation): the absolute one from muons, a number that makes the mean 1, or 1.",
+    )
+    reference_telescopes: ReferenceTelescopes = Field(
+        default=ReferenceTelescopes(),
+        description="Number of the telescope whose throughput stays fixed. Where none is given or "
+        "it has no usable pair, another one takes its place and the result is flagged F.",
+    )
+    estimator: Annotated[
+        Estimator, caseless("log-mean", "log-median", "log-clipped", "asymmetry")
+    ] = Field(
+        default="log-mean",
+        description="Centre of a pair: mean, median or clipped mean of ln x1 - ln x2; 'asymmetry' "
+        "is the mean of (x1 - x2) / (x1 + x2), for comparison with ctao-calibpipe.",
+    )
+    n_min: int = Field(
+        default=10, ge=2, description="Pairs with fewer events are left out, and flagged S."
+    )
+    clip_sigma: float = Field(
+        default=3.0,
+        gt=0.0,
+        description="Bounds of the log-clipped estimator.",
+        json_schema_extra={"unit": "standard deviations"},
+    )
+    normalisation: Annotated[Normalisation, caseless("reference", "weighted-mean")] = Field(
+        default="reference",
+        description="What throughput_normalisation applies to: the reference telescope, or the "
+        "weighted mean of ln c.",
+    )
+
+
+class CalculateInterCalibration(Section):
+    """Relative throughputs of the telescopes, from event-wise asymmetries."""
+
+    hints: ClassVar[Mapping[str, str]] = _CalculateAsymmetry.hints
+
+    input_url: str | None = Field(
+        default=None,
+        description="Input, where the command line names none (-i).",
+        examples=["asymmetry/"],
+    )
+    output_url: str | None = Field(
+        default=None,
+        description="Output, where the command line names none (-o).",
+        examples=["out.h5"],
+    )
+    overwrite: bool = Field(default=False, description="Replace an output that exists.")
+    asymmetry_label: Annotated[AsymmetryLabel, caseless("energy_asymmetry", "image_asymmetry")] = (
+        Field(default="energy_asymmetry", description="Which asymmetries are read.")
+    )
+    reconstruction_algorithm: _Algorithm | None = Field(
+        default=None,
+        description="Algorithm of the energies. Without it, energy_reconstructor of "
+        "CalculateEnergyAsymmetry; if both are given they must agree.",
+        examples=["RandomForestRegressor"],
+    )
+    relative_throughput_fitter: RelativeThroughputFitter | None = Field(
+        default=None,
+        alias="RelativeThroughputFitter",
+        description="Its options win over the same options at top level.",
+    )
+
+
+_ENERGY_NAMES = ("CalculateEnergyAsymmetry", "CalculateAsymmetry")
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "CalculateEnergyAsymmetry": CalculateEnergyAsymmetry,
+    "CalculateAsymmetry": CalculateEnergyAsymmetry,
+    "CalculateImageAsymmetry": CalculateImageAsymmetry,
+    "CalculateInterCalibration": CalculateInterCalibration,
+    "CalculateCrossCalibration": CalculateCrossCalibration,
+    "EventPreprocessor": EventPreprocessor,
+    "QualityQuery": QualityQuery,
+    "PairFinder": PairFinder,
+    "RelativeThroughputFitter": RelativeThroughputFitter,
+    "Campaign": Campaign,
+}
+"""All sections that an array configuration may have."""
+
+JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "calculate-energy-asymmetry": (
+        "CalculateEnergyAsymmetry",
+        "QualityQuery",
+        "PairFinder",
+        "Campaign",
+    ),
+    "inter-calibration": ("CalculateInterCalibration", "RelativeThroughputFitter", "Campaign"),
+}
+"""The sections that a job uses, in the order in which a new configuration shows them."""
+
+
+# -- options of the jobs ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyAsymmetryOptions:
+    """Options of the energy asymmetry, resolved.
+
+    Attributes
+    ----------
+    energy_reconstructor, geometry_reconstructor, gammaness_reconstructor : str
+        Algorithms, the prefixes of columns and the names of tables.
+    quality_criteria : QualityCriteria
+        Selection of telescope-events.
+    max_impact_distance : TelescopePatterns
+        Pair distance per telescope in m.
+    max_distance_asymmetry, min_gammaness, min_energy : TelescopePatterns or None
+        Filters of the events of a pair; None: no such filter. Energies in TeV.
+    input_url, output_url : str or None
+        Files named in the configuration; the command line wins.
+    overwrite : bool
+        Replace an output that exists.
+    """
+
+    energy_reconstructor: str
+    geometry_reconstructor: str
+    gammaness_reconstructor: str
+    quality_criteria: QualityCriteria
+    max_impact_distance: TelescopePatterns
+    max_distance_asymmetry: TelescopePatterns | None
+    min_gammaness: TelescopePatterns | None
+    min_energy: TelescopePatterns | None
+    input_url: str | None
+    output_url: str | None
+    overwrite: bool
+
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the rows of a shard depend on, ready for JSON."""
+        filters = {
+            "max_distance_asymmetry": self.max_distance_asymmetry,
+            "min_gammaness": self.min_gammaness,
+            "min_energy": self.min_energy,
+        }
+        return {
+            "energy_reconstructor": self.energy_reconstructor,
+            "geometry_reconstructor": self.geometry_reconstructor,
+            "gammaness_reconstructor": self.gammaness_reconstructor,
+            "quality_criteria": [list(pair) for pair in self.quality_criteria.pairs],
+            "max_impact_distance": self.max_impact_distance.to_plain(),
+            "event_filters": {
+                name: patterns.to_plain() for name, patterns in filters.items() if patterns
+            },
+        }
+
+    def fit_options(self) -> dict[str, Any]:
+        """Give the options that only the fit depends on: there is none."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class InterCalibrationOptions:
+    """Options of the inter-calibration, resolved.
+
+    Attributes
+    ----------
+    asymmetry_label : str
+        ``energy_asymmetry`` or ``image_asymmetry``: table and column of the asymmetries.
+    value_column : str
+        Column of x, without the ``_1`` and ``_2`` of the two telescopes.
+    estimator, normalisation : str
+        As in `RelativeThroughputFitter`.
+    n_min : int
+        Fewest events of a usable pair.
+    clip_sigma : float
+        Bounds of the log-clipped estimator in standard deviations.
+    throughput_normalisation : tuple of (str, float)
+        Scale by telescope type, sorted.
+    reference_telescopes : tuple of (str, int)
+        Reference by telescope type, sorted; types without one are left out.
+    input_url, output_url : str or None
+        Files named in the configuration; the command line wins.
+    overwrite : bool
+        Replace an output that exists.
+    """
+
+    asymmetry_label: AsymmetryLabel
+    value_column: str
+    estimator: Estimator
+    n_min: int
+    clip_sigma: float
+    normalisation: Normalisation
+    throughput_normalisation: tuple[tuple[str, float], ...]
+    reference_telescopes: tuple[tuple[str, int], ...]
+    input_url: str | None
+    output_url: str | None
+    overwrite: bool
+
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the summaries of a shard depend on, ready for JSON."""
+        return {"asymmetry_label": self.asymmetry_label, "value_column": self.value_column}
+
+    def fit_options(self) -> dict[str, Any]:
+        """Give the options that only the fit depends on, ready for JSON."""
+        return {
+            "estimator": self.estimator,
+            "n_min": self.n_min,
+            "clip_sigma": self.clip_sigma,
+            "normalisation": self.normalisation,
+            "throughput_normalisation": dict(self.throughput_normalisation),
+            "reference_telescopes": dict(self.reference_telescopes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayConfig:
+    """A checked configuration of the array calibrations.
+
+    Attributes
+    ----------
+    energy_asymmetry : EnergyAsymmetryOptions
+        Options of step 1.
+    inter_calibration : InterCalibrationOptions
+        Options of step 2.
+    campaign : Campaign
+        Options of the engine.
+    notes : tuple of str
+        What is valid but worth a line in the log and the report.
+    document : Configuration
+        The sections as they were given, for provenance and other jobs.
+    """
+
+    energy_asymmetry: EnergyAsymmetryOptions
+    inter_calibration: InterCalibrationOptions
+    campaign: Campaign
+    notes: tuple[str, ...]
+    document: Configuration
+
+
+def load_array_config(
+    paths: Sequence[Path | str],
+    overrides: Mapping[str, object] | None = None,
+    *,
+    other_sections: Mapping[str, type[Section]] | None = None,
+) -> ArrayConfig:
+    """Read the configuration of the array calibrations.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        YAML files, merged in order; later ones win. With none, all defaults.
+    overrides : mapping of str to object, optional
+        Options from the command line, by dotted path.
+    other_sections : mapping of str to type, optional
+        Sections of other jobs, which are checked but not used.
+
+    Returns
+    -------
+    ArrayConfig
+        The options of the jobs.
+
+    Raises
+    ------
+    ConfigError
+        Anything that is wrong, with file, line, dotted path, value and remedy.
+    """
+    document = load_config({**(other_sections or {}), **SECTIONS}, paths, overrides)
+    given = [name for name in _ENERGY_NAMES if name in document.sections]
+    if len(given) == 2:
+        raise document.error(
+            f"this is the old name of CalculateEnergyAsymmetry, which is given as well "
+            f"({document.where(given[0])}): keep one of them",
+            given[1],
+        )
+    energy_name = given[0] if given else _ENERGY_NAMES[0]
+    energy = document.get(energy_name, CalculateEnergyAsymmetry)
+    notes: list[str] = []
+    energy_options = _energy_options(document, energy_name, energy, notes)
+    if given and not energy_options.quality_criteria.pairs:
+        notes.append(f"{energy_name}: no quality criteria, so every telescope-event is used")
+    return ArrayConfig(
+        energy_asymmetry=energy_options,
+        inter_calibration=_inter_options(document, energy_name, energy),
+        campaign=document.get("Campaign", Campaign),
+        notes=tuple(notes),
+        document=document,
+    )
+
+
+def _energy_options(
+    document: Configuration, name: str, section: CalculateEnergyAsymmetry, notes: list[str]
+) -> EnergyAsymmetryOptions:
+    outer = document.get("EventPreprocessor", EventPreprocessor)
+    inner = section.event_preprocessor
+    for path, preprocessor in (
+        ((name, "EventPreprocessor"), inner),
+        (("EventPreprocessor",), outer),
+    ):
+        _check_reconstructors(document, name, section, path, preprocessor)
+    query = _innermost(
+        {
+            f"{name}.EventPreprocessor.QualityQuery": inner.quality_query if inner else None,
+            f"{name}.QualityQuery": section.quality_query,
+            "EventPreprocessor.QualityQuery": outer.quality_query,
+            "QualityQuery": document.find("QualityQuery", QualityQuery),
+        },
+        notes,
+    )
+    finder = _innermost(
+        {
+            f"{name}.PairFinder": section.pair_finder,
+            "PairFinder": document.find("PairFinder", PairFinder),
+        },
+        notes,
+    )
+    if section.quality_query is not None and query is section.quality_query:
+        notes.append(
+            f"{name}.QualityQuery is applied; ctao-calibpipe 0.8.0 ignores a QualityQuery in this "
+            "place, so its selection differs"
+        )
+    filters = section.event_filters
+    return EnergyAsymmetryOptions(
+        energy_reconstructor=section.energy_reconstructor,
+        geometry_reconstructor=section.geometry_reconstructor,
+        gammaness_reconstructor=section.gammaness_reconstructor,
+        quality_criteria=QualityCriteria(query.quality_criteria if query else ()),
+        max_impact_distance=(finder or PairFinder()).max_impact_distance,
+        max_distance_asymmetry=filters.max_distance_asymmetry,
+        min_gammaness=filters.min_gammaness,
+        min_energy=filters.min_energy,
+        input_url=section.input_url,
+        output_url=section.output_url,
+        overwrite=section.overwrite,
+    )
+
+
+def _innermost[S: Section](candidates: Mapping[str, S | None], notes: list[str]) -> S | None:
+    """Pick the first section that is given, and note those that it hides."""
+    given = [(path, section) for path, section in candidates.items() if section is not None]
+    if not given:
+        return None
+    used_path, used = given[0]
+    notes += [f"{path} is not used: {used_path} counts" for path, _ in given[1:]]
+    return used
+
+
+def _check_reconstructors(
+    document: Configuration,
+    name: str,
+    section: CalculateEnergyAsymmetry,
+    path: tuple[str, ...],
+    preprocessor: EventPreprocessor | None,
+) -> None:
+    for option in ("energy_reconstructor", "geometry_reconstructor", "gammaness_reconstructor"):
+        theirs, ours = getattr(preprocessor, option, None), getattr(section, option)
+        if theirs is not None and theirs != ours:
+            raise document.error(
+                f"'{theirs}' contradicts '{ours}' ({document.where(name, option)}): leave it out",
+                *path,
+                option,
+            )
+
+
+def _inter_options(
+    document: Configuration, energy_name: str, energy: CalculateEnergyAsymmetry
+) -> InterCalibrationOptions:
+    inter = document.get("CalculateInterCalibration", CalculateInterCalibration)
+    fitter = document.get("RelativeThroughputFitter", RelativeThroughputFitter)
+    nested = inter.relative_throughput_fitter
+    if nested is not None:
+        chosen = {option: getattr(nested, option) for option in nested.model_fields_set}
+        fitter = fitter.model_copy(update=chosen)
+    algorithm = inter.reconstruction_algorithm or energy.energy_reconstructor
+    if inter.asymmetry_label == "image_asymmetry":
+        image = document.get("CalculateImageAsymmetry", CalculateImageAsymmetry)
+        value_column = image.image_reconstructor
+    else:
+        if energy_name in document.sections and algorithm != energy.energy_reconstructor:
+            raise document.error(
+                f"'{algorithm}' differs from '{energy.energy_reconstructor}' "
+                f"({document.where(energy_name, 'energy_reconstructor')}): the asymmetries of one "
+                "algorithm cannot be read as those of another; make them agree, or leave this "
+                "option out",
+                "CalculateInterCalibration",
+                "reconstruction_algorithm",
+            )
+        value_column = f"{algorithm}_tel_energy"
+    references = fitter.reference_telescopes.model_dump()
+    return InterCalibrationOptions(
+        asymmetry_label=inter.asymmetry_label,
+        value_column=value_column,
+        estimator=fitter.estimator,
+        n_min=fitter.n_min,
+        clip_sigma=fitter.clip_sigma,
+        normalisation=fitter.normalisation,
+        throughput_normalisation=tuple(
+            sorted(fitter.throughput_normalisation.model_dump().items())
+        ),
+        reference_telescopes=tuple(
+            sorted((tel_type, tel) for tel_type, tel in references.items() if tel is not None)
+        ),
+        input_url=inter.input_url,
+        output_url=inter.output_url,
+        overwrite=inter.overwrite,
+    )

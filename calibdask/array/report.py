@@ -1,0 +1,784 @@
+"""The report's part about telescope inter-calibration: what is wrong, then coefficients and pairs.
+
+Everything is drawn from the stored tables, so the page can be made again from a result file.
+Throughputs c compare only within one connected component of the pair network: across components
+the scale is arbitrary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibdask.array.model import FLAGS
+from calibdask.errors import MissingInput
+from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from astropy.table import QTable
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from calibdask.report import FigureBlock
+
+    type Columns = dict[str, NDArray[Any]]
+    type Block = Paragraph | Notice | TableBlock | FigureBlock
+
+__all__ = ["TelescopeLayout", "inter_calibration_sections"]
+
+COEFFICIENTS = "/dl2/monitoring/subarray/inter_calibration"
+PAIRS = f"{COEFFICIENTS}_pairs"
+COVARIANCE = f"{COEFFICIENTS}_covariance"
+COMPONENTS = f"{COEFFICIENTS}_components"
+
+COLUMNS = {
+    COEFFICIENTS: "tel_type tel_id value error error_independent n_pairs n_events component flags",
+    PAIRS: "tel_type tel_id_1 tel_id_2 n_events mean_asymmetry std_asymmetry log_ratio "
+    "log_ratio_error std_log_ratio model_log_ratio residual pull used flags",
+    COVARIANCE: "tel_type component tel_id_1 tel_id_2 covariance",
+    COMPONENTS: "tel_type component reference_tel_id n_telescopes n_pairs n_events chi2 ndf "
+    "p_value flags",
+}
+
+MILD_FLAGS = "RSUI"
+"""Flags that say how a coefficient came about; every other one restricts what it is good for."""
+
+P_VALUE_LIMIT = 1e-3
+PULL_RANGE = 5.0
+N_WORST_PAIRS = 10
+
+GREY = "#777777"
+DARK = "#333333"
+HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": GREY}
+TYPE_MARKERS = "os^DPvX"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TelescopeLayout:
+    """Where the telescopes stand.
+
+    Attributes
+    ----------
+    tel_id : ndarray of int64, shape (n_telescopes,)
+        Telescope numbers.
+    tel_type : ndarray of str, shape (n_telescopes,)
+        Type of each, as in the result.
+    x_m, y_m : ndarray of float64, shape (n_telescopes,)
+        Position on the ground, m: x to the North, y to the West, as in ctapipe's GroundFrame.
+    """
+
+    tel_id: NDArray[np.int64]
+    tel_type: NDArray[np.str_]
+    x_m: NDArray[np.float64]
+    y_m: NDArray[np.float64]
+
+    @property
+    def placed(self) -> NDArray[np.bool_]:
+        """Which telescopes have a position."""
+        return np.isfinite(self.x_m) & np.isfinite(self.y_m)
+
+    @property
+    def east_north_m(self) -> NDArray[np.float64]:
+        """Positions as on a map: East to the right, North up; shape (n_telescopes, 2), m."""
+        return np.column_stack([-self.y_m, self.x_m])
+
+
+def inter_calibration_sections(
+    tables: Mapping[str, QTable],
+    layout: TelescopeLayout,
+    *,
+    truth: Mapping[int, float] | None = None,
+) -> list[Section]:
+    """Describe an inter-calibration result.
+
+    Parameters
+    ----------
+    tables : mapping of str to QTable
+        The coefficients, pairs, covariance and components, by their path in the result file.
+    layout : TelescopeLayout
+        Positions of the telescopes of the array, whether or not they have a value.
+    truth : mapping of int to float, optional
+        True throughput by telescope number, where it is known from a simulation.
+
+    Returns
+    -------
+    list of Section
+        What needs attention, throughputs, comparison with the truth, map, pairs, network fit.
+
+    Raises
+    ------
+    MissingInput
+        A table, or a column of one, is not there.
+    """
+    telescopes = _columns(tables, COEFFICIENTS, ["tel_type", "tel_id"])
+    pairs = _columns(tables, PAIRS, ["tel_type", "tel_id_1", "tel_id_2"])
+    components = _columns(tables, COMPONENTS, ["tel_type", "component"])
+    covariance = _columns(tables, COVARIANCE, ["tel_id_1", "tel_id_2"])
+    telescopes["is_reference"] = np.isin(telescopes["tel_id"], components["reference_tel_id"])
+    telescopes["is_restricted"] = np.array(
+        [bool(set(flags) - set(MILD_FLAGS)) for flags in telescopes["flags"].tolist()], dtype=bool
+    )
+    sections = [
+        Section("What needs attention", _attention(telescopes, pairs, components, layout)),
+        Section("Throughput", _throughput(telescopes)),
+    ]
+    if truth is not None:
+        blocks = _truth(telescopes, pairs, covariance, truth)
+        sections.append(Section("Comparison with the truth", blocks))
+    return [
+        *sections,
+        Section("Map", _map(telescopes, pairs, layout)),
+        Section("Pairs", _pairs(pairs)),
+        Section("Network fit", _network(telescopes, components, covariance)),
+    ]
+
+
+def _columns(tables: Mapping[str, QTable], path: str, order: Sequence[str]) -> Columns:
+    """Plain arrays of a table's columns, sorted by the columns `order`."""
+    if path not in tables:
+        raise MissingInput(f"the result has no table {path}: run inter-calibration again")
+    names = COLUMNS[path].split()
+    missing = [name for name in names if name not in tables[path].colnames]
+    if missing:
+        raise MissingInput(
+            f"table {path} has no columns {', '.join(missing)}: run inter-calibration again"
+        )
+    columns = {name: np.asarray(tables[path][name]) for name in names}
+    for name in {"tel_type", "flags"} & set(names):
+        columns[name] = columns[name].astype(np.str_)
+    if "used" in names:
+        columns["used"] = columns["used"].astype(np.bool_)
+    return _take(columns, np.lexsort([columns[name] for name in reversed(order)]))
+
+
+def _take(columns: Columns, rows: NDArray[Any]) -> Columns:
+    """Select rows, by mask or by index."""
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def _has_flag(columns: Columns, letter: str) -> NDArray[np.bool_]:
+    return np.array([letter in flags for flags in columns["flags"].tolist()], dtype=np.bool_)
+
+
+def _name_telescopes(tel_id: NDArray[Any], limit: int = 12) -> str:
+    """Write out telescope numbers, the first `limit` of them."""
+    names = ", ".join(map(str, tel_id[:limit].tolist()))
+    rest = len(tel_id) - limit
+    noun = "Telescope" if len(tel_id) == 1 else "Telescopes"
+    return f"{noun} {names}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def _attention(
+    telescopes: Columns, pairs: Columns, components: Columns, layout: TelescopeLayout
+) -> list[Block]:
+    """Say what restricts the use of the result, most serious first."""
+    tel_id, has_value = telescopes["tel_id"], np.isfinite(telescopes["value"])
+    blocks: list[Block] = []
+    if not has_value.any():
+        blocks.append(Notice("error", f"None of the {len(tel_id)} telescopes has a value."))
+    unexplained = ~has_value & ~_has_flag(telescopes, "N")
+    if unexplained.any():
+        who = _name_telescopes(tel_id[unexplained])
+        blocks.append(
+            Notice("error", f"{who}: no value, and no flag N that says why. Do not use the result.")
+        )
+    unquoted = has_value & ~(telescopes["error"] > 0) & ~telescopes["is_reference"]
+    unquoted &= ~_has_flag(telescopes, "B")
+    if unquoted.any():
+        who = _name_telescopes(tel_id[unquoted])
+        blocks.append(Notice("warning", f"{who}: a value without an error, and no flag B for it."))
+    everyone = (telescopes, pairs, components)
+    letters = set().union(*(flags for table in everyone for flags in table["flags"].tolist()))
+    # Those that restrict the use come first.
+    given = sorted(letters, key=lambda letter: (letter in MILD_FLAGS, letter))
+    meaning = {letter: FLAGS.get(letter, "not known to this calibdask") for letter in given}
+    for letter in given:
+        flagged = _has_flag(telescopes, letter)
+        if flagged.any() and letter != "R":  # the reference is what was asked for
+            text = f"{_name_telescopes(tel_id[flagged])} ({letter}): {meaning[letter]}."
+            blocks.append(Notice("info" if letter in MILD_FLAGS else "warning", text))
+    blocks += _network_notices(telescopes, components)
+    n_dropped = int((~pairs["used"]).sum())
+    if n_dropped:
+        text = f"{n_dropped:,} of {len(pairs['used']):,} pairs were left out of the fit."
+        blocks.append(Notice("info", text))
+    unplaced = ~np.isin(tel_id, layout.tel_id[layout.placed])
+    if unplaced.any():
+        who = _name_telescopes(tel_id[unplaced])
+        blocks.append(Notice("warning", f"{who}: not on the map, for want of a position."))
+    n_free = int((has_value & ~telescopes["is_restricted"]).sum())
+    blocks.append(
+        Paragraph(
+            ("" if blocks else "Nothing: ")
+            + f"{int(has_value.sum())} of {len(tel_id)} telescopes have a value, {n_free} of them "
+            "without a flag that restricts its use."
+        )
+    )
+    if given:
+        blocks.append(
+            TableBlock(
+                columns={
+                    "Flag": given,
+                    "Meaning": [meaning[letter] for letter in given],
+                    "Telescopes": [int(_has_flag(telescopes, letter).sum()) for letter in given],
+                    "Pairs": [int(_has_flag(pairs, letter).sum()) for letter in given],
+                    "Components": [int(_has_flag(components, letter).sum()) for letter in given],
+                },
+                caption="Flags of this result and how often each was given; marked: those that "
+                "restrict the use of a value.",
+                marked=[letter not in MILD_FLAGS for letter in given],
+            )
+        )
+    # Stable: what is most serious comes first, the figures and the table last.
+    levels = {"error": 0, "warning": 1, "info": 2}
+    return sorted(blocks, key=lambda b: levels[b.level] if isinstance(b, Notice) else len(levels))
+
+
+def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
+    """Say which types have no network, more than one, or one that fits badly."""
+    notices = []
+    for tel_type in np.unique(telescopes["tel_type"]).tolist():
+        n_components = int((components["tel_type"] == tel_type).sum())
+        if not n_components:
+            notices.append(Notice("warning", f"{tel_type}: no network could be fitted."))
+        elif n_components > 1:
+            text = f"{tel_type}: the network of pairs falls apart into {n_components} components"
+            notices.append(Notice("warning", f"{text}. Compare values only within each of them."))
+    fits = zip(*(components[name] for name in COLUMNS[COMPONENTS].split()), strict=True)
+    for tel_type, component, *_, chi2, ndf, p_value, _flags in fits:
+        who = f"{tel_type}, component {component}: p = {p_value:.2g} (chi2/ndf {chi2:.4g}/{ndf})."
+        if p_value < P_VALUE_LIMIT:
+            text = "The pairs disagree by more than their errors: look for outliers among them."
+            notices.append(Notice("warning", f"{who} {text}"))
+        elif p_value > 1 - P_VALUE_LIMIT:
+            text = "The pairs agree better than their errors allow: these may be too large."
+            notices.append(Notice("info", f"{who} {text}"))
+    return notices
+
+
+def _throughput(telescopes: Columns) -> list[Block]:
+    if not len(telescopes["tel_id"]):
+        return [Notice("warning", "The result holds no telescopes.")]
+    ranges = []
+    for tel_type in np.unique(telescopes["tel_type"]).tolist():
+        values = telescopes["value"][telescopes["tel_type"] == tel_type]
+        finite = values[np.isfinite(values)]
+        extent = f", from {finite.min():.3g} to {finite.max():.3g}" if len(finite) else ""
+        ranges.append(f"{tel_type}: {len(finite)} of {len(values)} have a value{extent}")
+    return [
+        Paragraph(
+            "The relative throughput c of each telescope, from the ratio of what two telescopes "
+            "see of the same shower (Mitchell et al. 2016, Astropart. Phys. 75, 1). The error "
+            "counts each shower once, however many pairs saw it; the independent error, given for "
+            "comparison, takes the pairs as independent."
+        ),
+        _draw_panels(
+            telescopes,
+            telescopes["value"],
+            telescopes["error"],
+            label="throughput c",
+            baseline=1.0,
+            alt=f"Throughput by telescope. {'; '.join(ranges)}. The numbers are in the table.",
+            caption="Throughput by telescope, with its standard error. The letters are flags. "
+            "Where a type has several components, each has its own colour.",
+        ),
+        TableBlock(
+            columns={
+                "Type": telescopes["tel_type"],
+                "Telescope": telescopes["tel_id"],
+                "Throughput": telescopes["value"],
+                "Error": telescopes["error"],
+                "Independent error": telescopes["error_independent"],
+                "Pairs": telescopes["n_pairs"],
+                "Events": telescopes["n_events"],
+                "Component": telescopes["component"],
+                "Flags": telescopes["flags"],
+            },
+            caption="Every telescope. A dash is no value; component -1 is none; a reference has "
+            "error 0 because it is held fixed. Marked: flags that restrict the use.",
+            formats={"Independent error": ".2g", "Pairs": ",d", "Events": ",d"},
+            error_of={"Throughput": "Error"},
+            marked=telescopes["is_restricted"],
+        ),
+    ]
+
+
+def _draw_panels(
+    telescopes: Columns,
+    values: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    *,
+    label: str,
+    baseline: float,
+    alt: str,
+    caption: str,
+) -> FigureBlock:
+    """Draw values with errors by telescope number, one panel per type."""
+    types = np.unique(telescopes["tel_type"]).tolist()
+
+    def paint(figure: Figure) -> None:
+        from matplotlib.lines import Line2D
+
+        panels = figure.subplots(len(types), 1, squeeze=False)[:, 0]
+        for panel, tel_type in zip(panels, types, strict=True):
+            rows = telescopes["tel_type"] == tel_type
+            panel.set_title(tel_type)
+            panel.set_ylabel(label)
+            _paint_panel(panel, _take(telescopes, rows), values[rows], errors[rows], baseline)
+        panels[-1].set_xlabel("telescope")
+        handles = [
+            Line2D([], [], linestyle="", label=state, **{"color": DARK, **style})
+            for state, (rows, style) in _states(telescopes, values).items()
+            if rows.any()
+        ]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+
+    return draw_figure(paint, size_in=(10.5, 0.6 + 2.5 * len(types)), alt=alt, caption=caption)
+
+
+def _paint_panel(
+    panel: Axes,
+    telescopes: Columns,
+    values: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    baseline: float,
+) -> None:
+    n_telescopes = len(values)
+    small_print: dict[str, Any] = {"fontsize": 8, "rotation": 0}
+    if n_telescopes > 40:
+        small_print = {"fontsize": 6, "rotation": 90}
+    fixed_height = panel.get_xaxis_transform()  # x in data, y in fractions of the panel
+    places = np.arange(n_telescopes)
+    for place, flags in zip(places.tolist(), telescopes["flags"].tolist(), strict=True):
+        text = panel.text(place, 0.98, flags, transform=fixed_height, color=DARK, **small_print)
+        text.set(ha="center", va="top")
+    # A fixed reference has no error, and some telescopes have none quoted.
+    bars = np.where(errors > 0, errors, np.nan)
+    components = np.unique(telescopes["component"][np.isfinite(values)]).tolist()
+    for state, (rows, style) in _states(telescopes, values).items():
+        if state == "no value":
+            low = np.full(rows.sum(), 0.06)
+            panel.plot(places[rows], low, linestyle="", transform=fixed_height, **style)
+            continue
+        for index, component in enumerate(components):
+            here = rows & (telescopes["component"] == component)
+            panel.errorbar(
+                places[here],
+                values[here],
+                yerr=bars[here],
+                linestyle="",
+                elinewidth=1.2,
+                capsize=2,
+                color=PALETTE[index % len(PALETTE)],
+                **style,
+            )
+    panel.axhline(baseline, color=DARK, linewidth=0.9, zorder=1)
+    panel.grid(visible=False, axis="x")
+    panel.set_xlim(-0.7, n_telescopes - 0.3)
+    panel.set_ylim(*_value_limits(values, errors, baseline))
+    labelled = places[:: math.ceil(n_telescopes / 100)]
+    panel.set_xticks(labelled, telescopes["tel_id"][labelled].tolist(), **small_print)
+
+
+def _value_limits(
+    values: NDArray[np.float64], errors: NDArray[np.float64], baseline: float
+) -> tuple[float, float]:
+    """Axis limits that show every value, with room for the flags above.
+
+    An error far above the others runs out of the panel rather than flattening it.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        return baseline - 0.1, baseline + 0.1
+    bars = np.where(errors > 0, errors, 0.0)[finite]
+    if bars.any():
+        bars = np.minimum(bars, 4 * np.median(bars[bars > 0]))
+    low, high = float((values[finite] - bars).min()), float((values[finite] + bars).max())
+    # The baseline belongs in the panel, unless it is so far away that the values become a line.
+    if max(low - baseline, baseline - high) < 3 * (high - low):
+        low, high = min(low, baseline), max(high, baseline)
+    span = max(high - low, 1e-3 * abs(high), 1e-9)
+    return low - 0.12 * span, high + 0.25 * span
+
+
+def _states(
+    telescopes: Columns, values: NDArray[np.float64]
+) -> dict[str, tuple[NDArray[np.bool_], dict[str, Any]]]:
+    """Telescopes in each state, and the marker of the state."""
+    has_value, is_reference = np.isfinite(values), telescopes["is_reference"]
+    is_flagged = telescopes["flags"] != ""
+    return {
+        "no flag": (has_value & ~is_reference & ~is_flagged, {"marker": "o", "markersize": 5}),
+        "flagged": (has_value & ~is_reference & is_flagged, {"marker": "D", "markersize": 5}),
+        "reference": (has_value & is_reference, {"marker": "*", "markersize": 11}),
+        "no value": (~has_value, {"marker": "o", "markersize": 6, **HOLLOW}),
+    }
+
+
+def _truth(
+    telescopes: Columns, pairs: Columns, covariance: Columns, truth: Mapping[int, float]
+) -> list[Block]:
+    """Compare with the true throughputs, after putting these on the scale of each component."""
+    value, error = telescopes["value"], telescopes["error"]
+    expected = np.array([truth.get(tel, math.nan) for tel in telescopes["tel_id"].tolist()])
+    keys = zip(telescopes["tel_type"].tolist(), telescopes["component"].tolist(), strict=True)
+    for tel_type, component in sorted(set(keys)):
+        rows = (telescopes["tel_type"] == tel_type) & (telescopes["component"] == component)
+        expected[rows] *= _truth_scale(_take(telescopes, rows), pairs, expected[rows])
+    pull = np.full(len(value), math.nan)
+    np.divide(value - expected, error, out=pull, where=error > 0)
+    relative, tested = value / expected - 1, np.isfinite(pull)
+    if not tested.any():
+        return [Notice("warning", "No telescope has a true throughput and a value with an error.")]
+    rms_relative = math.sqrt(np.mean(relative[tested] ** 2))
+    rms_pull = math.sqrt(np.mean(pull[tested] ** 2))
+    n_beyond = int((np.abs(pull[tested]) > 3).sum())
+    chi2, ndf = _correlated_chi2(
+        pull[tested], _correlation(telescopes["tel_id"][tested], covariance)
+    )
+    return [
+        Paragraph(
+            f"{int(tested.sum())} telescopes have a known true throughput. The root mean square "
+            f"of the relative deviation is {rms_relative:.2%}, that of the pulls (deviation over "
+            f"error) {rms_pull:.2f}; {n_beyond} deviate by more than three errors. Telescopes of "
+            "one component share the error of its reference, so their pulls move together: with "
+            f"the full covariance chi2 is {chi2:.1f} for {ndf} degrees of freedom, and honest "
+            "errors make the two about equal. The truth is put on the scale of each component: "
+            "that of its reference, or of its weighted mean where that is what is fixed."
+        ),
+        _draw_panels(
+            telescopes,
+            100 * relative,
+            100 * error / expected,
+            label="deviation, %",
+            baseline=0.0,
+            alt=f"Relative deviation from the true throughput by telescope: root mean square "
+            f"{rms_relative:.2%}, of the pulls {rms_pull:.2f}.",
+            caption="Deviation from the true throughput, with its standard error.",
+        ),
+        TableBlock(
+            columns={
+                "Type": telescopes["tel_type"],
+                "Telescope": telescopes["tel_id"],
+                "Throughput": value,
+                "Error": error,
+                "Truth": expected,
+                "Pull": pull,
+                "Flags": telescopes["flags"],
+            },
+            caption="Value and truth of every telescope. Marked: more than three errors apart.",
+            formats={"Pull": "z.2f"},
+            error_of={"Throughput": "Error", "Truth": "Error"},
+            marked=np.abs(pull) > 3,
+        ),
+    ]
+
+
+def _truth_scale(telescopes: Columns, pairs: Columns, expected: NDArray[np.float64]) -> float:
+    """Factor that puts the truth of one component on the scale of its values.
+
+    Without a reference the weighted mean of ln c is fixed, and the weight of a telescope is that
+    of its pairs, as in the fit.
+    """
+    usable = (telescopes["value"] > 0) & (expected > 0)
+    if (usable & telescopes["is_reference"]).any():
+        usable &= telescopes["is_reference"]
+    used = pairs["used"] & (pairs["log_ratio_error"] > 0)
+    weights = np.zeros(len(expected))
+    for side in ("tel_id_1", "tel_id_2"):
+        ends = telescopes["tel_id"][:, None] == pairs[side][used]
+        weights += ends @ (pairs["log_ratio_error"][used] ** -2.0)
+    if not weights[usable].any():
+        return math.nan
+    log_ratio = np.log(telescopes["value"][usable] / expected[usable])
+    return math.exp(np.average(log_ratio, weights=weights[usable]))
+
+
+def _correlated_chi2(
+    pull: NDArray[np.float64], correlation: NDArray[np.float64]
+) -> tuple[float, int]:
+    """Sum of squared pulls along the independent directions of a correlation matrix.
+
+    Directions without variance, as the fixed mean of a component, count neither in chi2 nor in
+    the degrees of freedom.
+    """
+    eigenvalues, vectors = np.linalg.eigh(np.nan_to_num(correlation, nan=0.0))
+    free = eigenvalues > 1e-9 * eigenvalues[-1]
+    projected = vectors.T[free] @ pull
+    return float(np.sum(projected**2 / eigenvalues[free])), int(free.sum())
+
+
+def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout) -> list[Block]:
+    placed = layout.placed
+    if not placed.any():
+        return [Notice("warning", "No telescope has a known position.")]
+    row_of = {tel: row for row, tel in enumerate(telescopes["tel_id"].tolist())}
+    rows = [row_of.get(tel) for tel in layout.tel_id.tolist()]
+    value = np.array([math.nan if row is None else telescopes["value"][row] for row in rows])
+    flags = ["" if row is None else str(telescopes["flags"][row]) for row in rows]
+    filled = placed & np.isfinite(value)
+    types = np.unique(layout.tel_type[placed]).tolist()
+    markers = {name: TYPE_MARKERS[i % len(TYPE_MARKERS)] for i, name in enumerate(types)}
+
+    def paint(figure: Figure) -> None:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.lines import Line2D
+
+        axes = figure.subplots()
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.margins(0.08)
+        axes.set_xlabel("East, m")
+        axes.set_ylabel("North, m")
+        _paint_pair_lines(axes, pairs, layout)
+        low, high = (value[filled].min(), value[filled].max()) if filled.any() else (1.0, 1.0)
+        pad = 0.01 if low == high else 0.0
+        colours = ScalarMappable(Normalize(low - pad, high + pad), "viridis")
+        crowded = len(layout.tel_id) > 50
+        for row in np.flatnonzero(placed):
+            place = layout.east_north_m[row]
+            colour = {"markeredgecolor": DARK, "markerfacecolor": colours.to_rgba(value[row])}
+            axes.plot(
+                *place,
+                marker=markers[layout.tel_type[row]],
+                markersize=7 if crowded else 9,
+                zorder=3,
+                **(colour if filled[row] else HOLLOW),
+            )
+            axes.annotate(
+                f"{layout.tel_id[row]} {flags[row]}".rstrip(),
+                place,
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=6 if crowded else 7.5,
+                fontweight="bold" if "R" in flags[row] else "normal",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            )
+        if filled.any():
+            figure.colorbar(colours, ax=axes, label="throughput c", shrink=0.8)
+        handles = [
+            Line2D([], [], linestyle="", color=GREY, marker=marker, label=name)
+            for name, marker in markers.items()
+        ]
+        if not filled[placed].all():
+            handles.append(Line2D([], [], linestyle="", marker="o", label="no value", **HOLLOW))
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+
+    return [
+        draw_figure(
+            paint,
+            size_in=(9.0, 8.0),
+            alt=f"Map of {int(placed.sum())} telescopes coloured by throughput, with a line for "
+            f"each of {int(pairs['used'].sum())} pairs.",
+            caption="The array to scale, coloured by throughput. Lines are the pairs in the fit, "
+            "wider with more events; dotted pairs were left out. Compare colours only within a "
+            "component.",
+        )
+    ]
+
+
+def _paint_pair_lines(axes: Axes, pairs: Columns, layout: TelescopeLayout) -> None:
+    from matplotlib.collections import LineCollection
+
+    points = dict(zip(layout.tel_id.tolist(), layout.east_north_m, strict=True))
+    placed = layout.tel_id[layout.placed]
+    known = np.isin(pairs["tel_id_1"], placed) & np.isin(pairs["tel_id_2"], placed)
+    most_events = max(pairs["n_events"].max(initial=0), 1)
+    widths = np.maximum(3.0 * np.sqrt(pairs["n_events"] / most_events), 0.25)
+    # Lines cover each other: the more there are, the fainter each.
+    alpha = min(0.6, max(0.05, 1.5 / math.sqrt(max(len(widths), 1))))
+    styles: list[tuple[NDArray[np.bool_], dict[str, Any]]] = [
+        (known & pairs["used"], {"colors": "#55708a", "alpha": alpha}),
+        (known & ~pairs["used"], {"colors": PALETTE[1], "linestyles": ":", "alpha": 0.6}),
+    ]
+    for rows, style in styles:
+        ends = zip(pairs["tel_id_1"][rows].tolist(), pairs["tel_id_2"][rows].tolist(), strict=True)
+        lines = [[points[tel_1], points[tel_2]] for tel_1, tel_2 in ends]
+        axes.add_collection(LineCollection(lines, linewidths=widths[rows], zorder=1, **style))
+
+
+def _pairs(pairs: Columns) -> list[Block]:
+    if not len(pairs["used"]):
+        return [Notice("warning", "No two telescopes of a type share an event.")]
+    blocks: list[Block] = []
+    fitted = _take(pairs, pairs["used"] & np.isfinite(pairs["pull"]))
+    n_fitted = len(fitted["pull"])
+    if n_fitted:
+        worst = np.argsort(-np.abs(fitted["pull"]), kind="stable")[:N_WORST_PAIRS]
+        blocks.append(_draw_residuals(fitted))
+        if n_fitted > N_WORST_PAIRS:
+            caption = f"The {N_WORST_PAIRS} pairs that fit worst, by pull."
+            blocks.append(_pair_table(_take(fitted, worst), caption))
+    else:
+        blocks.append(Notice("warning", "No pair took part in a fit."))
+    blocks.append(_pair_table(pairs, "Every pair. Marked: left out of the fit."))
+    return blocks
+
+
+def _pair_table(pairs: Columns, caption: str) -> TableBlock:
+    error = "Error of ln ratio"
+    return TableBlock(
+        columns={
+            "Type": pairs["tel_type"],
+            "i": pairs["tel_id_1"],
+            "j": pairs["tel_id_2"],
+            "Events": pairs["n_events"],
+            "ln ratio": pairs["log_ratio"],
+            error: pairs["log_ratio_error"],
+            "Model": pairs["model_log_ratio"],
+            "Residual": pairs["residual"],
+            "Pull": pairs["pull"],
+            "Std of ln ratio": pairs["std_log_ratio"],
+            "Mean asymmetry": pairs["mean_asymmetry"],
+            "Std of asymmetry": pairs["std_asymmetry"],
+            "In the fit": pairs["used"],
+            "Flags": pairs["flags"],
+        },
+        caption=caption,
+        formats={
+            "Events": ",d",
+            "Pull": "z.2f",
+            "Std of ln ratio": ".3f",
+            "Mean asymmetry": "z.4f",
+            "Std of asymmetry": ".3f",
+        },
+        error_of={"ln ratio": error, "Model": error, "Residual": error},
+        marked=~pairs["used"],
+    )
+
+
+def _draw_residuals(pairs: Columns) -> FigureBlock:
+    """Draw the histogram of pulls, and the residuals against the measured ln ratio."""
+    pull = pairs["pull"]
+    n_pairs, mean, rms = len(pull), pull.mean(), math.sqrt(np.mean(pull**2))
+    n_beyond = int((np.abs(pull) > PULL_RANGE).sum())
+    types = np.unique(pairs["tel_type"]).tolist()
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+        edges = np.linspace(-PULL_RANGE, PULL_RANGE, 21 if n_pairs < 300 else 41)
+        left.hist(pull, bins=edges, color=PALETTE[5], edgecolor="white", label="pairs")
+        grid = np.linspace(-PULL_RANGE, PULL_RANGE, 201)
+        expected = n_pairs * (edges[1] - edges[0]) * np.exp(-0.5 * grid**2) / math.sqrt(math.tau)
+        left.plot(grid, expected, color=DARK, label="unit normal")
+        left.set_title(f"Pulls: {n_beyond:,} of {n_pairs:,} beyond ±{PULL_RANGE:g}")
+        left.set_xlabel("pull: residual over its error")
+        left.set_ylabel("pairs")
+        left.set_ylim(0, 1.25 * left.get_ylim()[1])  # room for the legend
+        left.legend(loc="upper left")
+        for index, tel_type in enumerate(types):
+            rows = pairs["tel_type"] == tel_type
+            right.errorbar(
+                pairs["log_ratio"][rows],
+                pairs["residual"][rows],
+                yerr=pairs["log_ratio_error"][rows],
+                fmt=TYPE_MARKERS[index % len(TYPE_MARKERS)],
+                color=PALETTE[index % len(PALETTE)],
+                markersize=3.5,
+                elinewidth=0.6,
+                alpha=0.75,
+                label=tel_type,
+            )
+        right.axhline(0, color=DARK, linewidth=0.9, zorder=1)
+        right.set_title("Residuals")
+        right.set_xlabel("measured ln ratio of the pair")
+        right.set_ylabel("measured - fitted")
+        figure.legend(loc="outside upper right", ncols=len(types), handles=right.containers)
+
+    return draw_figure(
+        paint,
+        size_in=(10.5, 3.9),
+        alt=f"Histogram of the pulls of {n_pairs} pairs (mean {mean:.2f}, root mean square "
+        f"{rms:.2f}, {n_beyond} beyond {PULL_RANGE:g}) against a unit normal, and residuals "
+        "against the measured ln ratio.",
+        caption=f"Pulls: mean {mean:.2f}, root mean square {rms:.2f}. A fit uses up some of the "
+        "scatter: with ndf degrees of freedom for n pairs, honest errors of independent pairs "
+        "give sqrt(ndf/n), which comes near 1 only for many pairs per telescope.",
+    )
+
+
+def _network(telescopes: Columns, components: Columns, covariance: Columns) -> list[Block]:
+    chi2, ndf, p_value = components["chi2"], components["ndf"], components["p_value"]
+    if not len(chi2):
+        return [Notice("warning", "No network could be fitted.")]
+    reduced = np.full(len(chi2), math.nan)
+    np.divide(chi2, ndf, out=reduced, where=ndf > 0)
+    references = components["reference_tel_id"].tolist()
+    blocks: list[Block] = [
+        TableBlock(
+            columns={
+                "Type": components["tel_type"],
+                "Component": components["component"],
+                "Reference": [str(tel) if tel >= 0 else "weighted mean" for tel in references],
+                "Telescopes": components["n_telescopes"],
+                "Pairs": components["n_pairs"],
+                "Events": components["n_events"],
+                "chi2": chi2,
+                "ndf": ndf,
+                "chi2/ndf": reduced,
+                "p": p_value,
+                "Flags": components["flags"],
+            },
+            caption="Connected components of the network of pairs. p is the probability of a "
+            f"larger chi2; marked: p < {P_VALUE_LIMIT:g}. Without degrees of freedom nothing is "
+            "tested.",
+            formats={"Pairs": ",d", "Events": ",d", "chi2": ".2f", "chi2/ndf": ".2f", "p": ".2g"},
+            marked=p_value < P_VALUE_LIMIT,
+        )
+    ]
+    correlation = _correlation(telescopes["tel_id"], covariance)
+    off_diagonal = correlation[~np.eye(len(correlation), dtype=bool)]
+    if np.isfinite(off_diagonal).any():
+        low, high = np.nanmin(off_diagonal), np.nanmax(off_diagonal)
+        blocks.append(_draw_correlation(telescopes["tel_id"], correlation, low, high))
+    return blocks
+
+
+def _correlation(tel_id: NDArray[Any], covariance: Columns) -> NDArray[np.float64]:
+    """Correlation matrix of the throughputs, shape (n_telescopes, n_telescopes).
+
+    NaN across components, and for a fixed reference, which has no variance.
+    """
+    row_of = {tel: row for row, tel in enumerate(tel_id.tolist())}
+    known = np.isin(covariance["tel_id_1"], tel_id) & np.isin(covariance["tel_id_2"], tel_id)
+    rows_1 = [row_of[tel] for tel in covariance["tel_id_1"][known].tolist()]
+    rows_2 = [row_of[tel] for tel in covariance["tel_id_2"][known].tolist()]
+    matrix = np.full((len(tel_id), len(tel_id)), math.nan)
+    matrix[rows_1, rows_2] = covariance["covariance"][known]
+    variance = np.diagonal(matrix)
+    sigma = np.sqrt(np.where(variance > 0, variance, math.nan))
+    return np.asarray(matrix / np.outer(sigma, sigma))
+
+
+def _draw_correlation(
+    tel_id: NDArray[Any], correlation: NDArray[np.float64], low: float, high: float
+) -> FigureBlock:
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        axes.set_facecolor("#dddddd")
+        image = axes.imshow(correlation, cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
+        places = np.arange(0, len(tel_id), math.ceil(len(tel_id) / 50))
+        labels, fontsize = tel_id[places].tolist(), 8 if len(places) <= 20 else 6
+        axes.set_xticks(places, labels, fontsize=fontsize, rotation=90 if len(places) > 9 else 0)
+        axes.set_yticks(places, labels, fontsize=fontsize)
+        axes.set_xlabel("telescope")
+        axes.set_ylabel("telescope")
+        figure.colorbar(image, ax=axes, label="correlation", shrink=0.8)
+
+    return draw_figure(
+        paint,
+        size_in=(6.4, 5.2),
+        alt="Matrix of the correlations between the throughputs of telescopes: between "
+        f"{low:.2f} and {high:.2f}.",
+        caption="Correlation of the throughputs. Grey: a fixed reference, which has no error, or "
+        "telescopes of different components. The error of a ratio of two telescopes needs the "
+        "covariance, which the result file holds.",
+    )

@@ -1,0 +1,845 @@
+"""Reading of ctapipe's DL2 files (and the image parameters of DL1), by PyTables alone.
+
+A column is asked for by its name. It may stand in
+
+* a table per telescope: `/dl2/event/telescope/<kind>/<algorithm>/tel_XXX` or
+  `/dl1/event/telescope/parameters/tel_XXX`;
+* one table for all telescopes: `/dl1/event/telescope/trigger`;
+* a table of events: `/dl2/event/subarray/<kind>/<algorithm>` or `/dl1/event/subarray/trigger`.
+
+What comes back is one row per telescope and event. Rows belong together when their keys are equal,
+never by position alone. The layout is that of ctapipe 0.32 (data model 7, `ctapipe.io.DataWriter`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tables
+
+from calibdask.errors import CorruptedInput, MissingInput
+from calibdask.io.hdf5 import open_hdf5, standard_unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ArrayLayout",
+    "Dl2Info",
+    "Needs",
+    "TelescopeEvents",
+    "event_ranges",
+    "inspect_dl2",
+    "read_telescope_events",
+]
+
+_LAYOUT = "/configuration/instrument/subarray/layout"
+_OBSERVATIONS = "/configuration/observation/observation_block"
+_TRIGGER = "/dl1/event/subarray/trigger"
+_TELESCOPE_TRIGGER = "/dl1/event/telescope/trigger"
+_PARAMETERS = "/dl1/event/telescope/parameters"
+_DL2_TELESCOPE = "/dl2/event/telescope"
+_DL2_EVENT = "/dl2/event/subarray"
+
+_EVENT_KEYS = ("obs_id", "event_id")
+_TELESCOPE_KEYS = ("obs_id", "event_id", "tel_id")
+
+# What these must be in, whatever the file says of them.
+_UNIT_OF_SUFFIX = {
+    "_energy": "TeV",
+    "_energy_uncert": "TeV",
+    "_impact_distance": "m",
+    "_core_x": "m",
+    "_core_y": "m",
+    "_h_max": "m",
+}
+
+# Rows are read in blocks: a wide table never stands in memory for the sake of three of its columns,
+# and each chunk is decompressed once.
+_BLOCK_BYTES = 2 * 2**20
+_SEARCH_ROWS = 4096
+
+type Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayLayout:
+    """The telescopes of a subarray, in the order of the file, which need not be sorted.
+
+    Attributes
+    ----------
+    tel_id : array of uint16, (T,)
+        Telescope numbers.
+    tel_type : tuple of str, (T,)
+        LST, MST or SST.
+    tel_description : tuple of str, (T,)
+        What ctapipe's patterns match, such as "LST_LST_LSTCam".
+    position_m : array of float64, (T, 3)
+        Ground frame: x to the North, y to the West, z up.
+    """
+
+    tel_id: NDArray[np.uint16]
+    tel_type: tuple[str, ...]
+    tel_description: tuple[str, ...]
+    position_m: NDArray[np.float64]
+
+    def contradiction(self, other: ArrayLayout) -> str | None:
+        """Say what two files tell differently about a telescope that both have.
+
+        Parameters
+        ----------
+        other : ArrayLayout
+            The layout in another file. Either may have telescopes that the other has not.
+
+        Returns
+        -------
+        str or None
+            The first contradiction: another type, or a position more than 1 m away.
+        """
+        index = {int(tel_id): i for i, tel_id in enumerate(self.tel_id)}
+        for j, tel_id in enumerate(other.tel_id.tolist()):
+            i = index.get(tel_id)
+            if i is None:
+                continue
+            if self.tel_type[i] != other.tel_type[j]:
+                return f"telescope {tel_id} is {self.tel_type[i]} and {other.tel_type[j]}"
+            distance_m = float(np.linalg.norm(self.position_m[i] - other.position_m[j]))
+            if not distance_m <= 1.0:
+                return f"telescope {tel_id} stands in two places, {distance_m:.1f} m apart"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The columns a calibration reads.
+
+    Attributes
+    ----------
+    base : str
+        A column of the tables per telescope: its table gives the rows, one per telescope and event.
+    columns : tuple of str
+        Further columns, from any of the tables; without repetition.
+    """
+
+    base: str
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def energy(
+        cls, energy_reconstructor: str, geometry_reconstructor: str, further: Iterable[str] = ()
+    ) -> Needs:
+        """Energy per telescope, its uncertainty and validity, and the impact distance.
+
+        Parameters
+        ----------
+        energy_reconstructor, geometry_reconstructor : str
+            Names of the algorithms, such as "RandomForestRegressor" and "HillasReconstructor".
+        further : iterable of str
+            More columns, such as those a quality expression mentions.
+        """
+        own = [f"{energy_reconstructor}_tel_{what}" for what in ("energy_uncert", "is_valid")]
+        own.append(f"{geometry_reconstructor}_tel_impact_distance")
+        return cls._of(f"{energy_reconstructor}_tel_energy", own, further)
+
+    @classmethod
+    def intensity(cls, geometry_reconstructor: str, further: Iterable[str] = ()) -> Needs:
+        """Image intensity per telescope, and the impact distance.
+
+        Parameters
+        ----------
+        geometry_reconstructor : str
+            Name of the algorithm, such as "HillasReconstructor".
+        further : iterable of str
+            More columns, such as those a quality expression mentions.
+        """
+        return cls._of(
+            "hillas_intensity", [f"{geometry_reconstructor}_tel_impact_distance"], further
+        )
+
+    @classmethod
+    def _of(cls, base: str, own: Sequence[str], further: Iterable[str]) -> Needs:
+        return cls(base, (*own, *sorted(set(further) - {base, *own})))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, the base first."""
+        return (self.base, *self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Dl2Info:
+    """What a DL2 file holds, by its metadata.
+
+    Attributes
+    ----------
+    layout : ArrayLayout
+        Its telescopes.
+    obs_ids : tuple of int
+        Its observation blocks, sorted.
+    n_events : int
+        Rows of the trigger table: one per event.
+    n_telescope_rows : dict of int to int
+        Telescope number to rows of its base table, for the telescopes that have one.
+    bytes_needed : int
+        Memory at the peak of `read_telescope_events` for the whole file, estimated from above.
+    product_id : str or None
+        "CTA PRODUCT ID" of the file.
+    process_type : str or None
+        "CTA PROCESS TYPE": "Observation" or "Simulation".
+    tables : dict of str to tuple of str
+        Tables (or groups of one table per telescope) to the names of their columns.
+    """
+
+    layout: ArrayLayout
+    obs_ids: tuple[int, ...]
+    n_events: int
+    n_telescope_rows: dict[int, int]
+    bytes_needed: int
+    product_id: str | None
+    process_type: str | None
+    tables: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TelescopeEvents:
+    """One row per telescope and event; telescopes one after the other, in the order of the layout.
+
+    Attributes
+    ----------
+    obs_id : array of int32, (N,)
+        Observation block.
+    event_id : array of int64, (N,)
+        Event number in the block.
+    event : array of int64, (N,)
+        Index of the event here, 0 ... n_events - 1, in the order of (obs_id, event_id).
+    tel_id : array of uint16, (N,)
+        Telescope number.
+    columns : dict of str to array, (N,) or (N, ...)
+        The columns asked for. Real numbers are float64. Where a table lacks the row: NaN, or False
+        for booleans; integers become float64 for it.
+    units : dict of str to str
+        Unit of each column, "" for none. Energies are in TeV, lengths in m.
+    n_events : int
+        Number of different events with at least one row.
+    n_missing : dict of str to int
+        For each column, the rows that its table lacks.
+    """
+
+    obs_id: NDArray[np.int32]
+    event_id: NDArray[np.int64]
+    event: NDArray[np.int64]
+    tel_id: NDArray[np.uint16]
+    columns: Columns
+    units: dict[str, str]
+    n_events: int
+    n_missing: dict[str, int]
+
+
+def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
+    """Look at the metadata of a DL2 file: what it holds, and whether it has the columns needed.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    needs : Needs
+        The columns.
+
+    Returns
+    -------
+    Dl2Info
+        Everything a plan needs to know of the file.
+
+    Raises
+    ------
+    MissingInput
+        No such file, table or column; with the nearest names there are.
+    CorruptedInput, TransientError
+        As `calibdask.io.hdf5.open_hdf5`, or a layout that makes no sense.
+    """
+    with open_hdf5(path) as file:
+        reader = _Reader(Path(path), file)
+        layout = reader.layout()
+        sources = reader.sources()
+        wanted = reader.resolve(sources, needs)
+        base = reader.telescope_tables(wanted[0].source, layout)
+        n_rows = {tel_id: int(table.nrows) for tel_id, table in base.items()}
+        root = file.root._v_attrs
+        return Dl2Info(
+            layout=layout,
+            obs_ids=reader.obs_ids(),
+            n_events=int(reader.table(_TRIGGER).nrows),
+            n_telescope_rows=n_rows,
+            bytes_needed=_bytes_needed(wanted, sum(n_rows.values())),
+            product_id=str(root["CTA PRODUCT ID"]) if "CTA PRODUCT ID" in root else None,
+            process_type=str(root["CTA PROCESS TYPE"]) if "CTA PROCESS TYPE" in root else None,
+            tables={source.path: tuple(source.dtypes) for source in sources},
+        )
+
+
+def event_ranges(path: Path | str, n_ranges: int) -> tuple[tuple[int, int], ...]:
+    """Cut the trigger table into ranges of about equal length, none of which splits an event.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    n_ranges : int
+        How many; fewer when there are fewer events.
+
+    Returns
+    -------
+    tuple of (first, stop)
+        For `read_telescope_events`; together they cover the table.
+
+    Raises
+    ------
+    CorruptedInput
+        An event stands in two rows of the trigger table; or as `open_hdf5`.
+    MissingInput, TransientError
+        As `calibdask.io.hdf5.open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        reader = _Reader(Path(path), file)
+        table = reader.table(_TRIGGER)
+        n_events = int(table.nrows)
+        reader.refuse_duplicates(table, reader.read(table, _EVENT_KEYS))
+    n_ranges = max(1, min(n_ranges, n_events))
+    edges = [n_events * i // n_ranges for i in range(n_ranges + 1)]
+    return tuple(pairwise(edges))
+
+
+def read_telescope_events(
+    path: Path | str, needs: Needs, rows: tuple[int, int] | None = None
+) -> TelescopeEvents:
+    """Read columns of a DL2 file, one row per telescope and event.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    needs : Needs
+        The columns.
+    rows : (first, stop), optional
+        Rows of `/dl1/event/subarray/trigger`: only the telescope rows of these events are read.
+        They are found by their keys: quickly where the tables are in the order of the events, by
+        reading the whole table where they are not.
+
+    Returns
+    -------
+    TelescopeEvents
+        The rows.
+
+    Raises
+    ------
+    MissingInput
+        No such file, table or column; with the nearest names there are.
+    CorruptedInput
+        An event stands twice in a telescope's table, keys contradict the table's name, an energy
+        or distance has no known unit, the file does not have these rows; or as `open_hdf5`.
+    TransientError
+        As `calibdask.io.hdf5.open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        reader = _Reader(Path(path), file)
+        layout = reader.layout()
+        wanted = reader.resolve(reader.sources(), needs)
+        chosen = None if rows is None else reader.chosen_events(layout, rows)
+        return reader.telescope_events(layout, wanted, needs, chosen)
+
+
+# --- what is in the file ---------------------------------------------------------------------
+
+type _Per = Literal["telescope", "telescope and event", "event"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """A table, or a group with one table per telescope, and the types of its columns."""
+
+    path: str
+    per: _Per
+    dtypes: dict[str, np.dtype[Any]]
+    n_rows: int  # of the table; of one of the tables in a group
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wanted:
+    """The columns to read from a source."""
+
+    source: _Source
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """The events of a range of rows of the trigger table."""
+
+    rows: slice
+    keys: Columns
+    triggered: NDArray[np.bool_] | None  # (events, telescopes of the layout)
+    in_order: bool
+
+
+def _children(node: tables.Node) -> list[str]:
+    return sorted(node._v_children) if isinstance(node, tables.Group) else []
+
+
+def _bytes_needed(wanted: Sequence[_Wanted], n_rows: int) -> int:
+    """Output, one more copy of a column while they are joined, and what comparing keys takes."""
+    width = 4 + 8 + 8 + 2  # obs_id, event_id, event, tel_id
+    joined_apart = 0
+    for want in wanted:
+        item_bytes = sum(max(8, want.source.dtypes[name].itemsize) for name in want.names)
+        width += item_bytes
+        if want.source.per != "telescope":
+            joined_apart = max(joined_apart, want.source.n_rows * (item_bytes + 64))
+    return n_rows * (width + 64) + joined_apart + 4 * _BLOCK_BYTES
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reader:
+    """Reads the tables of one open file; knows its name for the messages."""
+
+    path: Path
+    file: tables.File
+    units: dict[str, str] = field(default_factory=dict)
+
+    # -- metadata
+
+    def table(self, path: str) -> tables.Table:
+        """Return the table at `path`, which must have the keys of an event."""
+        table = self._any_table(path)
+        if lacking := [name for name in _EVENT_KEYS if name not in table.colnames]:
+            msg = f"{self.path}: {path} has no column {lacking[0]}"
+            raise CorruptedInput(msg)
+        return table
+
+    def _any_table(self, path: str) -> tables.Table:
+        if path not in self.file:
+            msg = f"{self.path}: has no table {path}; is it a ctapipe file with DL1 and DL2 data?"
+            raise MissingInput(msg)
+        node = self.file.get_node(path)
+        if not isinstance(node, tables.Table):
+            msg = f"{self.path}: {path} is not a table but a {type(node).__name__}"
+            raise CorruptedInput(msg)
+        return node
+
+    def layout(self) -> ArrayLayout:
+        table = self._any_table(_LAYOUT)
+        axes = ("pos_x", "pos_y", "pos_z")
+        texts = ("type", "tel_description")
+        if lacking := {"tel_id", *texts, *axes} - set(table.colnames):
+            msg = f"{self.path}: {_LAYOUT} has no column {', '.join(sorted(lacking))}"
+            raise MissingInput(msg)
+        if any(table.dtype[name].kind != "S" for name in texts):
+            msg = f"{self.path}: {_LAYOUT} has no text in {' or '.join(texts)}"
+            raise CorruptedInput(msg)
+        columns = self.read(table, ("tel_id", *axes))
+        tel_id = columns["tel_id"].astype(np.uint16)
+        if not np.array_equal(tel_id, columns["tel_id"]) or np.unique(tel_id).size != tel_id.size:
+            msg = f"{self.path}: {_LAYOUT} has wrong tel_id: {columns['tel_id'].tolist()}"
+            raise CorruptedInput(msg)
+        position_m = np.stack([columns[name] for name in axes], axis=1)
+        if (lost := ~np.isfinite(position_m).all(axis=1)).any():
+            msg = f"{self.path}: {_LAYOUT} has no position for telescopes {tel_id[lost].tolist()}"
+            raise CorruptedInput(msg)
+        rows = table.read()
+        tel_type, tel_description = (
+            tuple(text.decode("utf-8", "replace") for text in rows[name].tolist()) for name in texts
+        )
+        return ArrayLayout(tel_id, tel_type, tel_description, position_m)
+
+    def obs_ids(self) -> tuple[int, ...]:
+        # The trigger table would tell as well, but has a row per event.
+        path = _OBSERVATIONS if _OBSERVATIONS in self.file else _TRIGGER
+        obs_id = self.read(self._any_table(path), ("obs_id",))["obs_id"]
+        return tuple(int(value) for value in np.unique(obs_id))
+
+    def sources(self) -> list[_Source]:
+        """Where columns are looked for, in this order."""
+        found = [*self._below(_DL2_TELESCOPE, "telescope")]
+        found += self._source(_PARAMETERS, "telescope")
+        found += self._source(_TELESCOPE_TRIGGER, "telescope and event")
+        found += self._below(_DL2_EVENT, "event")
+        found += self._source(_TRIGGER, "event")
+        return found
+
+    def _below(self, path: str, per: _Per) -> list[_Source]:
+        """Return the sources at <path>/<kind>/<algorithm>."""
+        found: list[_Source] = []
+        for kind in _children(self.file.get_node(path)) if path in self.file else []:
+            for algorithm in _children(self.file.get_node(f"{path}/{kind}")):
+                found += self._source(f"{path}/{kind}/{algorithm}", per)
+        return found
+
+    def _source(self, path: str, per: _Per) -> list[_Source]:
+        """Return the source at `path`; an empty list where there is none."""
+        if path not in self.file:
+            return []
+        table = self.file.get_node(path)
+        if per == "telescope":
+            names = [name for name in _children(table) if name.startswith("tel_")]
+            if not names:
+                return []
+            table = self.file.get_node(table, names[0])
+        if isinstance(table, tables.UnImplemented):  # what PyTables makes of a damaged table
+            msg = f"{self.path}: {table._v_pathname} is damaged; copy or produce the file again"
+            raise CorruptedInput(msg)
+        if not isinstance(table, tables.Table):
+            return []
+        dtypes = {name: table.dtype[name] for name in table.colnames}
+        return [_Source(path, per, dtypes, int(table.nrows))]
+
+    def resolve(self, sources: Sequence[_Source], needs: Needs) -> list[_Wanted]:
+        """Find the source of each column; that of the base comes first."""
+        wanted: dict[str, _Wanted] = {}
+        for name in needs.names:
+            if name in _TELESCOPE_KEYS:
+                continue
+            source = next((s for s in sources if name in s.dtypes), None)
+            if source is None:
+                raise MissingInput(self._no_column(name, sources))
+            wanted.setdefault(source.path, _Wanted(source, [])).names.append(name)
+        found = list(wanted.values())
+        if not found or needs.base not in found[0].names or found[0].source.per != "telescope":
+            msg = f"{self.path}: {needs.base} is not in a table per telescope, so it has no rows"
+            raise MissingInput(msg)
+        return found
+
+    def _no_column(self, name: str, sources: Sequence[_Source]) -> str:
+        known = sorted({column for source in sources for column in source.dtypes})
+        if near := difflib.get_close_matches(name, known, n=3):
+            hint = f"did you mean {' or '.join(near)}?"
+        else:
+            hint = f"the tables it has: {', '.join(source.path for source in sources) or 'none'}"
+        return f"{self.path}: no table has a column {name}; {hint}"
+
+    def telescope_tables(self, source: _Source, layout: ArrayLayout) -> dict[int, tables.Table]:
+        """Tables of a group in the order of the layout; some telescopes may have none."""
+        names = {f"tel_{tel_id:03d}": tel_id for tel_id in layout.tel_id.tolist()}
+        present = {n for n in _children(self.file.get_node(source.path)) if n.startswith("tel_")}
+        if foreign := sorted(present - names.keys()):
+            msg = (
+                f"{self.path}: {source.path} has {', '.join(foreign)}, not telescopes of {_LAYOUT}"
+            )
+            raise CorruptedInput(msg)
+        return {
+            tel_id: self.table(f"{source.path}/{name}")
+            for name, tel_id in names.items()
+            if name in present
+        }
+
+    # -- columns of one table
+
+    def read(
+        self, table: tables.Table, names: Sequence[str], start: int = 0, stop: int | None = None
+    ) -> Columns:
+        """Columns of a range of rows: floats as float64, in standard units."""
+        stop = int(table.nrows) if stop is None else stop
+        out: Columns = {}
+        factors: dict[str, float] = {}
+        for name in names:
+            dtype = self._dtype(table, name)
+            factor, unit = self._unit(table, name)
+            if self.units.setdefault(name, unit) != unit:
+                msg = (
+                    f"{self.path}: {table._v_pathname} has {name} in {unit!r},"
+                    f" another table in {self.units[name]!r}"
+                )
+                raise CorruptedInput(msg)
+            if factor != 1.0:
+                factors[name] = factor
+            is_real = dtype.base.kind == "f" or name in factors
+            target = np.float64 if is_real else dtype.base.newbyteorder("=")
+            out[name] = np.empty((stop - start, *dtype.shape), target)
+        step = max(1, _BLOCK_BYTES // table.rowsize)
+        for begin in range(start, stop, step):
+            end = min(begin + step, stop)
+            block = table.read(begin, end)
+            for name, values in out.items():
+                values[begin - start : end - start] = block[name]
+        for name, factor in factors.items():
+            out[name] *= factor
+        return out
+
+    def _dtype(self, table: tables.Table, name: str) -> np.dtype[Any]:
+        if name not in table.colnames:
+            msg = f"{self.path}: {table._v_pathname} has no column {name}"
+            raise CorruptedInput(msg)
+        dtype: np.dtype[Any] = table.dtype[name]
+        if dtype.base.kind not in ("iu" if name in _TELESCOPE_KEYS else "biuf"):
+            msg = f"{self.path}: {table._v_pathname} has {name} as {dtype.base}: not a number"
+            raise CorruptedInput(msg)
+        return dtype
+
+    def _unit(self, table: tables.Table, name: str) -> tuple[float, str]:
+        """Return the factor to the standard unit, and that unit."""
+        prefix = f"CTAFIELD_{table.colnames.index(name)}_"
+        if f"{prefix}TRANSFORM_SCALE" in table.attrs:
+            msg = f"{self.path}: {table._v_pathname} has {name} as scaled integers: not supported"
+            raise CorruptedInput(msg)
+        unit = str(table.attrs[f"{prefix}UNIT"]) if f"{prefix}UNIT" in table.attrs else ""
+        expected = next((u for suffix, u in _UNIT_OF_SUFFIX.items() if name.endswith(suffix)), None)
+        factor, standard = standard_unit(unit)
+        if expected is not None and standard != expected:
+            msg = (
+                f"{self.path}: {table._v_pathname} has {name} in {unit!r}, which calibdask cannot"
+                f" convert to {expected}"
+            )
+            raise CorruptedInput(msg)
+        return factor, standard
+
+    def refuse_duplicates(self, table: tables.Table, keys: Columns) -> None:
+        """Raise CorruptedInput when a key stands in two rows."""
+        if _increasing(keys):
+            return
+        number = _numbered(list(keys.values()))
+        order = np.argsort(number, kind="stable")
+        repeated = np.flatnonzero(number[order[1:]] == number[order[:-1]])
+        if repeated.size:
+            first, second = order[repeated[0]], order[repeated[0] + 1]
+            key = ", ".join(f"{name} {values[first]}" for name, values in keys.items())
+            msg = (
+                f"{self.path}: {table._v_pathname} has {key} twice, in rows {first} and {second} of"
+                f" those read ({repeated.size} such rows); write the file again without them"
+            )
+            raise CorruptedInput(msg)
+
+    def aligned(
+        self, table: tables.Table, names: Sequence[str], want: Columns, guess: slice
+    ) -> tuple[Columns, NDArray[np.bool_]]:
+        """Columns in the order of the keys `want`, and which of these the table lacks.
+
+        The rows are first looked for at `guess`; a proof that they are all there is that all are
+        found, as no key may stand twice.
+        """
+        whole = slice(0, int(table.nrows))
+        if guess.stop > whole.stop:
+            guess = whole
+        columns = self.read(table, [*want, *names], guess.start, guess.stop)
+        have = {key: columns.pop(key) for key in want}
+        if all(np.array_equal(have[key], want[key]) for key in want):
+            return columns, np.zeros(len(want["event_id"]), np.bool_)
+        index = _match(have, want)
+        missing = index < 0
+        if missing.any() and guess != whole:
+            return self.aligned(table, names, want, whole)
+        self.refuse_duplicates(table, have)
+        return {name: _take(values, index) for name, values in columns.items()}, missing
+
+    # -- rows of the events chosen
+
+    def chosen_events(self, layout: ArrayLayout, rows: tuple[int, int]) -> _Chosen:
+        table = self.table(_TRIGGER)
+        first, stop = rows
+        if not 0 <= first <= stop <= table.nrows:
+            msg = (
+                f"{self.path}: rows {first} to {stop} of {_TRIGGER} asked for, but it has"
+                f" {table.nrows}; the file changed since it was planned: plan again"
+            )
+            raise CorruptedInput(msg)
+        mask = "tels_with_trigger"
+        has_mask = mask in table.colnames and table.dtype[mask].shape == layout.tel_id.shape
+        keys = self.read(table, [*_EVENT_KEYS, *([mask] if has_mask else [])], first, stop)
+        triggered = keys.pop(mask).astype(np.bool_) if has_mask else None
+        self.refuse_duplicates(table, keys)
+        return _Chosen(slice(first, stop), keys, triggered, _increasing(keys))
+
+    def base_rows(
+        self, table: tables.Table, names: Sequence[str], chosen: _Chosen | None, tel_index: int
+    ) -> tuple[Columns, slice]:
+        """Rows of a telescope, and the part of the table they are from."""
+        whole = slice(0, int(table.nrows))
+        if chosen is not None and chosen.triggered is not None:
+            part = _part(table, chosen)
+            columns = self.read(table, names, part.start, part.stop)
+            # When these are the events that triggered the telescope, all of them and in order, no
+            # row of theirs stands elsewhere: no need to look through the table.
+            triggered = chosen.triggered[:, tel_index]
+            if all(np.array_equal(columns[k], chosen.keys[k][triggered]) for k in _EVENT_KEYS):
+                return columns, part
+        columns = self.read(table, names)
+        keys = {name: columns[name] for name in _EVENT_KEYS}
+        self.refuse_duplicates(table, keys)
+        if chosen is not None:
+            keep = _match(chosen.keys, keys) >= 0
+            columns = {name: values[keep] for name, values in columns.items()}
+        return columns, whole
+
+    def telescope_events(
+        self,
+        layout: ArrayLayout,
+        wanted: Sequence[_Wanted],
+        needs: Needs,
+        chosen: _Chosen | None,
+    ) -> TelescopeEvents:
+        """Put the rows of all telescopes and tables together."""
+        base, *others = wanted
+        per_telescope = [
+            (want, self.telescope_tables(want.source, layout))
+            for want in others
+            if want.source.per == "telescope"
+        ]
+        tel_index = {tel_id: i for i, tel_id in enumerate(layout.tel_id.tolist())}
+        parts: dict[str, list[NDArray[Any]]] = {}
+        n_missing = dict.fromkeys(needs.names, 0)
+        for tel_id, table in self.telescope_tables(base.source, layout).items():
+            names = [*_TELESCOPE_KEYS, *base.names]
+            columns, part = self.base_rows(table, names, chosen, tel_index[tel_id])
+            self._check_tel_id(table, tel_id, columns["tel_id"])
+            keys = {name: columns[name] for name in _TELESCOPE_KEYS}
+            for want, by_telescope in per_telescope:
+                more, missing = self._of_telescope(by_telescope.get(tel_id), want, keys, part)
+                columns |= more
+                for name in more:
+                    n_missing[name] += int(missing.sum())
+            for name, values in columns.items():
+                parts.setdefault(name, []).append(values)
+        # Joined one by one, so that no more than one column stands in memory twice.
+        columns = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+
+        keys = {name: columns[name] for name in _EVENT_KEYS}
+        _, first, event = np.unique(
+            _numbered(list(keys.values())), return_index=True, return_inverse=True
+        )
+        event_keys = {name: values[first] for name, values in keys.items()}
+        for want in others:
+            if want.source.per == "telescope":
+                continue
+            table = self.table(want.source.path)
+            if want.source.per == "event":
+                guess = slice(0, int(table.nrows)) if chosen is None else chosen.rows
+                more, missing = self.aligned(table, want.names, event_keys, guess)
+                more = {name: values[event] for name, values in more.items()}
+                missing = missing[event]
+            else:
+                guess = slice(0, int(table.nrows)) if chosen is None else _part(table, chosen)
+                keys = {name: columns[name] for name in _TELESCOPE_KEYS}
+                more, missing = self.aligned(table, want.names, keys, guess)
+            columns |= more
+            for name in more:
+                n_missing[name] += int(missing.sum())
+        return TelescopeEvents(
+            obs_id=self._as_int32(columns["obs_id"]),
+            event_id=columns["event_id"].astype(np.int64, copy=False),
+            event=event.astype(np.int64, copy=False),
+            tel_id=columns["tel_id"].astype(np.uint16),
+            columns={name: columns[name] for name in needs.names},
+            units={name: self.units.get(name, "") for name in needs.names},
+            n_events=first.size,
+            n_missing=n_missing,
+        )
+
+    def _of_telescope(
+        self, table: tables.Table | None, want: _Wanted, keys: Columns, part: slice
+    ) -> tuple[Columns, NDArray[np.bool_]]:
+        """Columns of a further table of a telescope, which may not exist."""
+        if table is not None:
+            return self.aligned(table, want.names, keys, part)
+        n_rows = len(keys["event_id"])
+        dtypes = {name: want.source.dtypes[name] for name in want.names}
+        nothing = {name: np.empty((0, *d.shape), d.base) for name, d in dtypes.items()}
+        nowhere = np.full(n_rows, -1)
+        return {n: _take(values, nowhere) for n, values in nothing.items()}, np.ones(
+            n_rows, np.bool_
+        )
+
+    def _check_tel_id(self, table: tables.Table, tel_id: int, values: NDArray[Any]) -> None:
+        if (values != tel_id).any():
+            other = values[values != tel_id][0]
+            msg = f"{self.path}: {table._v_pathname} has rows of telescope {other}"
+            raise CorruptedInput(msg)
+
+    def _as_int32(self, obs_id: NDArray[Any]) -> NDArray[np.int32]:
+        narrow = obs_id.astype(np.int32)
+        if not np.array_equal(narrow, obs_id):
+            msg = f"{self.path}: obs_id {obs_id[narrow != obs_id][0]} does not fit 32 bits"
+            raise CorruptedInput(msg)
+        return narrow
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+def _increasing(keys: Columns) -> bool:
+    """Whether each row's key is above the one before, the first column counting most."""
+    above: NDArray[np.bool_] | bool = False
+    equal: NDArray[np.bool_] | bool = True
+    for values in keys.values():
+        above = above | (equal & (values[1:] > values[:-1]))
+        equal = equal & (values[1:] == values[:-1])
+    return bool(np.all(above))
+
+
+def _numbered(columns: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """One number per row: equal for equal rows, and in their order."""
+    number = np.zeros(len(columns[0]), np.int64)
+    for values in columns:
+        if values.size and values.min() != values.max():
+            distinct, rank = np.unique(values, return_inverse=True)
+            number = number * distinct.size + rank
+    return number
+
+
+def _match(have: Columns, want: Columns) -> NDArray[np.int64]:
+    """For each row of `want`, the row of `have` with the same key; -1 where there is none."""
+    n_have = len(have["event_id"])
+    if not n_have:
+        return np.full(len(want["event_id"]), -1)
+    number = _numbered([np.concatenate((have[key], want[key])) for key in want])
+    order = np.argsort(number[:n_have], kind="stable")
+    ranked, wanted = number[order], number[n_have:]
+    place = np.minimum(np.searchsorted(ranked, wanted), n_have - 1)
+    return np.where(ranked[place] == wanted, order[place], -1)
+
+
+def _take(values: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of `values`; where the index is -1, False for booleans and NaN for the rest."""
+    missing = index < 0
+    if not missing.any():
+        return values[index]
+    shape = (len(index), *values.shape[1:])
+    is_bool = values.dtype.kind == "b"
+    out: NDArray[Any] = np.zeros(shape, np.bool_) if is_bool else np.full(shape, np.nan)
+    out[~missing] = values[index[~missing]]
+    return out
+
+
+def _part(table: tables.Table, chosen: _Chosen) -> slice:
+    """Where the events stand in a table, if it is in their order; anything if it is not."""
+    n_rows = int(table.nrows)
+    obs_id, event_id = chosen.keys["obs_id"], chosen.keys["event_id"]
+    if not obs_id.size:
+        return slice(0, 0)
+    if not chosen.in_order:
+        return slice(0, n_rows)
+    start = _first_row_from(table, int(obs_id[0]), int(event_id[0]))
+    stop = _first_row_from(table, int(obs_id[-1]), int(event_id[-1]) + 1)
+    return slice(start, stop) if start <= stop else slice(0, n_rows)
+
+
+def _first_row_from(table: tables.Table, obs_id: int, event_id: int) -> int:
+    """First row at or above a key in a table that is in the order of the keys."""
+    low, high = 0, int(table.nrows)
+    while high - low > _SEARCH_ROWS:
+        middle = (low + high) // 2
+        row = table.read(middle, middle + 1)
+        if (int(row["obs_id"][0]), int(row["event_id"][0])) < (obs_id, event_id):
+            low = middle + 1
+        else:
+            high = middle
+    rows = table.read(low, high)
+    same = rows["obs_id"] == obs_id
+    below = (rows["obs_id"] < obs_id) | (same & (rows["event_id"] < event_id))
+    return low + int(np.count_nonzero(below))

@@ -1,0 +1,494 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from calibdask.array.config import (
+    JOB_SECTIONS,
+    SECTIONS,
+    CalculateCrossCalibration,
+    CalculateImageAsymmetry,
+    PairFinder,
+    load_array_config,
+)
+from calibdask.config import Campaign, Section, describe
+from calibdask.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED_DATA = Path(os.environ.get("CALIBDASK_SHARED_DATA", REPOSITORY / "../shared/data"))
+
+DOCUMENTED_STEP_1 = """
+CalculateAsymmetry:                 # also accept the newer section name CalculateEnergyAsymmetry
+  event_filters:
+    max_distance_asymmetry: 0.05    # equidistant events; scalar or [[type, "*", 0.05]]
+    # min_gammaness: 0.5            # also documented: gamma-like showers
+    # min_energy: 0.05              # TeV when a bare number
+  chunk_size: 100000
+  energy_reconstructor: RandomForestRegressor
+  geometry_reconstructor: HillasReconstructor
+  gammaness_reconstructor: RandomForestClassifier
+  QualityQuery:
+    quality_criteria:
+      - ["energy threshold", "RandomForestRegressor_tel_energy > 50 * u.GeV"]
+      - ["gammaness", "RandomForestClassifier_tel_prediction > 0.5"]
+      - ["valid reco", "RandomForestRegressor_tel_is_valid"]
+  PairFinder:
+    max_impact_distance:            # m; a pair's distance may not exceed the sum of its two values
+      - [type, "LST*", 125.0]
+      - [type, "MST*", 125.0]
+      - [type, "SST*", 225.0]
+"""
+DOCUMENTED_STEP_2 = """
+CalculateInterCalibration:
+  overwrite: True
+  reconstruction_algorithm: RandomForestRegressor
+  RelativeThroughputFitter:
+    throughput_normalisation: {LST: 1.0, MST: 1.0, SST: 1.0}
+    reference_telescopes: {LST: 1, MST: 5, SST: 34}
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def load(*texts: str, **overrides: object):
+        paths = []
+        for number, text in enumerate(texts):
+            paths.append(tmp_path / f"config{number}.yaml")
+            paths[-1].write_text(text, encoding="utf-8")
+        dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+        return load_array_config(paths, dotted)
+
+    return load
+
+
+def test_documented_configuration(load) -> None:
+    config = load(DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2)
+    energy, inter = config.energy_asymmetry, config.inter_calibration
+    assert energy.energy_reconstructor == "RandomForestRegressor"
+    assert energy.max_distance_asymmetry.resolve([1], ["LST_LST_LSTCam"]).tolist() == [0.05]
+    assert energy.min_gammaness is None
+    assert energy.min_energy is None
+    assert [name for name, _ in energy.quality_criteria.pairs] == [
+        "energy threshold",
+        "gammaness",
+        "valid reco",
+    ]
+    assert energy.max_impact_distance.resolve(
+        [1, 5, 30], ["LST_LST_LSTCam", "MST_MST_NectarCam", "SST_GCT_CHEC"]
+    ).tolist() == [125.0, 125.0, 225.0]
+    assert inter.overwrite is True
+    assert inter.value_column == "RandomForestRegressor_tel_energy"
+    assert inter.reference_telescopes == (("LST", 1), ("MST", 5), ("SST", 34))
+    assert inter.throughput_normalisation == (("LST", 1.0), ("MST", 1.0), ("SST", 1.0))
+    assert (inter.estimator, inter.n_min, inter.clip_sigma) == ("log-mean", 10, 3.0)
+    assert any("ctao-calibpipe 0.8.0 ignores" in note for note in config.notes)
+
+
+def test_two_files_are_one_configuration(load) -> None:
+    both = load(DOCUMENTED_STEP_1, DOCUMENTED_STEP_2)
+    one = load(DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2)
+    assert both.energy_asymmetry == one.energy_asymmetry
+    assert both.inter_calibration == one.inter_calibration
+
+
+def test_old_and_new_section_name_mean_the_same(load) -> None:
+    new = DOCUMENTED_STEP_1.replace("CalculateAsymmetry:", "CalculateEnergyAsymmetry:")
+    assert load(new).energy_asymmetry == load(DOCUMENTED_STEP_1).energy_asymmetry
+
+
+def test_both_section_names_are_refused(load) -> None:
+    with pytest.raises(ConfigError, match=r"config1.yaml:1: CalculateAsymmetry: .*config0.yaml:1"):
+        load("CalculateEnergyAsymmetry: {}\n", "CalculateAsymmetry: {}\n")
+
+
+PEER_FILES = sorted(
+    [
+        *(SHARED_DATA / "array/peer_config").glob("*.yaml"),
+        *(SHARED_DATA / "array/dl2_ctapipe_chain").glob("*.yaml"),
+    ]
+)
+
+
+@pytest.mark.skipif(not PEER_FILES, reason="CALIBDASK_SHARED_DATA has no array/peer_config")
+@pytest.mark.parametrize("path", PEER_FILES, ids=lambda path: path.stem)
+def test_configurations_of_ctao_calibpipe_load(path: Path) -> None:
+    config = load_array_config([path])
+    assert set(config.document.sections) == set(config.document.values)
+    if {"CalculateAsymmetry", "CalculateEnergyAsymmetry"} & set(config.document.sections):
+        assert config.energy_asymmetry.quality_criteria.pairs[-1][0]
+
+
+@pytest.mark.parametrize("name", ["energy_asymmetry_estimation", "inter_calibration"])
+def test_shipped_configurations(name: str, load) -> None:
+    config = load_array_config([REPOSITORY / "configs" / f"{name}.yaml"])
+    documented = load(DOCUMENTED_STEP_1, DOCUMENTED_STEP_2)
+    if name == "inter_calibration":
+        assert config.inter_calibration == documented.inter_calibration
+    else:
+        assert config.energy_asymmetry == documented.energy_asymmetry
+
+
+@pytest.mark.parametrize("name", ["energy_asymmetry_estimation", "inter_calibration"])
+def test_commented_options_of_shipped_configurations_are_valid(name: str, load) -> None:
+    text = (REPOSITORY / "configs" / f"{name}.yaml").read_text()
+    switched_on, count = re.subn(r"(?m)^( +)# (?=[a-z_]+: \S+( GeV)? +#)", r"\1", text)
+    assert count >= 2
+    config = load(switched_on)
+    if name == "energy_asymmetry_estimation":
+        assert config.energy_asymmetry.min_energy.to_plain() == [["type", "*", 0.05]]
+
+
+# -- what counts where ----------------------------------------------------------------------------
+
+
+def test_inner_quality_query_counts(load) -> None:
+    levels = [
+        'QualityQuery: {quality_criteria: [[top, "x > 1"]]}\n',
+        'EventPreprocessor: {QualityQuery: {quality_criteria: [[outer, "x > 1"]]}}\n',
+        'CalculateAsymmetry: {QualityQuery: {quality_criteria: [[inner, "x > 1"]]}}\n',
+        "CalculateAsymmetry:\n  EventPreprocessor:\n    QualityQuery: {quality_criteria: INNER}\n",
+    ]
+    levels[3] = levels[3].replace("INNER", '[[innermost, "x > 1"]]')
+    for number, expected in enumerate(["top", "outer", "inner", "innermost"]):
+        config = load(*levels[: number + 1])
+        assert config.energy_asymmetry.quality_criteria.pairs == ((expected, "x > 1"),)
+        assert sum("is not used" in note for note in config.notes) == number
+
+
+def test_inner_pair_finder_counts(load) -> None:
+    text = "PairFinder: {max_impact_distance: 10}\n"
+    assert load(text).energy_asymmetry.max_impact_distance.to_plain() == [["type", "*", 10.0]]
+    inner = "CalculateAsymmetry: {PairFinder: {max_impact_distance: 20 m}}\n"
+    config = load(text + inner)
+    assert config.energy_asymmetry.max_impact_distance.to_plain() == [["type", "*", 20.0]]
+    assert "PairFinder is not used: CalculateAsymmetry.PairFinder counts" in config.notes
+
+
+def test_fitter_options_win_one_by_one(load) -> None:
+    top = "RelativeThroughputFitter: {n_min: 20, estimator: log-median}\n"
+    inner = "CalculateInterCalibration: {RelativeThroughputFitter: {n_min: 30}}\n"
+    options = load(top + inner).inter_calibration
+    assert (options.n_min, options.estimator, options.clip_sigma) == (30, "log-median", 3.0)
+
+
+def test_no_criteria_is_noted(load) -> None:
+    assert "every telescope-event is used" in load("CalculateAsymmetry: {}").notes[0]
+    assert load("").notes == ()
+
+
+def test_energy_units_and_patterns(load) -> None:
+    text = """
+    CalculateEnergyAsymmetry:
+      event_filters:
+        min_energy: [[type, "*", 0.05], [type, "LST*", 20 GeV], [id, 5, "1e5 MeV"]]
+        min_gammaness: [[type, "*", 0.5], [id, "5", 1]]
+    """
+    options = load(text).energy_asymmetry
+    tel = ["SST_GCT_CHEC", "LST_LST_LSTCam", "MST_MST_NectarCam"]
+    assert options.min_energy.resolve([30, 1, 5], tel) == pytest.approx([0.05, 0.02, 0.1])
+    assert options.min_gammaness.resolve([30, 1, 5], tel).tolist() == [0.5, 0.5, 1.0]
+
+
+def test_reference_telescopes_may_be_text_or_partial(load) -> None:
+    options = load(
+        'RelativeThroughputFitter: {reference_telescopes: {SST: "30", MST: 5}}'
+    ).inter_calibration
+    assert options.reference_telescopes == (("MST", 5), ("SST", 30))
+
+
+def test_image_asymmetry_uses_the_image_column(load) -> None:
+    text = "CalculateInterCalibration: {asymmetry_label: Image_Asymmetry}\n"
+    assert load(text).inter_calibration.value_column == "hillas_intensity"
+    other = "CalculateImageAsymmetry: {image_reconstructor: size}\n"
+    assert load(text + other).inter_calibration.value_column == "size"
+
+
+def test_sections_of_other_jobs_are_read(load) -> None:
+    config = load(
+        "CalculateImageAsymmetry:\n"
+        "  event_filters:\n"
+        "    minimum_individual_intensity: 80\n"
+        "    equidistant_event_selection: [[type, '*', [0.05, 0.1]]]\n"
+        "CalculateCrossCalibration:\n"
+        "  reference_subsystem: lst\n"
+        "  min_triggered_telescopes_per_subsystem: 3\n"
+    )
+    image = config.document.get("CalculateImageAsymmetry", CalculateImageAsymmetry)
+    assert image.event_filters.equidistant_event_selection.to_plain() == [
+        ["type", "*", [0.05, 0.1]]
+    ]
+    cross = config.document.get("CalculateCrossCalibration", CalculateCrossCalibration)
+    assert cross.reference_subsystem == "LST"
+    assert cross.min_triggered_telescopes_per_subsystem == 3
+    scalar = load("CalculateImageAsymmetry: {event_filters: {equidistant_event_selection: [1, 2]}}")
+    image = scalar.document.get("CalculateImageAsymmetry", CalculateImageAsymmetry)
+    assert image.event_filters.equidistant_event_selection.to_plain() == [["type", "*", [1.0, 2.0]]]
+
+
+def test_further_sections(tmp_path: Path) -> None:
+    class Muon(Section):
+        ring: int = 1
+
+    path = tmp_path / "c.yaml"
+    path.write_text("Muon: {ring: 2}\nCampaign: {seed: 5}\n")
+    config = load_array_config([path], other_sections={"Muon": Muon})
+    assert config.document.get("Muon", Muon).ring == 2
+    assert config.campaign == Campaign(seed=5)
+    with pytest.raises(ConfigError, match="Muon: unknown section"):
+        load_array_config([path])
+
+
+# -- what must not pass ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        (
+            DOCUMENTED_STEP_1.replace("chunk_size", "chunk_sise"),
+            [":7: CalculateAsymmetry.chunk_sise", "did you mean 'chunk_size'?"],
+        ),
+        (
+            DOCUMENTED_STEP_1.replace("max_distance_asymmetry:", "max_distance_asymetry:"),
+            [":4: CalculateAsymmetry.event_filters.", "did you mean 'max_distance_asymmetry'?"],
+        ),
+        (
+            DOCUMENTED_STEP_1.replace("QualityQuery", "QualtyQuery"),
+            ["CalculateAsymmetry.QualtyQuery", "did you mean 'QualityQuery'?"],
+        ),
+        (
+            DOCUMENTED_STEP_2.replace("CalculateInter", "CalculatInter"),
+            [":2: CalculatInterCalibration: unknown section", "did you mean"],
+        ),
+        (
+            DOCUMENTED_STEP_2.replace("LST: 1,", "LTS: 1,"),
+            ["RelativeThroughputFitter.reference_telescopes.LTS", "did you mean 'LST'?"],
+        ),
+        (
+            DOCUMENTED_STEP_1.replace('0.5"]', '0.5 *"]'),
+            [":12: ", "QualityQuery.quality_criteria: entry 2: ", "'gammaness'", "\n", "^"],
+        ),
+        (
+            DOCUMENTED_STEP_1.replace('0.5"]', 'u.GeVV"]').replace("is_valid", "is.valid"),
+            ["entry 2: ", "did you mean 'u.GeV'?", "entry 3: ", "'.valid' is not allowed"],
+        ),
+        (
+            "QualityQuery: {quality_criteria: [[a, \"__import__('os').getcwd()\"]]}",
+            ["QualityQuery.quality_criteria", "^^^"],
+        ),
+        ("QualityQuery: {quality_criteria: [a, b]}", ["'a' is not a criterion such as ["]),
+        ("QualityQuery: {quality_criteria: [[a, 3]]}", ["['a', 3] is not a criterion"]),
+        ("QualityQuery: {quality_criteria: a}", ["'a' is not a list of criteria"]),
+        (
+            'QualityQuery: {quality_criteria: [[a, "x > 1"], [a, "x > 2"]]}',
+            ["two criteria have this name"],
+        ),
+        ("quality_criteria: []", ["it belongs in QualityQuery"]),
+        ("CalculateAsymmetry: {quality_criteria: []}", ["in CalculateAsymmetry.QualityQuery"]),
+        (
+            "CalculateInterCalibration: {n_min: 3}",
+            ["it belongs in CalculateInterCalibration.RelativeThroughputFitter"],
+        ),
+        ("CalculateAsymmetry: {log_level: INFO}", ["use --log-level on the command line"]),
+        ("EventPreprocessor: {features: [a]}", ["leave it out"]),
+        ("EventPreprocessor: {feature_set: dl2_irf}", ["expected is one of 'custom'"]),
+        (
+            "CalculateAsymmetry: {chunk_size: 0}",
+            ["0 was given, expected is a number of at least 1"],
+        ),
+        ("CalculateAsymmetry: {chunk_size: 1.5}", ["expected is a whole number"]),
+        ("CalculateAsymmetry: {energy_reconstructor: ../x}", ["not the name of a reconstruction"]),
+        ("CalculateAsymmetry: {energy_reconstructor: 3}", ["3 is not the name"]),
+        (
+            "CalculateAsymmetry: {event_filters: {min_energy: 50 m}}",
+            ["event_filters.min_energy: '50 m' is not a quantity that can be converted to TeV"],
+        ),
+        ("CalculateAsymmetry: {event_filters: {min_energy: '50'}}", ["number and unit such as"]),
+        ("CalculateAsymmetry: {event_filters: {min_energy: GeV}}", ["'GeV' is not a quantity"]),
+        ("CalculateAsymmetry: {event_filters: {min_energy: -1 GeV}}", ["negative or not finite"]),
+        ("CalculateAsymmetry: {event_filters: {min_energy: nan GeV}}", ["negative or not finite"]),
+        ("CalculateAsymmetry: {event_filters: {min_gammaness: 50}}", ["between 0.0 and 1.0"]),
+        (
+            "CalculateAsymmetry: {event_filters: {max_distance_asymmetry: 0}}",
+            ["expected is a number above 0"],
+        ),
+        (
+            'CalculateAsymmetry: {event_filters: {max_distance_asymmetry: [type, "*", 0.05]}}',
+            ['needs two pairs of brackets: [[type, "*", 0.05]]'],
+        ),
+        (
+            "CalculateImageAsymmetry: {event_filters: {max_distance_asymmetry: 0.05}}",
+            ["event_filters.max_distance_asymmetry: unknown option"],
+        ),
+        (
+            "CalculateImageAsymmetry: {event_filters: {equidistant_event_selection: 0.1}}",
+            ["0.1 was given, expected are two numbers [p0, p1]"],
+        ),
+        (
+            "CalculateImageAsymmetry: {event_filters: {equidistant_event_selection: [1, 2, 3]}}",
+            ["expected are two numbers [p0, p1]"],
+        ),
+        ("CalculateCrossCalibration: {reference_subsystem: MTS}", ["did you mean 'MST'?"]),
+        ("PairFinder: {max_impact_distance: far}", ["'far' is not a quantity", "converted to m"]),
+        (
+            "RelativeThroughputFitter: {reference_telescopes: {LST: one}}",
+            ["reference_telescopes.LST: 'one' is not a telescope number such as 5"],
+        ),
+        ("RelativeThroughputFitter: {reference_telescopes: {LST: 1.0}}", ["1.0 is not a tele"]),
+        ("RelativeThroughputFitter: {reference_telescopes: 1}", ["expected is options"]),
+        (
+            "RelativeThroughputFitter: {throughput_normalisation: {LST: 0}}",
+            ["expected is a number above 0"],
+        ),
+        ("RelativeThroughputFitter: {estimator: logmean}", ["did you mean 'log-mean'?"]),
+        ("RelativeThroughputFitter: {n_min: 1}", ["expected is a number of at least 2"]),
+        ("RelativeThroughputFitter: {clip_sigma: 0}", ["expected is a number above 0"]),
+        ("RelativeThroughputFitter: {normalisation: mean}", ["'reference' or 'weighted-mean'"]),
+        (
+            (
+                "CalculateEnergyAsymmetry: {energy_reconstructor: A}\n"
+                "CalculateInterCalibration: {reconstruction_algorithm: B}\n"
+            ),
+            [
+                ":2: CalculateInterCalibration.reconstruction_algorithm: 'B' differs from 'A'",
+                ":1: CalculateEnergyAsymmetry.energy_reconstructor",
+            ],
+        ),
+        (
+            "CalculateAsymmetry: {}\nCalculateInterCalibration: {reconstruction_algorithm: B}\n",
+            ["'B' differs from 'RandomForestRegressor'", "CalculateAsymmetry.energy_reconstructor"],
+        ),
+        (
+            "CalculateAsymmetry: {EventPreprocessor: {geometry_reconstructor: A}}\n",
+            [
+                ":1: CalculateAsymmetry.EventPreprocessor.geometry_reconstructor: 'A' contradicts",
+                "'HillasReconstructor'",
+            ],
+        ),
+    ],
+)
+def test_bad_configurations(load, text: str, fragments: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    message = str(caught.value)
+    assert "config0.yaml:" in message
+    for fragment in fragments:
+        assert fragment in message
+    for jargon in ("Input should", "pydantic", "function-plain"):
+        assert jargon not in message
+
+
+def test_algorithm_of_the_asymmetries_is_taken_over(load) -> None:
+    text = "CalculateEnergyAsymmetry: {energy_reconstructor: A}\n"
+    assert load(text).inter_calibration.value_column == "A_tel_energy"
+    image = (
+        "CalculateInterCalibration: {reconstruction_algorithm: B, asymmetry_label: image_asymmetry}"
+    )
+    assert load(text + image).inter_calibration.value_column == "hillas_intensity"
+    alone = "CalculateInterCalibration: {reconstruction_algorithm: B}"
+    assert load(alone).inter_calibration.value_column == "B_tel_energy"
+
+
+# -- what content addresses are made of -----------------------------------------------------------
+
+
+def test_options_are_values(load) -> None:
+    config = load(DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2)
+    for options in (config.energy_asymmetry, config.inter_calibration):
+        copy = pickle.loads(pickle.dumps(options))
+        assert copy == options
+        assert hash(copy) == hash(options)
+        for mapping in (options.map_options(), options.fit_options()):
+            assert json.loads(json.dumps(mapping, allow_nan=False)) == mapping
+
+
+def test_what_does_not_matter_stays_out_of_the_address(load) -> None:
+    text = DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2
+    reference = load(text)
+    other = load(
+        text,
+        CalculateAsymmetry__chunk_size=7,
+        CalculateAsymmetry__overwrite=True,
+        CalculateAsymmetry__output_url="elsewhere.h5",
+        CalculateInterCalibration__overwrite=False,
+        Campaign__retries=9,
+    )
+    assert other.energy_asymmetry.map_options() == reference.energy_asymmetry.map_options()
+    assert other.inter_calibration.map_options() == reference.inter_calibration.map_options()
+    assert other.inter_calibration.fit_options() == reference.inter_calibration.fit_options()
+    spelt_out = load(text.replace("0.05    #", '[[type, "*", 0.05]]   #'))
+    assert spelt_out.energy_asymmetry.map_options() == reference.energy_asymmetry.map_options()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("CalculateAsymmetry.energy_reconstructor", "Other"),
+        ("CalculateAsymmetry.geometry_reconstructor", "Other"),
+        ("CalculateAsymmetry.gammaness_reconstructor", "Other"),
+        ("CalculateAsymmetry.event_filters.max_distance_asymmetry", 0.1),
+        ("CalculateAsymmetry.event_filters.min_gammaness", 0.1),
+        ("CalculateAsymmetry.event_filters.min_energy", "1 GeV"),
+        ("CalculateAsymmetry.PairFinder.max_impact_distance", 10),
+        ("CalculateAsymmetry.QualityQuery.quality_criteria", [["a", "x > 1"]]),
+    ],
+)
+def test_what_matters_to_the_map_changes_its_address(load, option: str, value: object) -> None:
+    reference = load(DOCUMENTED_STEP_1).energy_asymmetry.map_options()
+    overrides = {option.replace(".", "__"): value}
+    assert load(DOCUMENTED_STEP_1, **overrides).energy_asymmetry.map_options() != reference
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("estimator", "asymmetry"),
+        ("n_min", 11),
+        ("clip_sigma", 4.0),
+        ("normalisation", "weighted-mean"),
+        ("throughput_normalisation", {"LST": 0.8}),
+        ("reference_telescopes", {"LST": 2}),
+    ],
+)
+def test_fit_options_change_the_fit_alone(load, option: str, value: object) -> None:
+    reference = load("").inter_calibration
+    other = load("", **{f"RelativeThroughputFitter__{option}": value}).inter_calibration
+    assert other.map_options() == reference.map_options()
+    assert other.fit_options() != reference.fit_options()
+
+
+# -- commented configurations ---------------------------------------------------------------------
+
+
+def test_described_configurations_load_to_the_defaults(load) -> None:
+    defaults = load("")
+    for sections in JOB_SECTIONS.values():
+        config = load(describe({name: SECTIONS[name] for name in sections}))
+        assert config.energy_asymmetry == defaults.energy_asymmetry
+        assert config.inter_calibration == defaults.inter_calibration
+        assert config.campaign == defaults.campaign
+    every = {name: model for name, model in SECTIONS.items() if name != "CalculateAsymmetry"}
+    sections = load(describe(every)).document.sections
+    assert dict(sections) == {name: model() for name, model in every.items()}
+
+
+def test_every_option_is_explained_and_its_example_is_valid(load) -> None:
+    def check(model: type[Section]) -> None:
+        for name, field in model.model_fields.items():
+            inner = getattr(model(), name)
+            key = field.alias or name
+            if isinstance(inner, Section):
+                check(type(inner))
+            for example in field.examples or []:
+                assert getattr(model.model_validate({key: example}), name) is not None
+            if model.__name__ not in {"ThroughputNormalisation", "ReferenceTelescopes"}:
+                assert field.description, f"{model.__name__}.{key}"
+
+    for model in SECTIONS.values():
+        check(model)
+    assert PairFinder().max_impact_distance.patterns[0] == ("type", "LST*", 125.0)
