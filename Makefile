@@ -25,6 +25,21 @@ $(UV): .ci/uv.txt
 
 install: .venv/installed ## make the environment in .venv
 
+demo: .venv/installed ## simulate an array, calibrate it on a local Dask cluster, compare with the truth
+	@$(BIN)/calibdask demo demo
+
+test: .venv/installed ## run all tests
+	@$(BIN)/pytest -n auto --dist loadfile
+
+lint: .venv/installed ## check style, types and spelling
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/codespell
+
+clean: ## remove what make made
+	rm -rf .venv .tools .venv-peer demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
 lock: $(UV) ## resolve pyproject.toml into requirements.txt again
 	$(UV) pip compile --quiet --upgrade --universal --python-version $(PYTHON_VERSION) --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --extra dev pyproject.toml -o requirements.txt

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from calibdask.engine import events
 from calibdask.engine.protocol import Calibration
 from calibdask.engine.run import RunOptions, run_calibration
+from calibdask.errors import ConfigError
 from calibdask.registry import Prepared, find_job
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ def _prepare(job: str | Calibration, config: Paths, overrides: Mapping[str, obje
     return load_config(job, config, overrides)
 
 
+def _inputs(inputs: Paths, prepared: Prepared) -> list[str | Path]:
+    named = [] if prepared.input_url is None else [prepared.input_url]
+    return _many(inputs) or named
+
+
 def run_options(prepared: Prepared, options: Mapping[str, Any]) -> RunOptions:
     """Join the engine's section of the configuration with options that win over it."""
     campaign = prepared.campaign
@@ -86,8 +92,8 @@ def _default_listener() -> events.Listener:
 
 def run(
     job: str | Calibration,
-    inputs: Paths,
-    output: str | Path,
+    inputs: Paths = (),
+    output: str | Path | None = None,
     *,
     config: Paths = (),
     overrides: Mapping[str, object] | None = None,
@@ -101,9 +107,10 @@ def run(
     job : str or Calibration
         Name of a job (``calibdask --help`` lists them), or a calibration of your own.
     inputs : path or sequence of paths
-        Files, globs, directories, or ``@list.txt``.
+        Files, globs, directories, or ``@list.txt``; what the configuration names unless given.
     output : path
-        The product; provenance, ECSV and report get the same name with another ending.
+        The product; provenance, ECSV and report get the same name with another ending. What the
+        configuration names unless given.
     config : path or sequence of paths
         YAML files; later ones win over earlier ones.
     overrides : mapping of dotted path to value
@@ -125,9 +132,12 @@ def run(
         No product was written. What was computed is stored; the same call carries on.
     """
     prepared = _prepare(job, config, overrides or {})
+    output = output or prepared.output_url
+    if output is None:
+        raise ConfigError("no output was given: name it with -o, or as output_url in the config")
     return run_calibration(
         prepared.calibration,
-        _many(inputs),
+        _inputs(inputs, prepared),
         Path(output),
         run_options(prepared, options),
         listener or _default_listener(),
@@ -137,7 +147,7 @@ def run(
 
 def plan(
     job: str | Calibration,
-    inputs: Paths,
+    inputs: Paths = (),
     *,
     config: Paths = (),
     overrides: Mapping[str, object] | None = None,
@@ -151,7 +161,7 @@ def plan(
     prepared = _prepare(job, config, overrides or {})
     return make_plan(
         prepared.calibration,
-        _many(inputs),
+        _inputs(inputs, prepared),
         fan_in=prepared.campaign.fan_in,
         worker_memory=prepared.campaign.worker_memory,
         verify_full=prepared.campaign.verify_inputs == "full",

@@ -105,14 +105,14 @@ _CONFIG_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )  # fmt: skip
 
 _INPUT_OPTION = click.option(
-    "-i", "--input", "inputs", multiple=True, required=True, metavar="INPUT",
+    "-i", "--input", "inputs", multiple=True, metavar="INPUT",
     help="File, glob, directory, or @list.txt with one of these a line. Give it several times,"
     " or several inputs after it.",
 )  # fmt: skip
 
 _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
-        "-o", "--output", required=True, type=_PATH, metavar="OUTPUT",
+        "-o", "--output", type=_PATH, metavar="OUTPUT",
         help="The product. Report, provenance and a text table get its name with other endings.",
     ),
     click.option(
@@ -137,6 +137,12 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--verify-inputs", type=click.Choice(["fast", "full"]),
         help="full: hash every byte of every input [default: three MiB of each].",
+    ),
+    click.option(
+        "--numerics", type=click.Choice(["native", "portable"]), default="native",
+        show_default=True,
+        help="portable: use no processor feature beyond the baseline, so that different processors"
+        " give the same bits, more slowly. Workers of a running scheduler are started elsewhere.",
     ),
     click.option("--no-report", is_flag=True, help="Write no HTML report."),
     click.option(
@@ -223,19 +229,21 @@ def _run_job(
     config: Sequence[Path],
     settings: Sequence[str],
     inputs: Sequence[str],
-    output: Path,
+    output: Path | None,
     workdir: Path | None,
     verify_inputs: str | None,
     no_report: bool,
+    numerics: str,
     log_level: str,
     log_file: Path | None,
     quiet: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
-    # Sums in BLAS depend on its threads, and one worker is one processor.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
+    if numerics == "portable":
+        from calibdask.engine.provenance import make_portable
+
+        make_portable()
     from calibdask.api import run
 
     if verify_inputs is not None:

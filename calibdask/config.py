@@ -7,13 +7,14 @@ one `ConfigError` that lists every problem with its file, line, dotted path, val
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import re
 import reprlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -417,7 +418,7 @@ class Configuration:
 
     sections: Mapping[str, Section]
     values: Mapping[str, Any]
-    sources: tuple[_Source, ...] = field(repr=False)
+    sources: tuple[_Source, ...] = dataclasses.field(repr=False)
 
     def get[S: Section](self, name: str, model: type[S]) -> S:
         """Give the section of this name, with its defaults if it was not given.

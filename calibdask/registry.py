@@ -33,12 +33,16 @@ class Prepared:
         Whether the configuration allows to replace an output.
     config : mapping
         The whole configuration, for provenance.
+    input_url, output_url : str or None
+        Files that the configuration names; the command line wins.
     """
 
     calibration: Calibration
     campaign: Campaign
     overwrite: bool
     config: Mapping[str, Any]
+    input_url: str | None = None
+    output_url: str | None = None
 
 
 @dataclass(frozen=True)

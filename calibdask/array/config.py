@@ -235,7 +235,8 @@ class EnergyEventFilters(Section):
     )
     min_energy: Annotated[TelescopePatterns, _patterns(_quantity("TeV"))] | None = Field(
         default=None,
-        description="Smallest energy, reached in both telescopes: a number in TeV, or with its unit.",
+        description="Smallest energy, reached in both telescopes: a number in TeV, or number and "
+        "unit.",
         examples=["50 GeV"],
         json_schema_extra={"unit": "TeV"},
     )
@@ -461,14 +462,13 @@ SECTIONS: Mapping[str, type[Section]] = {
 }
 """All sections that an array configuration may have."""
 
+_STEP_1 = ("CalculateEnergyAsymmetry", "QualityQuery", "PairFinder")
+_STEP_2 = ("CalculateInterCalibration", "RelativeThroughputFitter")
+
 JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "calculate-energy-asymmetry": (
-        "CalculateEnergyAsymmetry",
-        "QualityQuery",
-        "PairFinder",
-        "Campaign",
-    ),
-    "inter-calibration": ("CalculateInterCalibration", "RelativeThroughputFitter", "Campaign"),
+    "energy-asymmetry-estimation": (*_STEP_1, "Campaign"),
+    # It reads DL2 files, too, and then does step 1 on the way.
+    "inter-calibration": (*_STEP_2, *_STEP_1, "Campaign"),
 }
 """The sections that a job uses, in the order in which a new configuration shows them."""
 
@@ -646,7 +646,15 @@ def load_array_config(
             given[1],
         )
     energy_name = given[0] if given else _ENERGY_NAMES[0]
-    energy = document.get(energy_name, CalculateEnergyAsymmetry)
+    energy = document.find(energy_name, CalculateEnergyAsymmetry)
+    if energy is None:
+        # With step 2 alone in the configuration, DL2 files are read with its algorithm.
+        inter = document.get("CalculateInterCalibration", CalculateInterCalibration)
+        energy = CalculateEnergyAsymmetry()
+        if inter.reconstruction_algorithm is not None:
+            energy = energy.model_copy(
+                update={"energy_reconstructor": inter.reconstruction_algorithm}
+            )
     notes: list[str] = []
     energy_options = _energy_options(document, energy_name, energy, notes)
     if given and not energy_options.quality_criteria.pairs:
@@ -686,11 +694,6 @@ def _energy_options(
         },
         notes,
     )
-    if section.quality_query is not None and query is section.quality_query:
-        notes.append(
-            f"{name}.QualityQuery is applied; ctao-calibpipe 0.8.0 ignores a QualityQuery in this "
-            "place, so its selection differs"
-        )
     filters = section.event_filters
     return EnergyAsymmetryOptions(
         energy_reconstructor=section.energy_reconstructor,
@@ -748,7 +751,7 @@ def _inter_options(
         image = document.get("CalculateImageAsymmetry", CalculateImageAsymmetry)
         value_column = image.image_reconstructor
     else:
-        if energy_name in document.sections and algorithm != energy.energy_reconstructor:
+        if algorithm != energy.energy_reconstructor:
             raise document.error(
                 f"'{algorithm}' differs from '{energy.energy_reconstructor}' "
                 f"({document.where(energy_name, 'energy_reconstructor')}): the asymmetries of one "

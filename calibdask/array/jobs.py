@@ -25,11 +25,17 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
     calibration: Calibration
     if job == "inter-calibration":
         calibration = InterCalibration(energy, shard_bytes, config.notes, inter=inter)
-        overwrite = inter.overwrite
     else:
         calibration = EnergyAsymmetryEstimation(energy, shard_bytes, config.notes)
-        overwrite = energy.overwrite
-    return Prepared(calibration, config.campaign, overwrite, dict(config.document.values))
+    section = inter if job == "inter-calibration" else energy
+    return Prepared(
+        calibration,
+        config.campaign,
+        section.overwrite,
+        dict(config.document.values),
+        section.input_url,
+        section.output_url,
+    )
 
 
 def template(job: str) -> str:

@@ -285,10 +285,10 @@ def asymmetry_uncertainty(
 
 
 def log_ratio(x_1: ArrayLike, x_2: ArrayLike) -> NDArray[np.float64]:
-    """Natural log of x_1/x_2; NaN where a value is not positive."""
+    """Natural log of x_1/x_2; NaN where a value is not positive and finite."""
     one, two = np.asarray(x_1, np.float64), np.asarray(x_2, np.float64)
-    positive = (one > 0) & (two > 0)
-    return np.log(np.where(positive, one, np.nan)) - np.log(np.where(positive, two, np.nan))
+    usable = (one > 0) & (two > 0) & np.isfinite(one) & np.isfinite(two)
+    return np.log(np.where(usable, one, np.nan)) - np.log(np.where(usable, two, np.nan))
 
 
 def distance_asymmetry(impact_1_m: ArrayLike, impact_2_m: ArrayLike) -> NDArray[np.float64]:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -56,7 +56,6 @@ __all__ = [
     "ARRAYS",
     "ArraySimulation",
     "SimulatedArray",
-    "ThroughputJump",
     "block_path",
     "simulate_array",
     "simulate_block",
@@ -145,7 +144,7 @@ _FRUITLESS_CHUNKS: Final = 100
 
 # Least and greatest values of the options.
 _RANGES: Final = {
-    "n_files": (1, 1e6),
+    "n_files": (1, 20_000),
     "n_events": (1, 1e8),
     "n_telescope_events": (1, 1e10),
     "seed": (0, np.inf),
@@ -170,29 +169,50 @@ _RANGES: Final = {
     "outlier_fraction": (0, 1),
     "outlier_factor": (1e-3, 1e3),
     "shift_m": (-1e5, 1e5),
+    "jump_time_s": (0, 1e12),
+    "jump_factor": (1e-3, 1e3),
+}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _are_ints(value: object) -> bool:
+    return isinstance(value, tuple) and all(_is_int(v) for v in value)
+
+
+def _is_map(value: object, is_key: Callable[[Any], bool], is_value: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(is_key(k) and is_value(v) for k, v in value.items())
+
+
+# By the annotation of an option: options also come from command lines, with any type.
+_IS_OF_TYPE: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "bool": lambda value: isinstance(value, bool),
+    "int": _is_int,
+    "int | None": lambda value: value is None or _is_int(value),
+    "float": _is_number,
+    "str": lambda value: isinstance(value, str),
+    "tuple[int, ...]": _are_ints,
+    "tuple[float, float]": lambda value: (
+        isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
+    ),
+    "tuple[str, ...]": lambda value: (
+        isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+    ),
+    "tuple[tuple[int, ...], ...]": lambda value: (
+        isinstance(value, tuple) and all(map(_are_ints, value))
+    ),
+    "dict[str, float]": lambda value: _is_map(value, lambda k: isinstance(k, str), _is_number),
+    "dict[int, int]": lambda value: _is_map(value, _is_int, _is_int),
 }
 
 # First numbers of the spawn keys.
 _TELESCOPE_STREAM, _LAYOUT_STREAM, _SHOWER_STREAM, _FAULT_STREAM = range(4)
-
-
-@dataclass(frozen=True, slots=True)
-class ThroughputJump:
-    """A telescope whose throughput changes once, as after cleaning its mirrors.
-
-    Parameters
-    ----------
-    tel_id : int
-        The telescope.
-    time_s : float
-        When, in seconds from the start of the first file.
-    factor : float
-        Throughput after over throughput before. The truth gives the throughput before.
-    """
-
-    tel_id: int
-    time_s: float
-    factor: float
 
 
 @dataclass(frozen=True)
@@ -265,8 +285,10 @@ class ArraySimulation:
         Groups of telescopes that have no event in common. Telescopes in none see all events.
     shifted_telescopes, shift_m : tuple of int, float
         These stand so many metres further North.
-    throughput_jump : ThroughputJump, optional
-        A telescope whose throughput changes.
+    jumping_telescope : int, optional
+        A telescope whose throughput changes once, as by cleaning its mirrors.
+    jump_time_s, jump_factor : float
+        When, in seconds from the start of the first file; throughput after over throughput before.
     shuffled_rows : bool
         Each telescope's DL2 tables have their rows in an order of their own.
     shared_obs_id : bool
@@ -283,13 +305,13 @@ class ArraySimulation:
     n_telescope_events: int | None = None
     seed: int = 0
     array: str = "mixed"
-    spacing_m: Mapping[str, float] = field(
+    spacing_m: dict[str, float] = field(
         default_factory=lambda: {"LST": 115.0, "MST": 150.0, "SST": 250.0}
     )
-    throughput_mean: Mapping[str, float] = field(
+    throughput_mean: dict[str, float] = field(
         default_factory=lambda: {"LST": 1.0, "MST": 1.0, "SST": 0.9}
     )
-    throughput_spread: Mapping[str, float] = field(
+    throughput_spread: dict[str, float] = field(
         default_factory=lambda: {"LST": 0.1, "MST": 0.1, "SST": 0.1}
     )
     energy_range_tev: tuple[float, float] = (0.15, 100.0)
@@ -317,17 +339,25 @@ class ArraySimulation:
     silent_telescopes: tuple[int, ...] = ()
     removed_telescopes: tuple[int, ...] = ()
     dead_types: tuple[str, ...] = ()
-    sparse_telescopes: Mapping[int, int] = field(default_factory=dict)
+    sparse_telescopes: dict[int, int] = field(default_factory=dict)
     disconnected_groups: tuple[tuple[int, ...], ...] = ()
     shifted_telescopes: tuple[int, ...] = ()
     shift_m: float = 0.0
-    throughput_jump: ThroughputJump | None = None
+    jumping_telescope: int | None = None
+    jump_time_s: float = 600.0
+    jump_factor: float = 0.8
     shuffled_rows: bool = False
     shared_obs_id: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_numbers()
         self._check_telescopes()
+
+    def _check_types(self) -> None:
+        for option in fields(self):
+            if not _IS_OF_TYPE[str(option.type)](value := getattr(self, option.name)):
+                _refuse(option.name, repr(value), f"of type {option.type}")
 
     def _check_numbers(self) -> None:
         if self.array not in ARRAYS:
@@ -343,10 +373,10 @@ class ArraySimulation:
     def _check_telescopes(self) -> None:
         types = set(_TYPES)
         for name in ("spacing_m", "throughput_mean", "throughput_spread"):
-            values: Mapping[str, float] = getattr(self, name)
+            values: dict[str, float] = getattr(self, name)
             lowest = 0.0 if name == "throughput_spread" else np.nextafter(0, 1)
             if set(values) != types or not all(lowest <= v < np.inf for v in values.values()):
-                _refuse(name, dict(values), f"a positive number for each of {', '.join(_TYPES)}")
+                _refuse(name, values, f"a positive number for each of {', '.join(_TYPES)}")
         if unknown := set(self.dead_types) - types:
             _refuse("dead_types", sorted(unknown), f"among {', '.join(_TYPES)}")
         known = set(_all_telescopes(self.array))
@@ -356,7 +386,7 @@ class ArraySimulation:
             "sparse_telescopes": list(self.sparse_telescopes),
             "shifted_telescopes": self.shifted_telescopes,
             "disconnected_groups": [t for group in self.disconnected_groups for t in group],
-            "throughput_jump": [self.throughput_jump.tel_id] if self.throughput_jump else [],
+            "jumping_telescope": [] if self.jumping_telescope is None else [self.jumping_telescope],
         }
         for name, tel_ids in named.items():
             if unknown_ids := sorted(set(tel_ids) - known):
@@ -365,9 +395,7 @@ class ArraySimulation:
         if len(grouped) != len(set(grouped)):
             _refuse("disconnected_groups", self.disconnected_groups, "disjoint")
         if self.sparse_telescopes and min(self.sparse_telescopes.values()) < 1:
-            _refuse("sparse_telescopes", dict(self.sparse_telescopes), "1 event or more each")
-        if self.throughput_jump and not 0 < self.throughput_jump.factor < np.inf:
-            _refuse("throughput_jump.factor", self.throughput_jump.factor, "greater than 0")
+            _refuse("sparse_telescopes", self.sparse_telescopes, "1 event or more each")
         if len(known - set(self._without_data)) < 2:
             msg = "silent_telescopes, removed_telescopes, dead_types: leave at least two telescopes"
             raise ConfigError(msg)
@@ -391,7 +419,7 @@ class SimulatedArray:
     position_m : dict of int to tuple of float
         x (North), y (West), z (up).
     throughput : dict of int to float
-        c, such that a telescope's energies are c times too high; before a `ThroughputJump`.
+        c, such that a telescope's energies are c times too high; before a jump.
     time_offset_ns : dict of int to float
         By how much a telescope's time stamps are late.
     paths : tuple of Path
@@ -715,10 +743,11 @@ def _throw_showers(
     impact_m, along_m = _impact(telescopes.position_m[None], showers, np.s_[:, None])
     area_m2 = telescopes.of_type("mirror_area_m2")
     throughput = np.broadcast_to(telescopes.throughput, impact_m.shape)
-    if (jump := options.throughput_jump) is not None and jump.tel_id in telescopes.tel_id:
+    if options.jumping_telescope in telescopes.tel_id:
         time_s = showers["time_s"] + block * options.block_duration_s
-        throughput = throughput.copy()
-        throughput[time_s >= jump.time_s, telescopes.index(jump.tel_id)] *= jump.factor
+        jumping = telescopes.tel_id == options.jumping_telescope
+        after = (time_s >= options.jump_time_s)[:, None] & jumping
+        throughput = np.where(after, options.jump_factor, 1) * throughput
     expected_pe = showers["light_tev"][:, None] * throughput
     expected_pe *= area_m2 * (_LIGHT_DENSITY_PER_M2_TEV * _PHOTON_EFFICIENCY)
     expected_pe *= np.exp(-np.maximum(impact_m - _LIGHT_POOL_RADIUS_M, 0) / _LIGHT_FALL_M)
@@ -910,7 +939,7 @@ def _reference_metadata(options: ArraySimulation, block: int) -> dict[str, str]:
         "CTA PRODUCT DATA MODEL NAME": "ASWG",
         "CTA PRODUCT DATA MODEL VERSION": "v7.6.0",
         "CTA PRODUCT FORMAT": "hdf5",
-        "CTA PROCESS TYPE": "Observation",  # there is no /simulation group to look for
+        "CTA PROCESS TYPE": "Simulation",
         "CTA PROCESS SUBTYPE": "",
         "CTA PROCESS ID": str(_obs_id(options, block)),
         "CTA ACTIVITY NAME": "calibdask simulate",

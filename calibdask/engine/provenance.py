@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import socket
+import subprocess
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -15,11 +16,20 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import calibdask
+from calibdask.errors import CalibdaskError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["cpu_class", "cta_attributes", "describe_activity", "iso_time", "new_id", "versions"]
+__all__ = [
+    "cpu_class",
+    "cta_attributes",
+    "describe_activity",
+    "iso_time",
+    "make_portable",
+    "new_id",
+    "versions",
+]
 
 _PACKAGES = ("numpy", "tables", "astropy", "scipy", "numba", "dask", "distributed", "ctapipe")
 
@@ -34,11 +44,28 @@ def cpu_class() -> str:
     from importlib import import_module
 
     umath = import_module("numpy._core._multiarray_umath")  # the only place NumPy tells it
-    features: dict[str, bool] = umath.__cpu_features__
-    present = sorted(name for name, there in features.items() if there)
-    short = hashlib.sha256(" ".join(present).encode()).hexdigest()[:8]
-    widest = next((one for one in ("AVX512_SKX", "AVX2", "ASIMD", "SSE42") if one in present), "")
-    return f"{platform.machine()}-{widest or 'baseline'}-{short}"
+    chosen = [name for name in umath.__cpu_dispatch__ if umath.__cpu_features__[name]]
+    used = [*umath.__cpu_baseline__, *chosen]
+    short = hashlib.sha256(" ".join(used).encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{chosen[-1] if chosen else 'baseline'}-{short}"
+
+
+def make_portable() -> None:
+    """Keep NumPy and OpenBLAS to their baseline, in this process and those it starts.
+
+    Raises
+    ------
+    CalibdaskError
+        NumPy is imported already, and has chosen.
+    """
+    if "numpy" in sys.modules:
+        raise CalibdaskError("portable numerics must be chosen before NumPy is imported")
+    # Which features NumPy chooses from depends on its build, and only NumPy knows.
+    ask = "from numpy._core._multiarray_umath import __cpu_dispatch__ as d; print(*d)"
+    answer = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True)
+    os.environ["NPY_DISABLE_CPU_FEATURES"] = answer.stdout.strip()
+    if platform.machine() == "x86_64":
+        os.environ["OPENBLAS_CORETYPE"] = "Nehalem"
 
 
 def versions() -> dict[str, str]:

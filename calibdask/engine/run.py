@@ -492,12 +492,15 @@ def run_calibration(
     CalibdaskError
         Nothing was written; what was computed is kept for the next run.
     """
+    from threadpoolctl import threadpool_limits
+
     account = Account()
     products = Products(output, overwrite=options.overwrite)
     products.check_writable()
     workdir = options.workdir or output.with_name(output.name + ".work")
     memory = options.memory_per_worker()
-    with WorkdirLock(workdir) as lock:
+    # Sums in BLAS depend on its number of threads, and one worker is one processor.
+    with WorkdirLock(workdir) as lock, threadpool_limits(1):
         if lock.taken_over:
             emit(
                 events.Message(

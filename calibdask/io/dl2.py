@@ -59,6 +59,9 @@ _UNIT_OF_SUFFIX = {
     "_core_x": "m",
     "_core_y": "m",
     "_h_max": "m",
+    "pos_x": "m",
+    "pos_y": "m",
+    "pos_z": "m",
 }
 
 # Rows are read in blocks: a wide table never stands in memory for the sake of three of its columns,
@@ -386,6 +389,7 @@ class _Chosen:
     keys: Columns
     triggered: NDArray[np.bool_] | None  # (events, telescopes of the layout)
     in_order: bool
+    n_events_in_file: int
 
 
 def _children(node: tables.Node) -> list[str]:
@@ -617,24 +621,22 @@ class _Reader:
             raise CorruptedInput(msg)
 
     def aligned(
-        self, table: tables.Table, names: Sequence[str], want: Columns, guess: slice
+        self, table: tables.Table, names: Sequence[str], want: Columns, part: slice | None
     ) -> tuple[Columns, NDArray[np.bool_]]:
         """Columns in the order of the keys `want`, and which of these the table lacks.
 
-        The rows are first looked for at `guess`; a proof that they are all there is that all are
-        found, as no key may stand twice.
+        The rows are looked for in a part of the table, or in all of it (None). That all are found
+        proves that the part was the right one, as no key may stand twice.
         """
-        whole = slice(0, int(table.nrows))
-        if guess.stop > whole.stop:
-            guess = whole
-        columns = self.read(table, [*want, *names], guess.start, guess.stop)
+        start, stop = (0, int(table.nrows)) if part is None else (part.start, part.stop)
+        columns = self.read(table, [*want, *names], start, stop)
         have = {key: columns.pop(key) for key in want}
         if all(np.array_equal(have[key], want[key]) for key in want):
             return columns, np.zeros(len(want["event_id"]), np.bool_)
         index = _match(have, want)
         missing = index < 0
-        if missing.any() and guess != whole:
-            return self.aligned(table, names, want, whole)
+        if missing.any() and part is not None:
+            return self.aligned(table, names, want, None)
         self.refuse_duplicates(table, have)
         return {name: _take(values, index) for name, values in columns.items()}, missing
 
@@ -654,13 +656,18 @@ class _Reader:
         keys = self.read(table, [*_EVENT_KEYS, *([mask] if has_mask else [])], first, stop)
         triggered = keys.pop(mask).astype(np.bool_) if has_mask else None
         self.refuse_duplicates(table, keys)
-        return _Chosen(slice(first, stop), keys, triggered, _increasing(keys))
+        return _Chosen(
+            rows=slice(first, stop),
+            keys=keys,
+            triggered=triggered,
+            in_order=_increasing(keys),
+            n_events_in_file=int(table.nrows),
+        )
 
     def base_rows(
         self, table: tables.Table, names: Sequence[str], chosen: _Chosen | None, tel_index: int
-    ) -> tuple[Columns, slice]:
-        """Rows of a telescope, and the part of the table they are from."""
-        whole = slice(0, int(table.nrows))
+    ) -> tuple[Columns, slice | None]:
+        """Rows of a telescope, and the part of the table they fill; None where they do not."""
         if chosen is not None and chosen.triggered is not None:
             part = _part(table, chosen)
             columns = self.read(table, names, part.start, part.stop)
@@ -675,7 +682,7 @@ class _Reader:
         if chosen is not None:
             keep = _match(chosen.keys, keys) >= 0
             columns = {name: values[keep] for name, values in columns.items()}
-        return columns, whole
+        return columns, None
 
     def telescope_events(
         self,
@@ -700,7 +707,10 @@ class _Reader:
             self._check_tel_id(table, tel_id, columns["tel_id"])
             keys = {name: columns[name] for name in _TELESCOPE_KEYS}
             for want, by_telescope in per_telescope:
-                more, missing = self._of_telescope(by_telescope.get(tel_id), want, keys, part)
+                other = by_telescope.get(tel_id)
+                # Tables of different lengths cannot be in step.
+                same_part = part if other is not None and other.nrows == table.nrows else None
+                more, missing = self._of_telescope(other, want, keys, same_part)
                 columns |= more
                 for name in more:
                     n_missing[name] += int(missing.sum())
@@ -717,16 +727,7 @@ class _Reader:
         for want in others:
             if want.source.per == "telescope":
                 continue
-            table = self.table(want.source.path)
-            if want.source.per == "event":
-                guess = slice(0, int(table.nrows)) if chosen is None else chosen.rows
-                more, missing = self.aligned(table, want.names, event_keys, guess)
-                more = {name: values[event] for name, values in more.items()}
-                missing = missing[event]
-            else:
-                guess = slice(0, int(table.nrows)) if chosen is None else _part(table, chosen)
-                keys = {name: columns[name] for name in _TELESCOPE_KEYS}
-                more, missing = self.aligned(table, want.names, keys, guess)
+            more, missing = self._of_all(want, columns, event_keys, event, chosen)
             columns |= more
             for name in more:
                 n_missing[name] += int(missing.sum())
@@ -742,7 +743,7 @@ class _Reader:
         )
 
     def _of_telescope(
-        self, table: tables.Table | None, want: _Wanted, keys: Columns, part: slice
+        self, table: tables.Table | None, want: _Wanted, keys: Columns, part: slice | None
     ) -> tuple[Columns, NDArray[np.bool_]]:
         """Columns of a further table of a telescope, which may not exist."""
         if table is not None:
@@ -754,6 +755,25 @@ class _Reader:
         return {n: _take(values, nowhere) for n, values in nothing.items()}, np.ones(
             n_rows, np.bool_
         )
+
+    def _of_all(
+        self,
+        want: _Wanted,
+        columns: Columns,
+        event_keys: Columns,
+        event: NDArray[np.int64],
+        chosen: _Chosen | None,
+    ) -> tuple[Columns, NDArray[np.bool_]]:
+        """Columns of a table that all telescopes share."""
+        table = self.table(want.source.path)
+        if want.source.per == "event":
+            in_step = chosen is not None and table.nrows == chosen.n_events_in_file
+            part = chosen.rows if chosen is not None and in_step else None
+            more, missing = self.aligned(table, want.names, event_keys, part)
+            return {name: values[event] for name, values in more.items()}, missing[event]
+        keys = {name: columns[name] for name in _TELESCOPE_KEYS}
+        part = None if chosen is None else _part(table, chosen)
+        return self.aligned(table, want.names, keys, part)
 
     def _check_tel_id(self, table: tables.Table, tel_id: int, values: NDArray[Any]) -> None:
         if (values != tel_id).any():

@@ -392,6 +392,7 @@ def test_algorithm_of_the_asymmetries_is_taken_over(load) -> None:
     assert load(text + image).inter_calibration.value_column == "hillas_intensity"
     alone = "CalculateInterCalibration: {reconstruction_algorithm: B}"
     assert load(alone).inter_calibration.value_column == "B_tel_energy"
+    assert load(alone).energy_asymmetry.energy_reconstructor == "B"
 
 
 # -- what content addresses are made of -----------------------------------------------------------
@@ -466,7 +467,10 @@ def test_fit_options_change_the_fit_alone(load, option: str, value: object) -> N
 
 
 def test_described_configurations_load_to_the_defaults(load) -> None:
+    from calibdask.registry import JOBS
+
     defaults = load("")
+    assert set(JOB_SECTIONS) <= set(JOBS)
     for sections in JOB_SECTIONS.values():
         config = load(describe({name: SECTIONS[name] for name in sections}))
         assert config.energy_asymmetry == defaults.energy_asymmetry

@@ -15,7 +15,6 @@ from calibdask.array import simulate
 from calibdask.array.simulate import (
     ARRAYS,
     ArraySimulation,
-    ThroughputJump,
     block_path,
     simulate_array,
     simulate_block,
@@ -431,8 +430,8 @@ def test_shifted_telescopes_stand_apart(plain, tmp_path):
 
 def test_throughput_jump(tmp_path):
     noiseless = {"energy_resolution": 0.0, "photon_noise": 0.0, "invalid_fraction": 0.0}
-    jump = ThroughputJump(tel_id=2, time_s=1800.0, factor=0.7)
-    simulated = simulate_array(tmp_path, small(**noiseless, n_files=2, throughput_jump=jump))
+    jump = {"jumping_telescope": 2, "jump_time_s": 1800.0, "jump_factor": 0.7}
+    simulated = simulate_array(tmp_path, small(**noiseless, n_files=2, **jump))
     start_s = read(simulated.paths[0], "/dl0/monitoring/telescope/pointing/tel_001")["time"][1, 0]
     found = set()
     for path in simulated.paths:
@@ -474,7 +473,7 @@ def test_shared_obs_id_with_events_of_their_own(tmp_path):
     ("options", "message"),
     [
         ({"array": "alpha"}, "array: must be one of mixed, reduced, is alpha"),
-        ({"n_files": 0}, "n_files: must be between 1 and 1e"),
+        ({"n_files": 0}, "n_files: must be between 1 and 20000"),
         ({"outlier_fraction": 1.5}, "outlier_fraction: must be between 0 and 1, is 1.5"),
         ({"time_jitter_ns": float("nan")}, "time_jitter_ns: must be between 0"),
         ({"energy_range_tev": (2.0, 1.0)}, "energy_range_tev: must be rising"),
@@ -485,7 +484,16 @@ def test_shared_obs_id_with_events_of_their_own(tmp_path):
         ({"dead_types": ("LST", "MST", "SST")}, "leave at least two telescopes"),
         ({"disconnected_groups": ((1, 2), (2, 3))}, "disconnected_groups: must be disjoint"),
         ({"sparse_telescopes": {1: 0}}, "sparse_telescopes: must be 1 event or more"),
-        ({"throughput_jump": ThroughputJump(1, 0.0, -1.0)}, "throughput_jump.factor: must be"),
+        ({"jumping_telescope": 1, "jump_factor": -1.0}, "jump_factor: must be between"),
+        ({"jumping_telescope": 77}, "jumping_telescope: must be telescopes of the array"),
+        ({"n_files": "two"}, "n_files: must be of type int, is 'two'"),
+        ({"n_events": None}, "n_events: must be of type int, is None"),
+        ({"unsorted_layout": 1}, "unsorted_layout: must be of type bool, is 1"),
+        ({"time_jitter_ns": True}, "time_jitter_ns: must be of type float, is True"),
+        ({"silent_telescopes": 7}, r"silent_telescopes: must be of type tuple\[int, ...\], is 7"),
+        ({"disconnected_groups": (1, 2)}, "disconnected_groups: must be of type tuple"),
+        ({"sparse_telescopes": {"1": 2}}, "sparse_telescopes: must be of type dict"),
+        ({"energy_range_tev": (1.0, 2.0, 3.0)}, "energy_range_tev: must be of type tuple"),
     ],
 )
 def test_bad_options_are_refused(options, message):

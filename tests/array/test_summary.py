@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -65,22 +66,21 @@ class TestLaws:
     EVENTS = take(two_types(), np.arange(0, 250))
     FIT = fit_shards(NetworkOptions("log-clipped", clip_sigma=2.0), [two_types()])
 
-    @pytest.fixture(params=["moments", "histogram", "clipped", "scores"])
-    def kind(self, request):
-        return {
-            "moments": (summarise_pairs, PairSummary.identity()),
-            "histogram": (
-                lambda e: summarise_pairs(e, histogram=True),
-                PairSummary.identity(histogram=True),
-            ),
-            "clipped": (lambda e: summarise_pairs(e, clip=self.FIT), PairSummary.identity()),
-            "scores": (lambda e: summarise_scores(self.FIT, e), ScoreSummary.identity(7, 2)),
-        }[request.param]
+    KINDS: ClassVar = {
+        "moments": (summarise_pairs, PairSummary.identity()),
+        "histogram": (
+            lambda e: summarise_pairs(e, histogram=True),
+            PairSummary.identity(histogram=True),
+        ),
+        "clipped": (lambda e: summarise_pairs(e, clip=TestLaws.FIT), PairSummary.identity()),
+        "scores": (lambda e: summarise_scores(TestLaws.FIT, e), ScoreSummary.identity(7, 2)),
+    }
 
+    @pytest.mark.parametrize("kind", KINDS)
     @settings(max_examples=25, deadline=None)
     @given(assignment=st.lists(st.integers(0, 3), min_size=200, max_size=200))
     def test_any_split_by_event_is_the_whole(self, kind, assignment):
-        summarise, identity = kind
+        summarise, identity = self.KINDS[kind]
         shard = np.array(assignment)[self.EVENTS.event % 200]
         parts = [summarise(take(self.EVENTS, shard == k)) for k in range(4)]
         check_summary_laws(parts, identity, summarise(self.EVENTS), rtol=1e-9, atol=1e-9)
@@ -142,11 +142,13 @@ class TestSummaries:
         events = take(two_types(n_events=40), slice(0, 60))
         fit = fit_shards(NetworkOptions(), [events])
         uncorrected = replace(fit, covariance_independent=np.zeros_like(fit.covariance))
-        expected = np.zeros((7, 7))
+        n_tel = len(fit.tel_id)
+        number = {int(tel_id): k for k, tel_id in enumerate(fit.tel_id)}
+        expected = np.zeros((n_tel, n_tel))
         for event in np.unique(events.event):
-            score = np.zeros(7)
+            score = np.zeros(n_tel)
             for k in np.flatnonzero(events.event == event):
-                i, j = events.tel_id_1[k] - 1, events.tel_id_2[k] - 1
+                i, j = number[int(events.tel_id_1[k])], number[int(events.tel_id_2[k])]
                 pair = np.flatnonzero((fit.first == i) & (fit.second == j))[0]
                 residual = np.log(events.x_1[k] / events.x_2[k]) - (fit.theta[i] - fit.theta[j])
                 pull = fit.used[pair] * fit.weight[pair] / fit.n[pair] * residual
@@ -290,39 +292,34 @@ class TestFit:
         for table in tables.values():
             assert len({len(column) for column in table.values()}) == 1
 
-    def test_influence_of_a_few_events_is_the_influence_function(self):
-        """Add 1 % of events at d: the centre moves by IF(d)/100. Clipped at 1.5 sigma, where the
-        move of the bounds with the median is a fifth of the effect."""
-        rng = np.random.default_rng(6)
-        d = np.concatenate([z := rng.normal(0.0, 0.2, 10000), -z])
+    @pytest.mark.parametrize("estimator", ["log-mean", "log-median", "log-clipped"])
+    def test_influence_of_a_few_events_is_the_influence_function(self, estimator):
+        """Add 0.2 % of events at d: the centre moves by 0.002 IF(d).
 
-        def state(values, options):
-            ones = np.ones(len(values))
-            return fit_shards(
-                options,
-                [
-                    PairEvents(
-                        np.arange(len(values)),
-                        np.full(len(values), "LST"),
-                        ones.astype(int),
-                        2 * ones.astype(int),
-                        np.exp(values),
-                        ones,
-                    )
-                ],
+        Clipped at 1.5 sigma, where the move of the bounds with the median is a third of the effect.
+        """
+        from scipy.special import ndtri
+
+        options = NetworkOptions(estimator, clip_sigma=1.5)
+        d = 0.2 * ndtri((np.arange(100_000) + 0.5) / 100_000)
+
+        def state(values):
+            n = len(values)
+            one = np.ones(n, np.int64)
+            events = PairEvents(
+                np.arange(n), np.full(n, "LST"), one, 2 * one, np.exp(values), np.ones(n)
             )
+            return fit_shards(options, [events])
 
-        for estimator in ("log-mean", "log-median", "log-clipped"):
-            options = NetworkOptions(estimator, clip_sigma=1.5)
-            fit = state(d, options)
-            for at in (-0.5, -0.25, -0.1, 0.15, 0.28, 0.4):
-                moved = state(np.append(d, np.full(200, at)), options).centre[0] - fit.centre[0]
-                inside = fit.low[0] <= at <= fit.high[0]
-                influence = fit.slope[0] * at * inside + fit.jump[0] * np.sign(at)
-                assert moved * 100 == pytest.approx(influence, abs=0.02), (estimator, at)
-            values = fit.slope[0] * d * ((d >= fit.low[0]) & (d <= fit.high[0]))
-            values += fit.jump[0] * np.sign(d)
-            assert fit.variance[0] == pytest.approx(np.var(values), rel=0.02)
+        fit = state(d)
+        for at in (-0.5, -0.25, -0.1, 0.15, 0.28, 0.4):
+            moved = (state(np.append(d, np.full(200, at))).centre[0] - fit.centre[0]) / 0.002
+            inside = fit.low[0] <= at <= fit.high[0]
+            influence = fit.slope[0] * at * inside + fit.jump[0] * np.sign(at)
+            assert moved == pytest.approx(influence, rel=0.05), at
+        values = fit.slope[0] * d * ((d >= fit.low[0]) & (d <= fit.high[0]))
+        values += fit.jump[0] * np.sign(d)
+        assert fit.variance[0] == pytest.approx(np.var(values), rel=0.02)
 
 
 class TestFaultsOfThePeer:
@@ -415,7 +412,7 @@ class TestFaultsOfThePeer:
         assert rows[2]["value"] == pytest.approx(alone[2]["value"], rel=1e-12)
 
     def test_9_no_attenuation(self):
-        """E[tanh] shrinks the fitted log ratio, to 0.982 at a pair scatter of 0.3; E[ln] does not."""
+        """E[tanh] shrinks the fitted log ratio, by 2 % at a pair scatter of 0.3; E[ln] does not."""
         truth = np.log(1.5)
         rng = np.random.default_rng(12)
         noise = rng.normal(0.0, 0.3, 200_000)
@@ -432,7 +429,10 @@ class TestFaultsOfThePeer:
         for estimator in ESTIMATORS:
             options = NetworkOptions(estimator, reference_telescopes=(("LST", 2),))
             shrunk[estimator] = fit_shards(options, [events]).theta[0] / truth
-        assert shrunk["asymmetry"] == pytest.approx(0.982, abs=0.003)
+        z, weight = np.polynomial.hermite_e.hermegauss(40)
+        expected = np.average(np.tanh(0.5 * (truth + 0.3 * z)), weights=weight)
+        assert shrunk["asymmetry"] == pytest.approx(2 * np.arctanh(expected) / truth, abs=1e-3)
+        assert shrunk["asymmetry"] < 0.985
         for estimator in ("log-mean", "log-median", "log-clipped"):
             assert shrunk[estimator] == pytest.approx(1.0, abs=1e-3)
 
@@ -520,7 +520,9 @@ class TestRefusals:
         options = NetworkOptions()
         summary = reduce_stage(0, options, two_types(), None)
         few = Telescopes(np.array([1, 2]), np.array(["LST", "LST"]))
-        with pytest.raises(CorruptedInput, match="telescope 5 has pair events as MST"):
+        with pytest.raises(
+            CorruptedInput, match=r"telescope 3 has .* LST, but .* no telescope at all"
+        ):
             fit_stage(0, options, summary, None, few)
         other = Telescopes(np.arange(1, 8), np.array(["LST"] * 4 + ["SST"] * 3))
         with pytest.raises(CorruptedInput, match="but the subarray has it as SST"):
@@ -542,52 +544,54 @@ def test_every_flag_is_documented():
     assert {"R", "F", "D", "N", "B"} <= used <= set(FLAGS)
 
 
+@pytest.fixture(scope="module")
+def peer():
+    folder = SHARED / "array" / "peer_dl2_small"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {SHARED}: set CALIBDASK_SHARED_DATA")
+    import tables
+
+    rows = []
+    for path in sorted((folder / "easym").glob("*.h5")):
+        with tables.open_file(path) as file:
+            rows.append(file.root.energy_asymmetry.events[:])
+    with tables.open_file(folder / "inter_e.h5") as file:
+        result = file.root.dl2.monitoring.subarray.inter_calibration[:]
+    return np.concatenate(rows), {int(r["tel_id"]): r for r in result}
+
+
+@pytest.fixture(scope="module")
+def peer_events(peer):
+    rows = peer[0]
+    keys = np.stack([rows["obs_id"].astype(np.int64), rows["event_id"]], axis=1)
+    event = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    energy = "RandomForestRegressor_tel_energy_"
+    return PairEvents(
+        event,
+        rows["tel_type"],
+        rows["tel_id_1"],
+        rows["tel_id_2"],
+        rows[f"{energy}1"],
+        rows[f"{energy}2"],
+    )
+
+
 class TestAgainstThePeer:
     """The event-wise asymmetries and the coefficients of ctao-calibpipe 0.8.0."""
 
     REFERENCES = (("LST", 1), ("MST", 5), ("SST", 30))
 
-    @pytest.fixture(scope="class")
-    def peer(self):
-        folder = SHARED / "array" / "peer_dl2_small"
-        if not folder.is_dir():
-            pytest.skip(f"no shared data in {SHARED}: set CALIBDASK_SHARED_DATA")
-        import tables
-
-        rows = []
-        for path in sorted((folder / "easym").glob("*.h5")):
-            with tables.open_file(path) as file:
-                rows.append(file.root.energy_asymmetry.events[:])
-        with tables.open_file(folder / "inter_e.h5") as file:
-            result = file.root.dl2.monitoring.subarray.inter_calibration[:]
-        return np.concatenate(rows), {int(r["tel_id"]): r for r in result}
-
-    @pytest.fixture(scope="class")
-    def events(self, peer):
+    def test_means(self, peer, peer_events):
         rows = peer[0]
-        keys = np.stack([rows["obs_id"].astype(np.int64), rows["event_id"]], axis=1)
-        event = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-        energy = "RandomForestRegressor_tel_energy_"
-        return PairEvents(
-            event,
-            rows["tel_type"],
-            rows["tel_id_1"],
-            rows["tel_id_2"],
-            rows[f"{energy}1"],
-            rows[f"{energy}2"],
-        )
-
-    def test_means(self, peer, events):
-        rows = peer[0]
-        found = summarise_pairs(events)
+        found = summarise_pairs(peer_events)
         for k, (one, two) in enumerate(found.pairs):
             of = (rows["tel_id_1"] == one) & (rows["tel_id_2"] == two)
             expected = np.mean(rows["energy_asymmetry"][of])
             assert found.asymmetry.mean[k] == pytest.approx(expected, rel=0, abs=1e-12)
 
-    def test_coefficients(self, peer, events):
+    def test_coefficients(self, peer, peer_events):
         options = NetworkOptions("asymmetry", reference_telescopes=self.REFERENCES)
-        fit = fit_shards(options, [events])
+        fit = fit_shards(options, [peer_events])
         rows = by_telescope(fit)
         theirs = peer[1]
         free = [k for k, r in rows.items() if r["tel_type"] != "SST" and r["flags"] != "R"]
@@ -613,13 +617,13 @@ class TestAgainstThePeer:
             )
             assert 0 <= excess < 1e-3
 
-    def test_where_the_peer_gives_nothing(self, peer, events):
+    def test_where_the_peer_gives_nothing(self, peer, peer_events):
         """Row 2 of the faults: pairs with one event leave all its SST at 1 with errors of NaN."""
         theirs = [r for r in peer[1].values() if r["tel_type"] == b"SST" and r["tel_id"] != 30]
         assert all(r["value"] == 1.0 and np.isnan(r["error"]) for r in theirs)
-        counts = summarise_pairs(events)
+        counts = summarise_pairs(peer_events)
         assert np.any(counts.log_ratio.n[counts.tel_type == "SST"] == 1)
-        fit = fit_shards(NetworkOptions(reference_telescopes=self.REFERENCES), [events])
+        fit = fit_shards(NetworkOptions(reference_telescopes=self.REFERENCES), [peer_events])
         for r in theirs:
             ours = by_telescope(fit)[int(r["tel_id"])]
             assert np.isfinite(ours["value"])

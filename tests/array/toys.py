@@ -10,9 +10,9 @@ from calibdask.array.summary import STAGES, PairEvents, fit_stage, reduce_stage
 def draw_events(
     rng, throughput, n_events, *, keep=1.0, sigma=0.15, outliers=0.0, tel_type="LST", first_id=1
 ):
-    """Draw showers with ln x = ln c + noise per telescope; each pair of an event is kept by chance.
+    """Draw showers with ln x = ln c + noise per telescope; a pair of an event is kept by chance.
 
-    keep=1: all telescopes share all events (loose cuts); keep << 1: few pairs an event (tight cuts).
+    keep=1: all telescopes share all events (loose cuts); keep << 1: few pairs an event (tight).
     An outlier is a telescope whose ln x has another normal error of 1.
     """
     n_telescopes = len(throughput)

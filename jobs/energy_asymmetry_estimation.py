@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""Write the event-wise energy asymmetries of a campaign: one file for each DL2 file.
+
+    python jobs/energy_asymmetry_estimation.py demo/dl2 asymmetries
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import calibdask
+
+CONFIG = Path(__file__).parent.parent / "configs" / "energy_asymmetry_estimation.yaml"
+
+
+def main() -> None:
+    """Run, and say what was left after each selection."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("inputs", nargs="+", help="DL2 files")
+    parser.add_argument("output", type=Path, help="a directory")
+    parser.add_argument("-c", "--config", type=Path, default=CONFIG)
+    parser.add_argument("--cluster", default=os.environ.get("DASK_SCHEDULER_FILE", "auto"))
+    arguments = parser.parse_args()
+
+    result = calibdask.run(
+        "energy-asymmetry-estimation",
+        arguments.inputs,
+        arguments.output,
+        config=arguments.config,
+        cluster=arguments.cluster,
+        overwrite=True,
+    )
+    for name, count in result.account.total.cut_flow.items():
+        print(f"{count:>12} {name}")
+    print(f"wrote {len(result.paths)} files into {arguments.output}")
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main()
