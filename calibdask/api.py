@@ -63,8 +63,7 @@ def _prepare(job: str | Calibration, config: Paths, overrides: Mapping[str, obje
 
 
 def _inputs(inputs: Paths, prepared: Prepared) -> list[str | Path]:
-    named = [] if prepared.input_url is None else [prepared.input_url]
-    return _many(inputs) or named
+    return _many(inputs) or _many(prepared.input_url or ())
 
 
 def run_options(prepared: Prepared, options: Mapping[str, Any]) -> RunOptions:

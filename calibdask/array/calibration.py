@@ -144,6 +144,8 @@ class _FromDl2(Calibration):
         if file_kind(source.path) != "DL2 events":
             raise WrongKind(f"{source.path}: holds no DL2 events")
         info = inspect_dl2(source.path, self.needs)
+        if info.product_id:  # tells apart what equal size and samples would not
+            source = replace(source, identity=f"{source.identity}:{info.product_id}")
         return Survey(source, order=info.obs_ids[:1], facts=info)
 
     def planned(self, surveys: Sequence[Survey]) -> Self:

@@ -47,7 +47,7 @@ _HEADER = "__table_column_meta__"
 
 # Sets the size of the chunks, which must not depend on the number of rows: it is not known.
 _EXPECTED_ROWS = 1_000_000
-# Not compressed, as the peer's: zlib, which h5py can read, saves 40 % and takes 40 times as long.
+# Not compressed, as calibpipe's: zlib, which h5py can read, saves 40 % and takes 40 times as long.
 _CHECKSUMS = tables.Filters(complevel=0, fletcher32=True)
 
 
@@ -299,7 +299,7 @@ class _Column(NamedTuple):
 
 
 def _columns(label: str, value: str, *, has_uncertainty: bool) -> list[_Column]:
-    """Columns in the order of the peer's files."""
+    """Columns in the order of calibpipe's files."""
     real = np.dtype("f8")
     columns = [
         _Column("obs_id", "obs_id", np.dtype("i4"), has_unit=False),
@@ -347,7 +347,7 @@ def _inspect(file: tables.File, path: Path, label: str | None) -> tuple[Asymmetr
     if len(found_units) > 1 or unit != expected:
         msg = f"{where} has {values[0]} in {sorted(found_units)}, expected {expected!r}"
         raise CorruptedInput(msg)
-    # Ours say it in an attribute; the peer's have to be read.
+    # Ours say it in an attribute; those of calibpipe have to be read.
     obs_id = table.attrs["obs_id"] if "obs_id" in table.attrs else table.read(field="obs_id")
     info = AsymmetryInfo(
         label=label,
@@ -394,7 +394,7 @@ def _astropy_header(columns: Iterable[_Column], unit: str, obs_ids: Iterable[int
     lines += [f"      {text[i : i + 76]}" for i in range(0, len(text), 76)]
     lines += ["    dtype: int32", "    order: C", f"    shape: !!python/tuple [{numbers.size}]"]
     if unit:
-        # The peer's dimensionless columns are quantities, which takes saying so.
+        # Dimensionless columns of calibpipe are quantities, which takes saying so.
         lines.append("- __serialized_columns__:")
         for column in columns:
             if column.dtype.kind == "f":

@@ -86,7 +86,6 @@ def test_documented_configuration(load) -> None:
     assert inter.reference_telescopes == (("LST", 1), ("MST", 5), ("SST", 34))
     assert inter.throughput_normalisation == (("LST", 1.0), ("MST", 1.0), ("SST", 1.0))
     assert (inter.estimator, inter.n_min, inter.clip_sigma) == ("log-mean", 10, 3.0)
-    assert any("ctao-calibpipe 0.8.0 ignores" in note for note in config.notes)
 
 
 def test_two_files_are_one_configuration(load) -> None:

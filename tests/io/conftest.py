@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,6 @@ UNITS = {
     "pos_y": "m",
     "pos_z": "m",
 }
-
-
-@pytest.fixture(scope="session")
-def shared_array() -> Path:
-    """Directory of array data shared between projects, where there is one."""
-    default = Path(__file__).parents[3] / "shared" / "data"
-    path = Path(os.environ.get("CALIBDASK_SHARED_DATA", default)) / "array"
-    if not path.is_dir():
-        pytest.skip(f"no shared test data at {path}: set CALIBDASK_SHARED_DATA")
-    return path
 
 
 @pytest.fixture

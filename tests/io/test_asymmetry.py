@@ -22,7 +22,7 @@ from calibdask.io.asymmetry import (
 from calibdask.io.hdf5 import create_hdf5, digest_hdf5, write_table
 
 ENERGY = "Forest_tel_energy"
-PEER = {
+CALIBPIPE = {
     "peer_dl2_small/easym/dl2_obs1001.h5": (ENERGY_ASYMMETRY, 961, (1001,)),
     "peer_dl2_small/iasym/dl2_obs1001.h5": (IMAGE_ASYMMETRY, 1295, (1001,)),
     "dl2_ctapipe_chain/peer_energy_asymmetry.h5": (ENERGY_ASYMMETRY, 47, (202,)),
@@ -132,12 +132,12 @@ def test_no_rows(tmp_path):
     assert len(read_asymmetries(path)) == 0
 
 
-# --- the peer's files ------------------------------------------------------------------------
+# --- files of calibpipe -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PEER)
-def test_files_of_the_peer(shared_array, tmp_path, name):
-    label, n_rows, obs_ids = PEER[name]
+@pytest.mark.parametrize("name", CALIBPIPE)
+def test_files_of_calibpipe(shared_array, tmp_path, name):
+    label, n_rows, obs_ids = CALIBPIPE[name]
     info = inspect_asymmetries(shared_array / name)
     assert (info.label, info.n_rows, info.obs_ids) == (label, n_rows, obs_ids)
     rows = read_asymmetries(shared_array / name)
@@ -153,13 +153,13 @@ def test_files_of_the_peer(shared_array, tmp_path, name):
         assert mine.get_node(where).read().tobytes() == theirs.get_node(where).read().tobytes()
 
 
-@pytest.mark.parametrize("name", PEER)
+@pytest.mark.parametrize("name", CALIBPIPE)
 def test_astropy_and_ctapipe_read_the_same_from_ours(shared_array, tmp_path, name):
     pytest.importorskip("h5py", reason="Astropy reads HDF5 with h5py, which is not installed")
     from astropy.table import QTable
     from ctapipe.io import read_table
 
-    label, _, obs_ids = PEER[name]
+    label, _, obs_ids = CALIBPIPE[name]
     where = f"/{label}/events"
     info = inspect_asymmetries(shared_array / name)
     ours = write(tmp_path / "ours.h5", read_asymmetries(shared_array / name), label, info.value)

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_array() -> Path:
+    """Directory of array data shared between projects, where there is one."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("CALIBDASK_SHARED_DATA", default)) / "array"
+    if not path.is_dir():
+        pytest.skip(f"no shared test data at {path}: set CALIBDASK_SHARED_DATA")
+    return path

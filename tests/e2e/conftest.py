@@ -1,0 +1,80 @@
+"""Campaigns simulated once, and the command line as a function."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from calibdask.array.simulate import ArraySimulation, SimulatedArray, simulate_array
+from calibdask.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = """\
+CalculateEnergyAsymmetry:
+  event_filters:
+    max_distance_asymmetry: 0.3
+  QualityQuery:
+    quality_criteria:
+      - ["valid reco", "RandomForestRegressor_tel_is_valid"]
+CalculateInterCalibration:
+  RelativeThroughputFitter:
+    reference_telescopes: {LST: 1, MST: 5, SST: 30}
+"""
+# High energies on the array itself: every type sees many of few events.
+SIMULATION = ArraySimulation(
+    n_files=4,
+    n_events=500,
+    array="reduced",
+    energy_range_tev=(3.0, 100.0),
+    core_margin_m=0.0,
+    seed=42,
+)
+
+
+@pytest.fixture(scope="session")
+def campaign(tmp_path_factory) -> SimulatedArray:
+    """Four DL2 files: read only, tests copy what they change."""
+    return simulate_array(tmp_path_factory.mktemp("campaign"), SIMULATION)
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory) -> Path:
+    """The configuration that the campaign is calibrated with."""
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(CONFIG, encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def calibdask(capsys, monkeypatch):
+    """Run the command line in this process: ``calibdask("init", "inter-calibration")``."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+
+    def run(*arguments: object) -> Said:
+        before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as end:
+                main([str(argument) for argument in arguments])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Said(int(end.value.code), out, err)
+
+    return run
