@@ -8,6 +8,7 @@ own. Calls are counted in files, so that worker processes count together and a k
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import subprocess
@@ -86,9 +87,7 @@ def perform(script: Script, name: str, calls_before: int) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
-            kind = getattr(errors, rest, None) or getattr(__builtins__, rest, None)
-            kind = kind or {"ValueError": ValueError, "MemoryError": MemoryError}[rest]
-            raise kind(f"{name}: scripted {rest}")
+            raise (getattr(errors, rest, None) or getattr(builtins, rest))(f"{name}: scripted {rest}")
         case _:
             raise AssertionError(f"no such word in a script: {word}")
 
@@ -221,7 +220,8 @@ class ClippedMeans(Calibration):
                     {"n": np.array(mine.size), "s1": mine.sum(), "s2": (mine**2).sum(),
                      "min": mine.min(), "max": mine.max()}
                 )  # fmt: skip
-        return Reduced(summaries, {"values": len(values)}, rows=None if stage else {"values": values})
+        rows = None if stage else {"values": values}
+        return Reduced(summaries, {"values": len(values)}, rows=rows)
 
     def fit(self, stage, cell, total, given):
         perform(self.script, f"fit {cell[1]}", count(self.journal, f"fit {stage} {cell[1]}"))

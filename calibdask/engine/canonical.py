@@ -65,6 +65,6 @@ def digest_arrays(arrays: Arrays) -> str:
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        total.update(canonical_json([name, little.dtype.str, list(little.shape)]).encode("ascii"))
+        total.update(canonical_json([name, little.dtype.str, list(array.shape)]).encode("ascii"))
         total.update(little.tobytes())
     return total.hexdigest()

@@ -120,7 +120,7 @@ def _client(
                     processes=True,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
-                    worker_dashboard_address="127.0.0.1:0",
+                    worker_dashboard_address=None,  # costs each worker an import of Bokeh
                     memory_limit=worker_memory or "auto",
                     local_directory=None if scratch is None else str(scratch),
                     silence_logs=40,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -163,10 +164,10 @@ class Identities:
         self._full = full
         self._seen: dict[str, list[int | str]] = {}
         if memory is not None and memory.exists():
-            try:
-                self._seen = json.loads(memory.read_text(encoding="utf-8"))
-            except ValueError:
-                self._seen = {}  # a memory cut short by a crash costs a second hash, nothing else
+            # A memory cut short by a crash costs a second hash, nothing else.
+            with contextlib.suppress(ValueError):
+                seen = json.loads(memory.read_text(encoding="utf-8"))
+                self._seen = seen if isinstance(seen, dict) else {}
 
     def of(self, path: Path) -> InputRef:
         """Identify one file (see :func:`identify` for the errors)."""

@@ -17,7 +17,7 @@ from calibdask.engine.envelope import Failure
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.protocol import Calibration, Cell, InputRef, Shard, Survey, WrongKind
-from calibdask.errors import CalibdaskError, ConfigError
+from calibdask.errors import CalibdaskError, ConfigError, NotEnoughData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -212,18 +212,21 @@ def _survey_all(
     surveys: list[Survey] = []
     rejected: list[Failure] = []
     skipped: list[tuple[str, str]] = []
-    seen: dict[str, Path] = {}
+    seen: dict[str, list[tuple[str, Path]]] = {}
     for number, one in enumerate(found):
         progress(number, len(found))
         try:
             ref = identities.of(one.path)
-            if ref.identity in seen and ref.size > 0:
-                raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
-                    f"the same data twice: {seen[ref.identity]} and {one.path} have the same"
-                    " content, and counting events twice would make the errors too small; leave"
-                    " one of them out"
-                )
-            seen[ref.identity] = one.path
+            # One of two copies may have been hashed in full and the other not.
+            alike = seen.setdefault(":".join(ref.identity.split(":")[:2]), [])
+            for identity, path in alike if ref.size else ():
+                if identity.startswith(ref.identity) or ref.identity.startswith(identity):
+                    raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
+                        f"the same data twice: {path} and {one.path} have the same content, and"
+                        " counting events twice would make the errors too small; leave one of them"
+                        " out"
+                    )
+            alike.append((ref.identity, one.path))
             surveys.append(calibration.survey(ref))
         except ConfigError:
             raise
@@ -274,6 +277,8 @@ def make_plan(
         than a worker has.
     CalibdaskError
         No input can be used: the error of the first.
+    NotEnoughData
+        The inputs hold nothing to read.
     """
     found = find_inputs([os.fspath(one) for one in inputs], calibration.patterns)
     memory = None if workdir is None else workdir / "inputs.json"
@@ -298,8 +303,12 @@ def make_plan(
         Shard(index, piece.inputs, piece.part, piece.cells, piece.n_bytes, piece.peak_bytes)
         for index, piece in enumerate(pieces)
     )
+    if not shards:
+        raise NotEnoughData(
+            f"{calibration.name}: the {len(surveys)} inputs that can be used hold nothing to read"
+        )
     peaks = [shard.peak_bytes or 3 * shard.n_bytes for shard in shards]
-    peak = max(peaks, default=0)
+    peak = max(peaks)
     if worker_memory is not None and peak > worker_memory:
         shard = shards[peaks.index(peak)]
         raise ConfigError(

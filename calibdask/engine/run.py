@@ -187,7 +187,8 @@ class RunResult:
         parts = []
         if self.tables:
             path, table = next(iter(self.tables.items()))
-            parts.append(f"{path}\n" + "\n".join(table.pformat(max_lines=-1, max_width=-1)))
+            lines = _for_people(table).pformat(max_lines=-1, max_width=-1)
+            parts.append(f"{path}\n" + "\n".join(lines))
         parts.append(self.account_text())
         return "\n\n".join(parts)
 
@@ -209,9 +210,18 @@ class RunResult:
         )
         html = f"<table>{rows}</table>"
         for path, table in self.tables.items():
-            shown = table._repr_html_()  # Astropy's own notebook form, cut to the screen
+            shown = _for_people(table)._repr_html_()  # Astropy's own form, cut to the screen
             html += f"<details><summary><code>{escape(path)}</code></summary>{shown}</details>"
         return html
+
+
+def _for_people(table: QTable) -> QTable:
+    """Give a view of a table that prints five digits of real numbers instead of seventeen."""
+    shown = table.copy(copy_data=False)
+    for column in shown.columns.values():
+        if column.dtype.kind == "f":
+            column.info.format = ".5g"
+    return shown
 
 
 class _Stage:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import struct
 import time
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ import numpy as np
 from calibdask.errors import CalibdaskError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,7 +36,12 @@ __all__ = ["CorruptResult", "Pack", "Store"]
 FORMAT = 1
 _HEADER = "header.json"
 _STALE = {errno.ENOENT, errno.ESTALE, errno.EIO}
-_BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError)
+# What NumPy and zipfile raise where bits are wrong: a flipped one can look like encryption, an
+# unknown version or a length that no file has.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error,
+    ValueError, KeyError, TypeError, EOFError, OverflowError, RuntimeError,
+)  # fmt: skip
 
 
 class CorruptResult(CalibdaskError):
@@ -56,20 +62,45 @@ def _patiently[T](action: Callable[[], T], path: Path, *, tries: int = 4) -> T:
     raise AssertionError("unreachable")
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell a broken result from a file system that does not answer."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise CorruptResult(f"{path}: stored result is broken ({error})") from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a broken index points before the file's beginning
+            raise CorruptResult(f"{path}: stored result is broken ({error})") from error
+        raise TransientError(f"{path}: {error.strerror or error}") from error
+
+
+def _checked_header(archive: Any, address: str) -> dict[str, Any]:
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise zipfile.BadZipFile("not an archive")
+    header: dict[str, Any] = json.loads(archive[_HEADER].tobytes())
+    if header["address"] != address or header["format"] != FORMAT:
+        raise ValueError("has another address or format")
+    # The archive's index has no checksum: a flipped bit there would hide a member.
+    if sorted([*header["members"], _HEADER]) != sorted(archive.files):
+        raise ValueError("its members are not those that were stored")
+    return header
+
+
 class Pack:
     """One stored result: a header and groups of arrays, read when asked for."""
 
     def __init__(self, path: Path, address: str) -> None:
         self.path = path
+        # NumPy leaves a broken archive open, so the file is opened and closed here.
+        self._file = _patiently(lambda: path.open("rb"), path)
         try:
-            self._archive = _patiently(lambda: np.load(path, allow_pickle=False), path)
-            if not isinstance(self._archive, np.lib.npyio.NpzFile):
-                raise zipfile.BadZipFile("not an archive")
-            self.header: dict[str, Any] = json.loads(self._archive[_HEADER].tobytes())
-            if self.header["address"] != address or self.header["format"] != FORMAT:
-                raise ValueError("has another address or format")
-        except _BROKEN as error:
-            raise CorruptResult(f"{path}: stored result is broken ({error})") from error
+            with _reading(path):
+                self._archive = np.load(self._file, allow_pickle=False)
+                self.header = _checked_header(self._archive, address)
+        except BaseException:
+            self._file.close()
+            raise
 
     def group(self, group: str) -> dict[str, NDArray[Any]]:
         """Read the arrays of one group (empty where the group was not stored).
@@ -80,17 +111,22 @@ class Pack:
             A checksum or a length is wrong.
         """
         prefix = f"{group}/"
-        try:
+        with _reading(self.path):
             names = [name for name in self._archive.files if name.startswith(prefix)]
             return {name.removeprefix(prefix): self._archive[name] for name in names}
-        except _BROKEN as error:
-            raise CorruptResult(f"{self.path}: stored result is broken ({error})") from error
+
+    def check(self) -> None:
+        """Read every member once (CorruptResult as for :meth:`group`)."""
+        with _reading(self.path):
+            for name in self._archive.files:
+                self._archive[name]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._archive.close()
+        self._file.close()
 
 
 class Store:
@@ -137,9 +173,8 @@ class Store:
         """Read a result whole and tell whether every checksum holds."""
         try:
             with self.open(address) as pack:
-                for name in pack._archive.files:
-                    pack._archive[name]
-        except (CorruptResult, *_BROKEN):
+                pack.check()
+        except CorruptResult:
             return False
         return True
 
@@ -156,7 +191,10 @@ class Store:
             for group, arrays in groups.items()
             for name, array in arrays.items()
         }
-        text = json.dumps({**header, "address": address, "format": FORMAT}, sort_keys=True)
+        text = json.dumps(
+            {**header, "address": address, "format": FORMAT, "members": sorted(members)},
+            sort_keys=True,
+        )
         members[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
         final = self.path(address)
         temporary = final.parent / f".{address}.{uuid4().hex}.tmp"

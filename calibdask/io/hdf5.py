@@ -252,6 +252,8 @@ def write_table(
         track_times=False,
     )
     _write_attributes(table, metadata)
+    # Left to PyTables, tables reach the disk in the order of garbage collection.
+    table.close()
 
 
 def write_root_attributes(file: tables.File, attributes: Mapping[str, str]) -> None:

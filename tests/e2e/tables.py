@@ -35,10 +35,8 @@ def by_telescope(table: QTable, column: str) -> dict[int, Any]:
 def true_ratios(table: QTable, truth: SimulatedArray) -> np.ndarray:
     """Throughput of each row's telescope over that of its component's reference."""
     true = np.array([truth.throughput[number] for number in table["tel_id"].tolist()])
-    reference = {}
-    for component, flags, value in zip(table["component"], table["flags"], true, strict=True):
-        if "R" in flags:
-            reference[component] = value
+    fixed = ["R" in flags for flags in table["flags"]]
+    reference = dict(zip(table["component"][fixed], true[fixed], strict=True))
     scale = np.array([reference.get(component, np.nan) for component in table["component"]])
     return true / scale
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +65,7 @@ def test_refuses_trees_that_cannot_be(n_leaves, fan_in):
 def test_ranges_hold_exactly_their_indices(indices):
     ranges = ranges_of(sorted(indices, reverse=True))
     assert {index for start, stop in ranges for index in range(start, stop)} == indices
-    assert all(one[1] < other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in itertools.pairwise(ranges))
 
 
 @given(st.sets(st.integers(0, 60)), st.data())

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,7 +225,6 @@ def test_a_kill_while_bytes_are_written_leaves_nothing_visible(store, monkeypatc
         whole(*arguments, **options)
         seen.append((store.has(ADDRESS), store.scan(), len(_files(store))))
 
-    monkeypatch.setattr(np.lib.format, "write_array", watching)
     monkeypatch.setattr(np.lib._npyio_impl.format, "write_array", watching)
     store.save(ADDRESS, {}, GROUPS)
     assert seen
@@ -234,7 +234,7 @@ def test_a_kill_while_bytes_are_written_leaves_nothing_visible(store, monkeypatc
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE, errno.EIO])
 def test_a_network_file_system_gets_time(filled, monkeypatch, number):
-    whole = np.load
+    whole = Path.open
     script = [number, number]
     pauses = []
 
@@ -243,7 +243,7 @@ def test_a_network_file_system_gets_time(filled, monkeypatch, number):
             raise OSError(script.pop(), "scripted", str(filled.path(ADDRESS)))
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(np, "load", scripted)
+    monkeypatch.setattr(Path, "open", scripted)
     monkeypatch.setattr(store_module.time, "sleep", pauses.append)
     groups, _ = _read(filled)
     assert groups["rows"]["x"].tolist() == [0, 1, 2, 3, 4]
@@ -264,7 +264,7 @@ def test_other_errors_are_not_waited_for(filled, monkeypatch):
     def refused(*_arguments, **_options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(np, "load", refused)
+    monkeypatch.setattr(Path, "open", refused)
     monkeypatch.setattr(store_module.time, "sleep", lambda _: pytest.fail("waited"))
     with pytest.raises(TransientError, match="Permission denied"):
         filled.open(ADDRESS)
@@ -294,7 +294,10 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(store, monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(data)
 
-    monkeypatch.setattr(type(store.root), "open", lambda path, mode: Filling(path, mode))
+    def filling(path, mode):
+        return Filling(path, mode)
+
+    monkeypatch.setattr(Path, "open", filling)
     with pytest.raises(CalibdaskError, match="No space left"):
         store.save(ADDRESS, {}, GROUPS)
     assert _files(store) == []

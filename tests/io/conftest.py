@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from calibdask.io.hdf5 import create_hdf5, write_root_attributes, write_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ENERGY = "/dl2/event/telescope/energy/Forest"
 IMPACT = "/dl2/event/telescope/impact/Hillas"
