@@ -33,6 +33,19 @@ class _Terminated(BaseException):
     """SIGTERM arrived: a batch system ends the job, or somebody asked it to."""
 
 
+_arrived: list[int] = []  # signals that ask to stop
+
+
+def _raise_arrived() -> None:
+    """Stop if a signal has asked for it.
+
+    Raising in the handler alone is not enough: PyTables loses every exception that is raised while
+    some of its compiled functions run, which a few reads in ten are.
+    """
+    if _arrived:
+        raise KeyboardInterrupt if _arrived[0] == signal.SIGINT else _Terminated
+
+
 class _Commands(click.Group):
     """Commands in two lists: the jobs, and what serves them."""
 
@@ -184,11 +197,12 @@ def _listening(
     logger = logging.getLogger("calibdask")
     level = "INFO" if verbose and log_level.upper() in ("WARNING", "ERROR") else log_level.upper()
     logger.setLevel(level)
-    handlers: list[logging.Handler] = []
+    # Without any handler Python would print warnings between the JSON lines.
+    handlers: list[logging.Handler] = [logging.NullHandler()]
     terminal = sys.stderr.isatty()
     if quiet:
         handlers.append(logging.StreamHandler())
-        handlers[0].setLevel("ERROR")
+        handlers[-1].setLevel("ERROR")
     elif terminal:
         from rich.console import Console
         from rich.logging import RichHandler
@@ -210,6 +224,7 @@ def _listening(
         listeners.append(events.JsonLines(sys.stderr))
 
     def tell(event: events.Event) -> None:
+        _raise_arrived()
         for listener in listeners:
             listener(event)
 
@@ -424,8 +439,9 @@ def digest(output: Path) -> None:
 # -- the process --------------------------------------------------------------------------------
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    _arrived.append(number)
+    _raise_arrived()
 
 
 def _complain(text: str) -> None:
@@ -451,7 +467,10 @@ def _spread_inputs(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    _arrived.clear()
+    signal.signal(signal.SIGTERM, _on_signal)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, _on_signal)
     carry_on = "what was computed is stored: run the same command again to carry on"
     try:
         code = app.main(
@@ -478,6 +497,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # The reader of our output went away, as `head` does: not our error, and nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}; {carry_on}")
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -87,7 +87,8 @@ def perform(script: Script, name: str, calls_before: int) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
-            raise (getattr(errors, rest, None) or getattr(builtins, rest))(f"{name}: scripted {rest}")
+            kind = getattr(errors, rest, None) or getattr(builtins, rest)
+            raise kind(f"{name}: scripted {rest}")
         case _:
             raise AssertionError(f"no such word in a script: {word}")
 
@@ -224,7 +225,8 @@ class ClippedMeans(Calibration):
         return Reduced(summaries, {"values": len(values)}, rows=rows)
 
     def fit(self, stage, cell, total, given):
-        perform(self.script, f"fit {cell[1]}", count(self.journal, f"fit {stage} {cell[1]}"))
+        name = f"fit {stage} {cell[1]}"
+        perform(self.script, name, count(self.journal, name))
         n, s1, s2, low, high = (
             float(total.arrays[name]) for name in ("n", "s1", "s2", "min", "max")
         )

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 
 from calibdask.array.model import NetworkOptions, Telescopes, asymmetry, asymmetry_uncertainty
-from calibdask.array.pairs import Layout, event_keys, number_events, select_pairs
+from calibdask.array.network import NetworkFit, coefficients, fit_stage
+from calibdask.array.pairs import Layout, PairRows, event_keys, number_events, select_pairs
 from calibdask.array.summary import (
     STAGES,
-    NetworkFit,
     PairEvents,
     PairSummary,
     ScoreSummary,
-    coefficients,
-    fit_stage,
     reduce_stage,
     summarise_pairs,
 )
@@ -211,6 +209,21 @@ def _obs_ids(surveys: Sequence[Survey]) -> tuple[int, ...]:
     return tuple(sorted({number for survey in surveys for number in survey.facts.obs_ids}))
 
 
+def _pairs(events: TelescopeEvents, options: EnergyAsymmetryOptions) -> PairRows:
+    """Pair telescope events by the layout of their own file.
+
+    So a file gives the same rows in whatever company it is calibrated.
+    """
+    array = events.layout
+    layout = Layout(
+        tuple(array.tel_id.tolist()),
+        array.tel_type,
+        array.tel_description,
+        tuple((x, y, z) for x, y, z in array.position_m.tolist()),
+    )
+    return select_pairs(events, options, layout)
+
+
 def _of_layout(layout: Layout | None) -> Layout:
     if layout is None:
         raise ValueError("the calibration was not planned: it knows no telescopes")
@@ -249,7 +262,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
         """Pair the telescopes of each event; keep the rows, summarise the pairs."""
         del stage, given
         layout = _of_layout(self.layout)
-        pairs = select_pairs(data, self.options, layout)
+        pairs = _pairs(data, self.options)
         one, two = pairs.row_1, pairs.row_2
         energy = f"{self.options.energy_reconstructor}_tel_energy"
         energy_tev, sigma_tev = data.columns[energy], data.columns[f"{energy}_uncert"]
@@ -494,7 +507,7 @@ class InterCalibration(_FromDl2):
         )
 
     def _pair(self, data: TelescopeEvents) -> _PairData:
-        pairs = select_pairs(data, self.options, _of_layout(self.layout))
+        pairs = _pairs(data, self.options)
         one, two = pairs.row_1, pairs.row_2
         energy_tev = data.columns[f"{self.options.energy_reconstructor}_tel_energy"]
         rows: dict[str, NDArray[Any]] = {

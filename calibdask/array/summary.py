@@ -1,4 +1,4 @@
-"""Summaries of pair events, and the fit of the network of pairs in stages.
+"""Summaries of pair events: what each stage of the fit takes from a shard.
 
 Stage by stage, with each reduction additive over shards as long as no event is split between two:
 
@@ -11,26 +11,21 @@ log-median    + histogram -> fit      scores -> covariance
 log-clipped   + histogram -> bounds   moments within the bounds -> fit scores -> covariance
 ============= ======================= ================================ ==================
 
-`reduce_stage` makes a shard's summary, `fit_stage` the state that the next stage sees, and
-`coefficients` the tables once a state is `done`.
+`reduce_stage` makes a shard's summary; `calibdask.array.network.fit_stage` the state that the next
+stage sees.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from calibdask.array.model import (
     MAX_TEL_ID,
-    Telescopes,
     asymmetry,
-    connected_components,
     log_ratio,
-    shrink_variance,
-    solve_asymmetry_network,
-    solve_network,
 )
 from calibdask.errors import CorruptedInput
 from calibdask.stats.histogram import Histogram
@@ -43,16 +38,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.model import NetworkOptions
+    from calibdask.array.network import NetworkFit
 
 __all__ = [
     "STAGES",
-    "NetworkFit",
     "PairEvents",
     "PairSummary",
     "ScoreSummary",
-    "coefficients",
-    "fit_stage",
+    "check_stage",
     "reduce_stage",
+    "rows_of",
     "summarise_pairs",
     "summarise_scores",
 ]
@@ -62,29 +57,6 @@ STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-c
 
 LOG_RATIO_EDGES: NDArray[np.float64] = np.linspace(-2.0, 2.0, 401)
 """Bins of ln(x_1/x_2) for median and clipping: 1 % wide, ratios from 1/7.4 to 7.4."""
-
-MAD_TO_SIGMA = 1.4826
-"""Standard deviation of a normal distribution over its MAD (Rousseeuw & Croux 1993, eq. 1.2)."""
-
-WEIGHT_PRIOR_EVENTS = 100.0
-"""Events a pair needs before its own variance counts as much as its type's for its weight.
-
-Toy experiments with 6 events a pair: pull width 1.6 with each pair's own variance, 1.14 with a
-prior of 5 events, 1.07 with 20, 1.02 with 100, 1.01 with the pooled variance alone. If the noise of
-telescopes differs by a factor of three, a prior of 100 costs 2 % in precision against one of 5.
-"""
-
-SCALE_PRIOR_EVENTS = 10.0
-"""The same for the scale in an influence function, where a wrong one is a wrong error."""
-
-MIN_EVENTS_FOR_ERROR = 10
-"""Fewer events than this, and the scatter between events says nothing about an error."""
-
-MIN_SCATTER = 1e-9
-"""Standard deviation of ln(x_1/x_2) or the asymmetry that is mere rounding."""
-
-DENSITY_HALF_WIDTH = 0.3
-"""Bandwidth of the density at the median, in sigma: 1.5 % low for a normal distribution."""
 
 EVENTS_PER_BLOCK = 16384
 """Events whose scores are held at a time: bounds memory, fixed so that sums keep their order."""
@@ -277,106 +249,6 @@ class ScoreSummary:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NetworkFit:
-    """State of the fit after a stage; T telescopes by (type, id), K pairs, C components.
-
-    Theta is ln(c/scale). An event with log ratio d has, on its pair's centre, the influence
-
-        IF(d) = slope (d - model) [low <= d <= high] + jump sign(d - median - (model - centre))
-
-    about the model, which covers the mean (1, 0), the median (0, 1/(2 f(m))) and the one-step
-    clipped mean (see `_clip_bounds`). For the estimator "asymmetry" it is that of the asymmetry.
-
-    Attributes
-    ----------
-    estimator : str
-        As in the options.
-    done : bool
-        No further stage is needed.
-    tel_id, tel_type, scale, component, is_reference, is_fallback, is_main, theta, n_events : (T,)
-        One value per telescope; component -1 and theta NaN without a usable pair. `is_fallback`
-        and `is_main` are said of the telescope's component.
-    covariance_independent, covariance : ndarray of float64, shape (T, T)
-        Of theta: with pairs taken as independent, and the event-clustered sandwich.
-    component_n_events : ndarray of int64, shape (C,)
-        Events with a used pair of each component.
-    first, second : ndarray of int64, shape (K,)
-        Telescopes of each pair, as indices 0..T-1.
-    n, n_invalid, mean_asymmetry, std_asymmetry, std_log_ratio : (K,)
-        All events of the pair.
-    centre, variance, weight, used, pair_flags : (K,)
-        Centre of the pair, variance of one event's influence on it, and weight n/variance.
-    n_centre : ndarray of int64, shape (K,)
-        Events that made the centre.
-    low, high, median, slope, jump : ndarray of float64, shape (K,)
-        The influence function.
-    """
-
-    estimator: str
-    done: bool
-    tel_id: NDArray[np.int64]
-    tel_type: NDArray[np.str_]
-    scale: NDArray[np.float64]
-    component: NDArray[np.int64]
-    is_reference: NDArray[np.bool_]
-    is_fallback: NDArray[np.bool_]
-    is_main: NDArray[np.bool_]
-    theta: NDArray[np.float64]
-    n_events: NDArray[np.int64]
-    covariance_independent: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    component_n_events: NDArray[np.int64]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    n: NDArray[np.int64]
-    n_invalid: NDArray[np.int64]
-    mean_asymmetry: NDArray[np.float64]
-    std_asymmetry: NDArray[np.float64]
-    std_log_ratio: NDArray[np.float64]
-    centre: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    used: NDArray[np.bool_]
-    pair_flags: NDArray[np.str_]
-    n_centre: NDArray[np.int64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    median: NDArray[np.float64]
-    slope: NDArray[np.float64]
-    jump: NDArray[np.float64]
-
-    @property
-    def pairs(self) -> NDArray[np.int64]:
-        """(tel_id_1, tel_id_2) of each pair, shape (K, 2)."""
-        return np.stack([self.tel_id[self.first], self.tel_id[self.second]], axis=1)
-
-    @property
-    def model(self) -> NDArray[np.float64]:
-        """The centre that theta predicts for each pair, shape (K,)."""
-        difference = self.theta[self.first] - self.theta[self.second]
-        return np.tanh(0.5 * difference) if self.estimator == "asymmetry" else difference
-
-    @property
-    def gradient(self) -> NDArray[np.float64]:
-        """Derivative of the model by theta_1 - theta_2, shape (K,)."""
-        if self.estimator == "asymmetry":
-            return 0.5 * (1.0 - self.model**2)
-        return np.ones(len(self.first))
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-        values: dict[str, object] = {field.name: arrays[field.name] for field in fields(cls)}
-        values["estimator"] = str(arrays["estimator"])
-        values["done"] = bool(arrays["done"])
-        return cls(**values)  # type: ignore[arg-type]
-
-
 def reduce_stage(
     stage: int, options: NetworkOptions, events: PairEvents, given: NetworkFit | None
 ) -> PairSummary | ScoreSummary:
@@ -398,7 +270,7 @@ def reduce_stage(
     CorruptedInput
         If a row pairs a telescope with itself, a pair has two types, or an id is out of range.
     """
-    _check_stage(stage, options, given)
+    check_stage(stage, options, given)
     if given is None:
         robust = options.estimator in {"log-median", "log-clipped"}
         return summarise_pairs(events, histogram=robust)
@@ -407,43 +279,8 @@ def reduce_stage(
     return summarise_pairs(events, clip=given)
 
 
-def fit_stage(
-    stage: int,
-    options: NetworkOptions,
-    total: PairSummary | ScoreSummary,
-    given: NetworkFit | None,
-    telescopes: Telescopes | None = None,
-) -> NetworkFit:
-    """State after a stage, from the merged summaries of all shards.
-
-    Parameters
-    ----------
-    stage, options, given
-        As in `reduce_stage`.
-    total : PairSummary or ScoreSummary
-        All shards' summaries merged.
-    telescopes : Telescopes, optional
-        Those the result has a row for; read at stage 0. By default those with pair events.
-
-    Raises
-    ------
-    CorruptedInput
-        If a telescope with pair events is not among `telescopes`, or with another type.
-    """
-    _check_stage(stage, options, given)
-    if isinstance(total, ScoreSummary):
-        if given is None or stage != STAGES[options.estimator] - 1:
-            raise ValueError(f"scores do not belong to stage {stage} of {options.estimator}")
-        return _with_scores(given, total)
-    if given is None:
-        start = _start(options, total, telescopes)
-        if total.histogram is not None:
-            return _fit_histogram(options, start, total.histogram)
-        return _fit_moments(options, start, total)
-    return _fit_clipped(options, given, total)
-
-
-def _check_stage(stage: int, options: NetworkOptions, given: NetworkFit | None) -> None:
+def check_stage(stage: int, options: NetworkOptions, given: NetworkFit | None) -> None:
+    """Refuse a stage that the estimator does not have, or one without its state (ValueError)."""
     if not 0 <= stage < STAGES[options.estimator]:
         raise ValueError(f"{options.estimator} has no stage {stage}")
     if (stage == 0) != (given is None):
@@ -490,7 +327,7 @@ def summarise_pairs(
     d, a, valid = _observables(x_1, x_2)
     n_invalid = np.bincount(pair[~valid], minlength=len(pairs))
     if clip is not None:
-        known = _rows_of(clip.pairs, one, two)
+        known = rows_of(clip.pairs, one, two)
         with np.errstate(invalid="ignore"):
             valid &= (known >= 0) & (d >= clip.low[known]) & (d <= clip.high[known])
     pair, d, a = pair[valid], d[valid], a[valid]
@@ -517,7 +354,7 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     """
     one, two, x_1, x_2 = _oriented(events)
     n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
-    pair = _rows_of(fit.pairs, one, two)
+    pair = rows_of(fit.pairs, one, two)
     d, a, valid = _observables(x_1, x_2)
     row = np.flatnonzero(valid & (pair >= 0))
     row = row[fit.used[pair[row]]]
@@ -615,7 +452,7 @@ def _number(*ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return np.cumsum(seen) - 1, np.flatnonzero(seen)
 
 
-def _rows_of(
+def rows_of(
     pairs: NDArray[np.int64], one: NDArray[np.int64], two: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Row of each (one, two) in `pairs`, or -1."""
@@ -634,468 +471,3 @@ def _text(values: NDArray[np.str_] | NDArray[np.bytes_]) -> NDArray[np.str_]:
     if len(values) == 0:
         return np.zeros(0, "U1")
     return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()])
-
-
-def _start(
-    options: NetworkOptions, total: PairSummary, telescopes: Telescopes | None
-) -> NetworkFit:
-    """State before any fit: telescopes, pairs, and which pairs can be used."""
-    if telescopes is None:
-        ids = np.concatenate([total.pairs[:, 0], total.pairs[:, 1]])
-        tel_id, row = np.unique(ids, return_index=True)
-        tel_type = np.concatenate([total.tel_type, total.tel_type])[row]
-    else:
-        tel_id = np.asarray(telescopes.tel_id, np.int64)
-        tel_type = np.asarray(telescopes.tel_type, np.str_)
-    order = np.lexsort((tel_id, tel_type))
-    tel_id, tel_type = tel_id[order], tel_type[order]
-    index = np.full(MAX_TEL_ID + 1, -1)
-    index[tel_id] = np.arange(len(tel_id))
-    ends = index[total.pairs]
-    for column in (0, 1):
-        known = ends[:, column] >= 0
-        found = np.where(known, tel_type[ends[:, column]] if len(tel_id) else "", "")
-        wrong = np.flatnonzero(found != total.tel_type)
-        if len(wrong):
-            raise CorruptedInput(
-                f"telescope {total.pairs[wrong[0], column]} has pair events as "
-                f"{total.tel_type[wrong[0]]}, but the subarray has it as "
-                f"{found[wrong[0]] or 'no telescope at all'}: input and subarray do not belong "
-                "together"
-            )
-    scales = dict(options.throughput_normalisation)
-    n = total.log_ratio.n
-    std_log_ratio = np.sqrt(total.log_ratio.variance())
-    few = n < options.n_min
-    std_asymmetry = np.sqrt(total.asymmetry.variance())
-    fitted = std_asymmetry if options.estimator == "asymmetry" else std_log_ratio
-    unusable = ~few & ~(fitted > MIN_SCATTER)
-    n_tel, n_pair = len(tel_id), len(n)
-    nothing = np.full(n_pair, np.nan)
-    return NetworkFit(
-        estimator=options.estimator,
-        done=False,
-        tel_id=tel_id,
-        tel_type=tel_type,
-        scale=np.array([scales.get(t, 1.0) for t in tel_type.tolist()], np.float64),
-        component=np.full(n_tel, -1),
-        is_reference=np.zeros(n_tel, np.bool_),
-        is_fallback=np.zeros(n_tel, np.bool_),
-        is_main=np.zeros(n_tel, np.bool_),
-        theta=np.full(n_tel, np.nan),
-        n_events=np.zeros(n_tel, np.int64),
-        covariance_independent=np.zeros((n_tel, n_tel)),
-        covariance=np.zeros((n_tel, n_tel)),
-        component_n_events=np.zeros(0, np.int64),
-        first=ends[:, 0],
-        second=ends[:, 1],
-        n=n,
-        n_invalid=total.n_invalid,
-        mean_asymmetry=np.where(n > 0, total.asymmetry.mean, np.nan),
-        std_asymmetry=std_asymmetry,
-        std_log_ratio=std_log_ratio,
-        centre=nothing,
-        variance=nothing,
-        weight=np.zeros(n_pair),
-        used=~few & ~unusable,
-        pair_flags=_join_flags(S=few, U=unusable, I=total.n_invalid > 0),
-        n_centre=n,
-        low=np.full(n_pair, -np.inf),
-        high=np.full(n_pair, np.inf),
-        median=np.zeros(n_pair),
-        slope=np.ones(n_pair),
-        jump=np.zeros(n_pair),
-    )
-
-
-def _type_of_pairs(fit: NetworkFit) -> NDArray[np.int64]:
-    """Return the number of each pair's type, shape (K,)."""
-    return np.unique(fit.tel_type, return_inverse=True)[1][fit.first]
-
-
-def _fit_moments(options: NetworkOptions, start: NetworkFit, total: PairSummary) -> NetworkFit:
-    """Fit to the mean log ratio or the mean asymmetry."""
-    if start.estimator == "asymmetry":
-        # The peer weights each pair by its own scatter; so does this, to give its numbers.
-        centre, variance = total.asymmetry.mean, total.asymmetry.variance()
-    else:
-        centre = total.log_ratio.mean
-        variance = _shrunk(
-            start, total.log_ratio.m2, (start.n - 1).astype(np.float64), WEIGHT_PRIOR_EVENTS
-        )
-    return _solve(options, replace(start, centre=centre, variance=variance))
-
-
-def _shrunk(
-    fit: NetworkFit,
-    sum_of_squares: NDArray[np.float64],
-    freedom: NDArray[np.float64],
-    prior_events: float,
-) -> NDArray[np.float64]:
-    """`shrink_variance` of the used pairs by type; NaN for the others."""
-    used = fit.used
-    variance = np.full(len(used), np.nan)
-    variance[used] = shrink_variance(
-        sum_of_squares[used], freedom[used], _type_of_pairs(fit)[used], prior_events
-    )
-    return variance
-
-
-def _fit_histogram(options: NetworkOptions, start: NetworkFit, histogram: Histogram) -> NetworkFit:
-    """Fit to the medians; for "log-clipped", the bounds of the next stage as well.
-
-    A pair has a scale sigma_p of its own, 1.4826 MAD drawn towards its type's; the shape of the
-    distribution, f(m) sigma, is pooled over the type. A density at the pair's own median would be
-    too high (an event lies there by construction), so it is taken at the model.
-    """
-    median = histogram.median()
-    sigma = MAD_TO_SIGMA * histogram.mad(median)
-    resolved = sigma >= np.diff(histogram.edges).max()
-    fit = replace(
-        start,
-        used=start.used & resolved,
-        pair_flags=np.strings.add(start.pair_flags, np.where(start.used & ~resolved, "U", "")),
-    )
-    n = fit.n.astype(np.float64)
-    variance = _shrunk(fit, n * sigma**2, n, WEIGHT_PRIOR_EVENTS)
-    sigma = np.sqrt(_shrunk(fit, n * sigma**2, n, SCALE_PRIOR_EVENTS))
-    fit = _solve(options, replace(fit, centre=median, median=median, variance=variance))
-
-    used, group = fit.used, _type_of_pairs(fit)
-    known = replace(histogram, counts=histogram.counts[used])
-    at_median = _pooled(
-        fit, sigma[used] * known.density(fit.model[used], DENSITY_HALF_WIDTH * sigma[used])
-    )[group]
-    jump = sigma / (2.0 * at_median)
-    if fit.estimator == "log-median":
-        variance = variance / (2.0 * at_median) ** 2
-        fit = replace(fit, slope=np.zeros(len(used)), jump=jump, variance=variance)
-        return _solve(options, fit)
-    return _clip_bounds(options, fit, known, sigma, at_median)
-
-
-def _clip_bounds(
-    options: NetworkOptions,
-    fit: NetworkFit,
-    known: Histogram,
-    sigma: NDArray[np.float64],
-    at_median: NDArray[np.float64],
-) -> NetworkFit:
-    """Bounds of the one-step clipped mean, and its influence function.
-
-    The estimator is T(F) = mean of d in [lo, hi], lo = m - k s, hi = m + k s, with m the median and
-    s = 1.4826 MAD. With p = F(hi) - F(lo) and T = (1/p) int_lo^hi x dF, contaminating F at d gives
-    (influence functions as in Hampel 1974, J. Am. Stat. Assoc. 69, 383)
-
-        p IF(d) = (d - T) [lo <= d <= hi] + (hi - T) f(hi) dhi - (lo - T) f(lo) dlo ,
-        dhi = dm + k ds,  dlo = dm - k ds,  dm = sign(d - m)/(2 f(m)) ,
-
-    where the bounds contribute because events enter or leave as they move. For a symmetric F,
-    T = m and f(lo) = f(hi) = f(k s): the terms in ds cancel, those in dm add up to 2 k s f(k s) dm:
-
-        IF(d) = (d - T)/p [lo <= d <= hi] + k s f(k s)/(p f(m)) sign(d - m) .
-
-    f(k s) s, f(m) s, p and the variance of IF over s^2 are pooled over the type. For an asymmetric
-    F the terms in ds are left out, which is of the order of the skewness times f(k s).
-    """
-    used, group = fit.used, _type_of_pairs(fit)
-    reach = options.clip_sigma * sigma
-    low, high = fit.median - reach, fit.median + reach
-    width = DENSITY_HALF_WIDTH * sigma[used]
-    at_bounds = 0.5 * (known.density(low[used], width) + known.density(high[used], width))
-    shoulder = _pooled(fit, reach[used] * at_bounds)[group]
-    inside = _pooled(fit, known.cdf(high[used]) - known.cdf(low[used]))[group]
-    jump = shoulder * sigma / (at_median * inside)
-
-    # Variance of the influence over sigma^2, from the histogram about the model.
-    bins = 0.5 * (known.edges[1:] + known.edges[:-1])
-    within = (bins >= low[used, None]) & (bins <= high[used, None])
-    distance = np.where(within, (bins - fit.model[used, None]) / sigma[used, None], 0.0)
-    share = known.counts[:, 1:-1] / fit.n[used, None]
-    square = _pooled(fit, np.sum(share * distance**2, axis=1))[group]
-    absolute = _pooled(fit, np.sum(share * np.abs(distance), axis=1))[group]
-    relative_jump = jump / sigma
-    relative = square / inside**2 + 2 * relative_jump * absolute / inside + relative_jump**2
-    return replace(
-        fit, low=low, high=high, slope=1.0 / inside, jump=jump, variance=relative * fit.variance
-    )
-
-
-def _pooled(fit: NetworkFit, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of a value of the used pairs, weighted with their events, for each number of a type."""
-    group = _type_of_pairs(fit)
-    n_types = int(group.max(initial=-1)) + 1
-    n = fit.n[fit.used]
-    total = np.bincount(group[fit.used], n * values, n_types)
-    events = np.bincount(group[fit.used], n, n_types)
-    return np.asarray(total / np.where(events > 0, events, np.nan))
-
-
-def _fit_clipped(options: NetworkOptions, fit: NetworkFit, total: PairSummary) -> NetworkFit:
-    """Fit to the means within the bounds."""
-    row = _rows_of(total.pairs, fit.pairs[:, 0], fit.pairs[:, 1])
-    n_centre = np.where(row >= 0, total.log_ratio.n[row], 0)
-    unusable = fit.used & (n_centre < 2)
-    fit = replace(
-        fit,
-        centre=total.log_ratio.mean[row],
-        n_centre=n_centre,
-        slope=fit.n / np.maximum(n_centre, 1),
-        used=fit.used & ~unusable,
-        pair_flags=np.strings.add(fit.pair_flags, np.where(unusable, "U", "")),
-    )
-    return _solve(options, fit)
-
-
-def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
-    """Choose components and references, and solve each component."""
-    n_tel = len(fit.tel_id)
-    weight = np.zeros(len(fit.n))
-    weight[fit.used] = fit.n[fit.used] / fit.variance[fit.used]
-    first, second = fit.first[fit.used], fit.second[fit.used]
-    component = connected_components(n_tel, first, second)
-    total_weight = np.bincount(first, weight[fit.used], n_tel)
-    total_weight += np.bincount(second, weight[fit.used], n_tel)
-
-    configured = dict(options.reference_telescopes)
-    is_configured = np.array(
-        [
-            configured.get(tel_type) == tel_id
-            for tel_type, tel_id in zip(fit.tel_type.tolist(), fit.tel_id.tolist(), strict=True)
-        ],
-        np.bool_,
-    )
-    if options.normalisation == "weighted-mean":
-        is_configured[:] = False
-    is_reference = np.zeros(n_tel, np.bool_)
-    is_fallback, is_main = is_reference.copy(), is_reference.copy()
-    theta = np.full(n_tel, np.nan)
-    covariance = np.zeros((n_tel, n_tel))
-    solve = solve_asymmetry_network if fit.estimator == "asymmetry" else solve_network
-    for c in range(int(component.max(initial=-1)) + 1):
-        member = np.flatnonzero(component == c)
-        if options.normalisation == "weighted-mean":
-            gauge = total_weight[member] / total_weight[member].sum()
-        else:
-            # The first of several largest: the lowest id, as telescopes are sorted.
-            chosen = np.argmax(np.where(is_configured[member], np.inf, total_weight[member]))
-            is_reference[member[chosen]] = True
-            is_fallback[member] = not is_configured[member[chosen]]
-            gauge = np.zeros(len(member))
-            gauge[chosen] = 1.0
-        inside = fit.used & (component[fit.first] == c)
-        local = np.zeros(n_tel, np.int64)
-        local[member] = np.arange(len(member))
-        theta[member], covariance[np.ix_(member, member)] = solve(
-            local[fit.first[inside]],
-            local[fit.second[inside]],
-            fit.centre[inside],
-            weight[inside],
-            gauge,
-        )
-    for tel_type in np.unique(fit.tel_type[component >= 0]):
-        of_type = (fit.tel_type == tel_type) & (component >= 0)
-        size = np.bincount(component[of_type])
-        size[np.unique(component[of_type & is_configured])] = n_tel + 1
-        is_main |= component == np.argmax(size)
-    return replace(
-        fit,
-        weight=weight,
-        component=component,
-        is_reference=is_reference,
-        is_fallback=is_fallback,
-        is_main=is_main,
-        theta=theta,
-        covariance_independent=covariance,
-        component_n_events=np.zeros(int(component.max(initial=-1)) + 1, np.int64),
-    )
-
-
-def _with_scores(fit: NetworkFit, scores: ScoreSummary) -> NetworkFit:
-    """Finish the fit: covariance S = C (sum_e s_e s_e^T) C of each component."""
-    if scores.outer.shape != fit.covariance.shape:
-        raise ValueError("these scores are about a fit with other telescopes")
-    covariance = np.zeros_like(fit.covariance)
-    for c in range(len(fit.component_n_events)):
-        block = np.ix_(fit.component == c, fit.component == c)
-        inverse = fit.covariance_independent[block]
-        covariance[block] = inverse @ scores.outer[block] @ inverse
-    return replace(
-        fit,
-        done=True,
-        covariance=0.5 * (covariance + covariance.T),
-        n_events=scores.n_events,
-        component_n_events=scores.component_n_events,
-    )
-
-
-def coefficients(fit: NetworkFit) -> dict[str, dict[str, NDArray[np.generic]]]:
-    """Columns of the four result tables.
-
-    The throughput is c = scale exp(theta), its error c times that of theta (delta method). A pair's
-    pull is its residual over the residual's standard deviation, sqrt(1/W - A C A^T); chi2 takes
-    pairs as independent: events seen by many telescopes make it too small.
-
-    Parameters
-    ----------
-    fit : NetworkFit
-        A finished state.
-
-    Returns
-    -------
-    dict of dict of ndarray
-        "inter_calibration", "inter_calibration_pairs", "inter_calibration_covariance" and
-        "inter_calibration_components": column name to values.
-
-    Raises
-    ------
-    ValueError
-        If the fit is not done.
-    """
-    if not fit.done:
-        raise ValueError("the fit needs further stages before it has coefficients")
-    return {
-        "inter_calibration": _telescope_columns(fit),
-        "inter_calibration_pairs": _pair_columns(fit),
-        "inter_calibration_covariance": _covariance_columns(fit),
-        "inter_calibration_components": _component_columns(fit),
-    }
-
-
-def _value(fit: NetworkFit) -> NDArray[np.float64]:
-    return fit.scale * np.exp(fit.theta)
-
-
-def _has_error(fit: NetworkFit) -> NDArray[np.bool_]:
-    """Telescopes with enough events, their reference included, for an error of their own."""
-    enough = fit.n_events >= MIN_EVENTS_FOR_ERROR
-    for reference in np.flatnonzero(fit.is_reference & ~enough):
-        enough &= fit.component != fit.component[reference]
-    variance = np.diagonal(fit.covariance)
-    return enough & np.isfinite(variance) & ((variance > 0) | fit.is_reference)
-
-
-def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    has_value = (fit.component >= 0) & np.isfinite(fit.theta)
-    has_error = _has_error(fit) & has_value
-    value = _value(fit)
-    n_tel = len(fit.tel_id)
-
-    def of_pairs(pair: NDArray[np.bool_]) -> NDArray[np.int64]:
-        count = np.bincount(fit.first[pair], minlength=n_tel)
-        return np.asarray(count + np.bincount(fit.second[pair], minlength=n_tel), np.int64)
-
-    def error(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(invalid="ignore"):
-            return value * np.sqrt(np.diagonal(covariance))
-
-    return {
-        "tel_type": fit.tel_type,
-        "tel_id": fit.tel_id,
-        "value": value,
-        "error": np.where(has_error, error(fit.covariance), np.nan),
-        "error_independent": np.where(has_value, error(fit.covariance_independent), np.nan),
-        "n_pairs": of_pairs(fit.used),
-        "n_events": fit.n_events,
-        "component": fit.component,
-        "flags": _join_flags(
-            R=fit.is_reference,
-            F=fit.is_fallback,
-            D=(fit.component >= 0) & ~fit.is_main,
-            N=~has_value,
-            S=of_pairs(np.strings.find(fit.pair_flags, "S") >= 0) > 0,
-            B=has_value & ~has_error,
-            U=of_pairs(np.strings.find(fit.pair_flags, "U") >= 0) > 0,
-            I=of_pairs(fit.n_invalid > 0) > 0,
-        ),
-    }
-
-
-def _pair_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    together = fit.component[fit.first] == fit.component[fit.second]
-    model = np.where(together, fit.theta[fit.first] - fit.theta[fit.second], np.nan)
-    centre = np.where(fit.n_centre > 0, fit.centre, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(fit.variance / fit.n)
-        covariance = fit.covariance_independent
-        variance = np.diagonal(covariance)
-        of_model = fit.gradient**2 * (
-            variance[fit.first] + variance[fit.second] - 2 * covariance[fit.first, fit.second]
-        )
-        free = error**2 - of_model
-        # A pair that alone ties two parts together has no residual: what is left is rounding.
-        free = np.where(fit.used & (free > 1e-9 * error**2), free, np.nan)
-        pull = (centre - fit.model) / np.sqrt(free)
-        if fit.estimator == "asymmetry":
-            error = 2.0 * error / (1.0 - centre**2)
-            centre = 2.0 * np.arctanh(centre)
-    return {
-        "tel_type": fit.tel_type[fit.first],
-        "tel_id_1": fit.tel_id[fit.first],
-        "tel_id_2": fit.tel_id[fit.second],
-        "n_events": fit.n,
-        "n_invalid": fit.n_invalid,
-        "mean_asymmetry": fit.mean_asymmetry,
-        "std_asymmetry": fit.std_asymmetry,
-        "log_ratio": centre,
-        "log_ratio_error": np.where(fit.used, error, np.nan),
-        "std_log_ratio": fit.std_log_ratio,
-        "model_log_ratio": model,
-        "residual": centre - model,
-        "pull": pull,
-        "used": fit.used,
-        "flags": fit.pair_flags,
-    }
-
-
-def _covariance_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    one, two = np.nonzero((fit.component[:, None] == fit.component) & (fit.component >= 0))
-    order = np.argsort(fit.component[one], kind="stable")
-    one, two = one[order], two[order]
-    value, has_error = _value(fit), _has_error(fit)
-    covariance = value[one] * value[two] * fit.covariance[one, two]
-    return {
-        "tel_type": fit.tel_type[one],
-        "component": fit.component[one],
-        "tel_id_1": fit.tel_id[one],
-        "tel_id_2": fit.tel_id[two],
-        "covariance": np.where(has_error[one] & has_error[two], covariance, np.nan),
-    }
-
-
-def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    from scipy.special import chdtrc
-
-    n_components = len(fit.component_n_events)
-    member, index = np.unique(fit.component, return_index=True)
-    index = index[member >= 0]
-    pair_component = fit.component[fit.first[fit.used]]
-    n_pairs = np.bincount(pair_component, minlength=n_components)
-    n_telescopes = np.bincount(fit.component[fit.component >= 0], minlength=n_components)
-    residual = (fit.centre - fit.model)[fit.used]
-    chi2 = np.bincount(pair_component, fit.weight[fit.used] * residual**2, n_components)
-    ndf = n_pairs - n_telescopes + 1
-    reference = np.full(n_components, -1)
-    reference[fit.component[fit.is_reference]] = fit.tel_id[fit.is_reference]
-    bad = np.zeros(n_components, np.bool_)
-    bad[fit.component[(fit.component >= 0) & ~_has_error(fit)]] = True
-    return {
-        "tel_type": fit.tel_type[index],
-        "component": np.arange(n_components),
-        "reference_tel_id": reference,
-        "n_telescopes": n_telescopes,
-        "n_pairs": n_pairs,
-        "n_events": fit.component_n_events,
-        "chi2": chi2,
-        "ndf": ndf,
-        "p_value": np.where(ndf > 0, chdtrc(np.maximum(ndf, 1), chi2), np.nan),
-        "flags": _join_flags(F=fit.is_fallback[index], D=~fit.is_main[index], B=bad),
-    }
-
-
-def _join_flags(**letters: NDArray[np.bool_]) -> NDArray[np.str_]:
-    """One string per row with the letter of each condition that holds."""
-    joined = np.zeros(len(next(iter(letters.values()))), "U1")
-    for letter, holds in letters.items():
-        joined = np.strings.add(joined, np.where(holds, letter, ""))
-    return joined

@@ -86,7 +86,8 @@ def open_executor(
 
     from calibdask.engine.dask import DaskExecutor
 
-    with _client(where, count, worker_memory, scratch) as client:
+    profile = performance_report is not None
+    with _client(where, count, worker_memory, scratch, profile=profile) as client:
         dask_executor = DaskExecutor(client, where if where == "local" else "dask")
         try:
             if performance_report is None:
@@ -100,7 +101,7 @@ def open_executor(
 
 @contextmanager
 def _client(
-    where: str, workers: int, worker_memory: int | None, scratch: Path | None
+    where: str, workers: int, worker_memory: int | None, scratch: Path | None, *, profile: bool
 ) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
@@ -109,6 +110,8 @@ def _client(
         # One death makes a suspect, which is then run alone; more deaths only cost time.
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.daemon": True,
+        # Dask's profiles grow with the time a worker lives; only its own report shows them.
+        "distributed.worker.profile.enabled": profile,
         "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
     }
     with dask.config.set(settings):

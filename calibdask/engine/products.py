@@ -41,13 +41,25 @@ def digest_output(path: Path) -> str:
 
     if not path.is_dir():
         return digest_hdf5(path)
-    files = sorted(one for one in path.iterdir() if one.suffix in (".h5", ".hdf5"))
+    files = sorted(path / name for name in _manifest(path))
+    files = files or sorted(one for one in path.iterdir() if one.suffix in (".h5", ".hdf5"))
     if not files:
         raise MissingInput(f"{path}: holds no HDF5 file")
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.name} {digest_hdf5(file)}\n".encode())
     return total.hexdigest()
+
+
+def _manifest(directory: Path) -> list[str]:
+    """List the files that a run left in an output directory."""
+    path = directory / _MANIFEST
+    if not path.exists():
+        return []
+    try:
+        return [Path(name).name for name in json.loads(path.read_text(encoding="utf-8"))["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CalibdaskError(f"{path}: is broken; remove it and run again") from error
 
 
 @contextmanager
@@ -117,44 +129,40 @@ class Products:
                 f"cannot write in {parent}: {error.strerror or error}; choose another place with -o"
             ) from error
 
-    def partial_directory(self, plan_digest: str) -> Path:
-        """Make the directory where workers write files until all of them are there.
+    def check_kind(self, *, directory: bool) -> None:
+        """Refuse an output that exists as what this job does not write.
 
         Raises
         ------
         ConfigError
-            The output is a file, but this calibration writes a directory.
+            The output is a directory where a file is written, or the other way round.
         """
-        if self.output.exists() and not self.output.is_dir():
-            raise ConfigError(
-                f"{self.output} is a file, but this job writes a directory of files: choose another"
-                " name with -o"
+        if self.output.exists() and self.output.is_dir() != directory:
+            there, wanted = (
+                ("a file", "a directory of files") if directory else ("a directory", "one file")
             )
+            raise ConfigError(
+                f"{self.output} is {there}, but this job writes {wanted}: choose another name"
+                " with -o"
+            )
+
+    def partial_directory(self, plan_digest: str) -> Path:
+        """Make the directory where workers write files until all of them are there."""
         partial = self.output.with_name(f"{self.output.name}.partial-{plan_digest[:12]}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
 
-    def _take_files(self, files: Sequence[Path]) -> list[Path]:
-        """Move finished files into the output directory, and remove an earlier run's own files."""
-        self.output.mkdir(exist_ok=True)
-        manifest = self.output / _MANIFEST
-        if manifest.exists():
-            try:
-                earlier = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-            except (ValueError, KeyError) as error:
-                raise CalibdaskError(f"{manifest}: is broken; remove it and run again") from error
-            for name in earlier:
-                (self.output / Path(name).name).unlink(missing_ok=True)
-        taken = []
-        for file in files:
-            target = self.output / file.name
-            file.replace(target)
-            taken.append(target)
-        shutil.rmtree(files[0].parent, ignore_errors=True)
-        text = json.dumps({"files": [path.name for path in taken]}, indent=1)
-        manifest.write_text(text, encoding="utf-8")
-        return taken
+    def _take_directory(self, finished: Path) -> None:
+        """Let a finished directory take the output's name, or its files those of an earlier run."""
+        if not self.output.exists() or not any(self.output.iterdir()):
+            finished.rename(self.output)  # at once: nobody sees half of it
+            return
+        for name in _manifest(self.output):
+            (self.output / name).unlink(missing_ok=True)
+        for file in sorted(finished.iterdir()):
+            file.replace(self.output / file.name)
+        finished.rmdir()
 
     def write(self, run: Finished) -> str:
         """Write everything and give the digest of the numbers.
@@ -173,33 +181,49 @@ class Products:
             ) from error
 
     def _write(self, run: Finished) -> str:
-        activity_id, product_id = new_id(), new_id()
-        if run.files:
-            written = self._take_files(run.files)
-            stem = self.output / "calibdask"
-        else:
-            written = [self.output]
-            stem = self.output.with_suffix("")
-            with _replacing(self.output) as partial:
-                _write_hdf5(partial, run.tables, _attributes(run, activity_id, product_id))
-        digest = digest_output(self.output)
-        self.paths = list(written)
+        """Write what belongs to the product, and let the product take its name last.
+
+        So a run that is killed here leaves no product, and the same command writes it.
+        """
+        if not run.files:
+            with _replacing(self.output) as product:
+                ids = new_id(), new_id()
+                _write_hdf5(product, run.tables, _attributes(run, *ids))
+                self.paths = [self.output]
+                return self._write_companions(run, product, self.output.with_suffix(""), ids)
+        directory = run.files[0].parent
+        names = [file.name for file in run.files]
+        text = json.dumps({"files": names}, indent=1)
+        (directory / _MANIFEST).write_text(text, encoding="utf-8")
+        self.paths = [self.output / name for name in names]
+        ids = new_id(), new_id()
+        digest = self._write_companions(run, directory, directory / "calibdask", ids)
+        self._take_directory(directory)
+        return digest
+
+    def _write_companions(
+        self, run: Finished, product: Path, stem: Path, ids: tuple[str, str]
+    ) -> str:
+        """Write the text table, the report and the provenance of a product; give its digest."""
+        digest = digest_output(product)
+        home = self.output if run.files else self.output.parent
+
+        def place(ending: str) -> Path:
+            path = stem.with_name(stem.name + ending)
+            self.paths.append(home / path.name)
+            return path
+
         for table in list(run.tables.values())[:1]:  # the coefficients, for people
-            path = stem.with_name(stem.name + ".ecsv")
-            with _replacing(path) as partial:
+            with _replacing(place(".ecsv")) as partial:
                 table.write(partial, format="ascii.ecsv")
-            self.paths.append(path)
         if run.options.report:
             from calibdask.report import write_report
 
-            path = stem.with_name(stem.name + ".html")
             sections = run.plan.calibration.report(run.result, run.tables)
-            write_report(path, f"calibdask {run.plan.job}", _run_record(run, digest), sections)
-            self.paths.append(path)
-        path = stem.with_name(stem.name + ".provenance.json")
-        self.paths.append(path)
-        activity = _activity(run, activity_id, product_id, digest, self.paths)
-        with _replacing(path) as partial:
+            record = _run_record(run, digest)
+            write_report(place(".html"), f"calibdask {run.plan.job}", record, sections)
+        with _replacing(place(".provenance.json")) as partial:
+            activity = _activity(run, *ids, digest, self.paths)
             partial.write_text(json.dumps(activity, indent=1), encoding="utf-8")
         if run.options.provenance_log is not None:
             with run.options.provenance_log.open("a", encoding="utf-8") as log:

@@ -26,6 +26,7 @@ from calibdask.engine.tasks import (
     Task,
     WorkContext,
     fit_cell,
+    kept_arrays,
     load_state,
     map_shard,
     merge_node,
@@ -344,8 +345,7 @@ def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping
     for group, indices in sorted(clashes.items()):
         identifiers, owners = [], []
         for index in sorted(indices):
-            with context.store.open(rows[index]) as pack:
-                keys = pack.group("keys")["keys"]
+            keys = kept_arrays(context, plan.shards[index], rows[index], "keys")["keys"]
             mine = keys[keys[:, 0] == group, 1]
             identifiers.append(mine)
             owners.append(np.full(len(mine), index))
@@ -455,14 +455,17 @@ def _judge(plan: Plan, account: Account, allow_missing: float, workdir: Path) ->
     """
     n_missing = len(account.failed_shards) + len(plan.rejected)
     n_all = len(plan.shards) + len(plan.rejected)
-    if n_missing <= allow_missing * n_all and not account.failed_cells:
+    allowed = n_missing <= allow_missing * n_all
+    if allowed and not account.failed_cells:
         return
-    shards = [account.failed_shards[index] for index in sorted(account.failed_shards)]
-    failures = [*plan.rejected, *shards, *account.failed_cells]
-    if not n_missing:
+    if allowed:
         left = (account.total.cut_flow or {}).items()
         flow = ", ".join(f"{name} {count}" for name, count in left)
-        raise failures[0].error(f"\nWhat was left after each selection: {flow}" if flow else "")
+        raise account.failed_cells[0].error(
+            f"\nWhat was left after each selection: {flow}" if flow else ""
+        )
+    shards = [account.failed_shards[index] for index in sorted(account.failed_shards)]
+    failures = [*plan.rejected, *shards]
     good = len(plan.shards) - len(account.failed_shards)
     raise failures[0].error(
         f"\n{n_missing} of {n_all} inputs or shards failed; the other {good} are stored in"
@@ -526,6 +529,7 @@ def run_calibration(
             verify_full=options.verify_full,
             progress=lambda done, total: emit(events.Progress("looking at inputs", done, total)),
         )
+        products.check_kind(directory=bool(plan.calibration.files(plan.shards)))
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
             emit(events.Message("ERROR", failure.describe()))

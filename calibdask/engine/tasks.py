@@ -22,14 +22,23 @@ from calibdask.engine.inputs import check_unchanged
 from calibdask.engine.merge import join_ranges
 from calibdask.engine.provenance import cpu_class
 from calibdask.engine.store import CorruptResult, Store
-from calibdask.errors import NotEnoughData, TransientError
+from calibdask.errors import CalibdaskError, NotEnoughData, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from calibdask.engine.protocol import Calibration, Cell, Rows, Shard, State
 
-__all__ = ["Task", "WorkContext", "fit_cell", "load_state", "map_shard", "merge_node", "write_file"]
+__all__ = [
+    "Task",
+    "WorkContext",
+    "fit_cell",
+    "kept_arrays",
+    "load_state",
+    "map_shard",
+    "merge_node",
+    "write_file",
+]
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,8 @@ def _guarded(context: WorkContext, where: str, work: Callable[[], Outcome]) -> O
             outcome = Outcome(failure=Failure(where, "MemoryError", message, 1))
             break
         except Exception as error:  # noqa: BLE001  the one place where a bug in one shard must not cost the others: it is reported, with its traceback in the log
-            trace = "".join(traceback.format_exception(error))
+            foreseen = isinstance(error, CalibdaskError)
+            trace = "" if foreseen else "".join(traceback.format_exception(error))
             outcome = Outcome(failure=Failure.of(error, where, trace))
             break
     return replace(
@@ -108,8 +118,12 @@ def _cell_group(cell: Cell) -> str:
 
 def load_state(context: WorkContext, address: str) -> State:
     """Read the state of a cell from the store."""
-    with context.store.open(address) as pack:
-        return context.calibration.state.from_arrays(pack.group("state"))
+    try:
+        with context.store.open(address) as pack:
+            return context.calibration.state.from_arrays(pack.group("state"))
+    except CorruptResult:
+        context.store.discard(address)
+        raise
 
 
 def _key_ranges(
@@ -158,12 +172,13 @@ def map_shard(
                     envelope = Envelope.from_header(pack.header["envelope"], shard.index)
                 return Outcome(address, envelope.shards, envelope=envelope, cached=True)
             except CorruptResult as error:
-                context.store.discard(address)
-                notes.append(f"{error}; computed again")
+                notes.append(_discard(context, address, error))
         wall, cpu = time.perf_counter(), time.thread_time()
         for ref in shard.inputs:
             check_unchanged(ref)
-        rows = None if rows_address is None else _rows(context, shard, rows_address)
+        rows = None
+        if rows_address is not None:
+            rows = kept_arrays(context, shard, rows_address, "rows")
         states = {cell: load_state(context, place) for cell, place in given.items()}
         data = context.calibration.read(shard, rows)
         reduced = context.calibration.reduce(stage, data, states)
@@ -198,19 +213,25 @@ def map_shard(
     return _guarded(context, shard.label, work)
 
 
-def _rows(context: WorkContext, shard: Shard, address: str) -> Rows:
-    """Read the rows of the first stage, or make them again where the store lost them."""
+def _discard(context: WorkContext, address: str, error: CorruptResult) -> str:
+    """Remove a broken result that will be computed at once; give what to tell people."""
+    context.store.discard(address)
+    return f"{error}; computed again"
+
+
+def kept_arrays(context: WorkContext, shard: Shard, address: str, group: str) -> Rows:
+    """Read what the first stage kept ("rows" or "keys"), or make it again where it is lost."""
     if context.store.has(address):
         try:
             with context.store.open(address) as pack:
-                return pack.group("rows")
+                return pack.group(group)
         except CorruptResult:
             context.store.discard(address)
     outcome = map_shard(context, 0, shard, address, {}, None)
     if outcome.failure is not None:
         raise outcome.failure.error()
     with context.store.open(address) as pack:
-        return pack.group("rows")
+        return pack.group(group)
 
 
 def merge_node(
@@ -218,10 +239,15 @@ def merge_node(
 ) -> Outcome:
     """Merge the results of a few children, from the left.
 
-    What failed is left out here and stays accounted for by the ranges of shards that are in.
+    Shards that failed are left out and stay accounted for by the ranges of those that are in. A
+    merge that failed (the disk was full) fails all above it.
     """
 
     def work() -> Outcome:
+        notes: list[str] = []
+        for child in children:
+            if level > 1 and child.failure is not None:
+                return Outcome(failure=child.failure)
         shards = join_ranges([child.shards for child in children])
         address = digest_json(
             {
@@ -236,8 +262,8 @@ def merge_node(
                 with context.store.open(address) as pack:
                     filled = bool(pack.header["filled"])
                 return Outcome(address if filled else None, shards, cached=True)
-            except CorruptResult:
-                context.store.discard(address)
+            except CorruptResult as error:
+                notes.append(_discard(context, address, error))
         kind = context.calibration.summary_type(stage)
         group = _cell_group(cell) if level == 1 else "total"
         total = None
@@ -257,7 +283,7 @@ def merge_node(
         filled = total is not None
         groups = {} if total is None else {"total": total.to_arrays()}
         context.store.save(address, {"filled": filled}, groups)
-        return Outcome(address if filled else None, shards)
+        return Outcome(address if filled else None, shards, notes=tuple(notes))
 
     return _guarded(context, f"merge of {_cell_name(cell)}", work)
 
@@ -290,6 +316,7 @@ def fit_cell(
     calibration = context.calibration
 
     def work() -> Outcome:
+        notes: list[str] = []
         if root.failure is not None:
             return Outcome(shards=root.shards, failure=root.failure)
         if root.address is None:
@@ -309,10 +336,11 @@ def fit_cell(
         if context.store.has(address):
             try:
                 with context.store.open(address) as pack:
+                    pack.check()  # nobody below makes it again when it turns out to be broken
                     done, digest = pack.header["done"], pack.header["digest"]
                 return Outcome(address, root.shards, cached=True, done=done, digest=digest)
-            except CorruptResult:
-                context.store.discard(address)
+            except CorruptResult as error:
+                notes.append(_discard(context, address, error))
         try:
             with context.store.open(root.address) as pack:
                 arrays = pack.group("total")
@@ -325,7 +353,7 @@ def fit_cell(
         stored = state.to_arrays()
         digest = digest_arrays(stored)
         context.store.save(address, {"done": state.done, "digest": digest}, {"state": stored})
-        return Outcome(address, root.shards, done=state.done, digest=digest)
+        return Outcome(address, root.shards, done=state.done, digest=digest, notes=tuple(notes))
 
     return _guarded(context, f"fit of {_cell_name(cell)}", work)
 
@@ -340,7 +368,8 @@ def write_file(
 
     def work() -> Outcome:
         parts = (
-            _rows(context, shard, address) for shard, address in zip(shards, addresses, strict=True)
+            kept_arrays(context, shard, address, "rows")
+            for shard, address in zip(shards, addresses, strict=True)
         )
         context.calibration.write_file(Path(path), shards, parts)
         return Outcome()

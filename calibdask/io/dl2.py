@@ -14,6 +14,7 @@ never by position alone. The layout is that of ctapipe 0.32 (data model 7, `ctap
 from __future__ import annotations
 
 import difflib
+import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -216,6 +217,8 @@ class TelescopeEvents:
 
     Attributes
     ----------
+    layout : ArrayLayout
+        The telescopes of the file.
     obs_id : array of int32, (N,)
         Observation block.
     event_id : array of int64, (N,)
@@ -235,6 +238,7 @@ class TelescopeEvents:
         For each column, the rows that its table lacks.
     """
 
+    layout: ArrayLayout
     obs_id: NDArray[np.int32]
     event_id: NDArray[np.int64]
     event: NDArray[np.int64]
@@ -283,7 +287,10 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
             bytes_needed=_bytes_needed(wanted, sum(n_rows.values())),
             product_id=str(root["CTA PRODUCT ID"]) if "CTA PRODUCT ID" in root else None,
             process_type=str(root["CTA PROCESS TYPE"]) if "CTA PROCESS TYPE" in root else None,
-            tables={source.path: tuple(source.dtypes) for source in sources},
+            # A plan holds this for thousands of files, mostly of the same names: share them.
+            tables={
+                sys.intern(source.path): tuple(map(sys.intern, source.dtypes)) for source in sources
+            },
         )
 
 
@@ -460,7 +467,8 @@ class _Reader:
             raise CorruptedInput(msg)
         rows = table.read()
         tel_type, tel_description = (
-            tuple(text.decode("utf-8", "replace") for text in rows[name].tolist()) for name in texts
+            tuple(sys.intern(text.decode("utf-8", "replace")) for text in rows[name].tolist())
+            for name in texts
         )
         return ArrayLayout(tel_id, tel_type, tel_description, position_m)
 
@@ -732,6 +740,7 @@ class _Reader:
             for name in more:
                 n_missing[name] += int(missing.sum())
         return TelescopeEvents(
+            layout=layout,
             obs_id=self._as_int32(columns["obs_id"]),
             event_id=columns["event_id"].astype(np.int64, copy=False),
             event=event.astype(np.int64, copy=False),

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibdask.array import simulate
 from calibdask.array.simulate import (
     ARRAYS,
     ArraySimulation,
@@ -20,6 +19,7 @@ from calibdask.array.simulate import (
     simulate_block,
     true_array,
 )
+from calibdask.array.simulation import ctao_time
 from calibdask.errors import ConfigError
 from calibdask.io.hdf5 import open_hdf5
 
@@ -155,8 +155,8 @@ def test_ctapipe_table_loader_joins_all_levels(plain):
     st.lists(st.floats(-1e6, 1e6, allow_nan=False), min_size=1, max_size=5),
 )
 def test_time_stamps_keep_quarters_of_a_nanosecond(tai_s, delays_ns):
-    first = simulate._ctao_time(np.array([tai_s]), np.zeros(1))[0].astype(np.int64)
-    stamps = simulate._ctao_time(np.full(len(delays_ns), tai_s), np.array(delays_ns))
+    first = ctao_time(np.array([tai_s]), np.zeros(1))[0].astype(np.int64)
+    stamps = ctao_time(np.full(len(delays_ns), tai_s), np.array(delays_ns))
     assert stamps[:, 1].max() < 4_000_000_000
     later = (stamps.astype(np.int64) - first) @ np.array([4_000_000_000, 1]) / 4
     np.testing.assert_allclose(later, delays_ns, atol=0.126)

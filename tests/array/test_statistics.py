@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from calibdask.array.model import NetworkOptions
-from calibdask.array.summary import coefficients
+from calibdask.array.network import coefficients
 from tests.array.toys import draw_events, fit_shards
 
 SETTINGS = {

@@ -11,14 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibdask.array.model import FLAGS, NetworkOptions, Telescopes
+from calibdask.array.network import NetworkFit, coefficients, fit_stage
 from calibdask.array.summary import (
     STAGES,
-    NetworkFit,
     PairEvents,
     PairSummary,
     ScoreSummary,
-    coefficients,
-    fit_stage,
     reduce_stage,
     summarise_pairs,
     summarise_scores,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibdask.array.summary import STAGES, PairEvents, fit_stage, reduce_stage
+from calibdask.array.network import fit_stage
+from calibdask.array.summary import STAGES, PairEvents, reduce_stage
 
 
 def draw_events(

@@ -12,16 +12,19 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tables
 
 from calibdask.api import load_config
 from calibdask.engine.canonical import canonical_json
-from calibdask.engine.envelope import Outcome
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.protocol import ALL
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import WorkContext, fit_cell, map_shard, merge_node
+
+if TYPE_CHECKING:
+    from calibdask.engine.envelope import Outcome
 
 FLOOR_GROUPS = (
     "/dl2/event/telescope/energy/RandomForestRegressor",

@@ -66,13 +66,14 @@ def calibdask(capsys, monkeypatch):
         monkeypatch.setenv(variable, "1")
 
     def run(*arguments: object) -> Said:
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as end:
                 main([str(argument) for argument in arguments])
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return Said(int(end.value.code), out, err)

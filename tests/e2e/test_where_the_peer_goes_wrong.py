@@ -21,28 +21,44 @@ from tests.e2e.tables import COEFFICIENTS, by_telescope, normalised_chi2, pulls,
 # High energies on the array itself: every type sees many of few events.
 BASE = ArraySimulation(
     n_files=1,
-    n_events=1500,
+    n_events=1000,
     array="reduced",
     energy_range_tev=(3.0, 100.0),
     core_margin_m=0.0,
     seed=7,
 )
+FITTER = "CalculateInterCalibration.RelativeThroughputFitter"
 NO_CUTS = {"CalculateEnergyAsymmetry.QualityQuery.quality_criteria": []}
 
 
+@pytest.fixture(scope="module")
+def simulate(tmp_path_factory):
+    """Simulate with some fault, each only once."""
+    made = {}
+
+    def run(**fault):
+        options = replace(BASE, **fault)
+        if repr(options) not in made:
+            made[repr(options)] = simulate_array(tmp_path_factory.mktemp("dl2"), options)
+        return made[repr(options)]
+
+    return run
+
+
 @pytest.fixture
-def calibrate(tmp_path, config):
-    """Simulate with some fault, calibrate, and give result and truth."""
+def calibrate(tmp_path, config, simulate):
+    """Calibrate data with some fault, and give result and truth."""
 
     def run(overrides=None, **fault):
-        truth = simulate_array(tmp_path / "dl2", replace(BASE, **fault))
+        truth = simulate(**fault)
         result = calibdask.run(
             "inter-calibration",
-            tmp_path / "dl2",
+            truth.paths,
             tmp_path / "inter.h5",
             config=config,
             overrides=overrides,
             cluster="serial",
+            overwrite=True,
             report=False,
         )
         return result, truth
@@ -58,7 +74,8 @@ def _check_truth(result, truth, tel_types=("LST", "MST", "SST")):
     assert len(found) >= 3 * len(tel_types)
     # 14 pulls at most: one above 4.5 has a chance of 1e-4.
     assert np.abs(found).max() < 4.5
-    assert np.abs(chosen["value"] / true_ratios(chosen, truth) - 1).max() < 0.2
+    seen = chosen[chosen["component"] >= 0]
+    assert np.abs(seen["value"] / true_ratios(seen, truth) - 1).max() < 0.2
     chi2, freedom = normalised_chi2(result.tables, truth)
     assert chi2 < freedom + 5 * np.sqrt(2 * freedom)
 
@@ -71,13 +88,11 @@ def test_1_telescopes_in_any_order(calibrate):
     _check_truth(result, truth)
 
 
-def test_1_the_order_of_the_layout_moves_no_number(calibrate, tmp_path):
+def test_1_the_order_of_the_layout_moves_no_number(calibrate):
     tables = []
     for unsorted_layout in (False, True):
-        result, _ = calibrate(unsorted_layout=unsorted_layout, overrides={"Campaign.fan_in": 2})
+        result, _ = calibrate(unsorted_layout=unsorted_layout)
         tables.append(result.tables[COEFFICIENTS])
-        shutil.rmtree(tmp_path / "dl2")
-        (tmp_path / "inter.h5").unlink()
     for column in ("tel_id", "n_events", "flags"):
         np.testing.assert_array_equal(tables[0][column], tables[1][column])
     for column in ("value", "error"):
@@ -102,10 +117,10 @@ def test_2_pairs_of_one_event(calibrate):
     assert len(pulls(others, truth)) == 5
 
 
-def test_2_pairs_without_scatter(calibrate, tmp_path, config):
+def test_2_pairs_without_scatter(simulate, tmp_path, config):
     # Energies that agree to the last bit, as of a regressor that sees the event and not the image.
-    _, truth = calibrate()
-    rows = _all_asymmetries(tmp_path, config)
+    truth = simulate()
+    rows = _all_asymmetries(truth, tmp_path, config)
     pair = (rows.tel_id_1 == 2) & (rows.tel_id_2 == 3)
     assert pair.sum() > 20
     value_2 = np.where(pair, rows.value_1, rows.value_2)
@@ -138,9 +153,9 @@ def test_3_energies_without_a_value_that_passed_the_cuts_are_told(calibrate):
     _check_truth(result, truth)
 
 
-def test_3_asymmetries_without_a_value(calibrate, tmp_path, config):
-    _, truth = calibrate()
-    rows = _all_asymmetries(tmp_path, config)
+def test_3_asymmetries_without_a_value(simulate, tmp_path, config):
+    truth = simulate()
+    rows = _all_asymmetries(truth, tmp_path, config)
     lost = (rows.tel_id_1 == 5) & (np.arange(len(rows)) % 3 == 0)
     assert lost.sum() > 20
     bad = _with(rows, value_2=np.where(lost, np.nan, rows.value_2))
@@ -159,12 +174,10 @@ def test_4_reference_without_data(calibrate, cause):
     fault = {
         "absent": {"removed_telescopes": (5,)},
         "silent": {"silent_telescopes": (5,)},
-        "unknown": {"overrides": {"RelativeThroughputFitter.reference_telescopes.MST": 77}},
+        "unknown": {
+            "overrides": {f"{FITTER}.reference_telescopes": {"LST": 1, "MST": 77, "SST": 30}}
+        },
     }[cause]
-    if cause == "unknown":
-        fault["overrides"] = {
-            "CalculateInterCalibration.RelativeThroughputFitter.reference_telescopes.MST": 77
-        }
     result, truth = calibrate(**fault)
     table = result.tables[COEFFICIENTS]
     mst = table[(table["tel_type"] == "MST") & (table["component"] >= 0)]
@@ -178,12 +191,12 @@ def test_4_reference_without_data(calibrate, cause):
     _check_truth(result, truth)
 
 
-def test_4_type_without_reference_in_the_configuration(tmp_path):
-    truth = simulate_array(tmp_path / "dl2", BASE)
+def test_4_type_without_reference_in_the_configuration(simulate, tmp_path):
+    truth = simulate()
     config = tmp_path / "config.yaml"
     config.write_text("RelativeThroughputFitter:\n  reference_telescopes: {LST: 1, MST: 5}\n")
     result = calibdask.run(
-        "inter-calibration", tmp_path / "dl2", tmp_path / "o.h5", config=config, report=False
+        "inter-calibration", truth.paths, tmp_path / "o.h5", config=config, report=False
     )
     table = result.tables[COEFFICIENTS]
     of_sst = table["tel_type"] == "SST"
@@ -217,11 +230,10 @@ def test_5_network_in_two_parts(calibrate):
     _check_truth(result, truth)
 
 
-def test_8_the_same_file_twice(calibrate, tmp_path, config):
+def test_8_the_same_file_twice(simulate, tmp_path, config):
     # It divides its errors by sqrt 2, silently.
-    calibrate()
-    path = next((tmp_path / "dl2").glob("*.h5"))
-    copy = tmp_path / "dl2" / "another_name.h5"
+    path = simulate().paths[0]
+    copy = tmp_path / "another_name.h5"
     shutil.copy(path, copy)
     with pytest.raises(ConfigError, match="the same data twice") as error:
         calibdask.plan("inter-calibration", [path, copy], config=config)
@@ -232,20 +244,16 @@ def test_8_the_same_file_twice(calibrate, tmp_path, config):
 def test_8_foreign_file_in_the_directory(calibrate, tmp_path, config):
     # OSError.
     result, truth = calibrate()
-    _write_other(tmp_path / "dl2" / "weather.h5")
-    again = calibdask.run(
-        "inter-calibration", tmp_path / "dl2", tmp_path / "b.h5", config=config, report=False
-    )
+    dl2 = tmp_path / "dl2"
+    dl2.mkdir()
+    good, other = dl2 / "good.h5", dl2 / "weather.h5"
+    shutil.copy(truth.paths[0], good)
+    _write_other(other)
+    again = calibdask.run("inter-calibration", dl2, tmp_path / "b.h5", config=config, report=False)
     assert again.digest == result.digest
-    assert [path for path, _ in again.plan.skipped] == [str(tmp_path / "dl2" / "weather.h5")]
-    _check_truth(again, truth)
+    assert [path for path, _ in again.plan.skipped] == [str(other)]
     with pytest.raises(MissingInput, match=r"weather\.h5"):
-        calibdask.run(
-            "inter-calibration",
-            [tmp_path / "dl2" / "dl2_obs1001.h5", tmp_path / "dl2" / "weather.h5"],
-            tmp_path / "c.h5",
-            config=config,
-        )
+        calibdask.run("inter-calibration", [good, other], tmp_path / "c.h5", config=config)
 
 
 @pytest.mark.parametrize("job", ["inter-calibration", "energy-asymmetry-estimation"])
@@ -284,12 +292,13 @@ def test_9_no_attenuation(tmp_path, config):
             tmp_path / "dl2",
             tmp_path / f"{estimator}.h5",
             config=config,
-            overrides={"CalculateInterCalibration.RelativeThroughputFitter.estimator": estimator},
+            overrides={f"{FITTER}.estimator": estimator},
             report=False,
         )
         table = result.tables[COEFFICIENTS]
-        table = table[(table["error"] > 0) & (table["tel_type"] != "SST")]
-        true = np.log(true_ratios(table, truth))
+        good = (table["error"] > 0) & (table["tel_type"] != "SST")
+        true = np.log(true_ratios(table, truth))[good]
+        table = table[good]
         fitted = np.log(np.asarray(table["value"]))
         weight = (np.asarray(table["value"]) / np.asarray(table["error"])) ** 2
         slope[estimator] = np.sum(weight * true * fitted) / np.sum(weight * true**2)
@@ -323,11 +332,9 @@ def test_10_errors_covariance_and_quality_are_stored(calibrate):
 # -- asymmetry files with something wrong in them ------------------------------------------------
 
 
-def _all_asymmetries(tmp_path, config):
+def _all_asymmetries(truth, tmp_path, config):
     output = tmp_path / "asymmetries"
-    calibdask.run(
-        "energy-asymmetry-estimation", tmp_path / "dl2", output, config=config, report=False
-    )
+    calibdask.run("energy-asymmetry-estimation", truth.paths, output, config=config, report=False)
     return read_asymmetries(next(output.glob("dl2*.h5")))
 
 

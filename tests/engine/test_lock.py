@@ -108,7 +108,9 @@ def test_a_killed_runs_lock_is_taken_over(tmp_path):
     )
     process = start_python(code, tmp_path)
     try:
-        wait_for(lambda: (tmp_path / "lock.json").exists() and (tmp_path / "lock.json").stat().st_size)
+        wait_for(
+            lambda: (tmp_path / "lock.json").exists() and (tmp_path / "lock.json").stat().st_size
+        )
         with pytest.raises(ConfigError, match=str(process.pid)):
             WorkdirLock(tmp_path).__enter__()
     finally:

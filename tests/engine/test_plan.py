@@ -121,7 +121,9 @@ def test_the_address_leaves_fit_options_and_other_inputs_out(paths):
         make_plan(Scripted(), paths, fan_in=3),
         make_plan(Scripted(), [shard.inputs[0].path]),
     ):
-        (same,) = [one for one in other.shards if one.inputs[0].identity == shard.inputs[0].identity]
+        (same,) = [
+            one for one in other.shards if one.inputs[0].identity == shard.inputs[0].identity
+        ]
         assert other.address(0, same, {}) == address
     for other in (make_plan(Scripted(offset=1.0), paths), make_plan(Newer(), paths)):
         assert other.address(0, other.shards[0], {}) != address
@@ -184,7 +186,9 @@ def test_files_that_differ_only_where_the_fast_hash_is_blind_are_told_apart_in_f
 
 
 def test_a_shard_too_large_for_a_worker_is_refused_while_planning(paths, tmp_path):
-    with pytest.raises(ConfigError, match=r"shard \S+ needs about 1.3 KiB .* has 1.0 KiB") as caught:
+    with pytest.raises(
+        ConfigError, match=r"shard \S+ needs about 1.3 KiB .* has 1.0 KiB"
+    ) as caught:
         make_plan(Scripted(), paths, worker_memory=1024, workdir=tmp_path / "work")
     assert "shard_bytes" in str(caught.value)
     make_plan(Scripted(), paths, worker_memory=2048)

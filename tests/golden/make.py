@@ -1,0 +1,97 @@
+"""Golden numbers of the array calibrations: how they are made, and made again.
+
+    python -m tests.golden.make
+
+writes ``inter_calibration.json`` anew. Do so when numbers are meant to change, together with a
+raised ``version`` of the calibration: stored results of the old version are then not used.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import calibdask
+from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
+from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.array.summary import PairSummary
+from calibdask.engine.store import Store
+from calibdask.engine.tasks import WorkContext, map_shard
+
+GOLDEN: Final = Path(__file__).with_name("inter_calibration.json")
+ESTIMATORS: Final = ("log-mean", "log-median", "log-clipped", "asymmetry")
+OPTIONS: Final = ArraySimulation(
+    n_files=2,
+    n_events=300,
+    array="reduced",
+    energy_range_tev=(3.0, 100.0),
+    core_margin_m=0.0,
+    unsorted_layout=True,
+    nan_valid_fraction=0.01,
+    outlier_fraction=0.01,
+    sparse_telescopes={8: 4},
+    seed=2026,
+)
+CONFIG: Final = """\
+CalculateEnergyAsymmetry:
+  event_filters: {max_distance_asymmetry: 0.3}
+  QualityQuery:
+    quality_criteria:
+      - ["valid reco", "RandomForestRegressor_tel_is_valid"]
+RelativeThroughputFitter:
+  reference_telescopes: {LST: 1, MST: 5, SST: 30}
+"""
+
+
+def compute(folder: Path) -> dict[str, Any]:
+    """Simulate into an empty folder, calibrate with each estimator, and give the numbers."""
+    made = simulate_array(folder / "dl2", OPTIONS)
+    config = folder / "config.yaml"
+    config.write_text(CONFIG, encoding="utf-8")
+    numbers: dict[str, Any] = {
+        "versions": {
+            kind.name: kind.version for kind in (EnergyAsymmetryEstimation, InterCalibration)
+        },
+        "map": _first_summary(folder, config, made.paths),
+    }
+    for estimator in ESTIMATORS:
+        result = calibdask.run(
+            "inter-calibration",
+            made.paths,
+            folder / f"{estimator}.h5",
+            config=config,
+            overrides={"RelativeThroughputFitter.estimator": estimator},
+            cluster="serial",
+            report=False,
+        )
+        table = result.tables["/dl2/monitoring/subarray/inter_calibration"]
+        numbers[estimator] = {name: _plain(table[name]) for name in table.colnames}
+    return numbers
+
+
+def _first_summary(folder: Path, config: Path, paths: tuple[Path, ...]) -> dict[str, Any]:
+    """What the map step stores for the first shard."""
+    plan = calibdask.plan("inter-calibration", paths, config=config)
+    context = WorkContext(plan.calibration, Store(folder / "store"))
+    shard = plan.shards[0]
+    outcome = map_shard(context, 0, shard, plan.address(0, shard, {}), {}, None)
+    with context.store.open(str(outcome.address)) as pack:
+        summary = PairSummary.from_arrays(pack.group("cell []"))
+    arrays = {name: _plain(values) for name, values in summary.to_arrays().items()}
+    flow = outcome.envelope.cut_flow if outcome.envelope else None
+    return {"cut_flow": dict(flow or {}), "summary": arrays}
+
+
+def _plain(values: Any) -> list[Any]:
+    # JSON has no NaN that all programs read.
+    plain = np.asarray(values).tolist()
+    return [None if isinstance(value, float) and np.isnan(value) else value for value in plain]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        GOLDEN.write_text(json.dumps(compute(Path(name)), indent=1) + "\n", encoding="utf-8")
