@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint lock clean
+.PHONY: help install demo test bench statistics lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -30,6 +30,19 @@ demo: .venv/installed ## simulate an array, calibrate it on a local Dask cluster
 
 test: .venv/installed ## run all tests
 	@$(BIN)/pytest -n auto --dist loadfile
+
+# The peer to measure against, in an environment of its own: never a dependency.
+.venv-peer/installed: tests/benchmarks/peer-requirements.txt $(UV)
+	@echo "making the peer's environment in .venv-peer ..."
+	@test -x .venv-peer/bin/python || $(UV) venv --quiet --python $(PYTHON_VERSION) .venv-peer
+	@$(UV) pip sync --quiet --require-hashes --python .venv-peer/bin/python tests/benchmarks/peer-requirements.txt
+	@touch $@
+
+bench: .venv/installed .venv-peer/installed ## measure time and memory (BENCH="--only warm", see --help)
+	@$(BIN)/python tests/benchmarks/bench.py --peer .venv-peer/bin/python $(BENCH)
+
+statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/estimator.py
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .

@@ -1,0 +1,86 @@
+"""The benchmarks measure what they say: checked on small data and on programs of known cost."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def _load(name: str):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = _load("bench")
+
+
+def test_cost_includes_children_and_their_memory(tmp_path):
+    burn = "import time\nwhile time.process_time() < 0.5: pass\n"
+    hold = "x = bytearray(200_000_000)\nx[::4096] = b'1' * len(x[::4096])\n"
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        f"subprocess.run([sys.executable, '-c', {hold + burn!r}], check=True)\n"
+    )
+    cost = bench.run([sys.executable, script], tmp_path)
+    assert 0.5 <= cost.cpu_s < 3
+    assert cost.driver_mb < 100
+    assert 190 < cost.total_mb - cost.driver_mb < 300
+    assert cost.worker_mb == 0
+
+
+def test_a_command_that_fails_is_told_with_what_it_printed(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)exit code 3 .*no such star"):
+        bench.run(
+            [sys.executable, "-c", "import sys; print('no such star'); sys.exit(3)"], tmp_path
+        )
+
+
+def test_time_until_the_first_shard_needs_a_shard(tmp_path):
+    tell = 'import sys; print(\'{"event": "RunEnded"}\', file=sys.stderr)'
+    with pytest.raises(RuntimeError, match="no shard was done"):
+        bench.cpu_until_first_shard([sys.executable, "-c", tell], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "most", "verdict", "ratio"),
+    [
+        (3.0, 2.0, 2.0, "met", "1.50"),
+        (5.0, 2.0, 2.0, "NOT MET", "2.50"),
+        (1.0, 20.0, 1 / 15, "met", "1/20.0"),
+        (1.0, 14.0, 1 / 15, "NOT MET", "1/14.0"),
+        (1.0, math.nan, 1 / 15, "", ""),
+        (1.2, 2.0, None, "", "0.60"),
+    ],
+)
+def test_verdicts(ours, other, most, verdict, ratio):
+    row = bench.Row("name", ours, "s", other, "peer", most)
+    assert row.verdict == verdict
+    assert row.cells()[4] == ratio
+
+
+def test_different_work_is_not_compared():
+    bench._same(5, 5)
+    with pytest.raises(RuntimeError, match="selected 5 pairs and the peer 6"):
+        bench._same(5, 6)
+
+
+def test_warm_on_small_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CALIBDASK_BENCH_DATA", str(tmp_path / "data"))
+    output = tmp_path / "table.txt"
+    rows = bench.main(
+        ["--only", "warm", "--scale", "0.02", "--repeats", "1", "--output", str(output)]
+    )
+    assert [row.against for row in rows] == ["reading the tables"] * 2
+    first_map, everything = rows
+    assert 0 < first_map.ours < everything.ours
+    assert first_map.other == everything.other > 0
+    assert output.read_text() == capsys.readouterr().out
+    assert len(list((tmp_path / "data").glob("array-1-3000-*/*.h5"))) == 1
