@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Write the event-wise energy asymmetries of a campaign: one file for each DL2 file.
 
+Run it as::
+
     python jobs/energy_asymmetry_estimation.py demo/dl2 asymmetries
 """
 

@@ -390,7 +390,7 @@ def test_inputs_may_follow_one_option(call, paths):
 
 
 def test_options_after_several_inputs_are_options(call, paths, tmp_path):
-    code, out, err = call("scripted", "-i", *paths, "-o", tmp_path / "o.h5", "-q", "--no-report")
+    code, _, err = call("scripted", "-i", *paths, "-o", tmp_path / "o.h5", "-q", "--no-report")
     assert (code, err) == (0, "")
     assert (tmp_path / "o.h5").exists()
 
@@ -414,7 +414,7 @@ def test_set_wins_and_takes_yaml(call, job, tmp_path):
     assert sum(n for name, n in calls(tmp_path / "journal").items() if name != "fit") == 4
 
 
-# -- plan and configuration -------------------------------------------------------------------------
+# -- plan and configuration -----------------------------------------------------------------------
 
 
 def test_a_plan_computes_and_writes_nothing(call, paths, tmp_path):

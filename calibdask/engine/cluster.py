@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,13 +105,13 @@ def _client(
     where: str, workers: int, worker_memory: int | None, scratch: Path | None, *, profile: bool
 ) -> Iterator[Client]:
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
     settings: dict[str, Any] = {
         # One death makes a suspect, which is then run alone; more deaths only cost time.
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.daemon": True,
-        # Dask's profiles grow with the time a worker lives; only its own report shows them.
+        # Dask's profiles take time and grow with a worker's life: only for Dask's own report.
         "distributed.worker.profile.enabled": profile,
         "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
     }
@@ -122,11 +123,17 @@ def _client(
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
+                    # Whoever reaches a scheduler's port runs code as its owner, and the other
+                    # users of a login node reach 127.0.0.1.
+                    protocol="tls://",
+                    security=Security.temporary(),
                     dashboard_address="127.0.0.1:0",
                     worker_dashboard_address=None,  # costs each worker an import of Bokeh
                     memory_limit=worker_memory or "auto",
                     local_directory=None if scratch is None else str(scratch),
-                    silence_logs=40,
+                    # What fails is told as events; the rest, such as a heartbeat lost while
+                    # closing, would be a traceback between the lines of JSON.
+                    silence_logs=logging.CRITICAL,
                 ) as cluster,
                 Client(cluster, set_as_default=False) as client,
             ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -64,7 +65,7 @@ class Row:
     name: str
     ours: float
     unit: str
-    other: float = float("nan")
+    other: float = math.nan
     against: str = ""
     most: float | None = None
 
@@ -76,13 +77,13 @@ class Row:
     @property
     def verdict(self) -> str:
         """Whether the target was met."""
-        if self.most is None or self.ratio != self.ratio:
+        if self.most is None or math.isnan(self.ratio):
             return ""
         return "met" if self.ratio <= self.most else "NOT MET"
 
     def cells(self) -> list[str]:
         """Give the columns of the table."""
-        known = self.ratio == self.ratio
+        known = not math.isnan(self.ratio)
         return [
             self.name,
             f"{self.ours:.3g} {self.unit}",
@@ -341,7 +342,7 @@ class Bench:
                 min(cost.cpu_s for cost, _ in runs),
                 max(cost.total_mb for cost, _ in runs),
             )
-        peer_s, peer_mb = float("nan"), float("nan")
+        peer_s, peer_mb = math.nan, math.nan
         if self.peer is not None:
             peer_s, peer_mb, peer_pairs = self._peer_job(paths)
             _same(n_pairs, peer_pairs)
@@ -484,6 +485,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         data = Path(os.environ.get("CALIBDASK_BENCH_DATA") or scratch / "data").absolute()
         bench = Bench(data, scratch, given.peer, given.scale, given.repeats)
         machine = describe_machine(given.peer)
+        if given.scale != 1:
+            machine += f"\nscale        {given.scale:g}: sizes in the names below are not true"
         rows = []
         for name in given.only:
             _say(f"{name} ...")

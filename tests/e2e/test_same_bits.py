@@ -169,7 +169,10 @@ def test_killed_and_run_again(paths, config, reference, tmp_path, number):
     command += ["--set", "Campaign.shard_bytes=3 MiB", "--no-report", "-q"]
     command += ["-o", str(tmp_path / "out.h5"), "-i", *map(str, paths)]
     store = tmp_path / "out.h5.work" / "store"
+    # A test run started in the background may have been told to ignore Ctrl-C; children inherit it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while len(list(store.rglob("*.npz"))) < 3:
         assert process.poll() is None, process.communicate()

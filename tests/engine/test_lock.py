@@ -186,6 +186,19 @@ def test_of_several_heirs_one_wins(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_an_heir_that_comes_too_late_leaves_the_first_heirs_lock(tmp_path):
+    # Both saw the dead run's lock; the first has taken its place when the second goes to remove it.
+    path = _owner(tmp_path, host=socket.gethostname(), pid=_dead_pid(), started="12345")
+    stale = json.loads(path.read_text())
+    with WorkdirLock(tmp_path) as first:
+        before = path.read_text()
+        late = WorkdirLock(tmp_path)
+        late._take_over(stale, "a dead run")
+        assert path.read_text() == before
+        assert late.taken_over is None
+        assert first.taken_over is not None
+
+
 def test_an_heir_killed_on_the_way_does_not_block_for_ever(tmp_path):
     _owner(tmp_path, host=socket.gethostname(), pid=_dead_pid(), started="12345")
     guard = tmp_path / "lock.takeover"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from faults import finish, start_python
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHARD_VALUES = 30_000  # 240 kB a file: 200 files held at once would add half of what Python takes
 

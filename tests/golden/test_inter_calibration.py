@@ -28,16 +28,18 @@ def computed(tmp_path_factory):
 def _same(computed, golden, where):
     assert set(computed) == set(golden), f"{where}: {MEANT}"
     for name, expected in golden.items():
-        values = np.array(computed[name])
-        floats = any(isinstance(value, float) for value in expected)
-        if floats:
-            values, expected = np.array(computed[name], float), np.array(expected, float)
+        message = f"{where}.{name}: {MEANT}"
+        if any(isinstance(value, float) for value in expected):
+            # Means of differences lie about zero, where only the absolute size counts.
             np.testing.assert_allclose(
-                # Means of differences lie about zero, where only the absolute size counts.
-                values, expected, rtol=1e-12, atol=1e-15, err_msg=f"{where}.{name}: {MEANT}"
-            )  # fmt: skip
+                np.array(computed[name], float),
+                np.array(expected, float),
+                rtol=1e-12,
+                atol=1e-15,
+                err_msg=message,
+            )
         else:
-            np.testing.assert_array_equal(values, expected, f"{where}.{name}: {MEANT}")
+            np.testing.assert_array_equal(computed[name], expected, message)
 
 
 def test_versions(computed, golden):

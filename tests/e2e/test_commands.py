@@ -1,0 +1,185 @@
+"""What people are told to type works: configurations, scripts, `init`, and the README."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import calibdask as package
+from calibdask.registry import JOBS
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SCRIPTS = sorted((ROOT / "jobs").glob("*.py"))
+# Scripts of one calibration are named like it; others may come with arguments of their own.
+JOB_SCRIPTS = [path for path in SCRIPTS if path.stem.replace("_", "-") in JOBS]
+
+
+def _job(path):
+    return path.stem.replace("_", "-")
+
+
+def _environment():
+    """Commands of this environment come first, and talk to no cluster that happens to be there."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DASK_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    return environment
+
+
+def test_every_job_has_its_configuration_and_its_script():
+    assert {_job(path) for path in CONFIGS} >= set(JOBS)
+    assert {_job(path) for path in SCRIPTS} >= set(JOBS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration(path, campaign, tmp_path, calibdask):
+    job = _job(path)
+    assert calibdask("check-config", job, "-c", path).code == 0
+    planned = package.plan(job, campaign.paths, config=path)
+    assert len(planned.shards) == len(campaign.paths)
+    result = package.run(
+        job, campaign.paths, tmp_path / "out", config=path, cluster="serial", report=False
+    )
+    assert result.digest
+    assert result.account.total.cut_flow["events with a pair"] > 0
+
+
+@pytest.mark.parametrize("path", JOB_SCRIPTS, ids=lambda path: path.stem)
+def test_script(path, campaign, tmp_path):
+    command = [sys.executable, str(path), *map(str, campaign.paths), str(tmp_path / "out.h5")]
+    done = subprocess.run(
+        [*command, "--cluster", "serial"],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.h5").exists()
+    assert done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_script_says_how_it_is_used(path, tmp_path):
+    command = [sys.executable, str(path), "--help"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "usage:" in said.stdout
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_init_gives_a_configuration_that_runs(job, campaign, tmp_path, calibdask):
+    said = calibdask("init", job)
+    assert said.code == 0
+    assert "#" in said.out
+    path = tmp_path / "config.yaml"
+    path.write_text(said.out)
+    assert calibdask("check-config", job, "-c", path).code == 0
+    done = calibdask(
+        job, "-c", path, "-i", campaign.paths[0], "-o", tmp_path / "out", "--no-report"
+    )
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_and_its_promises(job, calibdask):
+    said = calibdask(job, "--help")
+    assert said.code == 0
+    for option in ("-c", "-i", "-o", "--cluster", "--workdir", "--overwrite", "-q", "-v"):
+        assert re.search(rf"(^|\s){option}[ ,/]", said.out), option
+
+
+def test_misspelt_job_gets_a_suggestion(calibdask):
+    said = calibdask("inter-calibraton")
+    assert said.code == 2
+    assert "did you mean 'inter-calibration'" in said.err
+
+
+def test_digest_command(campaign, config, tmp_path, calibdask):
+    output = tmp_path / "out.h5"
+    said = calibdask("inter-calibration", "-c", config, "-i", *campaign.paths, "-o", output, "-q")
+    assert said.code == 0
+    assert calibdask("digest", output).out.strip() == said.out.strip()
+
+
+# -- the README ---------------------------------------------------------------------------------
+
+
+def readme_commands(text: str) -> list[str]:
+    """Give the commands in the shell blocks of a README that begin with ``calibdask``.
+
+    A line that ends in a backslash goes on in the next. A block with a comment
+    ``<!-- not run: reason -->`` on the line before is left out, and so is the output in a
+    ``console`` block, where commands begin with ``$``.
+    """
+    commands = []
+    pattern = r"(?P<before>[^\n]*)\n```(?P<kind>sh|console)\n(?P<block>.*?)\n```"
+    for match in re.finditer(pattern, f"\n{text}", re.DOTALL):
+        if match["before"].strip().startswith("<!-- not run:"):
+            continue
+        for line in match["block"].replace("\\\n", " ").splitlines():
+            command = line.strip()
+            if match["kind"] == "console":
+                if not command.startswith("$"):
+                    continue
+                command = command[1:].strip()
+            if shlex.split(command, comments=True)[:1] == ["calibdask"]:
+                commands.append(command)
+    return commands
+
+
+def test_commands_are_found():
+    text = """\
+Try
+
+```sh
+make demo            # not a command of ours
+calibdask demo
+calibdask plan x \\
+  -i y   # why
+```
+<!-- not run: takes a cluster -->
+```sh
+calibdask connect
+```
+```console
+$ calibdask digest out.h5
+calibdask output
+```
+```python
+calibdask.run()
+```
+"""
+    assert readme_commands(text) == [
+        "calibdask demo",
+        "calibdask plan x    -i y   # why",
+        "calibdask digest out.h5",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_readme(tmp_path):
+    """Every command, in order, in one directory."""
+    commands = readme_commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    if not commands:
+        pytest.skip("the README has no command yet")
+    for name in ("configs", "jobs", "slurm"):
+        if (ROOT / name).exists():
+            (tmp_path / name).symlink_to(ROOT / name)
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calibdask.errors import CorruptedInput, MissingInput
+from calibdask.io.asymmetry import create_asymmetries
+from calibdask.io.hdf5 import create_hdf5, write_table
+from calibdask.io.kinds import file_kind
+
+
+def test_dl2(dl2, write_dl2):
+    assert file_kind(write_dl2(dl2())) == "DL2 events"
+
+
+@pytest.mark.parametrize("label", ["energy_asymmetry", "image_asymmetry"])
+def test_asymmetries(tmp_path, label):
+    path = tmp_path / "a.h5"
+    with create_asymmetries(path, label, "x"):
+        pass
+    assert file_kind(path) == "asymmetries"
+
+
+@pytest.mark.parametrize(
+    "where", ["/weather", "/dl2/monitoring/subarray/inter_calibration", "/dl1/monitoring/pointing"]
+)
+def test_other(tmp_path, where):
+    # A product of ours is no input of ours, though its tables stand under /dl2.
+    path = tmp_path / "other.h5"
+    with create_hdf5(path) as file:
+        write_table(file, where, {"x": np.arange(3.0)})
+    assert file_kind(str(path)) == "other"
+
+
+def test_no_hdf5(tmp_path):
+    path = tmp_path / "file.h5"
+    with pytest.raises(MissingInput, match=r"file\.h5"):
+        file_kind(path)
+    path.write_text("not HDF5")
+    with pytest.raises(CorruptedInput, match=r"file\.h5"):
+        file_kind(path)
+
+
+def test_shared_files(shared_array):
+    assert file_kind(shared_array / "dl2_small" / "dl2_obs1001.h5") == "DL2 events"
+    assert file_kind(shared_array / "peer_dl2_small" / "easym" / "dl2_obs1001.h5") == "asymmetries"
+    assert file_kind(shared_array / "peer_dl2_small" / "inter_e.h5") == "other"
+    assert file_kind(shared_array / "subarray_sorted.h5") == "other"
