@@ -372,6 +372,16 @@ def _nested(overrides: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
+def _set(into: dict[str, Any], dotted: str, value: object) -> None:
+    """Set what a dotted path names and leave everything beside it as it is."""
+    *outer, last = dotted.split(".")
+    for name in outer:
+        inner = into.get(name)
+        into[name] = dict(inner) if isinstance(inner, dict) else {}
+        into = into[name]
+    into[last] = value
+
+
 def load_yaml(paths: Sequence[Path | str]) -> dict[str, Any]:
     """Read YAML files and merge them in order.
 
@@ -522,8 +532,10 @@ def load_config(
     if overrides:
         sources.append(_Source(_COMMAND_LINE, _nested(overrides)))
     merged: dict[str, Any] = {}
-    for source in sources:
+    for source in sources[: len(paths)]:
         _merge(merged, source.values)
+    for dotted, value in (overrides or {}).items():
+        _set(merged, dotted, value)
     sections: dict[str, Section] = {}
     problems: list[str] = []
     for name, value in merged.items():

@@ -63,7 +63,7 @@ def run_demo(directory: Path, *, cluster: str, workers: int, listener: Listener)
     if not (data / "truth.json").exists():
         simulate_array(
             data,
-            ArraySimulation(n_files=6, n_telescope_events=300_000, seed=2026),
+            ArraySimulation(n_files=4, n_telescope_events=200_000, seed=2026),
             lambda done, total: listener(events.Progress("simulating", done, total)),
         )
     truth = json.loads((data / "truth.json").read_text(encoding="utf-8"))["throughput"]

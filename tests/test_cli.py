@@ -33,7 +33,7 @@ def scripted(monkeypatch):
 @pytest.fixture
 def call(monkeypatch, capsys, scripted):
     """Call the command line in this process; give its exit code, output and errors."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
 
     def call(*arguments):
         capsys.readouterr()
@@ -44,7 +44,8 @@ def call(monkeypatch, capsys, scripted):
         return caught.value.code, captured.out, captured.err
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 @pytest.fixture

@@ -336,3 +336,14 @@ def test_switched_on_examples_are_valid(yaml_file) -> None:
     text = describe({"Campaign": Campaign}).replace("# worker_memory", "worker_memory")
     campaign = load_config(SCHEMA, [yaml_file(text)]).get("Campaign", Campaign)
     assert campaign.worker_memory == 4 * 1024**3
+
+
+def test_an_override_leaves_what_stands_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("Outer:\n  options: {one: 1, two: 2}\n", encoding="utf-8")
+
+    class Outer(Section):
+        options: dict[str, int] = {}  # noqa: RUF012  pydantic copies it
+
+    sections = load_config({"Outer": Outer}, [file], {"Outer.options.two": 3}).sections
+    assert sections["Outer"].options == {"one": 1, "two": 3}

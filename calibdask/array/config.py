@@ -659,9 +659,10 @@ def load_array_config(
     energy_options = _energy_options(document, energy_name, energy, notes)
     if given and not energy_options.quality_criteria.pairs:
         notes.append(f"{energy_name}: no quality criteria, so every telescope-event is used")
+    inter_options = _inter_options(document, energy_name, energy, notes)
     return ArrayConfig(
         energy_asymmetry=energy_options,
-        inter_calibration=_inter_options(document, energy_name, energy),
+        inter_calibration=inter_options,
         campaign=document.get("Campaign", Campaign),
         notes=tuple(notes),
         document=document,
@@ -738,12 +739,20 @@ def _check_reconstructors(
 
 
 def _inter_options(
-    document: Configuration, energy_name: str, energy: CalculateEnergyAsymmetry
+    document: Configuration,
+    energy_name: str,
+    energy: CalculateEnergyAsymmetry,
+    notes: list[str],
 ) -> InterCalibrationOptions:
     inter = document.get("CalculateInterCalibration", CalculateInterCalibration)
     fitter = document.get("RelativeThroughputFitter", RelativeThroughputFitter)
     nested = inter.relative_throughput_fitter
     if nested is not None:
+        notes += [
+            f"RelativeThroughputFitter.{option} is not used:"
+            f" CalculateInterCalibration.RelativeThroughputFitter.{option} counts"
+            for option in sorted(nested.model_fields_set & fitter.model_fields_set)
+        ]
         chosen = {option: getattr(nested, option) for option in nested.model_fields_set}
         fitter = fitter.model_copy(update=chosen)
     algorithm = inter.reconstruction_algorithm or energy.energy_reconstructor

@@ -50,6 +50,7 @@ def test_configuration(path, campaign, tmp_path, calibdask):
     assert result.account.total.cut_flow["events with a pair"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", JOB_SCRIPTS, ids=lambda path: path.stem)
 def test_script(path, campaign, tmp_path):
     command = [sys.executable, str(path), *map(str, campaign.paths), str(tmp_path / "out.h5")]
