@@ -191,7 +191,7 @@ def test_the_same_data_twice_exits_2_naming_both(call, job, paths, tmp_path):
 )
 @pytest.mark.parametrize(
     "where",
-    ["serial", "threads", pytest.param("local", marks=pytest.mark.cluster)],
+    ["serial", "threads", pytest.param("local", marks=[pytest.mark.cluster, pytest.mark.slow])],
 )
 def test_signals_keep_what_was_computed_and_say_how_to_carry_on(job, tmp_path, number, code, where):
     journal = tmp_path / "journal"

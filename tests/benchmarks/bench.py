@@ -86,13 +86,17 @@ class Row:
         known = not math.isnan(self.ratio)
         return [
             self.name,
-            f"{self.ours:.3g} {self.unit}",
-            f"{self.other:.3g} {self.unit}" if known else "",
+            f"{_rounded(self.ours)} {self.unit}",
+            f"{_rounded(self.other)} {self.unit}" if known else "",
             self.against,
             _times(self.ratio) if known else "",
             "" if self.most is None else f"<= {_times(self.most)}",
             self.verdict,
         ]
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _times(ratio: float) -> str:
