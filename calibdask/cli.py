@@ -159,6 +159,10 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--no-report", is_flag=True, help="Write no HTML report."),
     click.option(
+        "--dashboard/--no-dashboard", default=None,
+        help="Serve Dask's dashboard while local workers run [default: on a terminal].",
+    ),
+    click.option(
         "--performance-report", type=_PATH, metavar="FILE", help="Write Dask's own report (HTML)."
     ),
     click.option(
@@ -248,6 +252,7 @@ def _run_job(
     workdir: Path | None,
     verify_inputs: str | None,
     no_report: bool,
+    dashboard: bool | None,
     numerics: str,
     log_level: str,
     log_file: Path | None,
@@ -275,6 +280,7 @@ def _run_job(
             listener=listener,
             workdir=workdir,
             report=not no_report,
+            dashboard=sys.stderr.isatty() if dashboard is None else dashboard,
             command=shlex.join(["calibdask", *sys.argv[1:]]),
             **options,
         )

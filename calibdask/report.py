@@ -341,6 +341,7 @@ def draw_figure(
     paint: Callable[[Figure], None],
     *,
     size_in: tuple[float, float],
+    margins_in: tuple[float, float, float, float] = (0.8, 0.15, 0.55, 0.65),
     alt: str,
     caption: str,
 ) -> FigureBlock:
@@ -352,6 +353,9 @@ def draw_figure(
         Takes an empty `matplotlib.figure.Figure` and draws on it.
     size_in : tuple of float
         Width and height in inches.
+    margins_in : tuple of float
+        Room around the axes in inches: left, right, below and above. It must hold the labels, the
+        titles and a legend of the figure.
     alt, caption : str
         As in `FigureBlock`.
 
@@ -387,7 +391,15 @@ def draw_figure(
                 "svg.hashsalt": "calibdask",
             }
         )
-        figure = Figure(figsize=size_in, layout="constrained", facecolor="white")
+        # Stated margins: a layout engine draws every figure several times to find them.
+        (width, height), (left, right, below, above) = size_in, margins_in
+        figure = Figure(figsize=size_in, facecolor="white")
+        figure.subplots_adjust(
+            left=left / width,
+            right=1 - right / width,
+            bottom=below / height,
+            top=1 - above / height,
+        )
         paint(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

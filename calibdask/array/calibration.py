@@ -130,6 +130,7 @@ class _FromDl2(Calibration):
     process_type: str = "Observation"
     obs_ids: tuple[int, ...] = ()
 
+    preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
     reads_uncertainty: ClassVar[bool] = False
 
     @property

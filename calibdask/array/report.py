@@ -321,11 +321,13 @@ def _draw_panels(
 ) -> FigureBlock:
     """Draw values with errors by telescope number, one panel per type."""
     types = np.unique(telescopes["tel_type"]).tolist()
+    panel_in, gap_in = 1.9, 0.6
 
     def paint(figure: Figure) -> None:
         from matplotlib.lines import Line2D
 
-        panels = figure.subplots(len(types), 1, squeeze=False)[:, 0]
+        gaps = {"hspace": gap_in / panel_in}
+        panels = figure.subplots(len(types), 1, squeeze=False, gridspec_kw=gaps)[:, 0]
         for panel, tel_type in zip(panels, types, strict=True):
             rows = telescopes["tel_type"] == tel_type
             panel.set_title(tel_type)
@@ -337,9 +339,13 @@ def _draw_panels(
             for state, (rows, style) in _states(telescopes, values).items()
             if rows.any()
         ]
-        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+        figure.legend(handles=handles, loc="upper right", ncols=len(handles))
 
-    return draw_figure(paint, size_in=(10.5, 0.6 + 2.5 * len(types)), alt=alt, caption=caption)
+    left, right, below, above = margins_in = (0.8, 0.15, 0.5, 0.65)
+    height_in = below + above + len(types) * panel_in + (len(types) - 1) * gap_in
+    return draw_figure(
+        paint, size_in=(10.5, height_in), margins_in=margins_in, alt=alt, caption=caption
+    )
 
 
 def _paint_panel(
@@ -569,12 +575,13 @@ def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout) -> list[B
         ]
         if not filled[placed].all():
             handles.append(Line2D([], [], linestyle="", marker="o", label="no value", **HOLLOW))
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+        figure.legend(handles=handles, loc="upper left", ncols=len(handles))
 
     return [
         draw_figure(
             paint,
             size_in=(9.0, 8.0),
+            margins_in=(0.8, 0.1, 0.55, 0.4),
             alt=f"Map of {int(placed.sum())} telescopes coloured by throughput, with a line for "
             f"each of {int(pairs['used'].sum())} pairs.",
             caption="The array to scale, coloured by throughput. Lines are the pairs in the fit, "
@@ -662,7 +669,8 @@ def _draw_residuals(pairs: Columns) -> FigureBlock:
     types = np.unique(pairs["tel_type"]).tolist()
 
     def paint(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+        gaps = {"wspace": 0.2}
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.4), gridspec_kw=gaps)
         edges = np.linspace(-PULL_RANGE, PULL_RANGE, 21 if n_pairs < 300 else 41)
         left.hist(pull, bins=edges, color=PALETTE[5], edgecolor="white", label="pairs")
         grid = np.linspace(-PULL_RANGE, PULL_RANGE, 201)
@@ -690,7 +698,7 @@ def _draw_residuals(pairs: Columns) -> FigureBlock:
         right.set_title("Residuals")
         right.set_xlabel("measured ln ratio of the pair")
         right.set_ylabel("measured - fitted")
-        figure.legend(loc="outside upper right", ncols=len(types), handles=right.containers)
+        figure.legend(loc="upper right", ncols=len(types), handles=right.containers)
 
     return draw_figure(
         paint,
@@ -776,6 +784,7 @@ def _draw_correlation(
     return draw_figure(
         paint,
         size_in=(6.4, 5.2),
+        margins_in=(0.75, 0.1, 0.6, 0.15),
         alt="Matrix of the correlations between the throughputs of telescopes: between "
         f"{low:.2f} and {high:.2f}.",
         caption="Correlation of the throughputs. Grey: a fixed reference, which has no error, or "

@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,6 +144,12 @@ def log_event(event: Event) -> None:
             log.debug("stage %d %s %s", event.stage, event.group, event.label)
 
 
+def _tunnel(link: str) -> str:
+    """Say how to see a page of this host from where the user sits."""
+    port = urlsplit(link).port
+    return f"from your own machine: ssh -L {port}:localhost:{port} {socket.gethostname()}"
+
+
 class ProgressBars:
     """Bars on a terminal, one a stage, gone when the run is over."""
 
@@ -186,6 +195,10 @@ class ProgressBars:
                 self._progress.update(
                     self._bars[f"stage {stage} {group}"], advance=1, note=label[:40]
                 )
+            case RunStarted(dashboard=str(link)):
+                self._console.print(f"dashboard: {link}")
+                if "SSH_CONNECTION" in os.environ:
+                    self._console.print(_tunnel(link))
             case RunEnded():
                 self.close()
 

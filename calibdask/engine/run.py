@@ -77,6 +77,8 @@ class RunOptions:
         How many results one merge takes.
     report : bool
         Write the HTML report.
+    dashboard : bool
+        Serve Dask's dashboard while local workers run.
     performance_report : Path, optional
         Where to write Dask's own report.
     provenance_log : Path, optional
@@ -95,6 +97,7 @@ class RunOptions:
     retries: int = 2
     fan_in: int = 16
     report: bool = True
+    dashboard: bool = True
     performance_report: Path | None = None
     provenance_log: Path | None = None
     command: str = ""
@@ -547,6 +550,8 @@ def run_calibration(
             worker_memory=options.worker_memory,
             scratch=workdir / "scratch",
             performance_report=options.performance_report,
+            preload=(type(calibration).__module__, *calibration.preload),
+            dashboard=options.dashboard,
         ) as (executor, dashboard):
             account.executor, account.workers = executor.name, executor.workers
             emit(
