@@ -321,7 +321,7 @@ def _draw_panels(
 ) -> FigureBlock:
     """Draw values with errors by telescope number, one panel per type."""
     types = np.unique(telescopes["tel_type"]).tolist()
-    panel_in, gap_in = 1.9, 0.6
+    panel_in, gap_in, below_in, above_in = 2.0, 0.55, 0.5, 0.6
 
     def paint(figure: Figure) -> None:
         from matplotlib.lines import Line2D
@@ -341,10 +341,13 @@ def _draw_panels(
         ]
         figure.legend(handles=handles, loc="upper right", ncols=len(handles))
 
-    left, right, below, above = margins_in = (0.8, 0.15, 0.5, 0.65)
-    height_in = below + above + len(types) * panel_in + (len(types) - 1) * gap_in
+    height_in = above_in + len(types) * (panel_in + gap_in) - gap_in + below_in
     return draw_figure(
-        paint, size_in=(10.5, height_in), margins_in=margins_in, alt=alt, caption=caption
+        paint,
+        size_in=(10.5, height_in),
+        margins_in=(0.8, 0.15, below_in, above_in),
+        alt=alt,
+        caption=caption,
     )
 
 
@@ -361,7 +364,8 @@ def _paint_panel(
         small_print = {"fontsize": 6, "rotation": 90}
     fixed_height = panel.get_xaxis_transform()  # x in data, y in fractions of the panel
     places = np.arange(n_telescopes)
-    for place, flags in zip(places.tolist(), telescopes["flags"].tolist(), strict=True):
+    for place in np.flatnonzero(telescopes["flags"] != "").tolist():
+        flags = telescopes["flags"][place]
         text = panel.text(place, 0.98, flags, transform=fixed_height, color=DARK, **small_print)
         text.set(ha="center", va="top")
     # A fixed reference has no error, and some telescopes have none quoted.
@@ -374,6 +378,8 @@ def _paint_panel(
             continue
         for index, component in enumerate(components):
             here = rows & (telescopes["component"] == component)
+            if not here.any():
+                continue
             panel.errorbar(
                 places[here],
                 values[here],
@@ -536,6 +542,7 @@ def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout) -> list[B
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
         from matplotlib.lines import Line2D
+        from matplotlib.transforms import ScaledTranslation
 
         axes = figure.subplots()
         axes.set_aspect("equal", adjustable="datalim")
@@ -547,28 +554,32 @@ def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout) -> list[B
         pad = 0.01 if low == high else 0.0
         colours = ScalarMappable(Normalize(low - pad, high + pad), "viridis")
         crowded = len(layout.tel_id) > 50
+        above_marker = axes.transData + ScaledTranslation(0, 6 / 72, figure.dpi_scale_trans)
         for row in np.flatnonzero(placed):
-            place = layout.east_north_m[row]
+            east_m, north_m = layout.east_north_m[row]
             colour = {"markeredgecolor": DARK, "markerfacecolor": colours.to_rgba(value[row])}
             axes.plot(
-                *place,
+                east_m,
+                north_m,
                 marker=markers[layout.tel_type[row]],
                 markersize=7 if crowded else 9,
                 zorder=3,
                 **(colour if filled[row] else HOLLOW),
             )
-            axes.annotate(
+            axes.text(
+                east_m,
+                north_m,
                 f"{layout.tel_id[row]} {flags[row]}".rstrip(),
-                place,
-                xytext=(0, 6),
-                textcoords="offset points",
+                transform=above_marker,
                 ha="center",
                 fontsize=6 if crowded else 7.5,
                 fontweight="bold" if "R" in flags[row] else "normal",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
             )
         if filled.any():
-            figure.colorbar(colours, ax=axes, label="throughput c", shrink=0.8)
+            figure.colorbar(
+                colours, ax=axes, label="throughput c", fraction=0.12, pad=0.03, shrink=0.8
+            )
         handles = [
             Line2D([], [], linestyle="", color=GREY, marker=marker, label=name)
             for name, marker in markers.items()
@@ -773,10 +784,10 @@ def _draw_correlation(
         axes.grid(visible=False)
         axes.set_facecolor("#dddddd")
         image = axes.imshow(correlation, cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
-        places = np.arange(0, len(tel_id), math.ceil(len(tel_id) / 50))
-        labels, fontsize = tel_id[places].tolist(), 8 if len(places) <= 20 else 6
-        axes.set_xticks(places, labels, fontsize=fontsize, rotation=90 if len(places) > 9 else 0)
-        axes.set_yticks(places, labels, fontsize=fontsize)
+        places = np.arange(0, len(tel_id), math.ceil(len(tel_id) / 20))
+        labels = tel_id[places].tolist()
+        axes.set_xticks(places, labels, fontsize=8, rotation=90 if len(places) > 9 else 0)
+        axes.set_yticks(places, labels, fontsize=8)
         axes.set_xlabel("telescope")
         axes.set_ylabel("telescope")
         figure.colorbar(image, ax=axes, label="correlation", shrink=0.8)

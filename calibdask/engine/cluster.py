@@ -104,7 +104,7 @@ def open_executor(
             if performance_report is None:
                 yield dask_executor, link
             else:
-                with write_performance_report(filename=str(performance_report)):
+                with client.as_current(), write_performance_report(str(performance_report)):
                     yield dask_executor, link
         finally:
             dask_executor.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -23,9 +24,21 @@ from calibdask.array.report import (
     inter_calibration_sections,
 )
 from calibdask.errors import MissingInput
-from calibdask.report import FigureBlock, Notice, Paragraph, RunRecord, TableBlock, render_report
+from calibdask.report import (
+    FigureBlock,
+    Notice,
+    Paragraph,
+    RunRecord,
+    TableBlock,
+    draw_figure,
+    render_report,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.figure import Figure
+
     from calibdask.report import Section
 
 Case = tuple[dict[str, QTable], TelescopeLayout, dict[int, float]]
@@ -194,6 +207,46 @@ def test_any_result_renders_and_every_figure_is_svg(sizes: dict[str, int], spoil
     for section in sections:
         assert section.blocks
         assert section.title in page
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scale"),
+    [
+        ({"LST": 4}, 1.0),
+        ({"LST": 4}, 1e5),
+        ({"LST": 4, "MST": 14, "SST": 18}, 1.0),
+        ({"LST": 4, "MST": 40, "SST": 56}, 1.0),
+    ],
+    ids=["4", "4 with long numbers", "36", "100"],
+)
+def test_no_part_of_a_figure_is_cut_or_covers_another(
+    sizes: dict[str, int], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, layout, _ = make_case(sizes)
+    tables[COEFFICIENTS]["flags"][1::3] = "DBS"
+    tables[COEFFICIENTS]["value"] *= scale
+    tables[COEFFICIENTS]["error"] *= scale
+    figures: list[Figure] = []
+
+    def draw_and_keep(paint: Callable[[Figure], None], **options: Any) -> FigureBlock:
+        def paint_and_keep(figure: Figure) -> None:
+            paint(figure)
+            figures.append(figure)
+
+        return draw_figure(paint_and_keep, **options)
+
+    monkeypatch.setattr("calibdask.array.report.draw_figure", draw_and_keep)
+    inter_calibration_sections(tables, layout)
+    assert len(figures) == 4
+    for figure in figures:
+        # Each with its title and labels.
+        boxes = [part.get_tightbbox() for part in (*figure.axes, *figure.legends)]
+        edge = figure.bbox
+        for box in boxes:
+            assert edge.x0 <= box.x0 < box.x1 <= edge.x1
+            assert edge.y0 <= box.y0 < box.y1 <= edge.y1
+        for box, other in itertools.combinations(boxes, 2):
+            assert not box.overlaps(other)
 
 
 def test_every_row_of_the_tables_is_on_the_page() -> None:

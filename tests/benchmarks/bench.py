@@ -8,6 +8,7 @@ time: a busy machine moves those little. Nothing here fails because something wa
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE / "config.yaml"
 CALIBDASK = Path(sys.executable).with_name("calibdask")
 SAMPLING_S = 0.1
+_PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 type Command = Sequence[str | Path]
@@ -160,8 +162,26 @@ class _Peaks:
                     for line in status.splitlines():
                         if line.startswith("VmHWM:"):
                             self.by_pid[one.pid] = int(line.split()[1]) / 1024
-                    if one.pid != pid and "spawn_main" in " ".join(one.cmdline()):
+                    # Workers are forked from one process, which imported everything for them.
+                    if one.pid != pid and one.ppid() != pid:
                         self.workers.add(one.pid)
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def _cpu_of_orphans(older: set[int]) -> float:
+    """Wait for what a command left running, and give its CPU seconds and its children's.
+
+    Worker processes are children of a process that the command starts and does not wait for.
+    """
+    cpu_s = 0.0
+    while orphans := _children() - older:
+        for pid in orphans:
+            _, _, usage = os.wait4(pid, 0)
+            cpu_s += usage.ru_utime + usage.ru_stime
+    return cpu_s
 
 
 def run(command: Command, folder: Path) -> Cost:
@@ -172,6 +192,8 @@ def run(command: Command, folder: Path) -> Cost:
     RuntimeError
         It failed; with the end of what it printed.
     """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become our children
+    older = _children()
     peaks = _Peaks()
     with (folder / "stdout.txt").open("w+") as out, (folder / "stderr.txt").open("w+") as err:
         start = time.perf_counter()
@@ -189,6 +211,7 @@ def run(command: Command, folder: Path) -> Cost:
             peaks.look(process.pid)
             time.sleep(SAMPLING_S)
         wall_s = time.perf_counter() - start
+        cpu_s = usage.ru_utime + usage.ru_stime + _cpu_of_orphans(older)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
@@ -202,7 +225,7 @@ def run(command: Command, folder: Path) -> Cost:
     others_mb = sum(mb for pid, mb in peaks.by_pid.items() if pid != process.pid)
     return Cost(
         wall_s=wall_s,
-        cpu_s=usage.ru_utime + usage.ru_stime,
+        cpu_s=cpu_s,
         driver_mb=driver_mb,
         worker_mb=max((peaks.by_pid[pid] for pid in peaks.workers), default=0.0),
         total_mb=driver_mb + others_mb,

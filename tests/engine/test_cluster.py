@@ -73,3 +73,10 @@ def test_threads_of_blas_are_one_on_workers() -> None:
         assert client.run(os.environ.get, "OPENBLAS_NUM_THREADS") == dict.fromkeys(
             client.scheduler_info(n_workers=-1)["workers"], "1"
         )
+
+
+def test_dasks_own_report(tmp_path) -> None:
+    page = tmp_path / "performance.html"
+    with open_executor("local", workers=1, performance_report=page, dashboard=False) as (_, link):
+        assert link is None
+    assert "<html" in page.read_text(encoding="utf-8")
