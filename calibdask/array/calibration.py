@@ -171,7 +171,7 @@ class _FromDl2(Calibration):
         """Cut files that are too large for one shard into ranges of events."""
         for survey in surveys:
             info: Dl2Info = survey.facts
-            n_rows = sum(info.n_telescope_rows.values())
+            n_rows = info.n_telescope_rows
             n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
             peak_bytes = info.bytes_needed + int(n_pairs * _PAIR_BYTES)
             n_parts = -(-peak_bytes // self.shard_bytes)

@@ -27,7 +27,7 @@ from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import open_hdf5, standard_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -189,8 +189,8 @@ class Dl2Info:
         Its observation blocks, sorted.
     n_events : int
         Rows of the trigger table: one per event.
-    n_telescope_rows : dict of int to int
-        Telescope number to rows of its base table, for the telescopes that have one.
+    n_telescope_rows : int
+        Rows of telescope events, from above: some may be in no table but the trigger's.
     bytes_needed : int
         Memory at the peak of `read_telescope_events` for the whole file, estimated from above.
     product_id : str or None
@@ -204,7 +204,7 @@ class Dl2Info:
     layout: ArrayLayout
     obs_ids: tuple[int, ...]
     n_events: int
-    n_telescope_rows: dict[int, int]
+    n_telescope_rows: int
     bytes_needed: int
     product_id: str | None
     process_type: str | None
@@ -274,17 +274,16 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
     with open_hdf5(path) as file:
         reader = _Reader(Path(path), file)
         layout = reader.layout()
-        sources = reader.sources()
+        sources = list(reader.sources())
         wanted = reader.resolve(sources, needs)
-        base = reader.telescope_tables(wanted[0].source, layout)
-        n_rows = {tel_id: int(table.nrows) for tel_id, table in base.items()}
+        n_rows = reader.n_telescope_rows(sources, wanted[0].source, layout)
         root = file.root._v_attrs
         return Dl2Info(
             layout=layout,
             obs_ids=reader.obs_ids(),
             n_events=int(reader.table(_TRIGGER).nrows),
             n_telescope_rows=n_rows,
-            bytes_needed=_bytes_needed(wanted, sum(n_rows.values())),
+            bytes_needed=_bytes_needed(wanted, n_rows),
             product_id=str(root["CTA PRODUCT ID"]) if "CTA PRODUCT ID" in root else None,
             process_type=str(root["CTA PROCESS TYPE"]) if "CTA PROCESS TYPE" in root else None,
             # A plan holds this for thousands of files, mostly of the same names: share them.
@@ -478,22 +477,19 @@ class _Reader:
         obs_id = self.read(self._any_table(path), ("obs_id",))["obs_id"]
         return tuple(int(value) for value in np.unique(obs_id))
 
-    def sources(self) -> list[_Source]:
-        """Where columns are looked for, in this order."""
-        found = [*self._below(_DL2_TELESCOPE, "telescope")]
-        found += self._source(_PARAMETERS, "telescope")
-        found += self._source(_TELESCOPE_TRIGGER, "telescope and event")
-        found += self._below(_DL2_EVENT, "event")
-        found += self._source(_TRIGGER, "event")
-        return found
+    def sources(self) -> Iterator[_Source]:
+        """Where columns are looked for, in this order; each opens a table, which takes a while."""
+        yield from self._below(_DL2_TELESCOPE, "telescope")
+        yield from self._source(_PARAMETERS, "telescope")
+        yield from self._source(_TELESCOPE_TRIGGER, "telescope and event")
+        yield from self._below(_DL2_EVENT, "event")
+        yield from self._source(_TRIGGER, "event")
 
-    def _below(self, path: str, per: _Per) -> list[_Source]:
-        """Return the sources at <path>/<kind>/<algorithm>."""
-        found: list[_Source] = []
+    def _below(self, path: str, per: _Per) -> Iterator[_Source]:
+        """Give the sources at <path>/<kind>/<algorithm>."""
         for kind in _children(self.file.get_node(path)) if path in self.file else []:
             for algorithm in _children(self.file.get_node(f"{path}/{kind}")):
-                found += self._source(f"{path}/{kind}/{algorithm}", per)
-        return found
+                yield from self._source(f"{path}/{kind}/{algorithm}", per)
 
     def _source(self, path: str, per: _Per) -> list[_Source]:
         """Return the source at `path`; an empty list where there is none."""
@@ -513,15 +509,23 @@ class _Reader:
         dtypes = {name: table.dtype[name] for name in table.colnames}
         return [_Source(path, per, dtypes, int(table.nrows))]
 
-    def resolve(self, sources: Sequence[_Source], needs: Needs) -> list[_Wanted]:
-        """Find the source of each column; that of the base comes first."""
+    def resolve(self, sources: Iterable[_Source], needs: Needs) -> list[_Wanted]:
+        """Find the source of each column, that of the base first; stop when all are found."""
+        names = [name for name in needs.names if name not in _TELESCOPE_KEYS]
+        looked_at: list[_Source] = []
+        first_with: dict[str, _Source] = {}
+        for source in sources:
+            looked_at.append(source)
+            for name in names:
+                if name in source.dtypes:
+                    first_with.setdefault(name, source)
+            if len(first_with) == len(names):
+                break
         wanted: dict[str, _Wanted] = {}
-        for name in needs.names:
-            if name in _TELESCOPE_KEYS:
-                continue
-            source = next((s for s in sources if name in s.dtypes), None)
-            if source is None:
-                raise MissingInput(self._no_column(name, sources))
+        for name in names:
+            if name not in first_with:
+                raise MissingInput(self._no_column(name, looked_at))
+            source = first_with[name]
             wanted.setdefault(source.path, _Wanted(source, [])).names.append(name)
         found = list(wanted.values())
         if not found or needs.base not in found[0].names or found[0].source.per != "telescope":
@@ -537,8 +541,27 @@ class _Reader:
             hint = f"the tables it has: {', '.join(source.path for source in sources) or 'none'}"
         return f"{self.path}: no table has a column {name}; {hint}"
 
+    def n_telescope_rows(
+        self, sources: Sequence[_Source], base: _Source, layout: ArrayLayout
+    ) -> int:
+        """Rows of the base tables, from above."""
+        paths = self.telescope_paths(base, layout)
+        trigger = next((s for s in sources if s.path == _TELESCOPE_TRIGGER), None)
+        if trigger is None:
+            return sum(int(self.table(path).nrows) for path in paths.values())
+        # Every telescope event has a row in the trigger table. To count the base tables' own rows
+        # would open one per telescope, which takes longer than the rest of a survey: the keys are
+        # looked for in the first alone.
+        self.table(min(paths.values()))
+        return trigger.n_rows
+
     def telescope_tables(self, source: _Source, layout: ArrayLayout) -> dict[int, tables.Table]:
         """Tables of a group in the order of the layout; some telescopes may have none."""
+        paths = self.telescope_paths(source, layout)
+        return {tel_id: self.table(path) for tel_id, path in paths.items()}
+
+    def telescope_paths(self, source: _Source, layout: ArrayLayout) -> dict[int, str]:
+        """Paths of the tables of a group in the order of the layout."""
         names = {f"tel_{tel_id:03d}": tel_id for tel_id in layout.tel_id.tolist()}
         present = {n for n in _children(self.file.get_node(source.path)) if n.startswith("tel_")}
         if foreign := sorted(present - names.keys()):
@@ -547,9 +570,7 @@ class _Reader:
             )
             raise CorruptedInput(msg)
         return {
-            tel_id: self.table(f"{source.path}/{name}")
-            for name, tel_id in names.items()
-            if name in present
+            tel_id: f"{source.path}/{name}" for name, tel_id in names.items() if name in present
         }
 
     # -- columns of one table
