@@ -197,8 +197,6 @@ class Dl2Info:
         "CTA PRODUCT ID" of the file.
     process_type : str or None
         "CTA PROCESS TYPE": "Observation" or "Simulation".
-    tables : dict of str to tuple of str
-        Tables (or groups of one table per telescope) to the names of their columns.
     """
 
     layout: ArrayLayout
@@ -208,7 +206,6 @@ class Dl2Info:
     bytes_needed: int
     product_id: str | None
     process_type: str | None
-    tables: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,9 +271,8 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
     with open_hdf5(path) as file:
         reader = _Reader(Path(path), file)
         layout = reader.layout()
-        sources = list(reader.sources())
-        wanted = reader.resolve(sources, needs)
-        n_rows = reader.n_telescope_rows(sources, wanted[0].source, layout)
+        wanted = reader.resolve(reader.sources(), needs)
+        n_rows = reader.n_telescope_rows(wanted[0].source, layout)
         root = file.root._v_attrs
         return Dl2Info(
             layout=layout,
@@ -286,10 +282,6 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
             bytes_needed=_bytes_needed(wanted, n_rows),
             product_id=str(root["CTA PRODUCT ID"]) if "CTA PRODUCT ID" in root else None,
             process_type=str(root["CTA PROCESS TYPE"]) if "CTA PROCESS TYPE" in root else None,
-            # A plan holds this for thousands of files, mostly of the same names: share them.
-            tables={
-                sys.intern(source.path): tuple(map(sys.intern, source.dtypes)) for source in sources
-            },
         )
 
 
@@ -541,19 +533,17 @@ class _Reader:
             hint = f"the tables it has: {', '.join(source.path for source in sources) or 'none'}"
         return f"{self.path}: no table has a column {name}; {hint}"
 
-    def n_telescope_rows(
-        self, sources: Sequence[_Source], base: _Source, layout: ArrayLayout
-    ) -> int:
+    def n_telescope_rows(self, base: _Source, layout: ArrayLayout) -> int:
         """Rows of the base tables, from above."""
         paths = self.telescope_paths(base, layout)
-        trigger = next((s for s in sources if s.path == _TELESCOPE_TRIGGER), None)
-        if trigger is None:
+        trigger = self._source(_TELESCOPE_TRIGGER, "telescope and event")
+        if not trigger:
             return sum(int(self.table(path).nrows) for path in paths.values())
         # Every telescope event has a row in the trigger table. To count the base tables' own rows
         # would open one per telescope, which takes longer than the rest of a survey: the keys are
         # looked for in the first alone.
         self.table(min(paths.values()))
-        return trigger.n_rows
+        return trigger[0].n_rows
 
     def telescope_tables(self, source: _Source, layout: ArrayLayout) -> dict[int, tables.Table]:
         """Tables of a group in the order of the layout; some telescopes may have none."""

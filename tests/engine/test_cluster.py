@@ -51,7 +51,7 @@ def test_every_port_is_local_and_dask_asks_for_a_certificate() -> None:
 
 
 def test_words_that_are_no_cluster() -> None:
-    with pytest.raises(ConfigError, match="neither serial, threads, local"), open_executor("lokal"):
+    with pytest.raises(ConfigError, match="neither serial, threads, local"), open_executor("lcoal"):
         pass
 
 

@@ -587,7 +587,6 @@ def test_what_a_plan_needs_to_know(dl2, write_dl2):
     assert info.n_events == 300
     assert info.n_telescope_rows == len(made[TELESCOPE_TRIGGER]["event_id"])
     assert (info.product_id, info.process_type) == ("p-1", "Observation")
-    assert "Forest_tel_energy" in info.tables[ENERGY]
 
 
 def test_telescope_rows_without_a_trigger_table(dl2, write_dl2):
