@@ -325,3 +325,20 @@ def energies(path):
                 key = (row["obs_id"], row["event_id"], row["tel_id"])
                 found[key] = row["RandomForestRegressor_tel_energy"]
     return found
+
+
+@pytest.mark.parametrize("n_min", [2, 10])
+def test_one_to_three_real_showers_a_pair_give_flags_and_no_wrong_value(
+    shared_array, calibdask, tmp_path, n_min
+):
+    chain = shared_array / "dl2_ctapipe_chain"
+    said = calibdask(
+        "inter-calibration", "-c", chain / "peer_energy_asymmetry.yaml",
+        "--set", f"RelativeThroughputFitter.n_min={n_min}",
+        "-i", chain / "run202.dl2.h5", "-o", tmp_path / "out.h5", "--cluster", "serial",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    table = read_table(tmp_path / "out.h5")
+    assert len(table["tel_id"]) == 19
+    flagged = np.array([bool(flags) for flags in table["flags"]])
+    assert np.all(flagged | (np.isfinite(table["value"]) & np.isfinite(table["error"])))
