@@ -381,6 +381,11 @@ def execute(
         The final state of every cell that could be fitted.
     rows : dict of int to str
         Where the first stage's result of every good shard lies.
+
+    Raises
+    ------
+    CalibdaskError
+        An event is in two inputs, or a shard that was already fitted with failed in a later stage.
     """
     active = plan.cells
     given: dict[Cell, Outcome] = {}
@@ -391,7 +396,13 @@ def execute(
         for index, key in stage.map_keys.items():
             outcome = outcomes[key]
             if outcome.failure is not None:
-                account.failed_shards.setdefault(index, outcome.failure)
+                if number > 0:
+                    # The stages before hold this shard: a product with and without it is neither.
+                    raise outcome.failure.error(
+                        f"\n(stage {number}; the stages before it were already fitted with this"
+                        " shard: run the same command again)"
+                    )
+                account.failed_shards[index] = outcome.failure
             elif number == 0 and outcome.envelope is not None and outcome.address is not None:
                 account.total = account.total.merge(outcome.envelope)
                 rows[index] = outcome.address
