@@ -107,6 +107,10 @@ class DaskExecutor:
                         suspects.append(task)
                 elif error is not None:
                     raise error
+                elif future.status in ("lost", "pending"):
+                    # It was done, but its worker died before its outcome was fetched. The next
+                    # round asks again, and the answer comes from the store.
+                    continue
                 else:
                     raise FutureCancelledError(future.key, f"{future.status} by the scheduler")  # noqa: TRY301  told like a lost connection, which it is
         except (FutureCancelledError, OSError) as error:
