@@ -205,7 +205,7 @@ class Campaign(Section):
         le=1.0,
         description="Fraction of the shards that may fail before the result is refused.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of all random numbers of the campaign.")
+    seed: int = Field(default=0, ge=0, description="Seed of random numbers. No job draws any yet.")
     retries: int = Field(
         default=2, ge=0, description="How often a shard is tried again after a fault that may pass."
     )
