@@ -15,7 +15,7 @@ import click
 
 import calibdask
 from calibdask.errors import CalibdaskError, ConfigError
-from calibdask.registry import JOBS, find_job
+from calibdask.registry import JOBS, did_you_mean, find_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,12 +64,9 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, or say which one may have been meant."""
-        import difflib
-
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
-            close = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, self.commands)
             raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -357,7 +354,6 @@ def simulate_array_command(
 ) -> None:
     """DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them."""
     import dataclasses
-    import difflib
 
     from calibdask.array.simulate import ArraySimulation, simulate_array
 
@@ -365,8 +361,7 @@ def simulate_array_command(
     overrides = _overrides(settings)
     for name in overrides:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, known)
             raise ConfigError(f"--set {name}: the simulation has no such option{hint}")
     options = ArraySimulation(
         **{

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from calibdask.config import Campaign
     from calibdask.engine.protocol import Calibration
 
-__all__ = ["JOBS", "Job", "Prepared", "find_job"]
+__all__ = ["JOBS", "Job", "Prepared", "did_you_mean", "find_job"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,12 @@ def find_job(name: str) -> Job:
         There is none; close names are suggested.
     """
     if name not in JOBS:
-        close = difflib.get_close_matches(name, JOBS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, JOBS)
         raise ConfigError(f"there is no job {name!r}{hint} Jobs are: {', '.join(JOBS)}")
     return JOBS[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name closest to a misspelt one, for the end of a message."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
