@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench statistics lint lock clean
+.PHONY: help install demo test bench scale faults statistics lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -40,6 +40,16 @@ test: .venv/installed ## run all tests
 
 bench: .venv/installed .venv-peer/installed ## measure time and memory (BENCH="--only warm", see --help)
 	@$(BIN)/python tests/benchmarks/bench.py --peer .venv-peer/bin/python $(BENCH)
+
+scale: .venv/installed ## measure the engine from ten shards to ten thousand (SCALE="--scale 0.1")
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py $(SCALE)
+
+# The table goes on where a run of tests fails, so that it shows what held.
+faults: .venv/installed ## do to a real SLURM on this machine what can go wrong, print the table (15 min)
+	@slurm/one-machine/start.sh
+	@rm -f faults.jsonl
+	@CALIBDASK_TEST_SLURM=1 CALIBDASK_FAULTS_TABLE=$(CURDIR)/faults.jsonl $(BIN)/pytest tests/slurm/test_faults.py; \
+	  code=$$?; $(BIN)/python tests/slurm/table.py faults.jsonl; exit $$code
 
 statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/estimator.py

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calibdask.api import load_config, plan, run
+    from calibdask.api import connect, load_config, plan, run, status
 
-__all__ = ["__version__", "load_config", "plan", "run"]
+__all__ = ["__version__", "connect", "load_config", "plan", "run", "status"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # Imported when first used: `calibdask --help` and workers must start fast.
-    if name in ("load_config", "plan", "run"):
+    if name in __all__:
         from calibdask import api
 
         return getattr(api, name)

@@ -15,10 +15,12 @@ from calibdask.errors import ConfigError
 from calibdask.registry import Prepared, find_job
 
 if TYPE_CHECKING:
+    from calibdask.engine.attach import Campaign
+    from calibdask.engine.campaign import Status
     from calibdask.engine.plan import Plan
     from calibdask.engine.run import RunResult
 
-__all__ = ["load_config", "plan", "run"]
+__all__ = ["connect", "load_config", "plan", "run", "status"]
 
 Paths = Sequence[str | Path] | str | Path
 
@@ -76,6 +78,7 @@ def run_options(prepared: Prepared, options: Mapping[str, Any]) -> RunOptions:
         verify_full=campaign.verify_inputs == "full",
         retries=campaign.retries,
         fan_in=campaign.fan_in,
+        slurm=prepared.slurm,
     )
     given = {name: value for name, value in options.items() if value is not None}
     return replace(base, **given)
@@ -165,3 +168,45 @@ def plan(
         worker_memory=prepared.campaign.worker_memory,
         verify_full=prepared.campaign.verify_inputs == "full",
     )
+
+
+def status(path: str | Path) -> Status:
+    """Tell how far a campaign is, from its work directory alone.
+
+    Parameters
+    ----------
+    path : path
+        Its work directory, or its output.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    from calibdask.engine.campaign import find_workdir, read_status
+
+    return read_status(find_workdir(Path(path)))
+
+
+def connect(path: str | Path) -> Campaign:
+    """Join a running campaign from another process, e.g. a notebook.
+
+    Parameters
+    ----------
+    path : path
+        Its work directory, or its output.
+
+    Returns
+    -------
+    Campaign
+        With the status, the workers, the dashboard's address and the coefficients so far. Close it,
+        or use it in a ``with`` statement; the campaign goes on.
+
+    Raises
+    ------
+    ConfigError
+        No campaign with a scheduler runs there, it is another user's, or nobody answers.
+    """
+    from calibdask.engine.attach import connect as join
+
+    return join(Path(path))

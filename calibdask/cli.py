@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,10 +41,31 @@ def _raise_arrived() -> None:
     """Stop if a signal has asked for it.
 
     Raising in the handler alone is not enough: PyTables loses every exception that is raised while
-    some of its compiled functions run, which a few reads in ten are.
+    some of its compiled functions run, which a few reads in ten are. While an exception is on its
+    way, the run is already stopping.
     """
-    if _arrived:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if _arrived and in_main_thread and sys.exc_info()[0] is None:
         raise KeyboardInterrupt if _arrived[0] == signal.SIGINT else _Terminated
+
+
+class _WorkerRange(click.ParamType["int | tuple[int, int]"]):
+    """``N`` or ``MIN:MAX``."""
+
+    name = "workers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        """Read one or two numbers."""
+        least, colon, most = str(value).partition(":")
+        try:
+            numbers = (int(least), int(most)) if colon else (int(least), int(least))
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor MIN:MAX", param, ctx)
+        if not (0 <= numbers[0] <= numbers[1] and numbers[1] >= 1):
+            self.fail(f"{value!r}: MIN is at least 0, MAX at least 1 and MIN", param, ctx)
+        return numbers if colon else numbers[0]
 
 
 class _Commands(click.Group):
@@ -74,7 +96,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings=_CONTEXT)
 @click.version_option(calibdask.__version__, prog_name="calibdask")
 def app() -> None:
-    r"""Calibrate telescopes and cameras: on a laptop, on many cores, on a cluster.
+    """Calibrate telescopes and cameras: on a laptop, on many cores, on a cluster.
 
     \b
     Begin with    calibdask demo
@@ -127,13 +149,15 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--cluster", default="auto", show_default=True, metavar="WHERE",
-        help="serial, threads, local (worker processes on this machine), the address of a Dask"
-        " scheduler (HOST:PORT), or its scheduler file. auto: local where there is enough to read"
-        " for it to pay, else serial. The results are the same bit for bit.",
+        help="serial, threads, local (worker processes on this machine), slurm (worker jobs, from"
+        " a login node or a head job), allocation (inside a job of 'calibdask sbatch-script'), the"
+        " address of a Dask scheduler (HOST:PORT), or its scheduler file. auto: local where there"
+        " is enough to read for it to pay, else serial. The results are the same bit for bit.",
     ),
     click.option(
-        "--workers", type=click.IntRange(1), metavar="N",
-        help="Threads or local worker processes [default: the processors there are].",
+        "--workers", type=_WorkerRange(), metavar="N|MIN:MAX",
+        help="Threads or worker processes [default: the processors there are; one SLURM job]."
+        " With MIN:MAX, SLURM jobs come and go with the work there is.",
     ),
     click.option(
         "--workdir", type=_PATH, metavar="DIR",
@@ -437,12 +461,228 @@ def digest(output: Path) -> None:
     click.echo(digest_output(output))
 
 
+_CAMPAIGN_ARGUMENT = click.argument("path", type=_PATH, metavar="WORKDIR")
+
+
+def _watch(workdir: Path, *, more: str = "") -> int:
+    """Show a campaign until nothing runs there any more; give the exit code of its status."""
+    try:
+        return _show(workdir, more)
+    except KeyboardInterrupt:
+        click.echo(f"left; 'calibdask status {workdir}' tells how far it is", err=True)
+        return 130
+
+
+def _show(workdir: Path, more: str) -> int:
+    from calibdask.engine.campaign import follow
+
+    if not sys.stdout.isatty():
+        last = ""
+        for status in follow(workdir):
+            if status.line() != last:
+                last = status.line()
+                click.echo(last)
+        click.echo(status)
+        return status.exit_code
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False, vertical_overflow="visible") as live:
+        for status in follow(workdir):
+            running = status.state == "running"
+            live.update(Text(f"{status}{more if running else ''}"), refresh=True)
+    return status.exit_code
+
+
+@app.command("status")
+@_CAMPAIGN_ARGUMENT
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+@click.option("--watch", is_flag=True, help="Look again until it ends.")
+def status_command(path: Path, as_json: bool, watch: bool) -> None:
+    """Tell how far the campaign in WORKDIR is, or how it ended; OUTPUT will do as well.
+
+    Everything comes from the files there: no scheduler has to be alive.
+
+    Exit codes: 0 it is running or finished, 3 it stopped or failed, 2 no campaign was run there.
+    """
+    from calibdask.engine.campaign import find_workdir, read_status
+
+    if watch and as_json:
+        raise click.UsageError("--json looks once: leave out --watch")
+    workdir = find_workdir(path)
+    if watch:
+        code = _watch(workdir)
+    else:
+        status = read_status(workdir)
+        click.echo(status.to_json() if as_json else status)
+        code = status.exit_code
+    click.get_current_context().exit(code)
+
+
+@app.command("connect")
+@_CAMPAIGN_ARGUMENT
+@click.option("--once", is_flag=True, help="Show it once, with every worker.")
+@click.option("--coefficients", is_flag=True,
+              help="Print the coefficients from the shards merged so far.")  # fmt: skip
+def connect_command(path: Path, once: bool, coefficients: bool) -> None:
+    """Join the campaign that is running in WORKDIR, from any node that sees its scheduler.
+
+    Shows how far it is until it ends. Leaving with Ctrl-C does not touch it.
+    """
+    from calibdask.engine.attach import connect
+
+    with connect(path) as campaign:
+        # That the campaign is over is told below, in other words than Dask's.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        if coefficients:
+            click.echo(campaign.preliminary())
+            return
+        text = str(campaign)
+        more = f"\ntunnel          {campaign.tunnel}" if campaign.tunnel else ""
+        workdir = campaign.workdir
+    if once:
+        click.echo(text)
+        return
+    if not sys.stdout.isatty():
+        click.echo(text)
+    click.get_current_context().exit(_watch(workdir, more=more))
+
+
+@app.command("cancel")
+@_CAMPAIGN_ARGUMENT
+@click.option("--timeout", type=click.FloatRange(0), default=60.0, show_default=True,
+              metavar="SECONDS", help="How long to wait for its end.")  # fmt: skip
+def cancel_command(path: Path, timeout: float) -> None:
+    """Ask the campaign that is running in WORKDIR, on whatever node, to stop; wait until it has.
+
+    What was computed stays: the same command carries on. Worker jobs that a dead campaign left in
+    SLURM's queue are cancelled.
+    """
+    from calibdask.engine.campaign import cancel, find_workdir
+
+    click.echo(cancel(find_workdir(path), timeout))
+
+
+@app.command("clean")
+@_CAMPAIGN_ARGUMENT
+@click.option("--all", "everything", is_flag=True,
+              help="Remove the results as well: the next run begins anew.")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean_command(path: Path, everything: bool, yes: bool) -> None:
+    """Remove what dead runs left in WORKDIR: locks, certificates, scratch, unfinished files."""
+    from calibdask.engine.campaign import clean, find_workdir
+
+    workdir = find_workdir(path)
+    question = f"Remove {workdir} with all results in it?"
+    if everything and not yes and not click.confirm(question):
+        click.echo("nothing was removed")
+        return
+    click.echo(clean(workdir, everything=everything))
+
+
+@app.command()
+@click.option("--cluster", type=click.Choice(["local", "slurm", "allocation"]), default="local",
+              show_default=True,
+              help="Where a campaign would run. allocation: inside a batch job.")  # fmt: skip
+@click.option("--workdir", type=_PATH, metavar="DIR",
+              help="Where a campaign would work [default: the present directory].")  # fmt: skip
+@click.option("--patience", type=click.FloatRange(0), default=120.0, show_default=True,
+              metavar="SECONDS", help="How long the probe job may wait in the queue.")  # fmt: skip
+@_with_options(_CONFIG_OPTIONS)
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    cluster: str,
+    workdir: Path | None,
+    patience: float,
+    config: Sequence[Path],
+    settings: Sequence[str],
+) -> None:
+    """Check whether a campaign would run here, and say what to do where it would not.
+
+    For SLURM one short job is sent that looks at a node as a worker would, and reports back.
+    Exit code 1 if anything says FAIL.
+    """
+    from calibdask.engine.doctor import examine, site_of
+
+    colours = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
+    levels: list[str] = []
+    for finding in examine(
+        cluster, site_of(config, _overrides(settings), workdir), patience=patience
+    ):
+        levels.append(finding.level)
+        level, _, text = str(finding).partition(" ")
+        click.echo(f"{click.style(level, fg=colours[level], bold=True)} {text}")
+    click.echo(", ".join(f"{levels.count(level)} {level}" for level in colours))
+    ctx.exit(1 if "FAIL" in levels else 0)
+
+
+@app.command("sbatch-script", context_settings={"ignore_unknown_options": True})
+@click.argument("job", metavar="JOB")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF THE JOB]...")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--workers-per-node", type=click.IntRange(1),
+              help="[default: 4; 1 for a head job, whose workers are other jobs]")  # fmt: skip
+@click.option("--time", "walltime", required=True, metavar="TIME",
+              help="Time limit in SLURM's notation, e.g. 02:00:00.")  # fmt: skip
+@click.option("--memory-per-worker", metavar="SIZE", help="In SLURM's notation, e.g. 4G.")
+@click.option("--requeue", is_flag=True,
+              help="At the time limit, go back into the queue and carry on.")  # fmt: skip
+@click.option("--sbatch", "directives", multiple=True, metavar="OPTION",
+              help="Any other option of sbatch, e.g. --sbatch=--account=cta.")  # fmt: skip
+@click.option("--setup", multiple=True, metavar="LINE",
+              help="A line of shell before the run, e.g. 'module load hdf5'.")  # fmt: skip
+def sbatch_script(
+    job: str,
+    arguments: Sequence[str],
+    nodes: int,
+    workers_per_node: int | None,
+    walltime: str,
+    memory_per_worker: str | None,
+    requeue: bool,
+    directives: Sequence[str],
+    setup: Sequence[str],
+) -> None:
+    """Print a batch script that runs JOB in one SLURM allocation.
+
+    \b
+    calibdask sbatch-script inter-calibration -c my.yaml -i DATA -o OUT.h5 --requeue
+        --nodes 4 --workers-per-node 32 --time 02:00:00 > campaign.sbatch
+    sbatch campaign.sbatch
+
+    All other options are the job's own. Scheduler, client and workers run inside the allocation, so
+    this also works where compute nodes may not submit jobs.
+    """
+    from calibdask.engine.batch import BatchJob
+
+    find_job(job)
+    words = _spread_inputs(arguments)
+    command = app.commands[job]
+    given = command.make_context(f"calibdask {job}", list(words)).params
+    if given["output"] is None:
+        raise ConfigError("name the output with -o: a job that is submitted again carries on there")
+    if given["cluster"] == "auto":
+        words += ["--cluster", "allocation"]
+    inside = given["cluster"] in ("auto", "allocation")
+    program = Path(sys.executable).with_name("calibdask")  # this one, whatever the job's PATH is
+    batch = BatchJob(
+        (str(program) if program.exists() else "calibdask", job, *words),
+        nodes, workers_per_node or (4 if inside else 1), walltime, memory_per_worker, requeue,
+        directives, setup,
+    )  # fmt: skip
+    click.echo(batch.script(), nl=False)
+
+
 # -- the process --------------------------------------------------------------------------------
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
+    first = not _arrived
     _arrived.append(number)
-    _raise_arrived()
+    # A batch system may say TERM several times to a run that is tidying up; a second Ctrl-C comes
+    # from somebody who does not want to wait for that.
+    if first or number == signal.SIGINT:
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
 def _complain(text: str) -> None:

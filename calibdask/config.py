@@ -33,9 +33,11 @@ from pydantic import (
 from calibdask.errors import ConfigError
 
 __all__ = [
+    "ENGINE_SECTIONS",
     "Campaign",
     "Configuration",
     "Section",
+    "Slurm",
     "caseless",
     "describe",
     "format_bytes",
@@ -214,6 +216,20 @@ class Campaign(Section):
         description="How an input is recognised: 'fast' reads its first, middle and last MiB, "
         "'full' all of it.",
     )
+
+
+class Slurm(Section):
+    """Worker jobs of --cluster slurm: dask-jobqueue's options, over those of its own files.
+
+    For instance queue, account, cores, memory, walltime, interface, job_extra_directives,
+    job_script_prologue, log_directory.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+
+ENGINE_SECTIONS: Schema = {"Campaign": Campaign, "Slurm": Slurm}
+"""The sections of every job."""
 
 
 # -- YAML ---------------------------------------------------------------------------------------

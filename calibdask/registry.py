@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Prepared:
         The whole configuration, for provenance.
     input_url, output_url : str or None
         Files that the configuration names; the command line wins.
+    slurm : mapping
+        Options of dask-jobqueue.
     """
 
     calibration: Calibration
@@ -43,6 +45,7 @@ class Prepared:
     config: Mapping[str, Any]
     input_url: str | None = None
     output_url: str | None = None
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def find_job(name: str) -> Job:
     """
     if name not in JOBS:
         hint = did_you_mean(name, JOBS)
-        raise ConfigError(f"there is no job {name!r}{hint} Jobs are: {', '.join(JOBS)}")
+        raise ConfigError(f"there is no job {name!r}{hint}; jobs are: {', '.join(JOBS)}")
     return JOBS[name]
 
 

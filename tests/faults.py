@@ -88,11 +88,25 @@ def perform(script: Script, name: str, calls_before: int) -> None:
             time.sleep(float(rest))
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "eat":
+            eaten = np.ones(int(float(rest)) // 8)
+            time.sleep(5 + eaten[-1])
         case "raise":
             kind = getattr(errors, rest, None) or getattr(builtins, rest)
             raise kind(f"{name}: scripted {rest}")
         case _:
             raise AssertionError(f"no such word in a script: {word}")
+
+
+def _break_the_store(journal: str) -> None:
+    """Let the store fail from the k-th shard on, where ``CALIBDASK_TEST_STORE_ERRNO=errno:k``."""
+    number, _, first = os.environ.get("CALIBDASK_TEST_STORE_ERRNO", "").partition(":")
+    if number and sum(calls(journal).values()) >= int(first):
+
+        def fail(*_args: object, **_options: object) -> None:
+            raise OSError(int(number), os.strerror(int(number)))
+
+        np.savez = fail
 
 
 # -- calibrations -------------------------------------------------------------------------------
@@ -118,6 +132,7 @@ class Scripted(MeanCounts):
     def read(self, shard, rows):
         name = Path(shard.inputs[0].path).name
         perform(self.script, name, count(self.journal, name))
+        _break_the_store(self.journal)
         return super().read(shard, rows) + self.offset
 
     def fit(self, stage, cell, total, given):
@@ -265,12 +280,18 @@ def prepare(job, paths, overrides):
 
     if paths:
         raise ConfigError("the scripted job takes no file: use --set")
-    sections: dict[str, dict[str, Any]] = {"Scripted": {}, "Campaign": {}}
+    sections: dict[str, dict[str, Any]] = {"Scripted": {}, "Campaign": {}, "Slurm": {}}
     for path, value in overrides.items():
         section, _, option = path.partition(".")
         sections[section][option] = value
     campaign = Campaign(**sections["Campaign"])
-    return Prepared(Scripted(**sections["Scripted"]), campaign, overwrite=False, config=sections)
+    return Prepared(
+        Scripted(**sections["Scripted"]),
+        campaign,
+        overwrite=False,
+        config=sections,
+        slurm=sections["Slurm"],
+    )
 
 
 def command_line() -> None:

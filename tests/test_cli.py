@@ -85,6 +85,7 @@ def test_every_command_has_help(call, command):
     assert err == ""
     assert out.startswith(f"Usage: calibdask {command}")
     assert len(out.splitlines()) > 3
+    assert "\\b" not in out
 
 
 def test_help_lists_jobs_and_other_commands(call):

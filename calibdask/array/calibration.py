@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 
 from calibdask.array.model import NetworkOptions, Telescopes, asymmetry, asymmetry_uncertainty
-from calibdask.array.network import NetworkFit, coefficients, fit_stage
+from calibdask.array.network import NetworkFit, coefficients, fit_stage, values_so_far
 from calibdask.array.pairs import Layout, PairRows, event_keys, number_events, select_pairs
 from calibdask.array.summary import (
     STAGES,
@@ -561,11 +561,15 @@ class InterCalibration(_FromDl2):
         }
 
     def tables(self, result: NetworkFit) -> Mapping[str, QTable]:
-        """Give coefficients, pairs, covariance and components."""
+        """Give coefficients, pairs, covariance and components, or the values of a fit not done."""
         from astropy.table import QTable
 
+        if result.done:
+            named = coefficients(result)
+        else:
+            named = {"inter_calibration": values_so_far(result)}
         tables = {}
-        for name, columns in coefficients(result).items():
+        for name, columns in named.items():
             tables[f"{MONITORING}/{name}"] = QTable(
                 columns, meta={"obs_id": np.array(self.obs_ids, np.uint64)}
             )

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from calibdask.config import Campaign, Configuration, Section, caseless, load_config, read_with
+from calibdask.config import (
+    ENGINE_SECTIONS,
+    Campaign,
+    Configuration,
+    Section,
+    caseless,
+    load_config,
+    read_with,
+)
 from calibdask.errors import ConfigError
 from calibdask.select import (
     QualityCriteria,
@@ -458,7 +466,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "QualityQuery": QualityQuery,
     "PairFinder": PairFinder,
     "RelativeThroughputFitter": RelativeThroughputFitter,
-    "Campaign": Campaign,
+    **ENGINE_SECTIONS,
 }
 """All sections that an array configuration may have."""
 
@@ -466,9 +474,9 @@ _STEP_1 = ("CalculateEnergyAsymmetry", "QualityQuery", "PairFinder")
 _STEP_2 = ("CalculateInterCalibration", "RelativeThroughputFitter")
 
 JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "energy-asymmetry-estimation": (*_STEP_1, "Campaign"),
+    "energy-asymmetry-estimation": (*_STEP_1, *ENGINE_SECTIONS),
     # It reads DL2 files, too, and then does step 1 on the way.
-    "inter-calibration": (*_STEP_2, *_STEP_1, "Campaign"),
+    "inter-calibration": (*_STEP_2, *_STEP_1, *ENGINE_SECTIONS),
 }
 """The sections that a job uses, in the order in which a new configuration shows them."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
 from calibdask.array.config import load_array_config
+from calibdask.config import Slurm
 from calibdask.registry import Prepared
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
         dict(config.document.values),
         section.input_url,
         section.output_url,
+        config.document.get("Slurm", Slurm).model_extra or {},
     )
 
 

@@ -50,6 +50,7 @@ FLAGS: dict[str, str] = {
     "U": "some pair of it was dropped because its centre or scatter cannot be had (no scatter, "
     "scatter below one histogram bin, or median outside the histogram)",
     "I": "some of its pair events were left out: a value was not finite and positive",
+    "P": "preliminary: its error needs a later stage of the fit",
 }
 """Every flag a result can carry, joined in this order in one string; "" means all is well."""
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from calibdask.array.model import NetworkOptions
     from calibdask.stats.histogram import Histogram
 
-__all__ = ["NetworkFit", "coefficients", "fit_stage"]
+__all__ = ["NetworkFit", "coefficients", "fit_stage", "values_so_far"]
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its MAD (Rousseeuw & Croux 1993, eq. 1.2)."""
@@ -516,6 +516,37 @@ def coefficients(fit: NetworkFit) -> dict[str, dict[str, NDArray[np.generic]]]:
         "inter_calibration_covariance": _covariance_columns(fit),
         "inter_calibration_components": _component_columns(fit),
     }
+
+
+def values_so_far(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
+    """Columns of the telescopes' table before the last stage, flagged P.
+
+    The clustered errors come with the last stage, and so do the numbers of events. The clipped mean
+    begins with medians, whose errors are not even known for independent pairs.
+
+    Parameters
+    ----------
+    fit : NetworkFit
+        A state that is not done.
+
+    Raises
+    ------
+    ValueError
+        If the fit is done.
+    """
+    if fit.done:
+        raise ValueError("the fit is done: it has coefficients")
+    columns = _telescope_columns(fit)
+    del columns["n_events"]
+    if fit.estimator == "log-clipped":
+        columns["error_independent"] = np.full(len(fit.tel_id), np.nan)
+    flags = np.asarray(columns["flags"], np.str_)
+    # B says that there is no error because of too few events, which nobody knows yet.
+    has_value = np.isfinite(fit.theta) & (fit.component >= 0)
+    columns["flags"] = np.strings.add(
+        np.strings.replace(flags, "B", ""), np.where(has_value, "P", "")
+    )
+    return columns
 
 
 def _value(fit: NetworkFit) -> NDArray[np.float64]:

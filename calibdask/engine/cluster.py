@@ -1,23 +1,57 @@
-"""Where the work is done: this process, threads, local worker processes, or a Dask scheduler."""
+"""Where the work is done: this process, threads, worker processes here, SLURM jobs, or a scheduler.
+
+Wherever a port can be reached by others, scheduler and workers speak TLS with certificates made
+for the run, and pages over HTTP are served on 127.0.0.1 alone.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import multiprocessing
 import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+import calibdask
+from calibdask.engine import events, slurm
 from calibdask.engine.executors import Executor, SerialExecutor, ThreadsExecutor
+from calibdask.engine.keeper import Keeper, unit_of
+from calibdask.engine.session import Session
 from calibdask.errors import ConfigError, TransientError
+from calibdask.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from distributed import Client
+    from distributed import Client, Security
+    from distributed.deploy.cluster import Cluster
 
-__all__ = ["available_cpus", "available_memory", "open_executor"]
+    from calibdask.engine.dask import DaskExecutor
+
+__all__ = [
+    "Site",
+    "WorkerJob",
+    "available_cpus",
+    "available_memory",
+    "connect_client",
+    "lifetime_arguments",
+    "open_executor",
+    "security_of",
+    "worker_environment",
+]
+
+_DEFAULT_MEMORY = "4 GiB"  # of a worker in a SLURM job, where nothing says otherwise
 
 
 def available_cpus() -> int:
@@ -36,35 +70,58 @@ def available_memory() -> int:
     return free
 
 
-@contextmanager
-def open_executor(
-    where: str,
-    *,
-    workers: int | None = None,
-    worker_memory: int | None = None,
-    scratch: Path | None = None,
-    performance_report: Path | None = None,
-    preload: Sequence[str] = (),
-    dashboard: bool = True,
-) -> Iterator[tuple[Executor, str | None]]:
-    """Start, or connect to, what will do the work, and close it at the end.
+@dataclass(frozen=True)
+class Site:
+    """How to make a cluster: nothing in here changes a number.
 
-    Parameters
+    Attributes
     ----------
-    where : str
-        ``serial``, ``threads``, ``local``, the address of a Dask scheduler, or its scheduler file.
-    workers : int, optional
-        How many threads or local processes; as many as there are processors unless given.
+    workers : int or (int, int), optional
+        How many threads or worker processes; two numbers let SLURM jobs come and go between them.
     worker_memory : int, optional
-        Bytes at which a local worker is stopped.
-    scratch : Path, optional
-        Where local workers keep their temporary files.
+        Bytes at which a worker is stopped.
+    workdir : Path, optional
+        The run's work directory: scratch, logs, certificates. A temporary one unless given.
     performance_report : Path, optional
         Where Dask writes its own report of the run.
     preload : sequence of str
         Modules that local workers will need: imported once for all of them.
     dashboard : bool
-        Whether local workers get a dashboard.
+        Whether a scheduler that this run starts serves a dashboard.
+    slurm : mapping
+        Options of dask-jobqueue that win over those of its configuration files.
+    emit : callable
+        Told of what happens to workers.
+    """
+
+    workers: int | tuple[int, int] | None = None
+    worker_memory: int | None = None
+    workdir: Path | None = None
+    performance_report: Path | None = None
+    preload: Sequence[str] = ()
+    dashboard: bool = True
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    emit: events.Listener = lambda _: None
+
+    @property
+    def least_and_most(self) -> tuple[int, int]:
+        """How many workers there should be at least and at most."""
+        if self.workers is None:
+            return available_cpus(), available_cpus()
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+
+@contextmanager
+def open_executor(where: str, site: Site) -> Iterator[tuple[Executor, str | None]]:
+    """Start, or connect to, what will do the work, and close it at the end.
+
+    Parameters
+    ----------
+    where : str
+        ``serial``, ``threads``, ``local``, ``slurm``, ``allocation``, the address of a Dask
+        scheduler, or its scheduler file.
+    site : Site
+        How to make it.
 
     Yields
     ------
@@ -76,56 +133,41 @@ def open_executor(
     Raises
     ------
     ConfigError
-        `where` is none of these.
+        `where` is none of these, or the batch system refuses what was asked for.
     TransientError
         The scheduler does not answer.
     """
-    count = workers or available_cpus()
     if where in ("serial", "threads"):
-        if performance_report is not None:
+        if site.performance_report is not None:
             raise ConfigError(f"--performance-report needs a Dask cluster, not --cluster {where}")
-        executor = SerialExecutor() if where == "serial" else ThreadsExecutor(count)
+        executor = (
+            SerialExecutor() if where == "serial" else ThreadsExecutor(site.least_and_most[1])
+        )
         try:
             yield executor, None
         finally:
             executor.close()
         return
+    import dask
     from distributed import performance_report as write_performance_report
 
-    from calibdask.engine.dask import DaskExecutor
-
-    profile = performance_report is not None
-    with _client(
-        where, count, worker_memory, scratch, preload, dashboard=dashboard, profile=profile
-    ) as client:
-        link = client.dashboard_link if dashboard or where != "local" else None
-        dask_executor = DaskExecutor(client, where if where == "local" else "dask")
+    with (
+        dask.config.set(_settings(profile=site.performance_report is not None)),
+        _dask_executor(where, site) as (dask_executor, client, link),
+    ):
         try:
-            if performance_report is None:
+            if site.performance_report is None:
                 yield dask_executor, link
             else:
-                with client.as_current(), write_performance_report(str(performance_report)):
+                report = str(site.performance_report)
+                with client.as_current(), write_performance_report(report):
                     yield dask_executor, link
         finally:
             dask_executor.close()
 
 
-@contextmanager
-def _client(
-    where: str,
-    workers: int,
-    worker_memory: int | None,
-    scratch: Path | None,
-    preload: Sequence[str],
-    *,
-    dashboard: bool,
-    profile: bool,
-) -> Iterator[Client]:
-    import dask
-    import distributed.utils
-    from distributed import Client, LocalCluster, Security
-
-    settings: dict[str, Any] = {
+def _settings(*, profile: bool) -> dict[str, Any]:
+    return {
         # One death makes a suspect, which is then run alone; more deaths only cost time.
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.daemon": True,
@@ -136,50 +178,593 @@ def _client(
         "distributed.worker.profile.enabled": profile,
         "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
     }
-    with dask.config.set(settings):
-        if where == "local":
-            # Dask would import Pandas here, to have workers begin with it.
-            distributed.utils._forkserver_preload_set = True
-            multiprocessing.set_forkserver_preload(
-                ["distributed.worker", "calibdask.engine.tasks", *preload]
-            )
-            with (
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    # Whoever reaches a scheduler's port runs code as its owner, and the other
-                    # users of a login node reach 127.0.0.1.
-                    protocol="tls://",
-                    security=Security.temporary(),
-                    dashboard_address="127.0.0.1:0",
-                    scheduler_kwargs={"dashboard": dashboard},
-                    worker_dashboard_address=None,  # costs each worker an import of Bokeh
-                    memory_limit=worker_memory or "auto",
-                    local_directory=None if scratch is None else str(scratch),
-                    # What fails is told as events; the rest, such as a heartbeat lost while
-                    # closing, would be a traceback between the lines of JSON.
-                    silence_logs=logging.CRITICAL,
-                ) as cluster,
-                Client(cluster, set_as_default=False) as client,
-            ):
-                yield client
-            return
-        is_file = Path(where).is_file()
-        if not is_file and "://" not in where and ":" not in where:
-            raise ConfigError(
-                f"--cluster {where}: is neither serial, threads, local, the address of a Dask"
-                " scheduler (host:port) nor a scheduler file"
-            )
+
+
+@contextmanager
+def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Client, str | None]]:
+    from calibdask.engine.dask import DaskExecutor
+
+    if where == "local":
+        with (
+            _session(site) as (session, security),
+            _local_cluster(site, security) as cluster,
+            _client_of(cluster) as client,
+        ):
+            yield DaskExecutor(client, where), client, _publish(session, cluster, where, site)
+    elif where in ("slurm", "allocation"):
+        with _session(site) as (session, security):
+            options: Mapping[str, Any] = {}
+            launcher: _SlurmJobs | _Steps
+            if where == "slurm":
+                job = WorkerJob.of(site)
+                launcher, options = _SlurmJobs(job, session), job.scheduler_options
+            else:
+                launcher = _Steps(site, session)
+            with _scheduler(security, site, options) as cluster, _client_of(cluster) as client:
+                launcher.scheduler = cluster.scheduler_address
+                link = _publish(session, cluster, where, site)
+                with _kept(launcher, cluster, client, site, session, where) as executor:
+                    yield executor, client, link
+    else:
+        with _attached(where) as client:
+            yield DaskExecutor(client, "dask"), client, client.dashboard_link
+
+
+# -- certificates ---------------------------------------------------------------------------------
+
+
+def security_of(session: Session) -> Security:
+    """Give Dask the certificate of a run, for every role."""
+    from distributed import Security
+
+    certificate, key = str(session.certificate), str(session.key)
+    roles: dict[str, str] = {}
+    for role in ("scheduler", "worker", "client"):
+        roles |= {f"tls_{role}_cert": certificate, f"tls_{role}_key": key}
+    return Security(tls_ca_file=certificate, require_encryption=True, **roles)
+
+
+@contextmanager
+def _session(site: Site) -> Iterator[tuple[Session, Security]]:
+    """Make certificates for one run; they are gone when it ends."""
+    from distributed import Security
+
+    made = Security.temporary().get_tls_config_for_role("scheduler")
+    with tempfile.TemporaryDirectory(prefix="calibdask-") as temporary:
+        session = Session.create(site.workdir or Path(temporary), made["cert"], made["key"])
         try:
-            connection = Client(
-                scheduler_file=where if is_file else None,
-                address=None if is_file else where,
-                set_as_default=False,
-                timeout="20s",
-            )
-        except (OSError, TimeoutError, ValueError) as error:
-            raise TransientError(f"no Dask scheduler answers at {where}: {error}") from error
-        with connection as client:
+            yield session, security_of(session)
+        finally:
+            session.remove()
+
+
+def _publish(session: Session, cluster: Any, where: str, site: Site) -> str | None:
+    """Say where the scheduler is; give the address of its dashboard."""
+    # Dask would name the address that workers connect to, where no page is served.
+    port = cluster.scheduler.http_server.port
+    link = f"http://127.0.0.1:{port}/status" if site.dashboard else None
+    session.publish(
+        {
+            "address": cluster.scheduler_address,
+            "dashboard": link,
+            "executor": where,
+            "tls": True,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": time.time(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "worker_jobs": [],
+            "calibdask": calibdask.__version__,
+        }
+    )
+    return link
+
+
+# -- schedulers -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _client_of(cluster: Cluster) -> Iterator[Client]:
+    from distributed import Client
+
+    with Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@contextmanager
+def _local_cluster(site: Site, security: Security) -> Iterator[Cluster]:
+    import distributed.utils
+    from distributed import LocalCluster
+
+    # Dask would import Pandas here, to have workers begin with it.
+    distributed.utils._forkserver_preload_set = True
+    multiprocessing.set_forkserver_preload(
+        ["distributed.worker", "calibdask.engine.tasks", *site.preload]
+    )
+    with LocalCluster(
+        n_workers=site.least_and_most[1],
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        # Whoever reaches a scheduler's port runs code as its owner, and the other users of a
+        # login node reach 127.0.0.1.
+        protocol="tls://",
+        security=security,
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": site.dashboard},
+        worker_dashboard_address=None,  # costs each worker an import of Bokeh
+        memory_limit=site.worker_memory or "auto",
+        local_directory=None if site.workdir is None else str(site.workdir / "scratch"),
+        # What fails is told as events; the rest, such as a heartbeat lost while closing, would be
+        # a traceback between the lines of JSON.
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _scheduler(security: Security, site: Site, options: Mapping[str, Any]) -> Iterator[Any]:
+    """Run a scheduler in this process, for workers that come from elsewhere.
+
+    dask-jobqueue's own cluster is not used: it never replaces a worker that was lost, waits for
+    ever for one that cannot start, cancels healthy jobs whose worker is restarting, and cannot be
+    closed after a failed submission.
+    """
+    from distributed import Scheduler
+    from distributed.deploy.spec import SpecCluster
+
+    defaults = {
+        "protocol": "tls://",
+        "security": security,
+        "dashboard": site.dashboard,
+        "dashboard_address": "127.0.0.1:0",
+    }
+    spec = {"cls": Scheduler, "options": {**defaults, **options}}
+    with SpecCluster(
+        workers={}, scheduler=spec, security=security, silence_logs=logging.CRITICAL
+    ) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _attached(where: str) -> Iterator[Client]:
+    """Connect to a scheduler that somebody else started."""
+    from distributed import Client
+
+    is_file = Path(where).is_file()
+    if is_file and Path(where).name == "session.json":
+        with connect_client(Session(Path(where).parent)) as client:
             yield client
+        return
+    if not is_file and "://" not in where and ":" not in where:
+        raise ConfigError(
+            f"--cluster {where}: is neither serial, threads, local, slurm, allocation, the address"
+            " of a Dask scheduler (host:port) nor a scheduler file"
+        )
+    try:
+        connection = Client(
+            scheduler_file=where if is_file else None,
+            address=None if is_file else where,
+            set_as_default=False,
+            timeout="20s",
+        )
+    except (OSError, TimeoutError, ValueError) as error:
+        raise TransientError(f"no Dask scheduler answers at {where}: {error}") from error
+    with connection as client:
+        yield client
+
+
+# -- workers in SLURM jobs ------------------------------------------------------------------------
+
+
+def _job_class() -> Any:
+    """Import dask-jobqueue without what its import does to the process.
+
+    Version 0.9 sets a handler for Ctrl-C that leaves without cleaning up, and cannot be imported
+    outside the main thread because of it (dask-jobqueue issues 667, 668, 696).
+    """
+    with mock.patch.object(signal, "signal"):
+        from dask_jobqueue.slurm import SLURMJob
+    return SLURMJob
+
+
+_OURS = ("scheduler", "name", "security", "protocol", "nanny", "config_name", "worker_command")
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker job asks of SLURM: dask-jobqueue's configuration, and what wins over it.
+
+    Attributes
+    ----------
+    options : mapping
+        Keyword arguments of dask-jobqueue's ``SLURMJob``.
+    scheduler_options : mapping
+        Those of Dask's scheduler.
+    """
+
+    options: Mapping[str, Any]
+    scheduler_options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, site: Site) -> WorkerJob:
+        """Collect the options.
+
+        Raises
+        ------
+        ConfigError
+            An option is unknown, or one that calibdask sets itself.
+        """
+        import dask
+        import dask.utils
+
+        job_class = _job_class()
+        known = {
+            name
+            for base in (job_class, job_class.__base__)
+            for name in inspect.signature(base.__init__).parameters
+        } - {"self", "base_class_kwargs", *_OURS}
+        known.add("scheduler_options")
+        given = {name.replace("-", "_"): value for name, value in site.slurm.items()}
+        for name in given:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; there are {', '.join(sorted(known))}"
+                raise ConfigError(f"Slurm.{name}: dask-jobqueue has no such option{hint}")
+
+        def value(name: str) -> Any:
+            default = dask.config.get(f"jobqueue.slurm.{name.replace('_', '-')}", None)
+            return given.get(name, default)
+
+        options = {name: value for name, value in given.items() if name != "scheduler_options"}
+        options["cores"] = cores = value("cores") or 1
+        # One thread a worker: tasks are pure computing, and HDF5 takes one thread at a time.
+        options["processes"] = processes = value("processes") or cores
+        memory = value("memory")
+        if memory is None:
+            each = site.worker_memory or dask.utils.parse_bytes(_DEFAULT_MEMORY)
+            memory = each * processes
+        options["memory"] = memory if isinstance(memory, str) else f"{memory} B"
+        if options.get("job_name") is None and value("name") == "dask-worker":
+            options["job_name"] = "calibdask-worker"
+        if value("log_directory") is None:
+            options["log_directory"] = str((site.workdir or Path.cwd()).absolute() / "logs")
+        scheduler_options = dict(value("scheduler_options") or {})
+        if (interface := value("interface")) is not None:
+            scheduler_options.setdefault("interface", interface)
+        return cls(options, scheduler_options)
+
+    @property
+    def processes(self) -> int:
+        """Workers in a job."""
+        return int(self.options["processes"])
+
+    @property
+    def memory_per_worker(self) -> int:
+        """Bytes that one worker may use."""
+        import dask.utils
+
+        return int(dask.utils.parse_bytes(self.options["memory"]) // self.processes)
+
+    def script(
+        self,
+        scheduler: str,
+        name: str,
+        *,
+        arguments: Sequence[str] = (),
+        prologue: Sequence[str] = (),
+        directives: Sequence[str] = (),
+    ) -> str:
+        """Write the batch script of a worker job.
+
+        Parameters
+        ----------
+        scheduler : str
+            Address of the scheduler.
+        name : str
+            Name of the worker.
+        arguments : sequence of str
+            More arguments of ``dask worker``.
+        prologue : sequence of str
+            Lines to run before it.
+        directives : sequence of str
+            More options of sbatch.
+
+        Raises
+        ------
+        ConfigError
+            dask-jobqueue does not accept an option.
+        """
+        import dask
+
+        def joined(name: str, more: Sequence[str]) -> list[str]:
+            default = dask.config.get(f"jobqueue.slurm.{name.replace('_', '-')}", None)
+            return [*(self.options.get(name, default) or []), *more]
+
+        options = {
+            **self.options,
+            "worker_extra_args": joined("worker_extra_args", arguments),
+            "job_script_prologue": joined("job_script_prologue", prologue),
+            "job_extra_directives": joined("job_extra_directives", directives),
+        }
+        try:
+            script: str = _job_class()(scheduler, name, **options).job_script()
+        except (TypeError, ValueError, OSError) as error:
+            raise ConfigError(f"the Slurm section of the configuration: {error}") from error
+        return script
+
+    def walltime_seconds(self) -> float | None:
+        """Give the jobs' time limit, None if there is none."""
+        lines = self.script("tls://", "worker").splitlines()
+        given = [line for line in lines if line.startswith(("#SBATCH -t ", "#SBATCH --time="))]
+        if not given:
+            return None
+        return slurm.parse_walltime(given[-1].replace("=", " ").split()[-1])
+
+
+def lifetime_arguments(walltime_seconds: float | None) -> list[str]:
+    """Let workers end by themselves, not all at once, before SLURM ends their job.
+
+    What is stored is kept either way; but a worker that leaves in time hands back what it has not
+    begun, and its job ends as completed.
+    """
+    if walltime_seconds is None:
+        return []
+    stagger = 0.05 * walltime_seconds
+    lifetime = max(0.5 * walltime_seconds, 0.9 * walltime_seconds - 60 - stagger)
+    return ["--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{stagger:.0f}s"]
+
+
+def _worker_arguments(session: Session) -> list[str]:
+    """Give what every ``dask worker`` of ours is told."""
+    certificate, key = str(session.certificate.absolute()), str(session.key.absolute())
+    return [
+        *("--protocol", "tls"),
+        *("--tls-ca-file", certificate, "--tls-cert", certificate, "--tls-key", key),
+        # Without an address the page of a worker would be open to the network, even if it is off.
+        *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),
+        *("--preload", "calibdask.engine.preflight"),
+    ]
+
+
+def worker_environment() -> dict[str, str]:
+    """Give the environment that every ``dask worker`` needs, also where none is passed on."""
+    from calibdask.engine.provenance import code_digest
+
+    inherited = ("NPY_DISABLE_CPU_FEATURES", "OPENBLAS_CORETYPE", "PYTHONPATH")
+    return {
+        "CALIBDASK_EXPECTED_CODE": code_digest(),
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
+        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+        **{name: os.environ[name] for name in inherited if os.environ.get(name)},
+    }
+
+
+class _SlurmJobs:
+    """Units that are SLURM jobs."""
+
+    def __init__(self, job: WorkerJob, session: Session) -> None:
+        self.scheduler = ""
+        self.processes = self.n_workers = job.processes
+        self._job = job
+        self._arguments = [*map(shlex.quote, _worker_arguments(session))]
+        if "--lifetime" not in " ".join(map(str, job.options.get("worker_extra_args") or [])):
+            self._arguments += lifetime_arguments(job.walltime_seconds())
+        environment = worker_environment().items()
+        self._prologue = [f"export {name}={shlex.quote(value)}" for name, value in environment]
+
+    def launch(self, number: int, avoid: Collection[str]) -> str:
+        """Submit a job."""
+        # A worker that was put back into the queue would come late to a run that replaced it.
+        directives = ["--no-requeue", *([f"--exclude={','.join(avoid)}"] if avoid else [])]
+        return slurm.submit(
+            self._job.script(
+                self.scheduler,
+                f"worker-{number}",
+                arguments=self._arguments,
+                prologue=self._prologue,
+                directives=directives,
+            )
+        )
+
+    def alive(self, jobs: Collection[str]) -> Mapping[str, str]:
+        """Ask squeue."""
+        return {
+            number: f"PENDING ({job.reason})" if not job.started else job.state
+            for number, job in slurm.alive(jobs).items()
+        }
+
+    def explain(self, job: str) -> str:
+        """Ask scontrol and the log."""
+        return slurm.explain_end(job)
+
+    def node(self, job: str) -> str | None:
+        """Ask scontrol."""
+        facts = slurm.describe(job)
+        return facts.get("BatchHost") or None
+
+    def where(self, job: str) -> str:
+        """Name job, node and log."""
+        facts = slurm.describe(job)
+        text = f"SLURM job {job}"
+        if facts.get("BatchHost"):
+            text += f" on {facts['BatchHost']}"
+        return text + (f", log {facts['StdErr']}" if facts.get("StdErr") else "")
+
+    def cancel(self, jobs: Collection[str]) -> None:
+        """Tell scancel."""
+        slurm.cancel(jobs)
+
+
+class _Steps:
+    """Units that are steps of the SLURM job that this process runs in, one on each node."""
+
+    def __init__(self, site: Site, session: Session) -> None:
+        self.scheduler = ""
+        hosts = slurm.hosts_of_allocation()
+        if site.workers is not None:
+            each = -(-site.least_and_most[1] // len(hosts))
+            hosts = [(host, each) for host, _ in hosts]
+        self.processes = max(count for _, count in hosts)
+        self.n_workers = sum(count for _, count in hosts)
+        self._hosts = dict(hosts)
+        self._logs = (site.workdir or Path.cwd()).absolute() / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._arguments = _worker_arguments(session)
+        self._memory = site.worker_memory
+        self._steps: dict[str, tuple[str, subprocess.Popen[bytes], Path]] = {}
+
+    def launch(self, number: int, avoid: Collection[str]) -> str:
+        """Start a step on the node that has fewest."""
+        del avoid  # there are no others
+        busy = [host for host, step, _ in self._steps.values() if step.poll() is None]
+        host = min(self._hosts, key=busy.count)
+        count = self._hosts[host]
+        log = self._logs / f"worker-{number}-{host}.log"
+        cpus = count * int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        command = [
+            *("srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", f"--cpus-per-task={cpus}"),
+            *("--overlap", "--mem=0", "--kill-on-bad-exit=0", "--export=ALL", f"--output={log}"),
+            *(sys.executable, "-m", "distributed.cli.dask_worker", self.scheduler),
+            *("--name", f"worker-{number}", "--nworkers", str(count), "--nthreads", "1", "--nanny"),
+            *("--memory-limit", self._memory_limit(count), "--death-timeout", "60"),
+            *self._arguments,
+        ]
+        environment = {**os.environ, **worker_environment()}
+        # The step's ntasks and memory are its own, not those of the job.
+        for name in ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE"):
+            environment.pop(name, None)
+        step = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log.with_suffix(".srun").open("wb"),
+            start_new_session=True,  # Ctrl-C is for this process: steps end in their turn
+        )
+        name = f"{os.environ['SLURM_JOB_ID']} step {number}"
+        self._steps[name] = (host, step, log)
+        return name
+
+    def _memory_limit(self, count: int) -> str:
+        if self._memory is not None:
+            return str(self._memory)
+        mib = os.environ.get("SLURM_MEM_PER_NODE")
+        if mib is None and "SLURM_MEM_PER_CPU" in os.environ:
+            cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
+            mib = str(int(os.environ["SLURM_MEM_PER_CPU"]) * cpus)
+        if not mib or mib == "0":
+            return "auto"
+        return str(int(mib) * 1024**2 // count)
+
+    def alive(self, jobs: Collection[str]) -> Mapping[str, str]:
+        """Look which steps run."""
+        return {name: "RUNNING" for name in jobs if self._steps[name][1].poll() is None}
+
+    def explain(self, job: str) -> str:
+        """Give exit code and the end of the log."""
+        host, step, log = self._steps[job]
+        tail = slurm.tail(log) or slurm.tail(log.with_suffix(".srun"))
+        text = f"SLURM job {job} on {host}: ended with code {step.poll()}"
+        return f"{text}; {log} ends with\n{tail}" if tail else f"{text}; nothing in its log {log}"
+
+    def node(self, job: str) -> str | None:
+        """Name the node of a step."""
+        return self._steps[job][0]
+
+    def where(self, job: str) -> str:
+        """Name job, step, node and log."""
+        host, _, log = self._steps[job]
+        return f"SLURM job {job} on {host}, log {log}"
+
+    def cancel(self, jobs: Collection[str]) -> None:
+        """Let srun end its step."""
+        for job in jobs:
+            step = self._steps[job][1]
+            if step.poll() is None:
+                step.terminate()
+        for job in jobs:
+            try:
+                self._steps[job][1].wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._steps[job][1].kill()
+
+
+@contextmanager
+def _kept(
+    launcher: _SlurmJobs | _Steps,
+    cluster: Any,
+    client: Client,
+    site: Site,
+    session: Session,
+    where: str,
+) -> Iterator[DaskExecutor]:
+    """Have workers as long as there is something to do."""
+    from calibdask.engine.dask import DaskExecutor
+
+    executor = DaskExecutor(client, where)
+
+    async def dismiss() -> None:
+        for address in list(cluster.scheduler.workers):
+            cluster.scheduler.close_worker(address)
+
+    async def registered() -> list[str]:
+        return [str(worker.name) for worker in cluster.scheduler.workers.values()]
+
+    async def retire(units: Collection[int]) -> None:
+        workers = cluster.scheduler.workers.values()
+        gone = [worker.address for worker in workers if unit_of(str(worker.name)) in units]
+        await cluster.scheduler.retire_workers(
+            workers=gone, close_workers=True, remove=True, stimulus_id="calibdask-surplus"
+        )
+
+    workers = site.least_and_most if site.workers else (launcher.n_workers, launcher.n_workers)
+    keeper = Keeper(
+        launcher,
+        workers,
+        registered=lambda: cluster.sync(registered),
+        retire=lambda units: cluster.sync(retire, units),
+        open_tasks=lambda: executor.open_tasks,
+        emit=site.emit,
+        give_up=executor.abort,
+        changed=lambda jobs: session.update({"worker_jobs": jobs}),
+    )
+    executor.describe_worker = keeper.describe
+    executor.expected_workers = workers[1]
+    try:
+        keeper.start()
+        yield executor
+    finally:
+        executor.close()
+        keeper.stop()
+        cluster.sync(dismiss)
+        keeper.close()
+
+
+# -- from another process -------------------------------------------------------------------------
+
+
+def connect_client(session: Session) -> Client:
+    """Connect to the scheduler of a running campaign.
+
+    Raises
+    ------
+    ConfigError
+        There is no campaign, or nobody answers.
+    """
+    from distributed import Client
+
+    described = session.read()
+    try:
+        return Client(
+            described["address"],
+            security=security_of(session) if described["tls"] else None,
+            set_as_default=False,
+            timeout="10s",
+        )
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigError(
+            f"{session.directory.parent}: nobody answers at {described['address']}, where the"
+            f" campaign's scheduler was ({error}): its process died or cannot be reached from here."
+            " calibdask status tells what was done; the same command as before carries on"
+        ) from error

@@ -30,6 +30,7 @@ __all__ = [
     "RunStarted",
     "StageStarted",
     "TaskEnded",
+    "Workers",
     "Written",
     "log_event",
 ]
@@ -63,6 +64,22 @@ class RunStarted(Event):
     workers: int
     workdir: str
     dashboard: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workers(Event):
+    """The number of worker jobs at work, starting, or waiting in the queue has changed."""
+
+    ready: int
+    starting: int
+    waiting: int
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        parts = [f"{self.ready} at work"]
+        parts += [f"{self.starting} starting"] if self.starting else []
+        parts += [f"{self.waiting} in the queue"] if self.waiting else []
+        return "worker jobs: " + ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +153,8 @@ def log_event(event: Event) -> None:
             log.log(logging.getLevelNamesMapping()[level], "%s", text)
         case TaskEnded(failure=str(text)):
             log.error("%s", text)
+        case Workers():
+            log.info("%s", event)
         case RunStarted():
             log.info("%s: %d shards, plan %s", event.job, event.shards, event.plan)
         case Written(path):
@@ -199,6 +218,8 @@ class ProgressBars:
                 self._console.print(f"dashboard: {link}")
                 if "SSH_CONNECTION" in os.environ:
                     self._console.print(_tunnel(link))
+            case Workers():
+                self._console.print(f"{event}")
             case RunEnded():
                 self.close()
 

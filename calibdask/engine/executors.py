@@ -1,20 +1,93 @@
 """Running a graph of tasks in this process: one after the other, or in threads.
 
-These two are the reference that every other executor must agree with, bit for bit.
+These two are the reference that every other executor must agree with, bit for bit. Others hand
+tasks to workers in batches, whose size is decided here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from calibdask.engine.envelope import Outcome
+from calibdask.engine.protocol import Shard
 from calibdask.engine.tasks import Task
 
-__all__ = ["Executor", "SerialExecutor", "ThreadsExecutor"]
+__all__ = [
+    "Done",
+    "Executor",
+    "SerialExecutor",
+    "ThreadsExecutor",
+    "batch_sizes",
+    "batches",
+]
 
 Done = Callable[[Task, Outcome], None]
+
+_MOST_TASKS = 32  # in a call: handing them out then costs the driver 0.1 ms each
+_MOST_BYTES = 64 << 20  # read by a call: about what takes a second, and then nothing is gained
+_RAMP = 2  # for W workers, a call is at most 1/(2 W) of what went before it, and of what is left
+
+
+def batch_sizes(n_bytes: Sequence[int], workers: int) -> Iterator[int]:
+    """Decide how many tasks a worker is handed at once, in one call.
+
+    It depends on what is known beforehand, not on a clock, so a run is handed out in the same way
+    each time. The first calls are small, so that results come soon, and the last are, so that
+    nobody waits for another: they hold one task each. Whatever the tasks cost, a call is a small
+    part of the run.
+
+    Parameters
+    ----------
+    n_bytes : sequence of int
+        What each task reads, in the order in which they are handed out.
+    workers : int
+        How many there are to do it.
+    """
+    ramp = _RAMP * max(workers, 1)
+    place = 0
+    while place < len(n_bytes):
+        most = min(_MOST_TASKS, place // ramp, (len(n_bytes) - place) // ramp)
+        size, n_read = 1, n_bytes[place]
+        for more in n_bytes[place + 1 : place + most]:
+            n_read += more
+            if n_read > _MOST_BYTES:
+                break
+            size += 1
+        yield size
+        place += size
+
+
+def batches(tasks: Sequence[Task], workers: int) -> Iterator[list[Task]]:
+    """Put tasks that can be done at once together: those of one group that none other waits for.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        Each stands after those it needs.
+    workers : int
+        How many there are to do them.
+
+    Yields
+    ------
+    list of Task
+        Each list stands after those that hold what it needs.
+    """
+    depths: dict[str, int] = {}
+    alike: dict[tuple[int, str], list[Task]] = {}
+    for task in tasks:
+        depth = max((depths.get(need, 0) for need in task.needs), default=0) + 1
+        depths[task.key] = depth
+        alike.setdefault((depth, task.group), []).append(task)
+    for _, members in sorted(alike.items(), key=lambda item: item[0]):
+        n_bytes = [
+            sum(one.n_bytes for one in task.args if isinstance(one, Shard)) for task in members
+        ]
+        place = 0
+        for size in batch_sizes(n_bytes, workers):
+            yield members[place : place + size]
+            place += size
 
 
 class Executor(Protocol):

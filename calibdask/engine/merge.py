@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from calibdask.engine.canonical import digest_json
 from calibdask.errors import CalibdaskError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Node", "Ranges", "join_ranges", "merge_tree", "ranges_of"]
+    from calibdask.engine.protocol import Cell
+
+__all__ = ["Node", "Ranges", "join_ranges", "merge_address", "merge_tree", "ranges_of"]
 
 Ranges = tuple[tuple[int, int], ...]
 """Sorted, disjoint half-open ranges of shard indices."""
@@ -49,6 +52,23 @@ def merge_tree(n_leaves: int, fan_in: int) -> Iterator[Node]:
         if len(starts) == 1:
             return
         level, width = level + 1, len(starts)
+
+
+def merge_address(cell: Cell, level: int, children: Sequence[str | None]) -> str:
+    """Give the address of what a merge gives, from the addresses of what it merges.
+
+    Parameters
+    ----------
+    cell : Cell
+        The cell.
+    level : int
+        Level of the merge's node; level 1 merges shards.
+    children : sequence of str or None
+        The addresses in order, None for those that gave nothing.
+    """
+    return digest_json(
+        {"what": "merge", "cell": list(cell), "level": level, "children": list(children)}
+    )
 
 
 def ranges_of(indices: Sequence[int]) -> Ranges:

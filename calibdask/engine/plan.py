@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibdask.engine.canonical import canonical_json, digest_json
 from calibdask.engine.envelope import Failure
+from calibdask.engine.executors import batch_sizes
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.protocol import Calibration, Cell, InputRef, Shard, Survey, WrongKind
@@ -23,10 +24,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Plan", "format_bytes", "make_plan"]
+__all__ = ["Estimate", "Plan", "format_bytes", "make_plan"]
 
 SCHEMA = 1
 """Version of addresses, packs and envelopes: raise it when any of them changes its meaning."""
+
+# What a campaign costs beside its own work. tests/engine/test_plan.py counts the first two, `make
+# scale` measures the others and shows them beside these, which it gave on a machine of two cores.
+METADATA_PER_RESULT = 7
+"""Operations by name for each stored result: look for it, make its directory or find that there is
+one (2), create, link, unlink, and open it to merge or fit it."""
+METADATA_PER_INPUT = 4
+"""The same for each input: looked at twice and opened to plan, looked at once more to map."""
+BYTES_PER_RESULT = 1_500
+"""A stored result with the smallest of summaries: three numbers."""
+DRIVER_SECONDS_PER_TASK = 0.2e-3
+"""CPU of the driver for planning a task, sending it, and taking its outcome."""
+DRIVER_SECONDS_PER_CALL = 3e-3
+"""CPU of the driver, with the scheduler in it, for a call, whatever the call holds."""
+DRIVER_BYTES = 137e6
+"""Memory of the driver without shards."""
+DRIVER_BYTES_PER_SHARD = 3.3e3
+"""Memory that the driver takes more for each shard."""
+
+_FEW_AND_MANY = 2, 200  # workers that the printed plan reckons with
 
 
 def format_bytes(n_bytes: float) -> str:
@@ -36,6 +57,31 @@ def format_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.1f} TiB"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one stage of a run costs beside its own work.
+
+    Attributes
+    ----------
+    tasks, calls : int
+        Maps, merges and fits, and how many calls hand them out.
+    results, result_bytes : int
+        Files in the store, and their bytes with the smallest of summaries.
+    metadata : int
+        Operations on the file system that name a file: stat, open, mkdir, link, unlink.
+    driver_seconds, driver_bytes : float
+        CPU and memory of the process that plans and schedules.
+    """
+
+    tasks: int
+    calls: int
+    results: int
+    result_bytes: int
+    metadata: int
+    driver_seconds: float
+    driver_bytes: float
 
 
 @dataclass(frozen=True)
@@ -99,6 +145,27 @@ class Plan:
             sum(1 for _ in merge_tree(len(members), self.fan_in)) for members in self.cells.values()
         )
 
+    def estimate(self, workers: int) -> Estimate:
+        """Reckon what a stage costs beside its own work, from what was measured of others."""
+        waves = {(1, "map"): [shard.n_bytes for shard in self.shards]}  # done at once: bytes read
+        for members in self.cells.values():
+            level = 0
+            for node in merge_tree(len(members), self.fan_in):
+                level = node.level
+                waves.setdefault((level + 1, "merge"), []).append(0)
+            waves.setdefault((level + 2, "fit"), []).append(0)
+        tasks = sum(len(wave) for wave in waves.values())
+        calls = sum(1 for wave in waves.values() for _ in batch_sizes(wave, workers))
+        return Estimate(
+            tasks=tasks,
+            calls=calls,
+            results=tasks,
+            result_bytes=tasks * BYTES_PER_RESULT,
+            metadata=tasks * METADATA_PER_RESULT + len(self.inputs) * METADATA_PER_INPUT,
+            driver_seconds=tasks * DRIVER_SECONDS_PER_TASK + calls * DRIVER_SECONDS_PER_CALL,
+            driver_bytes=DRIVER_BYTES + len(self.shards) * DRIVER_BYTES_PER_SHARD,
+        )
+
     @property
     def digest(self) -> str:
         """Name of the work: the same for the same data, options and version, wherever it lies."""
@@ -151,7 +218,10 @@ class Plan:
                 "fit": self.calibration.fit_config(),
                 "fan_in": self.fan_in,
                 "peak_bytes": self.peak_bytes,
-                "shards": [dataclasses.asdict(shard) for shard in self.shards],
+                "shards": [
+                    {**dataclasses.asdict(shard), "address": self.address(0, shard, {})}
+                    for shard in self.shards
+                ],
                 "rejected": [dataclasses.asdict(failure) for failure in self.rejected],
                 "skipped": self.skipped,
                 "warnings": self.warnings,
@@ -170,14 +240,26 @@ class Plan:
             ("shards", str(len(self.shards))),
             ("cells", str(len(self.cells))),
             ("merges", f"{self.n_merges} a stage, {self.fan_in} at a time"),
-            ("memory", f"{format_bytes(self.peak_bytes)} for the largest shard"),
-            ("files", f"about {len(self.shards) + self.n_merges + len(self.cells)} a stage"),
+            *self._costs(),
             ("digest", self.digest),
         ]
         facts += [("rejected", failure.describe()) for failure in self.rejected]
         facts += [("skipped", f"{path}: {reason}") for path, reason in self.skipped]
         facts += [("warning", warning) for warning in self.warnings]
         return facts
+
+    def _costs(self) -> list[tuple[str, str]]:
+        few, many = (self.estimate(workers) for workers in _FEW_AND_MANY)
+        memory = f"{format_bytes(self.peak_bytes)} for the largest shard, about"
+        memory += f" {format_bytes(few.driver_bytes)} for the driver"
+        store = f"{few.results} files a stage, {format_bytes(few.result_bytes)} or more"
+        metadata = f"about {few.metadata} operations a stage (stat, open, mkdir, link, unlink)"
+        calls = [
+            f"{cost.calls} calls and about {cost.driver_seconds:.1f} s of the driver with {workers}"
+            for cost, workers in zip((few, many), _FEW_AND_MANY, strict=True)
+        ]
+        tasks = f"{few.tasks} a stage: {', '.join(calls)} workers"
+        return [("memory", memory), ("store", store), ("metadata", metadata), ("tasks", tasks)]
 
     def _repr_html_(self) -> str:
         from html import escape

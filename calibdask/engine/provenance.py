@@ -13,6 +13,7 @@ import sys
 import uuid
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import calibdask
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "code_digest",
     "cpu_class",
     "cta_attributes",
     "describe_activity",
@@ -32,6 +34,21 @@ __all__ = [
 ]
 
 _PACKAGES = ("numpy", "tables", "astropy", "scipy", "numba", "dask", "distributed", "ctapipe")
+
+
+@functools.cache
+def code_digest() -> str:
+    """Name this very code: the version, and a digest of the package's sources.
+
+    An installation that is edited in place keeps its version while its numbers may change.
+    """
+    package = Path(calibdask.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        source = path.read_bytes()
+        total.update(f"{path.relative_to(package).as_posix()} {len(source)}\n".encode())
+        total.update(source)
+    return f"{calibdask.__version__}+{total.hexdigest()[:12]}"
 
 
 @functools.cache

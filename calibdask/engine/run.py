@@ -15,12 +15,19 @@ import numpy as np
 
 from calibdask.engine import events
 from calibdask.engine.canonical import canonical_json
-from calibdask.engine.cluster import available_cpus, available_memory, open_executor
+from calibdask.engine.cluster import (
+    Site,
+    WorkerJob,
+    available_cpus,
+    available_memory,
+    open_executor,
+)
 from calibdask.engine.envelope import Envelope, Failure, Outcome
 from calibdask.engine.lock import WorkdirLock
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
+from calibdask.engine.progress import ProgressFile
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     Task,
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
     from calibdask.engine.executors import Executor
     from calibdask.engine.protocol import Calibration, Cell, State
 
-__all__ = ["Account", "RunOptions", "RunResult", "execute", "run_calibration"]
+__all__ = ["Account", "RunOptions", "RunResult", "execute", "for_people", "run_calibration"]
 
 _MAX_STAGES = 100
 _MAX_REPAIRS = 5
@@ -57,10 +64,10 @@ class RunOptions:
     Attributes
     ----------
     cluster : str
-        ``serial``, ``threads``, ``local``, a scheduler's address or its file; ``auto`` is local
-        where there is enough to read for it to pay, else serial.
-    workers : int, optional
-        How many threads or local processes.
+        ``serial``, ``threads``, ``local``, ``slurm``, ``allocation``, a scheduler's address or its
+        file; ``auto`` is local where there is enough to read for it to pay, else serial.
+    workers : int or (int, int), optional
+        How many threads or worker processes; SLURM jobs come and go between two numbers.
     worker_memory : int, optional
         Bytes a worker may use; a share of what is free unless given.
     workdir : Path, optional
@@ -85,10 +92,12 @@ class RunOptions:
         Where to append the activity's provenance, one JSON object a line.
     command : str
         The command that does this run again.
+    slurm : mapping
+        Options of dask-jobqueue for SLURM jobs of workers.
     """
 
     cluster: str = "auto"
-    workers: int | None = None
+    workers: int | tuple[int, int] | None = None
     worker_memory: int | None = None
     workdir: Path | None = None
     overwrite: bool = False
@@ -101,22 +110,38 @@ class RunOptions:
     performance_report: Path | None = None
     provenance_log: Path | None = None
     command: str = ""
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
-    def memory_per_worker(self) -> int | None:
+    def site(self, workdir: Path, emit: events.Listener, preload: Sequence[str]) -> Site:
+        """Say how to make the cluster."""
+        return Site(
+            workers=self.workers,
+            worker_memory=self.worker_memory,
+            workdir=workdir,
+            performance_report=self.performance_report,
+            preload=preload,
+            dashboard=self.dashboard,
+            slurm=self.slurm,
+            emit=emit,
+        )
+
+    def memory_per_worker(self, site: Site) -> int | None:
         """Bytes for one worker, or None where only the cluster knows."""
+        if self.cluster == "slurm":
+            return WorkerJob.of(site).memory_per_worker
         if self.worker_memory is not None:
             return self.worker_memory
         if self.cluster == "serial":
             return available_memory()
         if self.cluster in ("auto", "threads", "local"):
-            return available_memory() // (self.workers or available_cpus())
+            return available_memory() // site.least_and_most[1]
         return None
 
     def where(self, plan: Plan) -> str:
         """Decide what ``auto`` means for a plan."""
         if self.cluster != "auto":
             return self.cluster
-        several = len(plan.shards) > 1 and (self.workers or available_cpus()) > 1
+        several = len(plan.shards) > 1 and self.workers != 1 and available_cpus() > 1
         return "local" if several and plan.n_bytes > _WORTH_A_CLUSTER_BYTES else "serial"
 
 
@@ -191,7 +216,7 @@ class RunResult:
         parts = []
         if self.tables:
             path, table = next(iter(self.tables.items()))
-            lines = _for_people(table).pformat(max_lines=-1, max_width=-1)
+            lines = for_people(table).pformat(max_lines=-1, max_width=-1)
             parts.append(f"{path}\n" + "\n".join(lines))
         parts.append(self.account_text())
         return "\n\n".join(parts)
@@ -214,12 +239,12 @@ class RunResult:
         )
         html = f"<table>{rows}</table>"
         for path, table in self.tables.items():
-            shown = _for_people(table)._repr_html_()  # Astropy's own form, cut to the screen
+            shown = for_people(table)._repr_html_()  # Astropy's own form, cut to the screen
             html += f"<details><summary><code>{escape(path)}</code></summary>{shown}</details>"
         return html
 
 
-def _for_people(table: QTable) -> QTable:
+def for_people(table: QTable) -> QTable:
     """Give a view of a table that prints five digits of real numbers instead of seventeen."""
     shown = table.copy(copy_data=False)
     for column in shown.columns.values():
@@ -366,6 +391,23 @@ def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping
             )
 
 
+def _merge_all(envelopes: Sequence[Envelope]) -> Envelope:
+    """Join the accounts of all shards, in pairs: one after the other would copy the sum each time.
+
+    Raises
+    ------
+    CalibdaskError
+        A shard is in two of them.
+    """
+    if not envelopes:
+        return Envelope()
+    while len(envelopes) > 1:
+        odd = envelopes[len(envelopes) // 2 * 2 :]
+        pairs = zip(envelopes[::2], envelopes[1::2], strict=False)
+        envelopes = [*(one.merge(other) for one, other in pairs), *odd]
+    return envelopes[0]
+
+
 def execute(
     plan: Plan,
     context: WorkContext,
@@ -393,6 +435,7 @@ def execute(
     for number in range(_MAX_STAGES):
         stage = _Stage(context, plan, number, active, given, rows)
         outcomes = _run_tasks(executor, number, stage.tasks, account, emit)
+        envelopes: list[Envelope] = []
         for index, key in stage.map_keys.items():
             outcome = outcomes[key]
             if outcome.failure is not None:
@@ -404,9 +447,10 @@ def execute(
                     )
                 account.failed_shards[index] = outcome.failure
             elif number == 0 and outcome.envelope is not None and outcome.address is not None:
-                account.total = account.total.merge(outcome.envelope)
+                envelopes.append(outcome.envelope)
                 rows[index] = outcome.address
         if number == 0:
+            account.total = _merge_all(envelopes)
             _check_keys(context, plan, account.total, rows)
         _check_complete(plan, stage, outcomes, account)
         for cell, key in stage.fit_keys.items():
@@ -441,16 +485,14 @@ def _check_complete(
 ) -> None:
     """Check that each cell holds every shard that did not fail, and none twice."""
     failed = {index for index, key in stage.map_keys.items() if outcomes[key].failure is not None}
+    good = stage.map_keys.keys() - failed
+    members = plan.cells
     for cell, key in stage.fit_keys.items():
         outcome = outcomes[key]
         if outcome.failure is not None and not outcome.shards:
             continue
         inside = {index for start, stop in outcome.shards for index in range(start, stop)}
-        expected = {
-            index
-            for index in stage.map_keys
-            if cell in plan.shards[index].cells and index not in failed
-        }
+        expected = good.intersection(members[cell])
         if inside != expected:
             lost = sorted(expected - inside)[:5]
             raise CalibdaskError(
@@ -525,9 +567,13 @@ def run_calibration(
     products = Products(output, overwrite=options.overwrite)
     products.check_writable()
     workdir = options.workdir or output.with_name(output.name + ".work")
-    memory = options.memory_per_worker()
+    progress = ProgressFile(workdir, job=calibration.name, output=output, command=options.command)
+    emit = progress.before(emit)
+    preload = (type(calibration).__module__, *calibration.preload)
+    site = options.site(workdir, emit, preload)
+    memory = options.memory_per_worker(site)
     # Sums in BLAS depend on its number of threads, and one worker is one processor.
-    with WorkdirLock(workdir) as lock, threadpool_limits(1):
+    with WorkdirLock(workdir) as lock, progress, threadpool_limits(1):
         if lock.taken_over:
             emit(
                 events.Message(
@@ -555,15 +601,7 @@ def run_calibration(
         calibration = plan.calibration
         context = WorkContext(calibration, store, retries=options.retries)
         stored = len(store.scan())
-        with open_executor(
-            options.where(plan),
-            workers=options.workers,
-            worker_memory=options.worker_memory,
-            scratch=workdir / "scratch",
-            performance_report=options.performance_report,
-            preload=(type(calibration).__module__, *calibration.preload),
-            dashboard=options.dashboard,
-        ) as (executor, dashboard):
+        with open_executor(options.where(plan), site) as (executor, dashboard):
             account.executor, account.workers = executor.name, executor.workers
             emit(
                 events.RunStarted(
@@ -577,6 +615,8 @@ def run_calibration(
                     dashboard,
                 )
             )
+            if (announce := getattr(executor, "announce", None)) is not None:
+                announce((plan, context))
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
             files = _write_files(plan, context, executor, account, emit, products, rows)
@@ -597,15 +637,15 @@ def run_calibration(
         )
         for written in products.paths:
             emit(events.Written(str(written)))
-    emit(
-        events.RunEnded(
-            digest,
-            account.computed,
-            account.cached,
-            len(account.failed_shards) + len(plan.rejected),
-            account.wall_seconds,
+        emit(
+            events.RunEnded(
+                digest,
+                account.computed,
+                account.cached,
+                len(account.failed_shards) + len(plan.rejected),
+                account.wall_seconds,
+            )
         )
-    )
     return RunResult(plan.job, digest, tables, result, tuple(products.paths), plan, account)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from calibdask.engine.canonical import canonical_json, digest_arrays, digest_json
 from calibdask.engine.envelope import Envelope, Failure, Outcome
 from calibdask.engine.inputs import check_unchanged
-from calibdask.engine.merge import join_ranges
+from calibdask.engine.merge import join_ranges, merge_address
 from calibdask.engine.provenance import cpu_class
 from calibdask.engine.store import CorruptResult, Store
 from calibdask.errors import CalibdaskError, NotEnoughData, TransientError
@@ -27,7 +27,7 @@ from calibdask.errors import CalibdaskError, NotEnoughData, TransientError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from calibdask.engine.protocol import Calibration, Cell, Rows, Shard, State
+    from calibdask.engine.protocol import Calibration, Cell, Rows, Shard, State, Summary
 
 __all__ = [
     "Task",
@@ -35,6 +35,7 @@ __all__ = [
     "fit_cell",
     "kept_arrays",
     "load_state",
+    "load_summary",
     "map_shard",
     "merge_node",
     "write_file",
@@ -124,6 +125,28 @@ def load_state(context: WorkContext, address: str) -> State:
     except CorruptResult:
         context.store.discard(address)
         raise
+
+
+def load_summary(
+    context: WorkContext, stage: int, cell: Cell, level: int, address: str
+) -> Summary | None:
+    """Read the summary of a cell from the result of a shard (level 0) or of a merge.
+
+    None where it holds nothing of the cell.
+
+    Raises
+    ------
+    CorruptResult
+        The result is broken.
+    TransientError
+        It is not there.
+    """
+    with context.store.open(address) as pack:
+        filled = pack.header["filled"] if level else list(cell) in pack.header["cells"]
+        if not filled:
+            return None
+        arrays = pack.group("total" if level else _cell_group(cell))
+    return context.calibration.summary_type(stage).from_arrays(arrays)
 
 
 def _key_ranges(
@@ -249,14 +272,7 @@ def merge_node(
             if level > 1 and child.failure is not None:
                 return Outcome(failure=child.failure)
         shards = join_ranges([child.shards for child in children])
-        address = digest_json(
-            {
-                "what": "merge",
-                "cell": list(cell),
-                "level": level,
-                "children": [child.address for child in children],
-            }
-        )
+        address = merge_address(cell, level, [child.address for child in children])
         if context.store.has(address):
             try:
                 with context.store.open(address) as pack:
@@ -264,22 +280,17 @@ def merge_node(
                 return Outcome(address if filled else None, shards, cached=True)
             except CorruptResult as error:
                 notes.append(_discard(context, address, error))
-        kind = context.calibration.summary_type(stage)
-        group = _cell_group(cell) if level == 1 else "total"
         total = None
         for child in children:
             if child.address is None:
                 continue
             try:
-                with context.store.open(child.address) as pack:
-                    if level == 1 and list(cell) not in pack.header["cells"]:
-                        continue
-                    arrays = pack.group(group)
+                summary = load_summary(context, stage, cell, level - 1, child.address)
             except CorruptResult:
                 context.store.discard(child.address)
                 raise
-            summary = kind.from_arrays(arrays)
-            total = summary if total is None else total.merge(summary)
+            if summary is not None:
+                total = summary if total is None else total.merge(summary)
         filled = total is not None
         groups = {} if total is None else {"total": total.to_arrays()}
         context.store.save(address, {"filled": filled}, groups)

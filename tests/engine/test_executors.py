@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from calibdask.engine import events
 from calibdask.engine import run as run_module
-from calibdask.engine.executors import ThreadsExecutor
+from calibdask.engine.executors import ThreadsExecutor, batch_sizes, batches
+from calibdask.engine.protocol import Shard
 from calibdask.engine.tasks import Task
 from calibdask.errors import CalibdaskError, ConfigError, TransientError
 
@@ -60,7 +61,7 @@ def truth(paths, tmp_path_factory):
 @contextmanager
 def _executing_with(monkeypatch, executor):
     @contextmanager
-    def opened(_where, **_options):
+    def opened(_where, _site):
         yield executor, None
 
     with monkeypatch.context() as patch:
@@ -138,6 +139,60 @@ def test_threads_run_at_once_and_respect_needs():
     assert outcomes["c"] == ((), ())
 
 
+# -- how many tasks a worker is handed at once ----------------------------------------------------
+
+weights = st.lists(st.integers(0, 100 << 20), max_size=400)
+
+
+@given(weights, st.integers(0, 40))
+def test_calls_hold_every_task_once_and_not_too_much(n_bytes, workers):
+    place = 0
+    for size in batch_sizes(n_bytes, workers):
+        assert 1 <= size <= 32
+        assert size == 1 or sum(n_bytes[place : place + size]) <= 64 << 20
+        # Whoever starts a call finds work for everybody else left, so that all end together.
+        assert size == 1 or 2 * size * max(workers, 1) <= len(n_bytes) - place
+        place += size
+    assert place == len(n_bytes)
+
+
+def test_calls_are_small_at_both_ends_and_large_between():
+    sizes = list(batch_sizes([200] * 10_000, 2))
+    assert sizes[:4] == [1, 1, 1, 1]
+    assert sizes[-4:] == [1, 1, 1, 1]
+    assert sizes[len(sizes) // 2] == 32
+    assert len(sizes) < 400
+    assert list(batch_sizes([1 << 30] * 50, 2)) == [1] * 50
+    assert list(batch_sizes([200] * 50, 200)) == [1] * 50
+
+
+@given(st.data(), st.integers(1, 3))
+def test_what_a_call_needs_stands_in_calls_before(data, workers):
+    tasks = []
+    for number in range(data.draw(st.integers(0, 120))):
+        some = st.sampled_from(tasks) if tasks else st.nothing()
+        needs = data.draw(st.lists(some, max_size=3)) if tasks else []
+        group = data.draw(st.sampled_from(["merge", "fit"])) if needs else "map"
+        keys = tuple(task.key for task in needs)
+        tasks.append(Task(str(number), group, "", len, (), keys))
+    before = set()
+    for members in batches(tasks, workers):
+        assert len({task.group for task in members}) == 1
+        for task in members:
+            assert before.issuperset(task.needs)
+        before |= {task.key for task in members}
+    assert before == {task.key for task in tasks}
+
+
+def test_what_a_shard_reads_counts():
+    large, small = (
+        [Task(str(i), "map", "", len, (Shard(i, (), n_bytes=n_bytes),)) for i in range(100)]
+        for n_bytes in (256 << 20, 256)
+    )
+    assert max(map(len, batches(large, 1))) == 1
+    assert max(map(len, batches(small, 1))) > 10
+
+
 def test_an_unknown_place_is_refused(paths, tmp_path):
     with pytest.raises(ConfigError, match="--cluster nowhere"):
         run(Scripted(), paths, tmp_path / "o.h5", cluster="nowhere")
@@ -175,7 +230,7 @@ def test_a_scheduler_that_runs_already_serves_several_runs(paths, truth, tmp_pat
 
     with LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, host="127.0.0.1", protocol="tcp",
-        dashboard_address=None, silence_logs=40,
+        dashboard_address="127.0.0.1:0", silence_logs=40,
     ) as cluster:  # fmt: skip
         address = cluster.scheduler_address
         first = run(Scripted(), paths, tmp_path / "1.h5", fan_in=FAN_IN, cluster=address)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from faults import ClippedMeans, Scripted, write_inputs
+from faults import ClippedMeans, Scripted, run, write_inputs
 
 from calibdask.engine.plan import make_plan
 from calibdask.engine.protocol import Piece, WrongKind
@@ -252,6 +254,63 @@ def test_print_and_notebook_show_the_main_numbers(paths):
     assert "shards       5" in str(plan)
     assert plan.digest in str(plan)
     assert "&lt;b&gt;" in plan._repr_html_()
+
+
+def test_the_costs_of_a_plan_are_those_of_its_tasks(paths, tmp_path):
+    plan = make_plan(Scripted(), write_inputs(tmp_path / "many", 100), fan_in=10)
+    cost = plan.estimate(2)
+    assert cost.tasks == cost.results == 100 + 10 + 1 + 1
+    assert 20 < cost.calls < cost.tasks
+    assert plan.estimate(200).calls == cost.tasks, "nobody waits for another's batch"
+    assert f"{cost.results} files a stage" in str(plan)
+    assert f"about {cost.metadata} operations" in str(plan)
+    assert f"112 a stage: {cost.calls} calls" in str(plan)
+    one = make_plan(Scripted(), paths[:1]).estimate(2)
+    assert (one.tasks, one.calls) == (3, 3)
+    assert one.driver_bytes < cost.driver_bytes
+
+
+def test_cells_are_reckoned_each_with_its_tree(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(5):
+        objects = np.arange(number + 1, dtype=float)
+        np.save(data / f"{number}.npy", np.stack([objects, objects + number / 7], axis=1))
+    plan = make_plan(ClippedMeans(), [data], fan_in=2)
+    # Objects 0 to 4 are in 5, 4, 3, 2 and 1 of the shards.
+    merges = (3 + 2 + 1) + (2 + 1) + (2 + 1) + 1 + 1
+    assert plan.n_merges == merges
+    assert plan.estimate(1).tasks == 5 + merges + 5
+
+
+def test_operations_on_the_file_system_are_as_many_as_a_plan_says(tmp_path, monkeypatch):
+    counted = Counter()
+
+    def counting(name, function):
+        def wrapped(path, *arguments, **options):
+            # What is asked of an open file by its number names nothing.
+            if not isinstance(path, int) and str(path).startswith(str(tmp_path)):
+                counted[name] += 1
+            return function(path, *arguments, **options)
+
+        return wrapped
+
+    measured, reckoned = [], []
+    for count in (200, 400):
+        data, output = tmp_path / f"in-{count}", tmp_path / f"{count}.h5"
+        write_inputs(data, count)
+        reckoned.append(make_plan(Scripted(), [data]).estimate(1).metadata)
+        counted.clear()
+        with monkeypatch.context() as patch:
+            for name in ("stat", "mkdir", "link", "unlink", "rename", "replace"):
+                patch.setattr(os, name, counting(name, getattr(os, name)))
+            # The calibration itself calls open(), of which nothing is promised.
+            patch.setattr(io, "open", counting("open", io.open))
+            run(Scripted(), [data], output)
+        measured.append(counted.total())
+        assert counted["unlink"] >= counted["link"] >= count
+    # A directory of the store that is new takes one less.
+    assert 0.9 < (measured[1] - measured[0]) / (reckoned[1] - reckoned[0]) < 1.02
 
 
 def test_planning_reads_no_data(paths, tmp_path):

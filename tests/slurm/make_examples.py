@@ -1,0 +1,33 @@
+"""Write the batch scripts in ``slurm/``; a test compares them with what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calibdask.engine.batch import BatchJob
+
+DIRECTORY = Path(__file__).parents[2] / "slurm"
+WORDS = (
+    *("calibdask", "inter-calibration", "-c", "configs/inter_calibration.yaml"),
+    *("-i", "demo/dl2", "-o", "inter_calibration.h5"),
+)
+
+
+def examples() -> dict[str, str]:
+    """Give the scripts by file name."""
+    setup = ("source .venv/bin/activate",)
+    inside = BatchJob(
+        (*WORDS, "--cluster", "allocation"), 2, 4, "02:00:00", "2G", requeue=True, setup=setup
+    )
+    head = BatchJob(
+        (*WORDS, "--cluster", "slurm", "--workers", "2:8"), 1, 1, "1-00:00:00", "2G", setup=setup
+    )
+    return {
+        "inter_calibration.sbatch": inside.script(),
+        "inter_calibration_head.sbatch": head.script(),
+    }
+
+
+if __name__ == "__main__":
+    for name, text in examples().items():
+        (DIRECTORY / name).write_text(text, encoding="utf-8")
