@@ -434,6 +434,14 @@ class WorkerJob:
         return cls(options, scheduler_options)
 
     @property
+    def python(self) -> str:
+        """The Python of the workers."""
+        import dask
+
+        given = self.options.get("python") or dask.config.get("jobqueue.slurm.python", None)
+        return str(given or sys.executable)
+
+    @property
     def processes(self) -> int:
         """Workers in a job."""
         return int(self.options["processes"])
@@ -552,6 +560,8 @@ class _SlurmJobs:
             self._arguments += lifetime_arguments(job.walltime_seconds())
         environment = worker_environment().items()
         self._prologue = [f"export {name}={shlex.quote(value)}" for name, value in environment]
+        # A log that says what is wrong, before Dask adds its tracebacks to it.
+        self._prologue.append(f"{job.python} -m calibdask.engine.preflight || exit 1")
 
     def launch(self, number: int, avoid: Collection[str]) -> str:
         """Submit a job."""

@@ -1,6 +1,7 @@
 """Before the first task: every worker must run the same code, or the numbers would be others.
 
-Workers that this package starts check themselves (``dask worker --preload
+Workers that this package starts check themselves, before Dask starts in a job (``python -m
+calibdask.engine.preflight``) and whenever one starts (``dask worker --preload
 calibdask.engine.preflight``). Those of somebody else's scheduler are asked. And every call says
 which code it expects, for workers that join later.
 """
@@ -43,18 +44,21 @@ def dask_setup(worker: Worker) -> None:
     SystemExit
         It runs other code than the run expects. Dask would log any other exception and carry on.
     """
+    if problem := _problem():
+        text = f"this worker ({worker.name} on {platform.node()}) {problem}. {OTHER_CODE}"
+        logging.getLogger(__name__).critical("%s", text)
+        raise SystemExit(1)
+
+
+def _problem() -> str | None:
     expected = os.environ.get(EXPECTED_CODE)
     try:
         import_module("calibdask.engine.tasks")
     except ImportError as error:
-        problem = f"cannot import calibdask.engine.tasks: {error}"
-    else:
-        if expected in (None, code_digest()):
-            return
-        problem = f"has calibdask {code_digest()}, and the run was started with {expected}"
-    text = f"this worker ({worker.name} on {platform.node()}) {problem}. {OTHER_CODE}"
-    logging.getLogger(__name__).critical("%s", text)
-    raise SystemExit(1)
+        return f"cannot import calibdask.engine.tasks: {error}"
+    if expected in (None, code_digest()):
+        return None
+    return f"has calibdask {code_digest()}, and the run was started with {expected}"
 
 
 def _probe() -> Callable[[], dict[str, str]]:
@@ -149,3 +153,8 @@ def _ask(client: Client, function: Callable[[], Any], workers: list[str]) -> Map
 
 def _minor(version: str) -> list[str]:
     return version.split(".")[:2]
+
+
+if __name__ == "__main__":
+    if _found := _problem():
+        raise SystemExit(f"this node ({platform.node()}) {_found}. {OTHER_CODE}")

@@ -171,7 +171,7 @@ def test_dask_jobqueues_configuration_is_honoured_and_ours_wins(tmp_path, jobque
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"qeue": "x"}, "Slurm.qeue: dask-jobqueue has no such option; did you mean 'queue'"),
+        ({"queues": "x"}, "Slurm.queues: dask-jobqueue has no such option; did you mean 'queue'"),
         ({"security": True}, "Slurm.security: dask-jobqueue has no such option"),
         ({"memory": "lots"}, "Slurm section"),
     ],

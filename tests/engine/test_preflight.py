@@ -216,3 +216,17 @@ def test_many_wrong_workers_are_not_all_listed():
     with pytest.raises(ConfigError, match="and 4 more") as caught:
         preflight.check_workers(client, set())
     assert str(caught.value).count("0.0.9") == 5
+
+
+@pytest.mark.parametrize("expected", [code_digest(), "0.0.9+0"])
+def test_a_job_looks_before_dask_starts(expected):
+    done = subprocess.run(
+        [sys.executable, "-m", "calibdask.engine.preflight"],
+        env={**os.environ, preflight.EXPECTED_CODE: expected},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    good = expected == code_digest()
+    assert done.returncode == (0 if good else 1)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == (0 if good else 1)
+    assert good or "and the run was started with 0.0.9+0" in done.stderr
