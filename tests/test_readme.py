@@ -22,6 +22,6 @@ def test_it_explains_every_flag() -> None:
 
 
 def test_files_it_names_exist() -> None:
-    names = re.findall(r"`((?:calibdask|tests|jobs|configs)/[\w./]+)`", README)
+    names = re.findall(r"`((?:calibdask|tests|jobs|configs|slurm)/[\w./]+)`", README)
     assert names
     assert [name for name in names if not (ROOT / name).exists()] == []

@@ -104,6 +104,10 @@ class Executor(Protocol):
         """Run all tasks (each stands after those it needs); tell `done` of each as it ends."""
         ...
 
+    def announce(self, value: object) -> None:
+        """Let other processes that connect to it have a value."""
+        ...
+
     def close(self) -> None:
         """Give back what it holds."""
         ...
@@ -123,6 +127,9 @@ class SerialExecutor:
             outcomes[task.key] = outcome
             done(task, outcome)
         return outcomes
+
+    def announce(self, value: object) -> None:
+        """Nobody can connect."""
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -165,6 +172,9 @@ class ThreadsExecutor:
                     if not open_needs[follower.key]:
                         start(follower)
         return outcomes
+
+    def announce(self, value: object) -> None:
+        """Nobody can connect."""
 
     def close(self) -> None:
         """Let running tasks end and start no other."""

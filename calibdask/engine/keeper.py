@@ -283,8 +283,8 @@ class Keeper:
             if not at_work:
                 raise ConfigError(
                     f"{self._early_deaths} worker jobs in a row ended before they could work. The"
-                    f" last: {reason}\nSee what fails with 'calibdask doctor --cluster slurm'. What"
-                    " was computed is stored"
+                    f" last: {reason}\nSee what fails with 'calibdask doctor'. What was computed is"
+                    " stored"
                 )
             # Others work: a bad node swallows job after job, and must not do so at full speed.
             self._launch_after = now + 30 * 2 ** min(self._early_deaths - self.max_early_deaths, 5)

@@ -31,20 +31,20 @@ SCHEMA = 1
 
 # What a campaign costs beside its own work. tests/engine/test_plan.py counts the first two, `make
 # scale` measures the others and shows them beside these, which it gave on a machine of two cores.
-METADATA_PER_RESULT = 7
-"""Operations by name for each stored result: look for it, make its directory or find that there is
-one (2), create, link, unlink, and open it to merge or fit it."""
+METADATA_PER_RESULT = 5
+"""Operations by name for each stored result: look for it, create, link, unlink, and open it to
+merge or fit it."""
 METADATA_PER_INPUT = 4
 """The same for each input: looked at twice and opened to plan, looked at once more to map."""
 BYTES_PER_RESULT = 1_500
 """A stored result with the smallest of summaries: three numbers."""
-DRIVER_SECONDS_PER_TASK = 0.2e-3
+DRIVER_SECONDS_PER_TASK = 0.4e-3
 """CPU of the driver for planning a task, sending it, and taking its outcome."""
 DRIVER_SECONDS_PER_CALL = 3e-3
 """CPU of the driver, with the scheduler in it, for a call, whatever the call holds."""
 DRIVER_BYTES = 137e6
 """Memory of the driver without shards."""
-DRIVER_BYTES_PER_SHARD = 3.3e3
+DRIVER_BYTES_PER_SHARD = 3.5e3
 """Memory that the driver takes more for each shard."""
 
 _FEW_AND_MANY = 2, 200  # workers that the printed plan reckons with

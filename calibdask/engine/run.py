@@ -615,8 +615,7 @@ def run_calibration(
                     dashboard,
                 )
             )
-            if (announce := getattr(executor, "announce", None)) is not None:
-                announce((plan, context))
+            executor.announce((plan, context))
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
             files = _write_files(plan, context, executor, account, emit, products, rows)

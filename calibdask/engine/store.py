@@ -16,7 +16,7 @@ import struct
 import time
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from uuid import uuid4
 
 import numpy as np
@@ -73,6 +73,15 @@ def _reading(path: Path) -> Iterator[None]:
         if error.errno == errno.EINVAL:  # a broken index points before the file's beginning
             raise CorruptResult(f"{path}: stored result is broken ({error})") from error
         raise TransientError(f"{path}: {error.strerror or error}") from error
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a new file, in a directory that is nearly always there already."""
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 def _checked_header(archive: Any, address: str) -> dict[str, Any]:
@@ -199,9 +208,8 @@ class Store:
         final = self.path(address)
         temporary = final.parent / f".{address}.{uuid4().hex}.tmp"
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with temporary.open("xb") as file:
+                with _create(temporary) as file:
                     np.savez(file, allow_pickle=False, **members)
                 try:
                     os.link(temporary, final)

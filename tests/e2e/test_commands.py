@@ -116,13 +116,16 @@ def readme_commands(text: str) -> list[str]:
     """Give the commands in the shell blocks of a README that begin with ``calibdask``.
 
     A line that ends in a backslash goes on in the next. A block with a comment
-    ``<!-- not run: reason -->`` on the line before is left out, and so is the output in a
-    ``console`` block, where commands begin with ``$``.
+    ``<!-- not run: reason -->`` on the line before is left out, as is one with
+    ``<!-- needs SLURM -->`` where there is none, and the output in a ``console`` block, where
+    commands begin with ``$``.
     """
     commands = []
     pattern = r"(?P<before>[^\n]*)\n```(?P<kind>sh|console)\n(?P<block>.*?)\n```"
     for match in re.finditer(pattern, f"\n{text}", re.DOTALL):
-        if match["before"].strip().startswith("<!-- not run:"):
+        before = match["before"].strip()
+        no_slurm = os.environ.get("CALIBDASK_TEST_SLURM") != "1"
+        if before.startswith("<!-- not run:") or (before == "<!-- needs SLURM -->" and no_slurm):
             continue
         for line in match["block"].replace("\\\n", " ").splitlines():
             command = line.strip()

@@ -238,6 +238,8 @@ def test_a_worker_is_described_by_who_started_it():
     ):  # fmt: skip
         executor = DaskExecutor(client, "test", lambda name: f"SLURM job 12 ({name}), log 12.out")
         outcomes = executor.run([task], lambda *ended: told.append(ended))
+        # Dask cannot close a nanny that is just starting another worker.
+        _wait(lambda: cluster.scheduler.workers)
     failure = outcomes["m"].failure
     assert failure.message.startswith("a.h5: killed its worker process 2 times, the last 1 with")
     assert failure.message.endswith("the last was SLURM job 12 (0), log 12.out")

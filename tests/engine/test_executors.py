@@ -43,6 +43,9 @@ class RandomExecutor:
             done(task, outcomes[task.key])
         return outcomes
 
+    def announce(self, value):
+        """Nobody can connect."""
+
     def close(self):
         """Nothing to give back."""
 

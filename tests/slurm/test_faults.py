@@ -24,7 +24,7 @@ from campaign import SHARDS, Campaign, kill, nanny_and_worker, node_of, processe
 pytestmark = pytest.mark.cluster
 
 THOROUGH = bool(os.environ.get("CALIBDASK_FAULTS_TABLE"))
-thorough = pytest.mark.skipif(not THOROUGH, reason="takes a minute or more: make faults")
+thorough = pytest.mark.skipif(not THOROUGH, reason="only for the table: make faults")
 
 
 @pytest.fixture(scope="session")
@@ -232,7 +232,7 @@ def test_the_scheduler_is_killed_and_the_run_repeated(slurm, tmp_path, check):
     check("scheduler killed (kill -9), same command again", one, ended, again=2)
 
 
-@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=thorough)], ids=["once", "twice"])
 def test_ctrl_c(slurm, tmp_path, check, times):
     one = Campaign(tmp_path)
     process = one.start()
@@ -267,6 +267,7 @@ def test_two_runs_on_one_work_directory(slurm, tmp_path, check):
     check("a second run on the same work directory", one, one.finish(process), again=0)
 
 
+@thorough
 def test_a_stored_result_is_broken(slurm, tmp_path, check):
     one = Campaign(tmp_path)
     process = one.start()
@@ -285,6 +286,7 @@ def test_a_stored_result_is_broken(slurm, tmp_path, check):
     check("two stored results are broken", one, ended, again=4)
 
 
+@thorough
 @pytest.mark.parametrize("fault", ["disk full", "read-only store"])
 def test_the_store_cannot_be_written(slurm, tmp_path, report, check, fault):
     number = 28 if fault == "disk full" else 30  # ENOSPC, EROFS

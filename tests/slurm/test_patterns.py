@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import faults
 import pytest
+from campaign import Campaign
 from distributed import Security
 
 from calibdask.array.simulate import ArraySimulation, simulate_array
@@ -148,3 +151,33 @@ def test_from_python(slurm, data, digest, tmp_path):
     )  # fmt: skip
     assert result.digest == digest
     assert result.account.executor == "slurm"
+
+
+def test_a_running_campaign_is_joined_looked_at_and_stopped(slurm, tmp_path):
+    one = Campaign(tmp_path, script={"*": ["sleep 2!"]}, more=("--dashboard",))
+    process = one.start()
+    faults.wait_for(lambda: one.done() >= 4, 60)
+
+    def ask(*words):
+        command = [str(PROGRAM), *words, str(one.output)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    status = ask("status")
+    assert "running" in status.stdout
+    assert "worker jobs: 2 at work" in status.stdout
+    joined = ask("connect", "--once")
+    assert joined.returncode == 0, joined.stderr
+    assert "worker worker-0" in joined.stdout
+    assert "ssh -" in joined.stdout
+    sofar = ask("connect", "--coefficients")
+    assert re.search(r"preliminary, \d+ of 12 shards", sofar.stdout), sofar.stderr
+    stopped = ask("cancel")
+    assert stopped.returncode == 0
+    assert "has stopped" in stopped.stdout
+    assert one.finish(process).code == 143
+    slurm.wait(lambda: not slurm.jobs(), 30)
+    late = ask("connect", "--once")
+    assert late.returncode == 2
+    assert "no campaign" in late.stderr
+    assert "Traceback" not in late.stderr
+    assert ask("status").returncode == 3
