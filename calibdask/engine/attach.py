@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from calibdask.engine.campaign import find_workdir, read_status
-from calibdask.engine.events import _tunnel
+from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import holder_of
 from calibdask.engine.session import Session
 from calibdask.engine.store import Store
@@ -95,7 +95,7 @@ class Campaign:
             return None
         here = socket.gethostname()
         if host == here:
-            return _tunnel(link)
+            return tunnel_command(link)
         port = urlsplit(link).port
         return f"from your own machine: ssh -J {here} -L {port}:localhost:{port} {host}"
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +206,7 @@ def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Clien
                 with _kept(launcher, cluster, client, site, session, where) as executor:
                     yield executor, client, link
     else:
-        with _attached(where) as client:
+        with _attached(where) as client, _session_of_others(site, client):
             yield DaskExecutor(client, "dask"), client, client.dashboard_link
 
 
@@ -238,17 +238,39 @@ def _session(site: Site) -> Iterator[tuple[Session, Security]]:
             session.remove()
 
 
+@contextmanager
+def _session_of_others(site: Site, client: Client) -> Iterator[None]:
+    """Let others find a scheduler that is not ours; who may join, its owner has decided."""
+    if site.workdir is None:
+        yield
+        return
+    session = Session.create(site.workdir)
+    try:
+        address = client.scheduler_info(n_workers=0)["address"]
+        _describe(session, address, client.dashboard_link, "dask", tls=False)
+        yield
+    finally:
+        session.remove()
+
+
 def _publish(session: Session, cluster: Any, where: str, site: Site) -> str | None:
     """Say where the scheduler is; give the address of its dashboard."""
     # Dask would name the address that workers connect to, where no page is served.
     port = cluster.scheduler.http_server.port
     link = f"http://127.0.0.1:{port}/status" if site.dashboard else None
+    _describe(session, cluster.scheduler_address, link, where, tls=True)
+    return link
+
+
+def _describe(
+    session: Session, address: str, dashboard: str | None, where: str, *, tls: bool
+) -> None:
     session.publish(
         {
-            "address": cluster.scheduler_address,
-            "dashboard": link,
+            "address": address,
+            "dashboard": dashboard,
             "executor": where,
-            "tls": True,
+            "tls": tls,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": time.time(),
@@ -257,7 +279,6 @@ def _publish(session: Session, cluster: Any, where: str, site: Site) -> str | No
             "calibdask": calibdask.__version__,
         }
     )
-    return link
 
 
 # -- schedulers -----------------------------------------------------------------------------------
@@ -644,14 +665,15 @@ class _Steps:
         # The step's ntasks and memory are its own, not those of the job.
         for name in ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE"):
             environment.pop(name, None)
-        step = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log.with_suffix(".srun").open("wb"),
-            start_new_session=True,  # Ctrl-C is for this process: steps end in their turn
-        )
+        with log.with_suffix(".srun").open("wb") as complaints:
+            step = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+                start_new_session=True,  # Ctrl-C is for this process: steps end in their turn
+            )
         name = f"{os.environ['SLURM_JOB_ID']} step {number}"
         self._steps[name] = (host, step, log)
         return name
@@ -728,6 +750,11 @@ def _kept(
             workers=gone, close_workers=True, remove=True, stimulus_id="calibdask-surplus"
         )
 
+    def changed(jobs: list[str]) -> None:
+        # For calibdask cancel, should this process die: not worth ending a run on a full disk.
+        with suppress(OSError):
+            session.update({"worker_jobs": jobs})
+
     workers = site.least_and_most if site.workers else (launcher.n_workers, launcher.n_workers)
     keeper = Keeper(
         launcher,
@@ -737,18 +764,17 @@ def _kept(
         open_tasks=lambda: executor.open_tasks,
         emit=site.emit,
         give_up=executor.abort,
-        changed=lambda jobs: session.update({"worker_jobs": jobs}),
+        changed=changed,
     )
     executor.describe_worker = keeper.describe
     executor.expected_workers = workers[1]
-    try:
+    with ExitStack() as at_end:  # from the last to the first, each whatever became of the others
+        at_end.callback(keeper.close)
+        at_end.callback(cluster.sync, dismiss)
+        at_end.callback(keeper.stop)
+        at_end.callback(executor.close)
         keeper.start()
         yield executor
-    finally:
-        executor.close()
-        keeper.stop()
-        cluster.sync(dismiss)
-        keeper.close()
 
 
 # -- from another process -------------------------------------------------------------------------

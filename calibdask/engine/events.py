@@ -33,6 +33,7 @@ __all__ = [
     "Workers",
     "Written",
     "log_event",
+    "tunnel_command",
 ]
 
 log = logging.getLogger("calibdask")
@@ -163,7 +164,7 @@ def log_event(event: Event) -> None:
             log.debug("stage %d %s %s", event.stage, event.group, event.label)
 
 
-def _tunnel(link: str) -> str:
+def tunnel_command(link: str) -> str:
     """Say how to see a page of this host from where the user sits."""
     port = urlsplit(link).port
     return f"from your own machine: ssh -L {port}:localhost:{port} {socket.gethostname()}"
@@ -217,7 +218,7 @@ class ProgressBars:
             case RunStarted(dashboard=str(link)):
                 self._console.print(f"dashboard: {link}")
                 if "SSH_CONNECTION" in os.environ:
-                    self._console.print(_tunnel(link))
+                    self._console.print(tunnel_command(link))
             case Workers():
                 self._console.print(f"{event}")
             case RunEnded():

@@ -55,7 +55,7 @@ class Session:
         return self.directory / "session.json"
 
     @classmethod
-    def create(cls, workdir: Path, certificate: str, key: str) -> Session:
+    def create(cls, workdir: Path, certificate: str = "", key: str = "") -> Session:
         """Begin a session; what a dead run left is removed (the caller holds the workdir's lock).
 
         Parameters
@@ -63,7 +63,7 @@ class Session:
         workdir : Path
             The work directory.
         certificate, key : str
-            In PEM format.
+            In PEM format; empty where the scheduler is somebody else's, with its own rules.
 
         Raises
         ------
@@ -82,7 +82,8 @@ class Session:
                     " with permissions"
                 )
             for path, text in ((session.certificate, certificate), (session.key, key)):
-                session._write(path, text)
+                if text:
+                    session._write(path, text)
         except OSError as error:
             raise CalibdaskError(
                 f"cannot write {session.directory}: {error.strerror or error}; choose another place"

@@ -309,8 +309,8 @@ def test_operations_on_the_file_system_are_as_many_as_a_plan_says(tmp_path, monk
             run(Scripted(), [data], output)
         measured.append(counted.total())
         assert counted["unlink"] >= counted["link"] >= count
-    # A directory of the store that is new takes one less.
-    assert 0.9 < (measured[1] - measured[0]) / (reckoned[1] - reckoned[0]) < 1.02
+    # A new directory of the store takes two more: there are 256, however many results.
+    assert 0.98 < (measured[1] - measured[0]) / (reckoned[1] - reckoned[0]) < 1.1
 
 
 def test_planning_reads_no_data(paths, tmp_path):

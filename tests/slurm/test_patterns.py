@@ -135,6 +135,7 @@ def test_a_scheduler_that_somebody_else_started(data, digest, tmp_path, secure):
         started.append(subprocess.Popen([*dask, "worker", "--nthreads", "1", *here], **quiet))
         done = _run(data, tmp_path / "out.h5", "--cluster", file, env=environment)
         assert _digest(done.stdout) == digest
+        assert not (tmp_path / "out.h5.work" / "session").exists()
         assert all(process.poll() is None for process in started)  # it was not ours to close
     finally:
         for process in started:
@@ -160,7 +161,10 @@ def test_a_running_campaign_is_joined_looked_at_and_stopped(slurm, tmp_path):
 
     def ask(*words):
         command = [str(PROGRAM), *words, str(one.output)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(faults.TESTS)},
+        )  # fmt: skip
 
     status = ask("status")
     assert "running" in status.stdout
