@@ -79,9 +79,12 @@ class Campaign:
         self.began = time.monotonic()
         before = dict(os.environ)
         os.environ.update(self.environment)
+        # A shell makes what it runs in the background deaf to Ctrl-C, and that is inherited.
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return faults.start(*self.arguments(), start_new_session=True)
         finally:
+            signal.signal(signal.SIGINT, heard)
             os.environ.clear()
             os.environ.update(before)
 
