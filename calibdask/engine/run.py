@@ -336,6 +336,9 @@ def _run_tasks(
                     stage, task.group, task.label, outcome.cached, outcome.wall_seconds, text
                 )
             )
+        if failure is not None and failure.kind == "StoreFailure":
+            # Whatever else is computed now is lost as well.
+            raise failure.error()
 
     for _ in range(_MAX_REPAIRS):
         outcomes = executor.run(tasks, done)

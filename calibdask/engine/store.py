@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Arrays
 
-__all__ = ["CorruptResult", "Pack", "Store"]
+__all__ = ["CorruptResult", "Pack", "Store", "StoreFailure"]
 
 FORMAT = 1
 _HEADER = "header.json"
@@ -42,6 +42,10 @@ _BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error,
     ValueError, KeyError, TypeError, EOFError, OverflowError, RuntimeError,
 )  # fmt: skip
+
+
+class StoreFailure(CalibdaskError):
+    """Nothing can be stored: the disk is full, or may not be written."""
 
 
 class CorruptResult(CalibdaskError):
@@ -192,7 +196,7 @@ class Store:
 
         Raises
         ------
-        CalibdaskError
+        StoreFailure
             The store cannot be written (disk full, no permission).
         """
         members: dict[str, NDArray[Any]] = {
@@ -225,7 +229,7 @@ class Store:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            raise CalibdaskError(
+            raise StoreFailure(
                 f"cannot store a result in {final.parent}: {error.strerror or error}; free some"
                 " space or choose another place with --workdir, then run the same command again"
             ) from error
