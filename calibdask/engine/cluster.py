@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import calibdask
 from calibdask.engine import events, slurm
@@ -384,6 +383,8 @@ def _job_class() -> Any:
     Version 0.9 sets a handler for Ctrl-C that leaves without cleaning up, and cannot be imported
     outside the main thread because of it (dask-jobqueue issues 667, 668, 696).
     """
+    from unittest import mock  # brings asyncio along, which a run without Dask does not need
+
     with mock.patch.object(signal, "signal"):
         from dask_jobqueue.slurm import SLURMJob
     return SLURMJob
@@ -772,7 +773,6 @@ def _kept(
         at_end.callback(keeper.close)
         at_end.callback(cluster.sync, dismiss)
         at_end.callback(keeper.stop)
-        at_end.callback(executor.close)
         keeper.start()
         yield executor
 
