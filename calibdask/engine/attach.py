@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 from dataclasses import replace
-from html import escape
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from calibdask.engine.campaign import find_workdir, read_status
 from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import holder_of
 from calibdask.engine.session import Session
+from calibdask.engine.shown import facts_html, facts_text
 from calibdask.engine.store import Store
 from calibdask.errors import ConfigError, TransientError
 
@@ -155,19 +155,12 @@ class Campaign:
 
     def __str__(self) -> str:
         """Show status and workers."""
-        facts = self.facts()
-        width = max(len(name) for name, _ in facts)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in facts)
+        return facts_text(self.facts())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th>"
-            f"<td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self.facts()
-        )
-        return f"<table>{rows}</table>"
+        return facts_html(self.facts())
 
     def close(self) -> None:
         """Take the connection away; the campaign goes on."""

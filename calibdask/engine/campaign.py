@@ -13,7 +13,6 @@ import shlex
 import shutil
 import time
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +21,7 @@ from calibdask.engine.lock import Holder, WorkdirLock, ask_to_stop, holder_of
 from calibdask.engine.plan import format_bytes
 from calibdask.engine.progress import Progress, read_progress
 from calibdask.engine.session import Session
+from calibdask.engine.shown import facts_html, facts_text
 from calibdask.engine.store import Store
 from calibdask.errors import CalibdaskError, ConfigError
 
@@ -199,24 +199,12 @@ class Status:
 
     def __str__(self) -> str:
         """Show it as lines of name and value."""
-        facts = self.facts()
-        width = max(len(name) for name, _ in facts)
-        lines = []
-        for name, value in facts:
-            value_lines = value.splitlines()
-            lines.append(f"{name:<{width}}  {value_lines[0]}")
-            lines += [f"{'':<{width}}  {line}" for line in value_lines[1:]]
-        return "\n".join(lines)
+        return facts_text(self.facts())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th>"
-            f"<td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self.facts()
-        )
-        return f"<table>{rows}</table>"
+        return facts_html(self.facts())
 
 
 def _current(told: Progress) -> list[Group]:

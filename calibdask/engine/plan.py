@@ -18,6 +18,7 @@ from calibdask.engine.executors import batch_sizes
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.protocol import Calibration, Cell, InputRef, Shard, Survey, WrongKind
+from calibdask.engine.shown import facts_html
 from calibdask.errors import CalibdaskError, ConfigError, NotEnoughData
 
 if TYPE_CHECKING:
@@ -262,14 +263,7 @@ class Plan:
         return [("memory", memory), ("store", store), ("metadata", metadata), ("tasks", tasks)]
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th>"
-            f"<td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self.facts()
-        )
-        return f"<table>{rows}</table>"
+        return facts_html(self.facts())
 
 
 def _cell_key(item: tuple[Cell, Any]) -> list[tuple[bool, str | int]]:

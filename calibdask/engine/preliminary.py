@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from calibdask.engine.canonical import digest_arrays
 from calibdask.engine.merge import merge_address, merge_tree
-from calibdask.engine.run import for_people
+from calibdask.engine.shown import table_text, tables_html
 from calibdask.engine.store import CorruptResult
 from calibdask.engine.tasks import load_summary
 from calibdask.errors import CalibdaskError, TransientError
@@ -64,7 +64,7 @@ class Preliminary:
         """Show the first table."""
         parts = [self.headline(), *self.notes]
         for path, table in list(self.tables.items())[:1]:
-            parts += ["", path, *for_people(table).pformat(max_lines=-1, max_width=-1)]
+            parts += ["", table_text(path, table)]
         return "\n".join(parts)
 
     __repr__ = __str__
@@ -73,10 +73,7 @@ class Preliminary:
         from html import escape
 
         html = "".join(f"<p>{escape(line)}</p>" for line in (self.headline(), *self.notes))
-        for path, table in self.tables.items():
-            shown = for_people(table)._repr_html_()
-            html += f"<details><summary><code>{escape(path)}</code></summary>{shown}</details>"
-        return html
+        return html + tables_html(self.tables)
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from calibdask.engine.merge import merge_tree
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
+from calibdask.engine.shown import facts_html, facts_text, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     Task,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from calibdask.engine.executors import Executor
     from calibdask.engine.protocol import Calibration, Cell, State
 
-__all__ = ["Account", "RunOptions", "RunResult", "execute", "for_people", "run_calibration"]
+__all__ = ["Account", "RunOptions", "RunResult", "execute", "run_calibration"]
 
 _MAX_STAGES = 100
 _MAX_REPAIRS = 5
@@ -215,42 +216,18 @@ class RunResult:
         """Show the first table and the account."""
         parts = []
         if self.tables:
-            path, table = next(iter(self.tables.items()))
-            lines = for_people(table).pformat(max_lines=-1, max_width=-1)
-            parts.append(f"{path}\n" + "\n".join(lines))
+            parts.append(table_text(*next(iter(self.tables.items()))))
         parts.append(self.account_text())
         return "\n\n".join(parts)
 
     def account_text(self) -> str:
         """Say what was done and written."""
-        rows = self._summary()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        return facts_text(self._summary())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th>"
-            f"<td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self._summary()
-        )
-        html = f"<table>{rows}</table>"
-        for path, table in self.tables.items():
-            shown = for_people(table)._repr_html_()  # Astropy's own form, cut to the screen
-            html += f"<details><summary><code>{escape(path)}</code></summary>{shown}</details>"
-        return html
-
-
-def for_people(table: QTable) -> QTable:
-    """Give a view of a table that prints five digits of real numbers instead of seventeen."""
-    shown = table.copy(copy_data=False)
-    for column in shown.columns.values():
-        if column.dtype.kind == "f":
-            column.info.format = ".5g"
-    return shown
+        return facts_html(self._summary()) + tables_html(self.tables)
 
 
 class _Stage:
