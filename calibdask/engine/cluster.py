@@ -16,13 +16,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import calibdask
 from calibdask.engine import events, slurm
 from calibdask.engine.executors import Executor, SerialExecutor, ThreadsExecutor
 from calibdask.engine.keeper import Keeper, unit_of
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from calibdask.engine.dask import DaskExecutor
 
 __all__ = [
+    "BESIDE_OTHERS",
     "Site",
     "WorkerJob",
     "available_cpus",
@@ -47,7 +46,8 @@ __all__ = [
     "lifetime_arguments",
     "open_executor",
     "security_of",
-    "worker_environment",
+    "step_environment",
+    "worker_exports",
 ]
 
 _DEFAULT_MEMORY = "4 GiB"  # of a worker in a SLURM job, where nothing says otherwise
@@ -189,7 +189,7 @@ def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Clien
             _local_cluster(site, security) as cluster,
             _client_of(cluster) as client,
         ):
-            yield DaskExecutor(client, where), client, _publish(session, cluster, where, site)
+            yield DaskExecutor(client, where), client, _publish(session, cluster, site)
     elif where in ("slurm", "allocation"):
         with _session(site) as (session, security):
             options: Mapping[str, Any] = {}
@@ -201,7 +201,7 @@ def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Clien
                 launcher = _Steps(site, session)
             with _scheduler(security, site, options) as cluster, _client_of(cluster) as client:
                 launcher.scheduler = cluster.scheduler_address
-                link = _publish(session, cluster, where, site)
+                link = _publish(session, cluster, site)
                 with _kept(launcher, cluster, client, site, session, where) as executor:
                     yield executor, client, link
     else:
@@ -246,36 +246,30 @@ def _session_of_others(site: Site, client: Client) -> Iterator[None]:
     session = Session.create(site.workdir)
     try:
         address = client.scheduler_info(n_workers=0)["address"]
-        _describe(session, address, client.dashboard_link, "dask", tls=False)
+        _describe(session, address, client.dashboard_link, tls=False)
         yield
     finally:
         session.remove()
 
 
-def _publish(session: Session, cluster: Any, where: str, site: Site) -> str | None:
+def _publish(session: Session, cluster: Any, site: Site) -> str | None:
     """Say where the scheduler is; give the address of its dashboard."""
     # Dask would name the address that workers connect to, where no page is served.
     port = cluster.scheduler.http_server.port
     link = f"http://127.0.0.1:{port}/status" if site.dashboard else None
-    _describe(session, cluster.scheduler_address, link, where, tls=True)
+    _describe(session, cluster.scheduler_address, link, tls=True)
     return link
 
 
-def _describe(
-    session: Session, address: str, dashboard: str | None, where: str, *, tls: bool
-) -> None:
+def _describe(session: Session, address: str, dashboard: str | None, *, tls: bool) -> None:
+    # Who runs it, and since when, is in the lock and in the progress file.
     session.publish(
         {
             "address": address,
             "dashboard": dashboard,
-            "executor": where,
             "tls": tls,
-            "pid": os.getpid(),
             "host": socket.gethostname(),
-            "started": time.time(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "worker_jobs": [],
-            "calibdask": calibdask.__version__,
         }
     )
 
@@ -556,7 +550,7 @@ def _worker_arguments(session: Session) -> list[str]:
     ]
 
 
-def worker_environment() -> dict[str, str]:
+def _worker_environment() -> dict[str, str]:
     """Give the environment that every ``dask worker`` needs, also where none is passed on."""
     from calibdask.engine.provenance import code_digest
 
@@ -570,6 +564,23 @@ def worker_environment() -> dict[str, str]:
     }
 
 
+def worker_exports() -> list[str]:
+    """Give the same as lines of a job script."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in _worker_environment().items()]
+
+
+BESIDE_OTHERS = ("--overlap", "--mem=0", "--kill-on-bad-exit=0", "--export=ALL")
+"""Options of srun for a step that shares its nodes with others and lives longer than some."""
+
+
+def step_environment() -> dict[str, str]:
+    """Give the environment of srun for a step of workers."""
+    # The step's ntasks and memory are its own, not those of the job.
+    jobs = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE")
+    mine = {name: value for name, value in os.environ.items() if name not in jobs}
+    return mine | _worker_environment()
+
+
 class _SlurmJobs:
     """Units that are SLURM jobs."""
 
@@ -580,8 +591,7 @@ class _SlurmJobs:
         self._arguments = [*map(shlex.quote, _worker_arguments(session))]
         if "--lifetime" not in " ".join(map(str, job.options.get("worker_extra_args") or [])):
             self._arguments += lifetime_arguments(job.walltime_seconds())
-        environment = worker_environment().items()
-        self._prologue = [f"export {name}={shlex.quote(value)}" for name, value in environment]
+        self._prologue = worker_exports()
         # A log that says what is wrong, before Dask adds its tracebacks to it.
         self._prologue.append(f"{job.python} -m calibdask.engine.preflight || exit 1")
 
@@ -656,20 +666,16 @@ class _Steps:
         cpus = count * int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         command = [
             *("srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", f"--cpus-per-task={cpus}"),
-            *("--overlap", "--mem=0", "--kill-on-bad-exit=0", "--export=ALL", f"--output={log}"),
+            *(*BESIDE_OTHERS, f"--output={log}"),
             *(sys.executable, "-m", "distributed.cli.dask_worker", self.scheduler),
             *("--name", f"worker-{number}", "--nworkers", str(count), "--nthreads", "1", "--nanny"),
             *("--memory-limit", self._memory_limit(count), "--death-timeout", "60"),
             *self._arguments,
         ]
-        environment = {**os.environ, **worker_environment()}
-        # The step's ntasks and memory are its own, not those of the job.
-        for name in ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE"):
-            environment.pop(name, None)
         with log.with_suffix(".srun").open("wb") as complaints:
             step = subprocess.Popen(
                 command,
-                env=environment,
+                env=step_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,

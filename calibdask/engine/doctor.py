@@ -701,10 +701,7 @@ def _examine_slurm(where: str, site: Site, patience: float) -> Iterator[Finding]
     if where == "slurm":
         job = WorkerJob.of(site)
         options = job.scheduler_options
-        exports = [
-            f"export {name}={shlex.quote(value)}"
-            for name, value in cluster.worker_environment().items()
-        ]
+        exports = cluster.worker_exports()
         script = job.script("tls://doctor", "doctor", prologue=exports, directives=["--no-requeue"])
         request = Request.read(script)
         for check in (check_partition, check_submission):
@@ -813,12 +810,10 @@ def _probe_by_steps(post: _Post) -> Iterator[Finding]:
     hosts = [host for host, _ in slurm.hosts_of_allocation()]
     command = [
         *("srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1"),
-        *("--overlap", "--mem=0", "--kill-on-bad-exit=0", "--export=ALL"),
+        *cluster.BESIDE_OTHERS,
         *(sys.executable, "-c", _probe_source()),
     ]
-    environment = {**os.environ, **cluster.worker_environment(), probe.TASK: post.task(())}
-    for name in ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE"):
-        environment.pop(name, None)
+    environment = cluster.step_environment() | {probe.TASK: post.task(())}
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,

@@ -17,13 +17,10 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from uuid import uuid4
 
 from calibdask.errors import CalibdaskError, ConfigError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["Holder", "WorkdirLock", "ask_to_stop", "holder_of"]
 
@@ -259,12 +256,7 @@ class WorkdirLock:
         self._request.unlink()
         return asked
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         try:
             if self._thread is not None:
