@@ -73,34 +73,30 @@ def test_several_workers_in_a_job(slurm, data, digest, tmp_path):
     assert len(list((tmp_path / "out.h5.work" / "logs").glob("*.err"))) == 1
 
 
-def test_one_allocation(slurm, data, digest, tmp_path):
-    words = [str(word) for word in _words(data, tmp_path / "out.h5")]
+def _log_of_batch_job(slurm, directory, *words):
+    """Make a batch script, submit it, and give what the job logged."""
     made = subprocess.run(
-        [PROGRAM, "sbatch-script", *words, "--nodes", "2", "--workers-per-node", "1", "--time",
-         "10", "--memory-per-worker", "1G", "--sbatch", f"--chdir={tmp_path}"],
+        [PROGRAM, "sbatch-script", *map(str, words), "--workers-per-node", "1", "--time", "10",
+         "--memory-per-worker", "1G", "--sbatch", f"--chdir={directory}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    script = tmp_path / "campaign.sbatch"
+    script = directory / "campaign.sbatch"
     script.write_text(made.stdout)
     job = slurm.run("sbatch", "--parsable", str(script)).strip()
     slurm.wait(lambda: job not in slurm.jobs(), 120)
-    log = (tmp_path / f"inter-calibration-{job}.log").read_text()
+    return (directory / f"inter-calibration-{job}.log").read_text()
+
+
+def test_one_allocation(slurm, data, digest, tmp_path):
+    words = _words(data, tmp_path / "out.h5", "--nodes", "2")
+    log = _log_of_batch_job(slurm, tmp_path, *words)
     assert _digest(log) == digest, log
     assert '"executor": "allocation"' in log
 
 
 def test_a_head_job_that_submits_its_workers(slurm, data, digest, tmp_path):
     words = _words(data, tmp_path / "out.h5", "--cluster", "slurm", "--workers", "2", *SLURM)
-    made = subprocess.run(
-        [PROGRAM, "sbatch-script", *map(str, words), "--workers-per-node", "1", "--time", "10",
-         "--memory-per-worker", "1G", "--sbatch", f"--chdir={tmp_path}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    script = tmp_path / "campaign.sbatch"
-    script.write_text(made.stdout)
-    job = slurm.run("sbatch", "--parsable", str(script)).strip()
-    slurm.wait(lambda: job not in slurm.jobs(), 120)
-    log = (tmp_path / f"inter-calibration-{job}.log").read_text()
+    log = _log_of_batch_job(slurm, tmp_path, *words)
     assert _digest(log) == digest, log
     assert '"executor": "slurm"' in log
 
