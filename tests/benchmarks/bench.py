@@ -227,7 +227,10 @@ def run(command: Command, folder: Path) -> Cost:
         wall_s=wall_s,
         cpu_s=cpu_s,
         driver_mb=driver_mb,
-        worker_mb=max((peaks.by_pid[pid] for pid in peaks.workers), default=0.0),
+        # One that has just ended has a name, but no memory any more.
+        worker_mb=max(
+            (mb for pid, mb in peaks.by_pid.items() if pid in peaks.workers), default=0.0
+        ),
         total_mb=driver_mb + others_mb,
         stdout=stdout,
     )
