@@ -53,7 +53,12 @@ def load_config(
     ConfigError
         Listing everything that is wrong, with file, line and dotted path.
     """
-    return find_job(job).prepare([Path(path) for path in _many(config)], overrides or {})
+    prepared = find_job(job).prepare([Path(path) for path in _many(config)], overrides or {})
+    if prepared.campaign.time_bin is not None and not prepared.calibration.bins_time:
+        raise ConfigError(
+            f"Campaign.time_bin (--time-bin): {job} has no time bins; leave it out for this job"
+        )
+    return prepared
 
 
 def _prepare(job: str | Calibration, config: Paths, overrides: Mapping[str, object]) -> Prepared:

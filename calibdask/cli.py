@@ -16,7 +16,7 @@ import click
 
 import calibdask
 from calibdask.errors import CalibdaskError, ConfigError
-from calibdask.registry import JOBS, did_you_mean, find_job
+from calibdask.registry import JOBS, SIMULATIONS, did_you_mean, find_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -110,10 +110,13 @@ def app() -> None:
 # -- options that jobs share --------------------------------------------------------------------
 
 
-def _overrides(values: Sequence[str]) -> dict[str, object]:
+def _overrides(
+    values: Sequence[str], time_bin: str | None = None, epoch: str | None = None
+) -> dict[str, object]:
     import yaml
 
-    found: dict[str, object] = {}
+    given = {"Campaign.time_bin": time_bin, "Campaign.epoch": epoch}
+    found: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     for text in values:
         name, equals, value = text.partition("=")
         if not equals:
@@ -133,6 +136,17 @@ _CONFIG_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--set", "settings", multiple=True, metavar="SECTION.OPTION=VALUE",
         help="One option of the configuration; wins over all files.",
+    ),
+)  # fmt: skip
+
+_TIME_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--time-bin", metavar="WIDTH",
+        help="Calibrate each bin of time by itself, e.g. '1 h': the same as Campaign.time_bin.",
+    ),
+    click.option(
+        "--epoch", metavar="DATE",
+        help="Where a time bin begins, in UTC: the same as Campaign.epoch.",
     ),
 )  # fmt: skip
 
@@ -268,6 +282,8 @@ def _run_job(
     *,
     config: Sequence[Path],
     settings: Sequence[str],
+    time_bin: str | None,
+    epoch: str | None,
     inputs: Sequence[str],
     output: Path | None,
     workdir: Path | None,
@@ -297,7 +313,7 @@ def _run_job(
             list(inputs),
             output,
             config=list(config),
-            overrides=_overrides(settings),
+            overrides=_overrides(settings, time_bin, epoch),
             listener=listener,
             workdir=workdir,
             report=not no_report,
@@ -313,7 +329,7 @@ def _run_job(
 
 def _add_job(name: str, summary: str) -> None:
     @app.command(name, help=_job_help(name, summary), short_help=summary)
-    @_with_options(_CONFIG_OPTIONS, (_INPUT_OPTION,), _RUN_OPTIONS)
+    @_with_options(_CONFIG_OPTIONS, _TIME_OPTIONS, (_INPUT_OPTION,), _RUN_OPTIONS)
     def command(**options: Any) -> None:
         _run_job(name, **options)
 
@@ -360,63 +376,76 @@ def simulate() -> None:
     """Make data with known truth in the real file formats."""
 
 
-@simulate.command("array")
-@click.option("-o", "--output", type=_PATH, required=True, metavar="DIR", help="Where to write.")
-@click.option("--files", "n_files", type=click.IntRange(1), default=2, show_default=True,
-              help="Observation blocks, one file each.")  # fmt: skip
-@click.option("--telescope-events", "n_telescope_events", type=click.IntRange(1), default=100_000,
-              show_default=True, help="In all files together.")  # fmt: skip
-@click.option("--seed", type=int, default=1, show_default=True, help="Equal seeds, equal bytes.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
-              help="Any other option of the simulation, faults among them, e.g."
-              " --set 'sparse_telescopes={7: 1}' (see --list).")  # fmt: skip
-@click.option("--list", "show", is_flag=True, is_eager=True, expose_value=False,
-              callback=lambda ctx, _param, value: _list_simulation(ctx) if value else None,
-              help="List all options of the simulation with their defaults.")  # fmt: skip
-def simulate_array_command(
-    output: Path, n_files: int, n_telescope_events: int, seed: int, settings: Sequence[str]
-) -> None:
-    """DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them."""
-    import dataclasses
+def _add_simulation(name: str) -> None:
+    """Add ``simulate NAME``."""
+    simulation = SIMULATIONS[name]
+    sizes: tuple[Callable[[Any], Any], ...] = ()
+    if name == "array":
+        sizes = (
+            click.option("--files", "n_files", type=click.IntRange(1), default=2,
+                         show_default=True, help="Observation blocks, one file each."),
+            click.option("--telescope-events", "n_telescope_events", type=click.IntRange(1),
+                         default=100_000, show_default=True, help="In all files together."),
+        )  # fmt: skip
 
-    from calibdask.array.simulate import ArraySimulation, simulate_array
+    def show(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            _list_simulation(ctx, simulation.options())
 
-    known = {field.name for field in dataclasses.fields(ArraySimulation)}
-    overrides = _overrides(settings)
-    for name in overrides:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(f"--set {name}: the simulation has no such option{hint}")
-    options = ArraySimulation(
-        **{
-            "n_files": n_files,
-            "n_telescope_events": n_telescope_events,
-            "seed": seed,
-            **{name: _frozen(value) for name, value in overrides.items()},
-        }
-    )
-    made = simulate_array(output, options)
-    for path in made.paths:
-        click.echo(path)
+    options = (
+        click.option("-o", "--output", type=_PATH, required=True, metavar="DIR",
+                     help="Where to write."),
+        *sizes,
+        click.option("--seed", type=int, default=1, show_default=True,
+                     help="Equal seeds, equal bytes."),
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+                     help="Any other option of the simulation, faults among them (see --list)."),
+        click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=show,
+                     help="List all options of the simulation with their defaults."),
+    )  # fmt: skip
+
+    @simulate.command(name, help=simulation.summary, short_help=simulation.summary)
+    @_with_options(options)
+    def command(output: Path, settings: Sequence[str], **given: Any) -> None:
+        import dataclasses
+
+        kind = simulation.options()
+        known = {field.name for field in dataclasses.fields(kind)}
+        overrides = _overrides(settings)
+        for option in overrides:
+            if option not in known:
+                hint = did_you_mean(option, known)
+                raise ConfigError(f"--set {option}: the simulation has no such option{hint}")
+        values = {option: _frozen(value) for option, value in overrides.items()}
+        made = simulation.simulate(output, kind(**{**given, **values}), _show_progress)
+        for path in made:
+            click.echo(path)
+
+
+def _show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} of {total}", err=True, nl=done == total)
 
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
 
 
-def _list_simulation(ctx: click.Context) -> NoReturn:
+def _list_simulation(ctx: click.Context, kind: Any) -> NoReturn:
     import dataclasses
     import inspect
 
-    from calibdask.array.simulate import ArraySimulation
-
-    click.echo(inspect.getdoc(ArraySimulation))
+    click.echo(inspect.getdoc(kind))
     click.echo("\nDefaults")
-    for field in dataclasses.fields(ArraySimulation):
+    for field in dataclasses.fields(kind):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         click.echo(f"  {field.name} = {default}")
     ctx.exit()
+
+
+for _name in SIMULATIONS:
+    _add_simulation(_name)
 
 
 _JOB_ARGUMENT = click.argument("job", metavar="JOB")
@@ -424,15 +453,22 @@ _JOB_ARGUMENT = click.argument("job", metavar="JOB")
 
 @app.command()
 @_JOB_ARGUMENT
-@_with_options(_CONFIG_OPTIONS, (_INPUT_OPTION,))
+@_with_options(_CONFIG_OPTIONS, _TIME_OPTIONS, (_INPUT_OPTION,))
 @click.option("--json", "as_json", is_flag=True, help="Every shard, as JSON.")
 def plan(
-    job: str, config: Sequence[Path], settings: Sequence[str], inputs: Sequence[str], as_json: bool
+    job: str,
+    config: Sequence[Path],
+    settings: Sequence[str],
+    time_bin: str | None,
+    epoch: str | None,
+    inputs: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Tell what a run of JOB would do: shards, bytes, memory, files. Nothing is computed."""
     from calibdask.api import plan as make_plan
 
-    planned = make_plan(job, list(inputs), config=list(config), overrides=_overrides(settings))
+    overrides = _overrides(settings, time_bin, epoch)
+    planned = make_plan(job, list(inputs), config=list(config), overrides=overrides)
     click.echo(planned.to_json() if as_json else planned)
 
 
@@ -445,10 +481,18 @@ def init_command(job: str) -> None:
 
 @app.command("check-config")
 @_JOB_ARGUMENT
-@_with_options(_CONFIG_OPTIONS)
-def check_config(job: str, config: Sequence[Path], settings: Sequence[str]) -> None:
+@_with_options(_CONFIG_OPTIONS, _TIME_OPTIONS)
+def check_config(
+    job: str,
+    config: Sequence[Path],
+    settings: Sequence[str],
+    time_bin: str | None,
+    epoch: str | None,
+) -> None:
     """Read a configuration of JOB and tell everything that is wrong with it."""
-    find_job(job).prepare(list(config), _overrides(settings))
+    from calibdask.api import load_config
+
+    load_config(job, list(config), _overrides(settings, time_bin, epoch))
     click.echo(f"{', '.join(map(str, config)) or 'the default configuration'}: fine for {job}")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -31,6 +31,9 @@ from pydantic import (
 )
 
 from calibdask.errors import ConfigError
+
+if TYPE_CHECKING:
+    from calibdask.stats.timebins import TimeBins
 
 __all__ = [
     "ENGINE_SECTIONS",
@@ -181,6 +184,44 @@ def format_bytes(n_bytes: int) -> str:
 type _Bytes = Annotated[int, read_with(parse_bytes)]
 
 
+def _time_bin(value: object) -> int:
+    """Read the width of a time bin: text such as "1 h", to whole nanoseconds."""
+    from astropy import units as u
+
+    if not isinstance(value, str):
+        raise ConfigError(f"{_short(value)} has no unit: write for instance '1 h' or '600 s'")
+    try:
+        width_ns = round(float(u.Quantity(value).to_value(u.ns)))
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"{_short(value)} is not a time: write for instance '1 h' or '600 s'"
+        ) from None
+    if not 1 <= width_ns < 2**62:
+        raise ConfigError(f"{_short(value)} is not a width that a time bin can have")
+    return width_ns
+
+
+def _epoch(value: object) -> int:
+    """Read a date in UTC, as nanoseconds of TAI since 1970."""
+    from astropy.time import Time
+
+    # YAML makes a date of what looks like one.
+    text = value if isinstance(value, str) else getattr(value, "isoformat", lambda: "")()
+    try:
+        day = Time(text, scale="utc").tai
+        # Whole days and the rest apart: one float cannot hold nanoseconds since 1970.
+        start = Time("1970-01-01T00:00:00", scale="tai")
+        days = round(float(day.jd1 - start.jd1))
+        return days * 86_400_000_000_000 + round(float(day.jd2 - start.jd2) * 86_400e9)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{_short(value)} is not a date: write for instance '2027-01-31T12:00:00' (UTC)"
+        ) from None
+
+
+_DEFAULT_EPOCH = "2020-01-01T12:00:00"
+
+
 class Campaign(Section):
     """How a campaign is cut into shards and run, whatever is calibrated."""
 
@@ -216,6 +257,28 @@ class Campaign(Section):
         description="How an input is recognised: 'fast' reads its first, middle and last MiB, "
         "'full' all of it.",
     )
+    time_bin: Annotated[int, read_with(_time_bin)] | None = Field(
+        default=None,
+        description="Width of time bins, each calibrated by itself: number and unit. Without it, "
+        "all data are calibrated together.",
+        examples=["1 h"],
+    )
+    epoch: Annotated[int, read_with(_epoch)] | None = Field(
+        default=None,
+        description="Where a time bin begins, as a date in UTC: bins are aligned to it and never "
+        f"depend on where files begin. Unless given, noon of {_DEFAULT_EPOCH[:10]}: one-day bins "
+        "hold a night.",
+        examples=[_DEFAULT_EPOCH],
+    )
+
+    @property
+    def bins(self) -> TimeBins | None:
+        """The time bins, if there are any."""
+        from calibdask.stats.timebins import TimeBins
+
+        if self.time_bin is None:
+            return None
+        return TimeBins(self.time_bin, _epoch(_DEFAULT_EPOCH) if self.epoch is None else self.epoch)
 
 
 class Slurm(Section):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from calibdask.config import Campaign
     from calibdask.engine.protocol import Calibration
 
-__all__ = ["JOBS", "Job", "Prepared", "did_you_mean", "find_job"]
+__all__ = ["JOBS", "SIMULATIONS", "Job", "Prepared", "Simulation", "did_you_mean", "find_job"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,50 @@ JOBS: dict[str, Job] = {
             "inter-calibration",
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
             "calibdask.array.jobs",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Data with known truth, as people ask for them: ``calibdask simulate NAME``.
+
+    Attributes
+    ----------
+    name : str
+        Its name on the command line.
+    summary : str
+        What it makes, in one line.
+    module : str
+        A module with ``Options``, a frozen dataclass of plain values that has at least `seed` and
+        whose docstring lists the options, and ``simulate(output, options, progress)``, which
+        writes into a directory, calls ``progress(done, total)`` and gives the paths it wrote.
+    """
+
+    name: str
+    summary: str
+    module: str
+
+    def options(self) -> Any:
+        """Give the class of the options."""
+        return import_module(self.module).Options
+
+    def simulate(
+        self, output: Path, options: Any, progress: Callable[[int, int], None]
+    ) -> Sequence[Path]:
+        """Write the data and give their paths (ConfigError where an option or a place is wrong)."""
+        paths: Sequence[Path] = import_module(self.module).simulate(output, options, progress)
+        return paths
+
+
+SIMULATIONS: dict[str, Simulation] = {
+    one.name: one
+    for one in (
+        Simulation(
+            "array",
+            "DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them.",
+            "calibdask.array.simulate",
         ),
     )
 }

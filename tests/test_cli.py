@@ -475,3 +475,24 @@ def test_a_file_that_is_broken_exits_104(call, paths, tmp_path):
     assert code == 104
     assert "text.h5" in err
     assert "Traceback" not in err
+
+
+def test_time_bins_are_refused_by_a_job_without_them(call, job):
+    code, _, err = call(*job, "--time-bin", "1 h")
+    assert code == 2
+    assert "--time-bin" in err
+    assert "scripted has no time bins" in err
+    code, _, err = call("check-config", "energy-asymmetry-estimation", "--time-bin", "1 h")
+    assert code == 2
+    code, _, err = call("check-config", "energy-asymmetry-estimation", "--epoch", "yesterday")
+    assert code == 2
+    assert "yesterday" in err
+
+
+def test_a_simulation_lists_its_options_and_suggests_them(call, tmp_path):
+    code, out, _ = call("simulate", "array", "--list")
+    assert code == 0
+    assert "sparse_telescopes" in out
+    code, _, err = call("simulate", "array", "-o", tmp_path / "sim", "--set", "sparse_telescope={}")
+    assert code == 2
+    assert "did you mean 'sparse_telescopes'" in err

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ARRAYS",
     "ArraySimulation",
+    "Options",
     "SimulatedArray",
     "block_path",
+    "simulate",
     "simulate_array",
     "simulate_block",
     "true_array",
@@ -95,6 +97,16 @@ def simulate_array(
     simulated = replace(true_array(options), paths=paths, n_telescope_events=n_telescope_events)
     truth_path.write_text(simulated.to_json() + "\n", encoding="utf-8")
     return simulated
+
+
+Options = ArraySimulation
+
+
+def simulate(
+    output: Path, options: ArraySimulation, progress: Callable[[int, int], None]
+) -> tuple[Path, ...]:
+    """Write a campaign as the command line asks for it; see `simulate_array`."""
+    return simulate_array(output, options, progress).paths
 
 
 def simulate_block(path: Path, options: ArraySimulation, block: int) -> int:

@@ -242,6 +242,9 @@ class Calibration:
     patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5")
     """Which files to take from a directory given as input."""
 
+    bins_time: ClassVar[bool] = False
+    """Whether it has cells by time bin (``Campaign.time_bin``); otherwise bins are refused."""
+
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that the map step imports when it needs them: local workers begin with them."""
 

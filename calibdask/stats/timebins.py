@@ -1,0 +1,73 @@
+"""Time bins that do not depend on where files begin: whole multiples of a width since an epoch.
+
+Times are integers: nanoseconds of TAI since 1970-01-01 TAI. A float of 1.7e9 s resolves 240 ns, and
+an event at the edge of a bin must fall on the same side wherever it is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["TimeBins", "ctao_time_ns"]
+
+_NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBins:
+    """Half-open bins [epoch + k width, epoch + (k + 1) width).
+
+    Attributes
+    ----------
+    width_ns : int
+        Width, in ns.
+    epoch_ns : int
+        Where bin 0 begins, in ns of TAI since 1970.
+    """
+
+    width_ns: int
+    epoch_ns: int
+
+    def __post_init__(self) -> None:
+        if self.width_ns < 1:
+            raise ValueError(f"a time bin of {self.width_ns} ns")
+
+    def index(self, time_ns: ArrayLike) -> NDArray[np.int64]:
+        """Give the number of each time's bin; negative before the epoch.
+
+        Parameters
+        ----------
+        time_ns : array_like of int
+            Times in ns of TAI since 1970.
+        """
+        time = np.asarray(time_ns)
+        if time.dtype.kind not in "iu" and time.size:
+            raise TypeError(f"times are integers in ns, not {time.dtype}")
+        return np.asarray((time.astype(np.int64) - self.epoch_ns) // self.width_ns, np.int64)
+
+    def edges_ns(self, index: int) -> tuple[int, int]:
+        """Give where bin `index` begins and ends, in ns of TAI since 1970."""
+        start = self.epoch_ns + index * self.width_ns
+        return start, start + self.width_ns
+
+    def config(self) -> dict[str, int]:
+        """Give what identifies the bins, for the address of what is computed from them."""
+        return {"width_ns": self.width_ns, "epoch_ns": self.epoch_ns}
+
+
+def ctao_time_ns(stored: NDArray[Any]) -> NDArray[np.int64]:
+    """Convert ctapipe's stored times to integers, whole nanoseconds of TAI since 1970.
+
+    Parameters
+    ----------
+    stored : ndarray of uint32, shape (n, 2)
+        Second and quarter-nanosecond within it ("ctao_high_res").
+    """
+    second, quarter = stored[:, 0].astype(np.int64), stored[:, 1].astype(np.int64)
+    return np.asarray(second * _NS_PER_S + quarter // 4)
