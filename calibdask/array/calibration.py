@@ -246,7 +246,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
     """Energy asymmetry of every pair of telescopes in every event, one file per DL2 file."""
 
     name: ClassVar[str] = "energy-asymmetry-estimation"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[type[Summary]] = PairSummary
     reads_uncertainty: ClassVar[bool] = True
 
@@ -295,7 +295,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
     def fit(self, stage: int, cell: Cell, total: PairSummary, given: Any) -> State:
         """Count the events of each pair: there is nothing to fit."""
         del stage, cell, given
-        n = total.log_ratio.n
+        n = total.difference.n
         if not n.sum():
             raise NotEnoughData("no pair of telescopes has a selected event in common")
         return Values({"pairs": total.pairs, "n_events": n, "tel_type": total.tel_type})
@@ -368,7 +368,7 @@ class InterCalibration(_FromDl2):
     """Relative throughput of telescopes of one type, from DL2 files or from asymmetries."""
 
     name: ClassVar[str] = "inter-calibration"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     state: ClassVar[type[State]] = NetworkFit
 
     inter: InterCalibrationOptions | None = None
@@ -538,7 +538,7 @@ class InterCalibration(_FromDl2):
     def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
         """Fit the network of each type, or finish it with the covariance of clustered events."""
         del cell
-        if stage == 0 and not total.log_ratio.n.sum():
+        if stage == 0 and not total.difference.n.sum():
             raise NotEnoughData(
                 "no pair of telescopes has a selected event in common: nothing to calibrate"
             )

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLAGS",
+    "LOG_RATIO",
     "NetworkOptions",
+    "Observable",
     "Telescopes",
     "asymmetry",
     "asymmetry_uncertainty",
@@ -34,6 +36,7 @@ __all__ = [
     "laplacian",
     "log_ratio",
     "pair_events",
+    "pair_types",
     "shrink_variance",
     "solve_asymmetry_network",
     "solve_network",
@@ -61,6 +64,44 @@ Estimator = Literal["log-mean", "log-median", "log-clipped", "asymmetry"]
 
 
 @dataclass(frozen=True, slots=True)
+class Observable:
+    """What a pair of telescopes compares, d, and what the fitted theta of a telescope means.
+
+    Attributes
+    ----------
+    kind : {"log-ratio", "difference"}
+        d = ln x_1 - ln x_2 of positive x, and the result is c = scale exp(theta); or
+        d = x_1 - x_2 of finite x, and the result is theta itself.
+    low, high : float
+        Range of d in which median and clipping are found.
+    n_bins : int
+        Bins of that range: they must be narrower than the scatter of d.
+    unit : str
+        Unit of x and theta of a difference.
+    """
+
+    kind: Literal["log-ratio", "difference"] = "log-ratio"
+    low: float = -2.0
+    high: float = 2.0
+    n_bins: int = 400
+    unit: str = ""
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """Edges of the bins, shape (n_bins + 1,)."""
+        return np.linspace(self.low, self.high, self.n_bins + 1)
+
+    @property
+    def column(self) -> str:
+        """Name of d in tables."""
+        return self.kind.replace("-", "_")
+
+
+LOG_RATIO = Observable()
+"""Of energies or image sizes: bins of 1 %, ratios from 1/7.4 to 7.4."""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkOptions:
     """How the network of pairs is turned into coefficients.
 
@@ -81,6 +122,11 @@ class NetworkOptions:
         The telescope of each type held at `throughput_normalisation`.
     throughput_normalisation : tuple of (type, float)
         Throughput of the reference (or the mean) of each type; 1 for a type not listed.
+    reference_type : str, optional
+        Given, all types make one network: its scale is fixed by this type alone, by its reference
+        telescope or the mean over its telescopes. Otherwise each type has a network of its own.
+    observable : Observable
+        What the pairs compare.
     """
 
     estimator: Estimator = "log-mean"
@@ -89,6 +135,8 @@ class NetworkOptions:
     normalisation: Literal["reference", "weighted-mean"] = "reference"
     reference_telescopes: tuple[tuple[str, int], ...] = ()
     throughput_normalisation: tuple[tuple[str, float], ...] = ()
+    reference_type: str | None = None
+    observable: Observable = LOG_RATIO
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning, with a `ConfigError` that names the option."""
@@ -96,6 +144,8 @@ class NetworkOptions:
         if self.estimator not in estimators:
             known = ", ".join(estimators)
             raise ConfigError(f"estimator: {self.estimator!r} is not one of {known}")
+        if self.estimator == "asymmetry" and self.observable.kind == "difference":
+            raise ConfigError("estimator: asymmetry is of positive quantities, not of differences")
         if self.normalisation not in {"reference", "weighted-mean"}:
             raise ConfigError(
                 f"normalisation: {self.normalisation!r} is not one of reference, weighted-mean"
@@ -262,6 +312,14 @@ def pair_events(
     two = np.arange(len(one)) - np.repeat(np.cumsum(partners) - partners, partners) + one + 1
     keep = np.flatnonzero(allowed.ravel()[tel[one] * len(paired) + tel[two]])
     return row[one[keep]], row[two[keep]]
+
+
+def pair_types(type_1: NDArray[np.str_], type_2: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Type of each pair: that of both telescopes, or the two in alphabetic order, as in LST-MST."""
+    in_order = type_1 < type_2
+    first, second = np.where(in_order, type_1, type_2), np.where(in_order, type_2, type_1)
+    joined = np.strings.add(np.strings.add(first, "-"), second)
+    return np.where(type_1 == type_2, type_1, joined)
 
 
 def asymmetry(x_1: ArrayLike, x_2: ArrayLike) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from calibdask.array.model import (
     MAX_TEL_ID,
     Telescopes,
     connected_components,
+    pair_types,
     shrink_variance,
     solve_asymmetry_network,
     solve_network,
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.model import NetworkOptions
+    from calibdask.array.model import NetworkOptions, Observable
     from calibdask.stats.histogram import Histogram
 
-__all__ = ["NetworkFit", "coefficients", "fit_stage", "values_so_far"]
+__all__ = ["NetworkFit", "coefficients", "column_units", "fit_stage", "values_so_far"]
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its MAD (Rousseeuw & Croux 1993, eq. 1.2)."""
@@ -50,7 +51,7 @@ MIN_EVENTS_FOR_ERROR = 10
 """Fewer events than this, and the scatter between events says nothing about an error."""
 
 MIN_SCATTER = 1e-9
-"""Standard deviation of ln(x_1/x_2) or the asymmetry that is mere rounding."""
+"""Standard deviation of d or the asymmetry that is mere rounding."""
 
 DENSITY_HALF_WIDTH = 0.3
 """Bandwidth of the density at the median, in sigma: 1.5 % low for a normal distribution."""
@@ -60,7 +61,8 @@ DENSITY_HALF_WIDTH = 0.3
 class NetworkFit:
     """State of the fit after a stage; T telescopes by (type, id), K pairs, C components.
 
-    Theta is ln(c/scale). An event with log ratio d has, on its pair's centre, the influence
+    Theta is ln(c/scale), or the offset itself where differences are compared. An event with the
+    log ratio or difference d has, on its pair's centre, the influence
 
         IF(d) = slope (d - model) [low <= d <= high] + jump sign(d - median - (model - centre))
 
@@ -69,8 +71,8 @@ class NetworkFit:
 
     Attributes
     ----------
-    estimator : str
-        As in the options.
+    estimator, kind : str
+        As in the options and their observable.
     done : bool
         No further stage is needed.
     tel_id, tel_type, scale, component, is_reference, is_fallback, is_main, theta, n_events : (T,)
@@ -82,8 +84,8 @@ class NetworkFit:
         Events with a used pair of each component.
     first, second : ndarray of int64, shape (K,)
         Telescopes of each pair, as indices 0..T-1.
-    n, n_invalid, mean_asymmetry, std_asymmetry, std_log_ratio : (K,)
-        All events of the pair.
+    n, n_invalid, mean_asymmetry, std_asymmetry, std_difference : (K,)
+        All events of the pair; the asymmetry is NaN where differences are compared.
     centre, variance, weight, used, pair_flags : (K,)
         Centre of the pair, variance of one event's influence on it, and weight n/variance.
     n_centre : ndarray of int64, shape (K,)
@@ -93,6 +95,7 @@ class NetworkFit:
     """
 
     estimator: str
+    kind: str
     done: bool
     tel_id: NDArray[np.int64]
     tel_type: NDArray[np.str_]
@@ -112,7 +115,7 @@ class NetworkFit:
     n_invalid: NDArray[np.int64]
     mean_asymmetry: NDArray[np.float64]
     std_asymmetry: NDArray[np.float64]
-    std_log_ratio: NDArray[np.float64]
+    std_difference: NDArray[np.float64]
     centre: NDArray[np.float64]
     variance: NDArray[np.float64]
     weight: NDArray[np.float64]
@@ -129,6 +132,12 @@ class NetworkFit:
     def pairs(self) -> NDArray[np.int64]:
         """(tel_id_1, tel_id_2) of each pair, shape (K, 2)."""
         return np.stack([self.tel_id[self.first], self.tel_id[self.second]], axis=1)
+
+    @property
+    def pair_type(self) -> NDArray[np.str_]:
+        """Type of each pair's telescopes, shape (K,)."""
+        types = pair_types(self.tel_type[self.first], self.tel_type[self.second])
+        return np.asarray(types, np.str_)
 
     @property
     def model(self) -> NDArray[np.float64]:
@@ -152,6 +161,7 @@ class NetworkFit:
         """Inverse of `to_arrays`."""
         values: dict[str, object] = {field.name: arrays[field.name] for field in fields(cls)}
         values["estimator"] = str(arrays["estimator"])
+        values["kind"] = str(arrays["kind"])
         values["done"] = bool(arrays["done"])
         return cls(**values)  # type: ignore[arg-type]
 
@@ -178,6 +188,8 @@ def fit_stage(
     ------
     CorruptedInput
         If a telescope with pair events is not among `telescopes`, or with another type.
+    ValueError
+        If pairs of different types come without `telescopes`.
     """
     check_stage(stage, options, given)
     if isinstance(total, ScoreSummary):
@@ -199,6 +211,8 @@ def _start(
     if telescopes is None:
         ids = np.concatenate([total.pairs[:, 0], total.pairs[:, 1]])
         tel_id, row = np.unique(ids, return_index=True)
+        if options.reference_type is not None:
+            raise ValueError("a network of several types needs to know the telescopes")
         tel_type = np.concatenate([total.tel_type, total.tel_type])[row]
     else:
         tel_id = np.asarray(telescopes.tel_id, np.int64)
@@ -208,32 +222,38 @@ def _start(
     index = np.full(MAX_TEL_ID + 1, -1)
     index[tel_id] = np.arange(len(tel_id))
     ends = index[total.pairs]
-    for column in (0, 1):
-        known = ends[:, column] >= 0
-        found = np.where(known, tel_type[ends[:, column]] if len(tel_id) else "", "")
-        wrong = np.flatnonzero(found != total.tel_type)
-        if len(wrong):
-            raise CorruptedInput(
-                f"telescope {total.pairs[wrong[0], column]} has pair events as "
-                f"{total.tel_type[wrong[0]]}, but the subarray has it as "
-                f"{found[wrong[0]] or 'no telescope at all'}: input and subarray do not belong "
-                "together"
-            )
+    found = np.where(ends >= 0, tel_type[ends] if len(tel_id) else "", "")
+    wrong = np.flatnonzero(pair_types(found[:, 0], found[:, 1]) != total.tel_type)
+    if len(wrong):
+        expected = str(total.tel_type[wrong[0]])
+        column = 0 if found[wrong[0], 0] not in expected.split("-") else 1
+        raise CorruptedInput(
+            f"telescope {total.pairs[wrong[0], column]} has pair events as {expected}, but the "
+            f"subarray has it as {found[wrong[0], column] or 'no telescope at all'}: input and "
+            "subarray do not belong together"
+        )
     scales = dict(options.throughput_normalisation)
-    n = total.log_ratio.n
-    std_log_ratio = np.sqrt(total.log_ratio.variance())
+    scaled_as = tel_type.tolist()
+    if options.reference_type is not None:
+        scaled_as = [options.reference_type] * len(tel_id)
+    n = total.difference.n
+    std_difference = np.sqrt(total.difference.variance())
     few = n < options.n_min
-    std_asymmetry = np.sqrt(total.asymmetry.variance())
-    fitted = std_asymmetry if options.estimator == "asymmetry" else std_log_ratio
+    mean_asymmetry = std_asymmetry = np.full(len(n), np.nan)
+    if total.asymmetry is not None:
+        mean_asymmetry = np.where(n > 0, total.asymmetry.mean, np.nan)
+        std_asymmetry = np.sqrt(total.asymmetry.variance())
+    fitted = std_asymmetry if options.estimator == "asymmetry" else std_difference
     unusable = ~few & ~(fitted > MIN_SCATTER)
     n_tel, n_pair = len(tel_id), len(n)
     nothing = np.full(n_pair, np.nan)
     return NetworkFit(
         estimator=options.estimator,
+        kind=options.observable.kind,
         done=False,
         tel_id=tel_id,
         tel_type=tel_type,
-        scale=np.array([scales.get(t, 1.0) for t in tel_type.tolist()], np.float64),
+        scale=np.array([scales.get(t, 1.0) for t in scaled_as], np.float64),
         component=np.full(n_tel, -1),
         is_reference=np.zeros(n_tel, np.bool_),
         is_fallback=np.zeros(n_tel, np.bool_),
@@ -247,9 +267,9 @@ def _start(
         second=ends[:, 1],
         n=n,
         n_invalid=total.n_invalid,
-        mean_asymmetry=np.where(n > 0, total.asymmetry.mean, np.nan),
+        mean_asymmetry=mean_asymmetry,
         std_asymmetry=std_asymmetry,
-        std_log_ratio=std_log_ratio,
+        std_difference=std_difference,
         centre=nothing,
         variance=nothing,
         weight=np.zeros(n_pair),
@@ -266,18 +286,18 @@ def _start(
 
 def _type_of_pairs(fit: NetworkFit) -> NDArray[np.int64]:
     """Return the number of each pair's type, shape (K,)."""
-    return np.unique(fit.tel_type, return_inverse=True)[1][fit.first]
+    return np.unique(fit.pair_type, return_inverse=True)[1]
 
 
 def _fit_moments(options: NetworkOptions, start: NetworkFit, total: PairSummary) -> NetworkFit:
-    """Fit to the mean log ratio or the mean asymmetry."""
-    if start.estimator == "asymmetry":
+    """Fit to the mean of d or of the asymmetry."""
+    if start.estimator == "asymmetry" and total.asymmetry is not None:
         # The peer weights each pair by its own scatter; so does this, to give its numbers.
         centre, variance = total.asymmetry.mean, total.asymmetry.variance()
     else:
-        centre = total.log_ratio.mean
+        centre = total.difference.mean
         variance = _shrunk(
-            start, total.log_ratio.m2, (start.n - 1).astype(np.float64), WEIGHT_PRIOR_EVENTS
+            start, total.difference.m2, (start.n - 1).astype(np.float64), WEIGHT_PRIOR_EVENTS
         )
     return _solve(options, replace(start, centre=centre, variance=variance))
 
@@ -390,11 +410,11 @@ def _pooled(fit: NetworkFit, values: NDArray[np.float64]) -> NDArray[np.float64]
 def _fit_clipped(options: NetworkOptions, fit: NetworkFit, total: PairSummary) -> NetworkFit:
     """Fit to the means within the bounds."""
     row = rows_of(total.pairs, fit.pairs[:, 0], fit.pairs[:, 1])
-    n_centre = np.where(row >= 0, total.log_ratio.n[row], 0)
+    n_centre = np.where(row >= 0, total.difference.n[row], 0)
     unusable = fit.used & (n_centre < 2)
     fit = replace(
         fit,
-        centre=total.log_ratio.mean[row],
+        centre=total.difference.mean[row],
         n_centre=n_centre,
         slope=fit.n / np.maximum(n_centre, 1),
         used=fit.used & ~unusable,
@@ -414,7 +434,10 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
     total_weight += np.bincount(second, weight[fit.used], n_tel)
 
     configured = dict(options.reference_telescopes)
-    is_configured = np.array(
+    of_reference_type = np.ones(n_tel, np.bool_)
+    if options.reference_type is not None:
+        of_reference_type = fit.tel_type == options.reference_type
+    is_configured = of_reference_type & np.array(
         [
             configured.get(tel_type) == tel_id
             for tel_type, tel_id in zip(fit.tel_type.tolist(), fit.tel_id.tolist(), strict=True)
@@ -430,11 +453,16 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
     solve = solve_asymmetry_network if fit.estimator == "asymmetry" else solve_network
     for c in range(int(component.max(initial=-1)) + 1):
         member = np.flatnonzero(component == c)
+        fixing = of_reference_type[member]
+        is_fallback[member] = not fixing.any()
+        if not fixing.any():
+            fixing[:] = True
+        share = np.where(fixing, total_weight[member], 0.0)
         if options.normalisation == "weighted-mean":
-            gauge = total_weight[member] / total_weight[member].sum()
+            gauge = share / share.sum()
         else:
             # The first of several largest: the lowest id, as telescopes are sorted.
-            chosen = np.argmax(np.where(is_configured[member], np.inf, total_weight[member]))
+            chosen = np.argmax(np.where(is_configured[member], np.inf, share))
             is_reference[member[chosen]] = True
             is_fallback[member] = not is_configured[member[chosen]]
             gauge = np.zeros(len(member))
@@ -449,10 +477,14 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
             weight[inside],
             gauge,
         )
-    for tel_type in np.unique(fit.tel_type[component >= 0]):
-        of_type = (fit.tel_type == tel_type) & (component >= 0)
-        size = np.bincount(component[of_type])
-        size[np.unique(component[of_type & is_configured])] = n_tel + 1
+    # In a network of all types, what has the reference type is the main part.
+    leads = is_configured if options.reference_type is None else of_reference_type
+    network = fit.tel_type if options.reference_type is None else np.full(n_tel, "all")
+    for name in np.unique(network[component >= 0]):
+        inside = (network == name) & (component >= 0)
+        size = np.bincount(component[inside])
+        for rank, first_choice in enumerate((leads, is_configured), start=1):
+            size[np.unique(component[inside & first_choice])] += rank * n_tel
         is_main |= component == np.argmax(size)
     return replace(
         fit,
@@ -485,10 +517,13 @@ def _with_scores(fit: NetworkFit, scores: ScoreSummary) -> NetworkFit:
     )
 
 
-def coefficients(fit: NetworkFit) -> dict[str, dict[str, NDArray[np.generic]]]:
+def coefficients(
+    fit: NetworkFit, name: str = "inter_calibration"
+) -> dict[str, dict[str, NDArray[np.generic]]]:
     """Columns of the four result tables.
 
-    The throughput is c = scale exp(theta), its error c times that of theta (delta method). A pair's
+    The throughput is c = scale exp(theta), its error c times that of theta (delta method); where
+    differences are compared, the value is theta. A pair's
     pull is its residual over the residual's standard deviation, sqrt(1/W - A C A^T); chi2 takes
     pairs as independent: events seen by many telescopes make it too small.
 
@@ -496,12 +531,14 @@ def coefficients(fit: NetworkFit) -> dict[str, dict[str, NDArray[np.generic]]]:
     ----------
     fit : NetworkFit
         A finished state.
+    name : str
+        Name of the table of telescopes.
 
     Returns
     -------
     dict of dict of ndarray
-        "inter_calibration", "inter_calibration_pairs", "inter_calibration_covariance" and
-        "inter_calibration_components": column name to values.
+        The name, and with "_pairs", "_covariance" and "_components" appended: column name to
+        values. See `column_units`.
 
     Raises
     ------
@@ -511,10 +548,22 @@ def coefficients(fit: NetworkFit) -> dict[str, dict[str, NDArray[np.generic]]]:
     if not fit.done:
         raise ValueError("the fit needs further stages before it has coefficients")
     return {
-        "inter_calibration": _telescope_columns(fit),
-        "inter_calibration_pairs": _pair_columns(fit),
-        "inter_calibration_covariance": _covariance_columns(fit),
-        "inter_calibration_components": _component_columns(fit),
+        name: _telescope_columns(fit),
+        f"{name}_pairs": _pair_columns(fit),
+        f"{name}_covariance": _covariance_columns(fit),
+        f"{name}_components": _component_columns(fit),
+    }
+
+
+def column_units(observable: Observable) -> dict[str, str]:
+    """Give the unit of each column of the result tables that has one."""
+    if not observable.unit:
+        return {}
+    d = observable.column
+    linear = ("value", "error", "error_independent", d, f"{d}_error", f"std_{d}", f"model_{d}")
+    return {
+        **dict.fromkeys((*linear, "residual"), observable.unit),
+        "covariance": f"{observable.unit}2",
     }
 
 
@@ -550,7 +599,12 @@ def values_so_far(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
 
 
 def _value(fit: NetworkFit) -> NDArray[np.float64]:
-    return fit.scale * np.exp(fit.theta)
+    return fit.theta if fit.kind == "difference" else fit.scale * np.exp(fit.theta)
+
+
+def _slope(fit: NetworkFit) -> NDArray[np.float64]:
+    """Differentiate the value by theta."""
+    return np.ones_like(fit.theta) if fit.kind == "difference" else _value(fit)
 
 
 def _has_error(fit: NetworkFit) -> NDArray[np.bool_]:
@@ -574,7 +628,7 @@ def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
 
     def error(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
         with np.errstate(invalid="ignore"):
-            return value * np.sqrt(np.diagonal(covariance))
+            return _slope(fit) * np.sqrt(np.diagonal(covariance))
 
     return {
         "tel_type": fit.tel_type,
@@ -616,18 +670,21 @@ def _pair_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         if fit.estimator == "asymmetry":
             error = 2.0 * error / (1.0 - centre**2)
             centre = 2.0 * np.arctanh(centre)
+    name = fit.kind.replace("-", "_")
+    of_asymmetry: dict[str, NDArray[np.generic]] = {}
+    if fit.kind == "log-ratio":
+        of_asymmetry = {"mean_asymmetry": fit.mean_asymmetry, "std_asymmetry": fit.std_asymmetry}
     return {
-        "tel_type": fit.tel_type[fit.first],
+        "tel_type": fit.pair_type,
         "tel_id_1": fit.tel_id[fit.first],
         "tel_id_2": fit.tel_id[fit.second],
         "n_events": fit.n,
         "n_invalid": fit.n_invalid,
-        "mean_asymmetry": fit.mean_asymmetry,
-        "std_asymmetry": fit.std_asymmetry,
-        "log_ratio": centre,
-        "log_ratio_error": np.where(fit.used, error, np.nan),
-        "std_log_ratio": fit.std_log_ratio,
-        "model_log_ratio": model,
+        **of_asymmetry,
+        name: centre,
+        f"{name}_error": np.where(fit.used, error, np.nan),
+        f"std_{name}": fit.std_difference,
+        f"model_{name}": model,
         "residual": centre - model,
         "pull": pull,
         "used": fit.used,
@@ -639,10 +696,10 @@ def _covariance_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     one, two = np.nonzero((fit.component[:, None] == fit.component) & (fit.component >= 0))
     order = np.argsort(fit.component[one], kind="stable")
     one, two = one[order], two[order]
-    value, has_error = _value(fit), _has_error(fit)
-    covariance = value[one] * value[two] * fit.covariance[one, two]
+    slope, has_error = _slope(fit), _has_error(fit)
+    covariance = slope[one] * slope[two] * fit.covariance[one, two]
     return {
-        "tel_type": fit.tel_type[one],
+        "tel_type": np.asarray(pair_types(fit.tel_type[one], fit.tel_type[two]), np.str_),
         "component": fit.component[one],
         "tel_id_1": fit.tel_id[one],
         "tel_id_2": fit.tel_id[two],
@@ -667,7 +724,7 @@ def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     bad = np.zeros(n_components, np.bool_)
     bad[fit.component[(fit.component >= 0) & ~_has_error(fit)]] = True
     return {
-        "tel_type": fit.tel_type[index],
+        "tel_type": _types_of_components(fit),
         "component": np.arange(n_components),
         "reference_tel_id": reference,
         "n_telescopes": n_telescopes,
@@ -678,6 +735,15 @@ def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         "p_value": np.where(ndf > 0, chdtrc(np.maximum(ndf, 1), chi2), np.nan),
         "flags": _join_flags(F=fit.is_fallback[index], D=~fit.is_main[index], B=bad),
     }
+
+
+def _types_of_components(fit: NetworkFit) -> NDArray[np.str_]:
+    """All types of each component, as in LST-MST-SST."""
+    joined = [
+        "-".join(np.unique(fit.tel_type[fit.component == c]).tolist())
+        for c in range(len(fit.component_n_events))
+    ]
+    return np.array(joined or np.zeros(0, "U1"), np.str_)
 
 
 def _join_flags(**letters: NDArray[np.bool_]) -> NDArray[np.str_]:

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from calibdask.array.model import (
+    LOG_RATIO,
     MAX_TEL_ID,
+    Observable,
     asymmetry,
     log_ratio,
 )
@@ -55,9 +57,6 @@ __all__ = [
 STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-clipped": 3}
 """Number of stages of each estimator."""
 
-LOG_RATIO_EDGES: NDArray[np.float64] = np.linspace(-2.0, 2.0, 401)
-"""Bins of ln(x_1/x_2) for median and clipping: 1 % wide, ratios from 1/7.4 to 7.4."""
-
 EVENTS_PER_BLOCK = 16384
 """Events whose scores are held at a time: bounds memory, fixed so that sums keep their order."""
 
@@ -71,11 +70,12 @@ class PairEvents:
     event : ndarray of int, shape (N,)
         Index of each row's event, unique within the shard. An event is never split between shards.
     tel_type : ndarray of str or bytes, shape (N,)
-        Type of both telescopes.
+        Type of both telescopes, or both types (see `calibdask.array.model.pair_types`).
     tel_id_1, tel_id_2 : ndarray of int, shape (N,)
         The telescopes. In either order: values go with them.
     x_1, x_2 : ndarray of float, shape (N,)
-        Their energies (TeV) or image sizes (photoelectrons).
+        What the observable compares: their energies (TeV), image sizes (photoelectrons), or
+        arrival times less those of the shower front (ns).
     """
 
     event: NDArray[np.integer]
@@ -97,30 +97,32 @@ class PairSummary:
     tel_type : ndarray of str, shape (K,)
         Type of each pair's telescopes.
     n_invalid : ndarray of int64, shape (K,)
-        Rows left out because a value was not finite and positive.
-    log_ratio, asymmetry : Moments, shape (K,)
-        Of ln x_1 - ln x_2 and of (x_1 - x_2)/(x_1 + x_2), within the clip bounds if there are any.
+        Rows left out because a value was not finite (or, for a ratio, not positive).
+    difference : Moments, shape (K,)
+        Of d, which is ln x_1 - ln x_2 or x_1 - x_2, within the clip bounds if there are any.
+    asymmetry : Moments, shape (K,), or None
+        Of (x_1 - x_2)/(x_1 + x_2), if d is a log ratio.
     histogram : Histogram of K groups, or None
-        Of ln x_1 - ln x_2.
+        Of d.
     """
 
     pairs: NDArray[np.int64]
     tel_type: NDArray[np.str_]
     n_invalid: NDArray[np.int64]
-    log_ratio: Moments
-    asymmetry: Moments
+    difference: Moments
+    asymmetry: Moments | None
     histogram: Histogram | None
 
     @classmethod
-    def identity(cls, *, histogram: bool = False) -> Self:
+    def identity(cls, observable: Observable = LOG_RATIO, *, histogram: bool = False) -> Self:
         """No pairs: merging it changes nothing."""
         return cls(
             np.zeros((0, 2), np.int64),
             np.zeros(0, "U1"),
             np.zeros(0, np.int64),
             Moments.identity(0),
-            Moments.identity(0),
-            Histogram.identity(0, LOG_RATIO_EDGES) if histogram else None,
+            Moments.identity(0) if observable.kind == "log-ratio" else None,
+            Histogram.identity(0, observable.edges) if histogram else None,
         )
 
     def merge(self, other: Self) -> Self:
@@ -131,10 +133,11 @@ class PairSummary:
         CorruptedInput
             If a pair has two types: the inputs are of different arrays.
         ValueError
-            If only one of the two has a histogram.
+            If only one of the two has a histogram, or the asymmetry.
         """
-        if (self.histogram is None) != (other.histogram is None):
-            raise ValueError("a summary with a histogram does not merge with one without")
+        for name in ("histogram", "asymmetry"):
+            if (getattr(self, name) is None) != (getattr(other, name) is None):
+                raise ValueError(f"a summary with {name} does not merge with one without")
         pairs, mine, theirs = union_keys(self.pairs, other.pairs)
         size = len(pairs)
         tel_type = np.zeros(size, np.promote_types(self.tel_type.dtype, other.tel_type.dtype))
@@ -150,7 +153,11 @@ class PairSummary:
         n_invalid = np.zeros(size, np.int64)
         n_invalid[mine] += self.n_invalid
         n_invalid[theirs] += other.n_invalid
-        histogram = None
+        asymmetry_ = histogram = None
+        if self.asymmetry is not None and other.asymmetry is not None:
+            asymmetry_ = self.asymmetry.expand(mine, size).merge(
+                other.asymmetry.expand(theirs, size)
+            )
         if self.histogram is not None and other.histogram is not None:
             histogram = self.histogram.expand(mine, size).merge(
                 other.histogram.expand(theirs, size)
@@ -159,8 +166,8 @@ class PairSummary:
             pairs,
             tel_type,
             n_invalid,
-            self.log_ratio.expand(mine, size).merge(other.log_ratio.expand(theirs, size)),
-            self.asymmetry.expand(mine, size).merge(other.asymmetry.expand(theirs, size)),
+            self.difference.expand(mine, size).merge(other.difference.expand(theirs, size)),
+            asymmetry_,
             histogram,
         )
 
@@ -171,7 +178,7 @@ class PairSummary:
             "tel_type": self.tel_type,
             "n_invalid": self.n_invalid,
         }
-        for name in ("log_ratio", "asymmetry", "histogram"):
+        for name in ("difference", "asymmetry", "histogram"):
             part = getattr(self, name)
             if part is not None:
                 arrays |= {f"{name}_{key}": value for key, value in part.to_arrays().items()}
@@ -185,13 +192,13 @@ class PairSummary:
             prefix = f"{name}_"
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-        histogram = part("histogram")
+        asymmetry_, histogram = part("asymmetry"), part("histogram")
         return cls(
             np.asarray(arrays["pairs"], np.int64),
             np.asarray(arrays["tel_type"], np.str_),
             np.asarray(arrays["n_invalid"], np.int64),
-            Moments.from_arrays(part("log_ratio")),
-            Moments.from_arrays(part("asymmetry")),
+            Moments.from_arrays(part("difference")),
+            Moments.from_arrays(asymmetry_) if asymmetry_ else None,
             Histogram.from_arrays(histogram) if histogram else None,
         )
 
@@ -259,7 +266,7 @@ def reduce_stage(
     stage : int
         0 <= stage < STAGES[options.estimator].
     options : NetworkOptions
-        Only the estimator matters here.
+        Only estimator and observable matter here.
     events : PairEvents
         The shard's pair events.
     given : NetworkFit or None
@@ -273,10 +280,10 @@ def reduce_stage(
     check_stage(stage, options, given)
     if given is None:
         robust = options.estimator in {"log-median", "log-clipped"}
-        return summarise_pairs(events, histogram=robust)
+        return summarise_pairs(events, options.observable, histogram=robust)
     if stage == STAGES[options.estimator] - 1:
         return summarise_scores(given, events)
-    return summarise_pairs(events, clip=given)
+    return summarise_pairs(events, options.observable, clip=given)
 
 
 def check_stage(stage: int, options: NetworkOptions, given: NetworkFit | None) -> None:
@@ -288,18 +295,24 @@ def check_stage(stage: int, options: NetworkOptions, given: NetworkFit | None) -
 
 
 def summarise_pairs(
-    events: PairEvents, *, histogram: bool = False, clip: NetworkFit | None = None
+    events: PairEvents,
+    observable: Observable = LOG_RATIO,
+    *,
+    histogram: bool = False,
+    clip: NetworkFit | None = None,
 ) -> PairSummary:
-    """Moments of each pair's log ratio and asymmetry.
+    """Moments of what each pair compares.
 
     Parameters
     ----------
     events : PairEvents
         The pair events of a shard.
+    observable : Observable
+        What is compared.
     histogram : bool
-        Also fill the histogram of the log ratio.
+        Also fill the histogram of d.
     clip : NetworkFit, optional
-        Leave out log ratios outside its bounds.
+        Leave out d outside its bounds.
     """
     one, two, x_1, x_2 = _oriented(events)
     # A dense numbering of the telescopes gives the pairs without sorting the rows.
@@ -324,20 +337,21 @@ def summarise_pairs(
             f"in row {earlier}"
         )
 
-    d, a, valid = _observables(x_1, x_2)
+    d, valid = _compare(observable.kind, x_1, x_2)
+    a = asymmetry(x_1, x_2) if observable.kind == "log-ratio" else None
     n_invalid = np.bincount(pair[~valid], minlength=len(pairs))
     if clip is not None:
         known = rows_of(clip.pairs, one, two)
         with np.errstate(invalid="ignore"):
             valid &= (known >= 0) & (d >= clip.low[known]) & (d <= clip.high[known])
-    pair, d, a = pair[valid], d[valid], a[valid]
+    pair, d = pair[valid], d[valid]
     return PairSummary(
         pairs,
         _text(tel_type),
         n_invalid.astype(np.int64),
         Moments.from_groups(pair, d, len(pairs)),
-        Moments.from_groups(pair, a, len(pairs)),
-        Histogram.from_groups(pair, d, len(pairs), LOG_RATIO_EDGES) if histogram else None,
+        None if a is None else Moments.from_groups(pair, a[valid], len(pairs)),
+        Histogram.from_groups(pair, d, len(pairs), observable.edges) if histogram else None,
     )
 
 
@@ -355,7 +369,7 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     one, two, x_1, x_2 = _oriented(events)
     n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
     pair = rows_of(fit.pairs, one, two)
-    d, a, valid = _observables(x_1, x_2)
+    d, valid = _compare(fit.kind, x_1, x_2)
     row = np.flatnonzero(valid & (pair >= 0))
     row = row[fit.used[pair[row]]]
     if len(row) == 0:
@@ -369,7 +383,7 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
 
     model = fit.model
     if fit.estimator == "asymmetry":
-        influence = a[row] - model[pair]
+        influence = asymmetry(x_1[row], x_2[row]) - model[pair]
     else:
         inside = (d >= fit.low[pair]) & (d <= fit.high[pair])
         influence = np.where(inside, fit.slope[pair] * (d - model[pair]), 0.0)
@@ -435,13 +449,17 @@ def _oriented(
     return one, two, x_1, x_2
 
 
-def _observables(
-    x_1: NDArray[np.float64], x_2: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Log ratio, asymmetry, and whether both values can be used."""
+def _compare(
+    kind: str, x_1: NDArray[np.float64], x_2: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Give d of an observable of this kind, and whether both values can be used."""
+    if kind == "difference":
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = x_1 - x_2
+        return d, np.isfinite(d)
     with np.errstate(over="ignore"):
         valid = (x_1 > 0) & (x_2 > 0) & np.isfinite(x_1 + x_2)
-    return log_ratio(x_1, x_2), asymmetry(x_1, x_2), valid
+    return log_ratio(x_1, x_2), valid
 
 
 def _number(*ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibdask.array.model import FLAGS, NetworkOptions, Telescopes
-from calibdask.array.network import NetworkFit, coefficients, fit_stage
+from calibdask.array.model import FLAGS, NetworkOptions, Observable, Telescopes, pair_types
+from calibdask.array.network import NetworkFit, coefficients, column_units, fit_stage
 from calibdask.array.summary import (
     STAGES,
     PairEvents,
@@ -21,7 +21,7 @@ from calibdask.array.summary import (
     summarise_pairs,
     summarise_scores,
 )
-from calibdask.errors import CorruptedInput
+from calibdask.errors import ConfigError, CorruptedInput
 from tests.array.toys import draw_events, fit_shards, join_events, take
 from tests.laws import assert_same, check_summary_laws
 
@@ -113,8 +113,8 @@ class TestSummaries:
             rows = (events.tel_id_1 == one) & (events.tel_id_2 == two)
             x_1, x_2 = events.x_1[rows], events.x_2[rows]
             a = (x_1 - x_2) / (x_1 + x_2)
-            assert found.log_ratio.n[k] == rows.sum()
-            assert found.log_ratio.mean[k] == pytest.approx(np.mean(np.log(x_1 / x_2)), abs=1e-13)
+            assert found.difference.n[k] == rows.sum()
+            assert found.difference.mean[k] == pytest.approx(np.mean(np.log(x_1 / x_2)), abs=1e-13)
             assert found.asymmetry.mean[k] == pytest.approx(np.mean(a), abs=1e-13)
             assert found.asymmetry.variance()[k] == pytest.approx(np.var(a, ddof=1))
             assert found.tel_type[k] == ("LST" if one < 5 else "MST")
@@ -467,7 +467,7 @@ class TestFewEvents:
 
     def test_n_min(self):
         events = two_types()
-        n = summarise_pairs(events).log_ratio.n
+        n = summarise_pairs(events).difference.n
         limit = int(np.sort(n)[1])
         fit = fit_shards(NetworkOptions(n_min=limit), [events])
         assert sum(~fit.used) == 1
@@ -620,10 +620,120 @@ class TestAgainstThePeer:
         theirs = [r for r in peer[1].values() if r["tel_type"] == b"SST" and r["tel_id"] != 30]
         assert all(r["value"] == 1.0 and np.isnan(r["error"]) for r in theirs)
         counts = summarise_pairs(peer_events)
-        assert np.any(counts.log_ratio.n[counts.tel_type == "SST"] == 1)
+        assert np.any(counts.difference.n[counts.tel_type == "SST"] == 1)
         fit = fit_shards(NetworkOptions(reference_telescopes=self.REFERENCES), [peer_events])
         for r in theirs:
             ours = by_telescope(fit)[int(r["tel_id"])]
             assert np.isfinite(ours["value"])
             assert ours["value"] != 1.0
             assert np.isfinite(ours["error"]) or "B" in ours["flags"]
+
+
+TIMES = Observable("difference", -100.0, 100.0, 800, "ns")
+
+
+def times(seed=3, n_events=400, offsets=(0.0, 3.0, -8.0), **options):
+    """Arrival times less the front's, with these offsets and a jitter of 1.5 ns."""
+    rng = np.random.default_rng(seed)
+    events = draw_events(rng, np.exp(np.array(offsets) / 1e3), n_events, sigma=1.5e-3, **options)
+    return replace(events, x_1=1e3 * np.log(events.x_1), x_2=1e3 * np.log(events.x_2))
+
+
+class TestDifferences:
+    @pytest.mark.parametrize("estimator", ["log-mean", "log-median", "log-clipped"])
+    def test_offsets_come_back_with_their_unit(self, estimator):
+        options = NetworkOptions(
+            estimator, reference_telescopes=(("LST", 1),), observable=TIMES, n_min=5
+        )
+        fit = fit_shards(options, [times(4), times(5)])
+        table = coefficients(fit, "timing")["timing"]
+        pull = (table["value"][1:] - [3.0, -8.0]) / table["error"][1:]
+        assert table["value"][0] == table["error"][0] == 0.0
+        assert np.all(np.abs(pull) < 3.5)
+        # One jitter each of the telescope and the reference, 800 events.
+        expected = 1.5 * np.sqrt(2 / 800)
+        np.testing.assert_allclose(table["error"][1:], expected, rtol=0.35)
+        pairs = coefficients(fit, "timing")["timing_pairs"]
+        assert "mean_asymmetry" not in pairs
+        assert set(column_units(TIMES)) - {"covariance"} <= set(pairs) | set(table)
+
+    def test_laws(self):
+        events = times()
+        parts = [
+            summarise_pairs(take(events, events.event % 3 == k), TIMES, histogram=True)
+            for k in range(3)
+        ]
+        whole = summarise_pairs(events, TIMES, histogram=True)
+        identity = PairSummary.identity(TIMES, histogram=True)
+        check_summary_laws(parts, identity, whole, rtol=1e-9, atol=1e-9)
+        with pytest.raises(ValueError, match="asymmetry"):
+            whole.merge(PairSummary.identity(histogram=True))
+
+    def test_negative_values_are_as_good_as_others_and_nan_is_not(self):
+        events = times()
+        shifted = replace(events, x_1=events.x_1 - 1e4, x_2=events.x_2 - 1e4)
+        found, expected = summarise_pairs(shifted, TIMES), summarise_pairs(events, TIMES)
+        np.testing.assert_allclose(found.difference.mean, expected.difference.mean, atol=1e-9)
+        broken = replace(events, x_1=np.where(events.event < 10, np.nan, events.x_1))
+        assert np.all(summarise_pairs(broken, TIMES).n_invalid == 10)
+
+    def test_there_is_no_asymmetry_of_times(self):
+        with pytest.raises(ConfigError, match="not of differences"):
+            NetworkOptions("asymmetry", observable=TIMES)
+
+
+class TestOneNetworkOfAllTypes:
+    TELESCOPES = Telescopes(np.arange(1, 8), np.array(["LST"] * 4 + ["MST"] * 3))
+
+    def events(self, seed=11, n_events=300):
+        events = draw_events(np.random.default_rng(seed), np.append(LST, MST), n_events)
+        types = self.TELESCOPES.tel_type
+        return replace(
+            events, tel_type=pair_types(types[events.tel_id_1 - 1], types[events.tel_id_2 - 1])
+        )
+
+    def test_scale_is_that_of_the_reference_type(self):
+        options = NetworkOptions(
+            reference_type="MST",
+            reference_telescopes=(("LST", 1), ("MST", 6)),
+            throughput_normalisation=(("LST", 5.0), ("MST", 1.1)),
+        )
+        fit = fit_shards(options, [self.events()], self.TELESCOPES)
+        tables = coefficients(fit, "cross")
+        table, components = tables["cross"], tables["cross_components"]
+        assert components["tel_type"].tolist() == ["LST-MST"]
+        assert components["reference_tel_id"].tolist() == [6]
+        assert table["flags"].tolist() == ["", "", "", "", "", "R", ""]
+        truth = np.append(LST, MST)
+        free = np.arange(7) != 5
+        pull = (table["value"] - truth)[free] / table["error"][free]
+        assert np.sqrt(np.mean(pull**2)) < 2.0
+        assert set(tables["cross_pairs"]["tel_type"].tolist()) == {"LST", "LST-MST", "MST"}
+
+    def test_weighted_mean_is_over_the_reference_type(self):
+        options = NetworkOptions(reference_type="MST", normalisation="weighted-mean")
+        fit = fit_shards(options, [self.events()], self.TELESCOPES)
+        weight = np.bincount(fit.first, fit.weight, 7) + np.bincount(fit.second, fit.weight, 7)
+        assert np.average(fit.theta[4:], weights=weight[4:]) == pytest.approx(0.0, abs=1e-12)
+        assert not fit.is_fallback.any()
+
+    def test_a_part_without_the_reference_type_is_flagged(self):
+        lst = draw_events(np.random.default_rng(1), LST, 100)
+        mst = draw_events(np.random.default_rng(2), MST, 30, tel_type="MST", first_id=5)
+        for normalisation in ("reference", "weighted-mean"):
+            options = NetworkOptions(
+                reference_type="MST",
+                normalisation=normalisation,
+                reference_telescopes=(("LST", 1), ("MST", 5)),
+            )
+            fit = fit_shards(options, [join_events(lst, mst)], self.TELESCOPES)
+            flags = coefficients(fit)["inter_calibration"]["flags"]
+            assert all("F" in f and "D" in f for f in flags[:4])
+            assert not any(set(f) & set("FD") for f in flags[4:])
+
+    def test_it_needs_the_telescopes(self):
+        with pytest.raises(ValueError, match="needs to know the telescopes"):
+            fit_shards(NetworkOptions(reference_type="MST"), [self.events()])
+        wrong = Telescopes(np.arange(1, 8), np.array(["LST"] * 3 + ["MST"] * 4))
+        with pytest.raises(CorruptedInput, match="telescope 4 has pair events as LST"):
+            fit_shards(NetworkOptions(reference_type="MST"), [self.events()], wrong)
