@@ -196,9 +196,14 @@ class Telescopes:
 
 
 def find_pairs(
-    tel_id: ArrayLike, tel_type: ArrayLike, position_m: ArrayLike, radius_m: ArrayLike
+    tel_id: ArrayLike,
+    tel_type: ArrayLike,
+    position_m: ArrayLike,
+    radius_m: ArrayLike,
+    *,
+    mixed: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of one type whose distance does not exceed the sum of their radii.
+    """Pairs whose distance does not exceed the sum of their radii.
 
     Parameters
     ----------
@@ -210,6 +215,8 @@ def find_pairs(
         Positions in m, in any common frame.
     radius_m : array_like of float, shape (T,)
         Largest impact distance at which each telescope is used, in m.
+    mixed : bool
+        Also pair telescopes of different types.
 
     Returns
     -------
@@ -241,7 +248,9 @@ def find_pairs(
         )
     first, second = np.triu_indices(len(ids), k=1)
     distance = np.sqrt(np.sum((position[first] - position[second]) ** 2, axis=1))
-    near = (distance <= radius[first] + radius[second]) & (types[first] == types[second])
+    near = distance <= radius[first] + radius[second]
+    if not mixed:
+        near &= types[first] == types[second]
     return ids[first[near]], ids[second[near]]
 
 

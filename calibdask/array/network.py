@@ -78,6 +78,8 @@ class NetworkFit:
     tel_id, tel_type, scale, component, is_reference, is_fallback, is_main, theta, n_events : (T,)
         One value per telescope; component -1 and theta NaN without a usable pair. `is_fallback`
         and `is_main` are said of the telescope's component.
+    gauge : ndarray of float64, shape (T,)
+        Weight in the mean theta of its component that is held at 0; 1 for a reference.
     covariance_independent, covariance : ndarray of float64, shape (T, T)
         Of theta: with pairs taken as independent, and the event-clustered sandwich.
     component_n_events : ndarray of int64, shape (C,)
@@ -104,6 +106,7 @@ class NetworkFit:
     is_reference: NDArray[np.bool_]
     is_fallback: NDArray[np.bool_]
     is_main: NDArray[np.bool_]
+    gauge: NDArray[np.float64]
     theta: NDArray[np.float64]
     n_events: NDArray[np.int64]
     covariance_independent: NDArray[np.float64]
@@ -258,6 +261,7 @@ def _start(
         is_reference=np.zeros(n_tel, np.bool_),
         is_fallback=np.zeros(n_tel, np.bool_),
         is_main=np.zeros(n_tel, np.bool_),
+        gauge=np.zeros(n_tel),
         theta=np.full(n_tel, np.nan),
         n_events=np.zeros(n_tel, np.int64),
         covariance_independent=np.zeros((n_tel, n_tel)),
@@ -448,7 +452,7 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
         is_configured[:] = False
     is_reference = np.zeros(n_tel, np.bool_)
     is_fallback, is_main = is_reference.copy(), is_reference.copy()
-    theta = np.full(n_tel, np.nan)
+    gauges, theta = np.zeros(n_tel), np.full(n_tel, np.nan)
     covariance = np.zeros((n_tel, n_tel))
     solve = solve_asymmetry_network if fit.estimator == "asymmetry" else solve_network
     for c in range(int(component.max(initial=-1)) + 1):
@@ -467,6 +471,7 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
             is_fallback[member] = not is_configured[member[chosen]]
             gauge = np.zeros(len(member))
             gauge[chosen] = 1.0
+        gauges[member] = gauge
         inside = fit.used & (component[fit.first] == c)
         local = np.zeros(n_tel, np.int64)
         local[member] = np.arange(len(member))
@@ -493,6 +498,7 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
         is_reference=is_reference,
         is_fallback=is_fallback,
         is_main=is_main,
+        gauge=gauges,
         theta=theta,
         covariance_independent=covariance,
         component_n_events=np.zeros(int(component.max(initial=-1)) + 1, np.int64),

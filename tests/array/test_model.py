@@ -43,6 +43,13 @@ class TestPairs:
         assert len(find_pairs([1, 2], ["LST", "LST"], position, [125, 125])[0]) == 0
         assert len(find_pairs([1, 2], ["LST", "LST"], position, [125, 126])[0]) == 1
 
+    def test_telescopes_of_different_types_on_request(self):
+        position = [[0, 0, 0], [251, 0, 0], [0, 100, 0]]
+        one, two = find_pairs([3, 1, 2], ["MST", "LST", "MST"], position, [125, 126, 1], mixed=True)
+        assert list(zip(one, two, strict=True)) == [(1, 3), (2, 3)]
+        one, two = find_pairs([3, 1, 2], ["MST", "LST", "MST"], position, [125, 126, 1])
+        assert list(zip(one, two, strict=True)) == [(2, 3)]
+
     def test_refusals(self):
         position = np.zeros((2, 3))
         with pytest.raises(CorruptedInput, match="telescope 4 is listed twice"):
