@@ -25,6 +25,7 @@ import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import open_hdf5, standard_unit
+from calibdask.stats.timebins import ctao_time_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +38,7 @@ __all__ = [
     "Needs",
     "TelescopeEvents",
     "event_ranges",
+    "event_times",
     "inspect_dl2",
     "read_telescope_events",
 ]
@@ -49,6 +51,7 @@ _PARAMETERS = "/dl1/event/telescope/parameters"
 _DL2_TELESCOPE = "/dl2/event/telescope"
 _DL2_EVENT = "/dl2/event/subarray"
 
+_TIME = "time"
 _EVENT_KEYS = ("obs_id", "event_id")
 _TELESCOPE_KEYS = ("obs_id", "event_id", "tel_id")
 
@@ -87,12 +90,15 @@ class ArrayLayout:
         What ctapipe's patterns match, such as "LST_LST_LSTCam".
     position_m : array of float64, (T, 3)
         Ground frame: x to the North, y to the West, z up.
+    reference_itrs_m : tuple of float or None
+        Where on Earth the origin of that frame is (ITRS x, y, z), if the file says so.
     """
 
     tel_id: NDArray[np.uint16]
     tel_type: tuple[str, ...]
     tel_description: tuple[str, ...]
     position_m: NDArray[np.float64]
+    reference_itrs_m: tuple[float, float, float] | None = None
 
     def contradiction(self, other: ArrayLayout) -> str | None:
         """Say what two files tell differently about a telescope that both have.
@@ -130,10 +136,13 @@ class Needs:
         A column of the tables per telescope: its table gives the rows, one per telescope and event.
     columns : tuple of str
         Further columns, from any of the tables; without repetition.
+    event_time : bool
+        Also the time of each event, that of the array's trigger.
     """
 
     base: str
     columns: tuple[str, ...] = ()
+    event_time: bool = False
 
     @classmethod
     def energy(
@@ -233,6 +242,8 @@ class TelescopeEvents:
         Number of different events with at least one row.
     n_missing : dict of str to int
         For each column, the rows that its table lacks.
+    event_time_ns : array of int64, (n_events,), or None
+        Time of each event in ns of TAI since 1970, if it was asked for.
     """
 
     layout: ArrayLayout
@@ -244,6 +255,7 @@ class TelescopeEvents:
     units: dict[str, str]
     n_events: int
     n_missing: dict[str, int]
+    event_time_ns: NDArray[np.int64] | None = None
 
 
 def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
@@ -315,6 +327,35 @@ def event_ranges(path: Path | str, n_ranges: int) -> tuple[tuple[int, int], ...]
     n_ranges = max(1, min(n_ranges, n_events))
     edges = [n_events * i // n_ranges for i in range(n_ranges + 1)]
     return tuple(pairwise(edges))
+
+
+def event_times(path: Path | str) -> NDArray[np.int64]:
+    """Read the time of each event, that of the array's trigger.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+
+    Returns
+    -------
+    array of int64, (n_events,)
+        In ns of TAI since 1970, in the order of the trigger table, which need not be that of time.
+
+    Raises
+    ------
+    MissingInput
+        No such file, or no time in its trigger table.
+    CorruptedInput
+        The times are not stored as seconds and quarters of a nanosecond; or as `open_hdf5`.
+    TransientError
+        As `calibdask.io.hdf5.open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        reader = _Reader(Path(path), file)
+        table = reader.table(_TRIGGER)
+        reader.check_time(table)
+        return ctao_time_ns(reader.read(table, (_TIME,))[_TIME])
 
 
 def read_telescope_events(
@@ -461,7 +502,12 @@ class _Reader:
             tuple(sys.intern(text.decode("utf-8", "replace")) for text in rows[name].tolist())
             for name in texts
         )
-        return ArrayLayout(tel_id, tel_type, tel_description, position_m)
+        reference = [f"reference_itrs_{axis}" for axis in "xyz"]
+        itrs_m = None
+        if all(name in table.attrs for name in reference):
+            x_m, y_m, z_m = (float(table.attrs[name]) for name in reference)
+            itrs_m = (x_m, y_m, z_m)
+        return ArrayLayout(tel_id, tel_type, tel_description, position_m, itrs_m)
 
     def obs_ids(self) -> tuple[int, ...]:
         # The trigger table would tell as well, but has a row per event.
@@ -760,6 +806,7 @@ class _Reader:
             units={name: self.units.get(name, "") for name in needs.names},
             n_events=first.size,
             n_missing=n_missing,
+            event_time_ns=self.times_of(event_keys, chosen) if needs.event_time else None,
         )
 
     def _of_telescope(
@@ -794,6 +841,34 @@ class _Reader:
         keys = {name: columns[name] for name in _TELESCOPE_KEYS}
         part = None if chosen is None else _part(table, chosen)
         return self.aligned(table, want.names, keys, part)
+
+    def check_time(self, table: tables.Table) -> None:
+        """Refuse a trigger table whose times are not there or not in ctapipe's high resolution."""
+        if _TIME not in table.colnames:
+            msg = f"{self.path}: {_TRIGGER} has no column {_TIME}: time bins need trigger times"
+            raise MissingInput(msg)
+        dtype = table.dtype[_TIME]
+        if dtype.shape != (2,) or dtype.base.kind != "u":
+            msg = (
+                f"{self.path}: {_TRIGGER} has {_TIME} as {dtype}, not as seconds and quarters of a"
+                " nanosecond (ctao_high_res), as ctapipe 0.32 writes them: convert the file"
+            )
+            raise CorruptedInput(msg)
+
+    def times_of(self, keys: Columns, chosen: _Chosen | None) -> NDArray[np.int64]:
+        """Time of each event, in ns of TAI since 1970."""
+        table = self.table(_TRIGGER)
+        self.check_time(table)
+        columns, missing = self.aligned(table, (_TIME,), keys, chosen.rows if chosen else None)
+        if missing.any():
+            row = int(np.flatnonzero(missing)[0])
+            msg = (
+                f"{self.path}: {_TRIGGER} lacks {int(missing.sum())} events that the telescopes"
+                f" have, such as obs_id {keys['obs_id'][row]}, event_id {keys['event_id'][row]}:"
+                " they have no time"
+            )
+            raise CorruptedInput(msg)
+        return ctao_time_ns(columns[_TIME])
 
     def _check_tel_id(self, table: tables.Table, tel_id: int, values: NDArray[Any]) -> None:
         if (values != tel_id).any():

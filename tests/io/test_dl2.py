@@ -16,10 +16,12 @@ from calibdask.io.dl2 import (
     ArrayLayout,
     Needs,
     event_ranges,
+    event_times,
     inspect_dl2,
     read_telescope_events,
 )
 from calibdask.io.hdf5 import create_hdf5, open_hdf5, write_table
+from calibdask.stats.timebins import ctao_time_ns
 
 ENERGY = "/dl2/event/telescope/energy/Forest"
 IMPACT = "/dl2/event/telescope/impact/Hillas"
@@ -358,6 +360,55 @@ def test_ranges_in_order_read_their_part_only(dl2, write_dl2, monkeypatch):
     read_telescope_events(path, NEEDS, event_ranges(path, 8)[3])
     n_rows -= 40_000  # the keys of the trigger table, read by event_ranges
     assert n_rows < whole / 4
+
+
+TIMED = Needs("Forest_tel_energy", event_time=True)
+
+
+def with_times(tables, rng=None):
+    """Give each event a time of the array's trigger, and tell it by key."""
+    trigger = tables[TRIGGER]
+    n = len(trigger["event_id"])
+    second = 1_700_000_000 + np.arange(n) if rng is None else rng.integers(0, 2**32, n)
+    trigger["time"] = np.stack([second, 4 * np.arange(n) + 3], axis=1).astype(np.uint32)
+    keys = zip(trigger["obs_id"].tolist(), trigger["event_id"].tolist(), strict=True)
+    return dict(zip(keys, ctao_time_ns(trigger["time"]).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("disorder", [False, True])
+def test_time_of_each_event(dl2, write_dl2, disorder):
+    tables = dl2(obs_ids=(12, 11))
+    rng = np.random.default_rng(8)
+    if disorder:
+        tables[TRIGGER] = shuffled(tables[TRIGGER], rng)
+    expected = with_times(tables, rng)
+    path = write_dl2(tables)
+    assert sorted(event_times(path).tolist()) == sorted(expected.values())
+    ranges = event_ranges(path, 3)
+    for rows in (None, *ranges):
+        events = read_telescope_events(path, TIMED, rows)
+        assert events.event_time_ns.shape == (events.n_events,)
+        keys = zip(events.obs_id.tolist(), events.event_id.tolist(), strict=True)
+        found = events.event_time_ns[events.event].tolist()
+        assert found == [expected[key] for key in keys]
+    assert read_telescope_events(path, Needs("Forest_tel_energy")).event_time_ns is None
+
+
+def test_times_that_cannot_be_had(dl2, write_dl2):
+    tables = dl2()
+    tables[TRIGGER].pop("time", None)
+    path = write_dl2(tables, name="none.h5")
+    for read in (event_times, lambda path: read_telescope_events(path, TIMED)):
+        with pytest.raises(MissingInput, match=r"none.h5: .* has no column time"):
+            read(path)
+    n = len(tables[TRIGGER]["event_id"])
+    tables[TRIGGER]["time"] = np.linspace(60000.0, 60001.0, n)
+    with pytest.raises(CorruptedInput, match="float64, not as seconds and quarters"):
+        event_times(write_dl2(tables, name="mjd.h5"))
+    with_times(tables)
+    tables[TRIGGER] = without(tables[TRIGGER], [4])
+    with pytest.raises(CorruptedInput, match=r"lacks 1 events .* they have no time"):
+        read_telescope_events(write_dl2(tables, name="lost.h5"), TIMED)
 
 
 def test_rows_that_are_not_there(dl2, write_dl2):
