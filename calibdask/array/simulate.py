@@ -397,7 +397,7 @@ def _write_subarray_events(
             **dict.fromkeys(unknown_m, nan),
             "h_max": events["reco_h_max_m"],
             "h_max_uncert": nan,
-            "is_valid": always,
+            "is_valid": events["reco_is_valid"],
             "average_intensity": np.bincount(event, images["hillas_intensity"]) / n_images,
             "goodness_of_fit": nan,
             "telescopes": triggered,

@@ -12,7 +12,8 @@ Per telescope i of throughput c_i, at distance r_i from the shower axis::
     image             hillas_intensity ~ Poisson(m_i);  triggered where >= the type's threshold
     energy            ln x_i = ln energy + ln c_i + s_i z_i,  z_i ~ N(0, 1)
     its scatter       s_i^2 = energy_resolution^2 + photon_noise^2 / m_i
-    trigger time      t_i = t_0 + spherical front + offset_i + jitter
+    trigger time      t_i = t_0 + spherical front + offset_i(t) + jitter + walk
+    peak time         delay of the type's readout + noise (- jitter - walk, where it follows)
 
 What is biased, and what is not. The trigger looks at the image alone, and z_i is independent of
 the image. So over any selection that does not look at x_i, the mean of d = ln x_i - ln x_j is
@@ -160,6 +161,14 @@ _RANGES: Final = {
     "shift_m": (-1e5, 1e5),
     "jump_time_s": (0, 1e12),
     "jump_factor": (1e-3, 1e3),
+    "jump_offset_ns": (-1e6, 1e6),
+    "time_drift_ns_per_h": (0, 1e6),
+    "trigger_walk_ns": (0, 1e3),
+    "time_outlier_fraction": (0, 1),
+    "time_outlier_ns": (0, 1e6),
+    "missing_time_fraction": (0, 1),
+    "h_max_scale": (0.1, 10),
+    "failed_stereo_fraction": (0, 1),
 }
 
 
@@ -248,6 +257,8 @@ class ArraySimulation:
         Of the ground above the sea. As in ctapipe, the stored h_max counts from sea level.
     time_offset_spread_ns, time_jitter_ns : float
         Standard deviations of a telescope's clock offset, and of its single time stamps.
+    peak_delay_ns : mapping of str to float
+        Per type: where in the readout window a pulse stands.
     block_duration_s : float
         Length of an observation block; its events are uniform in time.
 
@@ -278,6 +289,22 @@ class ArraySimulation:
         A telescope whose throughput changes once, as by cleaning its mirrors.
     jump_time_s, jump_factor : float
         When, in seconds from the start of the first file; throughput after over throughput before.
+    jump_offset_ns : float
+        By how much later the time stamps of that telescope are after the jump.
+    time_drift_ns_per_h : float
+        Standard deviation of the rates at which the telescopes' clock offsets grow.
+    trigger_walk_ns : float
+        Small images trigger late: by this times the square root of threshold over size.
+    peak_follows_trigger : bool
+        A late trigger opens the readout window late: what delays it is missing in the peak time.
+    time_outlier_fraction, time_outlier_ns : float
+        Of the telescopes' time stamps: moved by anything up to this, as accidental triggers are.
+    missing_time_fraction : float
+        Of the telescopes' time stamps: zero, as ctapipe stores no time.
+    h_max_scale : float
+        Reconstructed over true height of the shower's maximum above the ground, in the mean.
+    failed_stereo_fraction : float
+        Of the events: no direction, no core, no height, and ``is_valid`` False.
     shuffled_rows : bool
         Each telescope's DL2 tables have their rows in an order of their own.
     shared_obs_id : bool
@@ -318,6 +345,9 @@ class ArraySimulation:
     observatory_altitude_m: float = 2150.0
     time_offset_spread_ns: float = 8.0
     time_jitter_ns: float = 1.5
+    peak_delay_ns: dict[str, float] = field(
+        default_factory=lambda: {"LST": 20.0, "MST": 20.0, "SST": 20.0}
+    )
     block_duration_s: float = 1200.0
     unsorted_layout: bool = False
     invalid_fraction: float = 0.02
@@ -335,6 +365,15 @@ class ArraySimulation:
     jumping_telescope: int | None = None
     jump_time_s: float = 600.0
     jump_factor: float = 0.8
+    jump_offset_ns: float = 0.0
+    time_drift_ns_per_h: float = 0.0
+    trigger_walk_ns: float = 0.0
+    peak_follows_trigger: bool = False
+    time_outlier_fraction: float = 0.0
+    time_outlier_ns: float = 500.0
+    missing_time_fraction: float = 0.0
+    h_max_scale: float = 1.0
+    failed_stereo_fraction: float = 0.0
     shuffled_rows: bool = False
     shared_obs_id: bool = False
 
@@ -361,9 +400,10 @@ class ArraySimulation:
 
     def _check_telescopes(self) -> None:
         types = set(TELESCOPE_TYPES)
-        for name in ("spacing_m", "throughput_mean", "throughput_spread"):
+        for name in ("spacing_m", "throughput_mean", "throughput_spread", "peak_delay_ns"):
             values: dict[str, float] = getattr(self, name)
-            lowest = 0.0 if name == "throughput_spread" else np.nextafter(0, 1)
+            may_be_zero = name in ("throughput_spread", "peak_delay_ns")
+            lowest = 0.0 if may_be_zero else np.nextafter(0, 1)
             if set(values) != types or not all(lowest <= v < np.inf for v in values.values()):
                 _refuse(name, values, f"a positive number for each of {', '.join(TELESCOPE_TYPES)}")
         if unknown := set(self.dead_types) - types:
@@ -425,7 +465,9 @@ class SimulatedArray:
     throughput : dict of int to float
         c, such that a telescope's energies are c times too high; before a jump.
     time_offset_ns : dict of int to float
-        By how much a telescope's time stamps are late.
+        By how much a telescope's time stamps are late at the start of the first file.
+    time_drift_ns_per_h : dict of int to float
+        By how much more they are late an hour later.
     paths : tuple of Path
         The files, by obs_id.
     n_telescope_events : int
@@ -437,6 +479,7 @@ class SimulatedArray:
     position_m: dict[int, tuple[float, float, float]]
     throughput: dict[int, float]
     time_offset_ns: dict[int, float]
+    time_drift_ns_per_h: dict[int, float]
     paths: tuple[Path, ...] = ()
     n_telescope_events: int = 0
 
@@ -446,6 +489,7 @@ class SimulatedArray:
             {
                 "throughput": self.throughput,
                 "time_offset_ns": self.time_offset_ns,
+                "time_drift_ns_per_h": self.time_drift_ns_per_h,
                 "tel_type": self.tel_type,
                 "position_m": self.position_m,
                 "options": asdict(self.options),
@@ -471,18 +515,21 @@ def true_array(options: ArraySimulation) -> SimulatedArray:
         rng = _stream(options, _LAYOUT_STREAM)
         tel_type = {int(tel_id): tel_type[int(tel_id)] for tel_id in rng.permutation([*tel_type])}
     positions = _positions(options)
-    throughput, time_offset_ns = {}, {}
+    throughput, time_offset_ns, time_drift = {}, {}, {}
     for tel_id, kind in tel_type.items():
         z_throughput, z_offset = _stream(options, _TELESCOPE_STREAM, tel_id).standard_normal(2)
         log_throughput = options.throughput_spread[kind] * z_throughput
         throughput[tel_id] = float(options.throughput_mean[kind] * np.exp(log_throughput))
         time_offset_ns[tel_id] = float(options.time_offset_spread_ns * z_offset)
+        z_drift = _stream(options, _TELESCOPE_STREAM, tel_id, 1).standard_normal()
+        time_drift[tel_id] = float(options.time_drift_ns_per_h * z_drift)
     return SimulatedArray(
         options=options,
         tel_type=tel_type,
         position_m={tel_id: positions[tel_id] for tel_id in tel_type},
         throughput=throughput,
         time_offset_ns=time_offset_ns,
+        time_drift_ns_per_h=time_drift,
     )
 
 
@@ -517,7 +564,7 @@ def simulate_events(array: SimulatedArray, block: int) -> tuple[Columns, Columns
     images["column"] = telescopes.column[images["telescope"]]
     _reconstruct(options, telescopes, block, events, images)
     images |= _image_parameters(options, telescopes, events, images)
-    _add_faults(options, block, images)
+    _add_faults(options, block, events, images)
     return events, images
 
 
@@ -609,6 +656,7 @@ class _Telescopes:
     position_m: NDArray[np.float64]
     throughput: NDArray[np.float64]
     time_offset_ns: NDArray[np.float64]
+    time_drift_ns_per_h: NDArray[np.float64]
 
     @classmethod
     def of(cls, array: SimulatedArray) -> _Telescopes:
@@ -621,6 +669,7 @@ class _Telescopes:
             position_m=np.array([array.position_m[t] for t in tel_ids]),
             throughput=np.array([array.throughput[t] for t in tel_ids]),
             time_offset_ns=np.array([array.time_offset_ns[t] for t in tel_ids]),
+            time_drift_ns_per_h=np.array([array.time_drift_ns_per_h[t] for t in tel_ids]),
         )
 
     def of_type(self, attribute: str) -> NDArray[np.float64]:
@@ -823,6 +872,10 @@ def _reconstruct(
     events["reco_alt"] = np.minimum(events["alt"] + direction_error * z_alt, np.pi / 2)
     events["reco_az"] = events["az"] + direction_error * z_az / np.cos(events["alt"])
     events["reco_h_max_m"] = events["h_max_m"] * np.exp(options.h_max_resolution * z_h_max)
+    if options.h_max_scale != 1.0:  # a product with 1 would move the last bit
+        ground_m = options.observatory_altitude_m
+        height_m = events["reco_h_max_m"] - ground_m
+        events["reco_h_max_m"] = ground_m + options.h_max_scale * height_m
     position_m = telescopes.position_m[telescope]
     images["impact_m"], _ = _impact(position_m, events, event, "reco_")
 
@@ -841,14 +894,26 @@ def _reconstruct(
     jitter_ns = options.time_jitter_ns * rng.standard_normal(n_images)
     delay_ns = _spherical_delay(options, events, images) + jitter_ns
     delay_ns += telescopes.time_offset_ns[telescope]
+    time_s = events["time_s"][event] + block * options.block_duration_s
+    delay_ns += telescopes.time_drift_ns_per_h[telescope] * time_s / 3600
+    has_jumped = (images["tel_id"] == options.jumping_telescope) & (time_s >= options.jump_time_s)
+    delay_ns += options.jump_offset_ns * has_jumped
+    threshold_pe = telescopes.of_type("threshold_pe")[telescope]
+    walk_ns = options.trigger_walk_ns * np.sqrt(
+        threshold_pe / np.maximum(images["intensity_pe"], 1.0)
+    )
+    delay_ns += walk_ns
     start_s = options.start_tai_s(block)
     events["time"] = ctao_time(start_s + events["time_s"], np.zeros(n_events))
     images["time"] = ctao_time(start_s + events["time_s"][event], delay_ns)
-    images["peak_time_ns"] = 20 + 0.15 * rng.standard_normal(n_images)
+    peak_delay_ns = np.array([options.peak_delay_ns[kind] for kind in telescopes.tel_type])
+    images["peak_time_ns"] = peak_delay_ns[telescope] + 0.15 * rng.standard_normal(n_images)
+    if options.peak_follows_trigger:
+        images["peak_time_ns"] -= jitter_ns + walk_ns
 
 
-def _add_faults(options: ArraySimulation, block: int, images: Columns) -> None:
-    """Spoil energies and their uncertainties."""
+def _add_faults(options: ArraySimulation, block: int, events: Columns, images: Columns) -> None:
+    """Spoil energies and their uncertainties, times, and stereo reconstructions."""
     rng = fault_stream(options, block)
     # Each fault takes its numbers whether it is on or not, so that one does not move another.
     is_outlier, is_invalid, is_nan, has_no_uncertainty = (
@@ -864,6 +929,22 @@ def _add_faults(options: ArraySimulation, block: int, images: Columns) -> None:
     images["energy_tev"][is_invalid | is_nan] = np.nan
     images["energy_uncert_tev"][is_invalid | is_nan | has_no_uncertainty] = np.nan
     images["is_valid"][is_invalid] = False
+
+    rng = fault_stream(options, block, 2)
+    n_events, n_images = len(events["time_s"]), len(images["event"])
+    is_accidental = rng.random(n_images) < options.time_outlier_fraction
+    moved_ns = options.time_outlier_ns * rng.uniform(-1, 1, n_images) * is_accidental
+    time = images["time"].astype(np.int64)
+    time[:, 1] += np.rint(4 * moved_ns).astype(np.int64)
+    carry, time[:, 1] = np.divmod(time[:, 1], _QUARTER_NS_PER_S)
+    time[:, 0] += carry
+    time[rng.random(n_images) < options.missing_time_fraction] = 0
+    images["time"] = time.astype(np.uint32)
+    failed = rng.random(n_events) < options.failed_stereo_fraction
+    for name in ("core_x_m", "core_y_m", "alt", "az", "h_max_m"):
+        events[f"reco_{name}"][failed] = np.nan
+    events["reco_is_valid"] = ~failed
+    images["impact_m"][failed[images["event"]]] = np.nan
 
 
 def _spherical_delay(

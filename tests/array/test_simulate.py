@@ -519,3 +519,87 @@ def test_positions_are_distinct_and_neighbours_at_the_spacing(array):
         distance = np.linalg.norm(points[:, None] - points, axis=2)
         np.fill_diagonal(distance, np.inf)
         np.testing.assert_allclose(distance.min(axis=1), spacing_m)
+
+
+# Times
+
+
+def delays(path):
+    """Time of each telescope event after its event's own time, in quarters of a nanosecond."""
+    events, rows = read(path, "/dl1/event/subarray/trigger"), read(path, TRIGGER)
+    start = dict(zip(events["event_id"].tolist(), events["time"].astype(np.int64), strict=True))
+    difference = rows["time"] - np.array([start[e] for e in rows["event_id"].tolist()])
+    return difference[:, 0] * 4_000_000_000 + difference[:, 1]
+
+
+def test_time_knobs_move_what_they_say_and_nothing_else(tmp_path, plain):
+    before = delays(plain.paths[0])
+    rows = read(plain.paths[0], TRIGGER)
+    energy = energies(plain.paths[0])
+    knobs = {
+        "jump": {"jumping_telescope": 1, "jump_time_s": 600.0, "jump_offset_ns": 5.0},
+        "drift": {"time_drift_ns_per_h": 30.0},
+        "walk": {"trigger_walk_ns": 4.0},
+        "outliers": {"time_outlier_fraction": 0.1, "time_outlier_ns": 400.0},
+    }
+    after = {}
+    for name, options in knobs.items():
+        simulated, path = one_file(tmp_path / name, **options, jump_factor=1.0)
+        moved_ns = (delays(path) - before) / 4
+        seconds = rows["time"][:, 0].astype(float) - simulated.options.start_tai_s(0)
+        after[name] = moved_ns, seconds, simulated
+        for tel_id, values in energies(path).items():
+            np.testing.assert_array_equal(values, energy[tel_id])
+
+    moved_ns, seconds, _ = after["jump"]
+    jumped = (rows["tel_id"] == 1) & (seconds >= 600)
+    np.testing.assert_array_equal(moved_ns, np.where(jumped, 5.0, 0.0))
+
+    moved_ns, seconds, simulated = after["drift"]
+    rate = np.array([simulated.time_drift_ns_per_h[t] for t in rows["tel_id"].tolist()])
+    assert 10 < np.std([*simulated.time_drift_ns_per_h.values()]) < 60
+    # A whole second more or less is 1/3600 of the hourly rate; rounding a quarter of a ns.
+    np.testing.assert_allclose(moved_ns, rate * seconds / 3600, atol=0.3)
+
+    moved_ns, _, _ = after["walk"]
+    assert moved_ns.min() >= 0
+    assert moved_ns.max() <= 4.25  # the walk of an image at threshold
+
+    moved_ns, _, _ = after["outliers"]
+    assert 0.05 < np.mean(moved_ns != 0) < 0.15
+    assert 200 < np.abs(moved_ns).max() <= 400.25
+
+
+def test_a_late_trigger_is_missing_in_the_peak_time(tmp_path):
+    delay = {"LST": 30.0, "MST": 45.0, "SST": 60.0}
+    _, path = one_file(tmp_path, time_jitter_ns=5.0, peak_delay_ns=delay, peak_follows_trigger=True)
+    _, still = one_file(tmp_path / "still", time_jitter_ns=5.0, peak_delay_ns=delay)
+    follows, fixed = (read_telescopes(one, PARAMETERS) for one in (path, still))
+    assert fixed[1]["peak_time_mean"].std() < 0.3
+    assert follows[1]["peak_time_mean"].std() > 4
+    assert fixed[1]["peak_time_mean"].mean() == pytest.approx(30, abs=0.1)
+    assert fixed[5]["peak_time_mean"].mean() == pytest.approx(45, abs=0.1)
+
+
+def test_missing_times_and_failed_reconstructions(tmp_path):
+    _, path = one_file(tmp_path, missing_time_fraction=0.2, failed_stereo_fraction=0.3)
+    missing = (read(path, TRIGGER)["time"] == 0).all(axis=1)
+    assert 0.15 < missing.mean() < 0.25
+    geometry = read(path, GEOMETRY)
+    failed = ~geometry["HillasReconstructor_is_valid"]
+    assert 0.2 < failed.mean() < 0.4
+    for name in ("alt", "az", "core_x", "core_y", "h_max"):
+        np.testing.assert_array_equal(np.isnan(geometry[f"HillasReconstructor_{name}"]), failed)
+    lost = set(geometry["event_id"][failed].tolist())
+    for rows in read_telescopes(path, IMPACT).values():
+        is_lost = [event in lost for event in rows["event_id"].tolist()]
+        impact_m = rows["HillasReconstructor_tel_impact_distance"]
+        np.testing.assert_array_equal(np.isnan(impact_m), is_lost)
+
+
+def test_height_of_maximum_can_be_wrong_in_the_mean(tmp_path, plain):
+    _, path = one_file(tmp_path, h_max_scale=0.8)
+    wrong, right = (
+        read(one, GEOMETRY)["HillasReconstructor_h_max"] for one in (path, plain.paths[0])
+    )
+    np.testing.assert_allclose((wrong - 2150.0) / (right - 2150.0), 0.8, rtol=1e-12)
