@@ -86,6 +86,11 @@ JOBS: dict[str, Job] = {
             "calibdask.array.jobs",
         ),
         Job(
+            "image-asymmetry-estimation",
+            "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file.",
+            "calibdask.array.jobs",
+        ),
+        Job(
             "inter-calibration",
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
             "calibdask.array.jobs",

@@ -42,6 +42,7 @@ __all__ = [
     "JOB_SECTIONS",
     "SECTIONS",
     "ArrayConfig",
+    "AsymmetryOptions",
     "CalculateCrossCalibration",
     "CalculateEnergyAsymmetry",
     "CalculateImageAsymmetry",
@@ -49,6 +50,7 @@ __all__ = [
     "EnergyAsymmetryOptions",
     "EnergyEventFilters",
     "EventPreprocessor",
+    "ImageAsymmetryOptions",
     "ImageEventFilters",
     "InterCalibrationOptions",
     "PairFinder",
@@ -420,6 +422,23 @@ class RelativeThroughputFitter(Section):
         description="What throughput_normalisation applies to: the reference telescope, or the "
         "weighted mean of ln c.",
     )
+    minimum_pair_intensity: (
+        Annotated[TelescopePatterns, _patterns(_between(0.0, math.inf))] | None
+    ) = Field(
+        default=None,
+        description="Image sizes only: smallest geometric mean of a pair's two sizes, a cut that "
+        "selects on the light of the shower but not on one telescope's throughput. Unless given, "
+        "twice minimum_individual_intensity, and none with the estimator 'asymmetry'.",
+        examples=[160.0],
+        json_schema_extra={"unit": "photoelectrons"},
+    )
+    distance_term: bool | None = Field(
+        default=None,
+        description="Image sizes only: fit ln x1 - ln x2 = theta1 - theta2 + kappa (ln d1 - ln d2) "
+        "with the impact distances d and one kappa per telescope type. Unless given, it is fitted "
+        "with the estimator 'log-mean', and with no other.",
+        examples=[True],
+    )
 
 
 class CalculateInterCalibration(Section):
@@ -454,6 +473,14 @@ class CalculateInterCalibration(Section):
     )
 
 
+PAIR_CUT_FACTOR = 2.0
+"""Default of minimum_pair_intensity over minimum_individual_intensity.
+
+A cut on each telescope's size lets fluctuations upwards of the dimmer telescope through. A cut on
+the geometric mean of both treats the two alike, if it stands so far above the other that ratios up
+to its square (here 4) pass. ``make image-bias`` shows what is left for several factors.
+"""
+
 _ENERGY_NAMES = ("CalculateEnergyAsymmetry", "CalculateAsymmetry")
 
 SECTIONS: Mapping[str, type[Section]] = {
@@ -471,12 +498,14 @@ SECTIONS: Mapping[str, type[Section]] = {
 """All sections that an array configuration may have."""
 
 _STEP_1 = ("CalculateEnergyAsymmetry", "QualityQuery", "PairFinder")
+_IMAGE_STEP_1 = ("CalculateImageAsymmetry", "QualityQuery", "PairFinder")
 _STEP_2 = ("CalculateInterCalibration", "RelativeThroughputFitter")
 
 JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "energy-asymmetry-estimation": (*_STEP_1, *ENGINE_SECTIONS),
+    "image-asymmetry-estimation": (*_IMAGE_STEP_1, *ENGINE_SECTIONS),
     # It reads DL2 files, too, and then does step 1 on the way.
-    "inter-calibration": (*_STEP_2, *_STEP_1, *ENGINE_SECTIONS),
+    "inter-calibration": (*_STEP_2, *_STEP_1, "CalculateImageAsymmetry", *ENGINE_SECTIONS),
 }
 """The sections that a job uses, in the order in which a new configuration shows them."""
 
@@ -484,59 +513,196 @@ JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
 # -- options of the jobs ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class EnergyAsymmetryOptions:
-    """Options of the energy asymmetry, resolved.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsymmetryOptions:
+    """What energies and image sizes have in common when pairs of telescopes are compared.
 
     Attributes
     ----------
-    energy_reconstructor, geometry_reconstructor, gammaness_reconstructor : str
-        Algorithms, the prefixes of columns and the names of tables.
+    geometry_reconstructor : str
+        Algorithm of the impact distances, the prefix of their column.
     quality_criteria : QualityCriteria
         Selection of telescope-events.
     max_impact_distance : TelescopePatterns
         Pair distance per telescope in m.
-    max_distance_asymmetry, min_gammaness, min_energy : TelescopePatterns or None
-        Filters of the events of a pair; None: no such filter. Energies in TeV.
     input_url, output_url : str or None
         Files named in the configuration; the command line wins.
     overwrite : bool
         Replace an output that exists.
     """
 
-    energy_reconstructor: str
     geometry_reconstructor: str
-    gammaness_reconstructor: str
     quality_criteria: QualityCriteria
     max_impact_distance: TelescopePatterns
-    max_distance_asymmetry: TelescopePatterns | None
-    min_gammaness: TelescopePatterns | None
-    min_energy: TelescopePatterns | None
     input_url: str | None
     output_url: str | None
     overwrite: bool
 
-    def map_options(self) -> dict[str, Any]:
-        """Give the options that the rows of a shard depend on, ready for JSON."""
-        filters = {
-            "max_distance_asymmetry": self.max_distance_asymmetry,
-            "min_gammaness": self.min_gammaness,
-            "min_energy": self.min_energy,
-        }
+    label: ClassVar[AsymmetryLabel]
+    """Table of the asymmetries and their column."""
+
+    quantity: ClassVar[str]
+    """What x is, for people."""
+
+    @property
+    def value_column(self) -> str:
+        """Column of x."""
+        raise NotImplementedError
+
+    @property
+    def uncertainty_column(self) -> str | None:
+        """Column of the uncertainty of x, if there is one."""
+        return None
+
+    @property
+    def minima(self) -> tuple[tuple[str, str, TelescopePatterns], ...]:
+        """(option, column, least value) of each cut that both telescopes have to pass."""
+        raise NotImplementedError
+
+    @property
+    def window(self) -> tuple[str, TelescopePatterns] | None:
+        """Option and limit of the asymmetry of the impact distances: t, or [p0, p1]."""
+        raise NotImplementedError
+
+    @property
+    def impact_column(self) -> str:
+        """Column of the impact distance."""
+        return f"{self.geometry_reconstructor}_tel_impact_distance"
+
+    @property
+    def needs_altitude(self) -> bool:
+        """Whether the window depends on where the telescopes pointed."""
+        if self.window is None:
+            return False
+        return any(isinstance(v, tuple) and v[1] != 0 for _, _, v in self.window[1].patterns)
+
+    def _map_options(self, algorithms: dict[str, Any]) -> dict[str, Any]:
+        filters = {option: patterns for option, _, patterns in self.minima}
+        if self.window is not None:
+            filters[self.window[0]] = self.window[1]
         return {
-            "energy_reconstructor": self.energy_reconstructor,
+            **algorithms,
             "geometry_reconstructor": self.geometry_reconstructor,
-            "gammaness_reconstructor": self.gammaness_reconstructor,
             "quality_criteria": [list(pair) for pair in self.quality_criteria.pairs],
             "max_impact_distance": self.max_impact_distance.to_plain(),
-            "event_filters": {
-                name: patterns.to_plain() for name, patterns in filters.items() if patterns
-            },
+            "event_filters": {name: patterns.to_plain() for name, patterns in filters.items()},
         }
 
     def fit_options(self) -> dict[str, Any]:
         """Give the options that only the fit depends on: there is none."""
         return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyAsymmetryOptions(AsymmetryOptions):
+    """Options of the energy asymmetry, resolved.
+
+    Attributes
+    ----------
+    energy_reconstructor, gammaness_reconstructor : str
+        Algorithms, the prefixes of columns and the names of tables.
+    max_distance_asymmetry, min_gammaness, min_energy : TelescopePatterns or None
+        Filters of the events of a pair; None: no such filter. Energies in TeV.
+    """
+
+    energy_reconstructor: str
+    gammaness_reconstructor: str
+    max_distance_asymmetry: TelescopePatterns | None
+    min_gammaness: TelescopePatterns | None
+    min_energy: TelescopePatterns | None
+
+    label: ClassVar[AsymmetryLabel] = "energy_asymmetry"
+    quantity: ClassVar[str] = "energy"
+
+    @property
+    def value_column(self) -> str:
+        """Column of x."""
+        return f"{self.energy_reconstructor}_tel_energy"
+
+    @property
+    def uncertainty_column(self) -> str:
+        """Column of the uncertainty of x."""
+        return f"{self.value_column}_uncert"
+
+    @property
+    def minima(self) -> tuple[tuple[str, str, TelescopePatterns], ...]:
+        """(option, column, least value) of each cut that both telescopes have to pass."""
+        cuts = (
+            ("min_energy", self.value_column, self.min_energy),
+            (
+                "min_gammaness",
+                f"{self.gammaness_reconstructor}_tel_prediction",
+                self.min_gammaness,
+            ),
+        )
+        return tuple((name, column, least) for name, column, least in cuts if least is not None)
+
+    @property
+    def window(self) -> tuple[str, TelescopePatterns] | None:
+        """Option and limit of the asymmetry of the impact distances."""
+        if self.max_distance_asymmetry is None:
+            return None
+        return "max_distance_asymmetry", self.max_distance_asymmetry
+
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the rows of a shard depend on, ready for JSON."""
+        return self._map_options(
+            {
+                "energy_reconstructor": self.energy_reconstructor,
+                "gammaness_reconstructor": self.gammaness_reconstructor,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageAsymmetryOptions(AsymmetryOptions):
+    """Options of the asymmetry of image sizes, resolved.
+
+    Attributes
+    ----------
+    image_reconstructor : str
+        Column with the image size in photoelectrons.
+    minimum_individual_intensity : TelescopePatterns or None
+        Least size in both telescopes.
+    equidistant_event_selection : TelescopePatterns or None
+        [p0, p1] of the limit p0 + p1 cos(altitude).
+    """
+
+    image_reconstructor: str
+    minimum_individual_intensity: TelescopePatterns | None
+    equidistant_event_selection: TelescopePatterns | None
+
+    label: ClassVar[AsymmetryLabel] = "image_asymmetry"
+    quantity: ClassVar[str] = "image size"
+
+    @property
+    def value_column(self) -> str:
+        """Column of x."""
+        return self.image_reconstructor
+
+    @property
+    def minima(self) -> tuple[tuple[str, str, TelescopePatterns], ...]:
+        """(option, column, least value) of each cut that both telescopes have to pass."""
+        if self.minimum_individual_intensity is None:
+            return ()
+        return (
+            (
+                "minimum_individual_intensity",
+                self.image_reconstructor,
+                self.minimum_individual_intensity,
+            ),
+        )
+
+    @property
+    def window(self) -> tuple[str, TelescopePatterns] | None:
+        """Option and limit of the asymmetry of the impact distances."""
+        if self.equidistant_event_selection is None:
+            return None
+        return "equidistant_event_selection", self.equidistant_event_selection
+
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the rows of a shard depend on, ready for JSON."""
+        return self._map_options({"image_reconstructor": self.image_reconstructor})
 
 
 @dataclass(frozen=True, slots=True)
@@ -559,6 +725,10 @@ class InterCalibrationOptions:
         Scale by telescope type, sorted.
     reference_telescopes : tuple of (str, int)
         Reference by telescope type, sorted; types without one are left out.
+    minimum_pair_intensity : TelescopePatterns or None
+        Least geometric mean of a pair's image sizes; None: no such cut.
+    distance_term : bool
+        Fit the slope of image sizes over the impact distance.
     input_url, output_url : str or None
         Files named in the configuration; the command line wins.
     overwrite : bool
@@ -573,13 +743,23 @@ class InterCalibrationOptions:
     normalisation: Normalisation
     throughput_normalisation: tuple[tuple[str, float], ...]
     reference_telescopes: tuple[tuple[str, int], ...]
+    minimum_pair_intensity: TelescopePatterns | None
+    distance_term: bool
     input_url: str | None
     output_url: str | None
     overwrite: bool
 
     def map_options(self) -> dict[str, Any]:
         """Give the options that the summaries of a shard depend on, ready for JSON."""
-        return {"asymmetry_label": self.asymmetry_label, "value_column": self.value_column}
+        options: dict[str, Any] = {
+            "asymmetry_label": self.asymmetry_label,
+            "value_column": self.value_column,
+        }
+        if self.asymmetry_label == "image_asymmetry":
+            least = self.minimum_pair_intensity
+            options["minimum_pair_intensity"] = None if least is None else least.to_plain()
+            options["distance_term"] = self.distance_term
+        return options
 
     def fit_options(self) -> dict[str, Any]:
         """Give the options that only the fit depends on, ready for JSON."""
@@ -601,6 +781,8 @@ class ArrayConfig:
     ----------
     energy_asymmetry : EnergyAsymmetryOptions
         Options of step 1.
+    image_asymmetry : ImageAsymmetryOptions
+        Options of step 1 of image sizes.
     inter_calibration : InterCalibrationOptions
         Options of step 2.
     campaign : Campaign
@@ -612,6 +794,7 @@ class ArrayConfig:
     """
 
     energy_asymmetry: EnergyAsymmetryOptions
+    image_asymmetry: ImageAsymmetryOptions
     inter_calibration: InterCalibrationOptions
     campaign: Campaign
     notes: tuple[str, ...]
@@ -667,9 +850,14 @@ def load_array_config(
     energy_options = _energy_options(document, energy_name, energy, notes)
     if given and not energy_options.quality_criteria.pairs:
         notes.append(f"{energy_name}: no quality criteria, so every telescope-event is used")
-    inter_options = _inter_options(document, energy_name, energy, notes)
+    image_notes: list[str] = []
+    image_options = _image_options(document, image_notes)
+    if document.find("CalculateImageAsymmetry", CalculateImageAsymmetry) is not None:
+        notes += [note for note in image_notes if note not in notes]
+    inter_options = _inter_options(document, energy_name, energy, image_options, notes)
     return ArrayConfig(
         energy_asymmetry=energy_options,
+        image_asymmetry=image_options,
         inter_calibration=inter_options,
         campaign=document.get("Campaign", Campaign),
         notes=tuple(notes),
@@ -680,6 +868,33 @@ def load_array_config(
 def _energy_options(
     document: Configuration, name: str, section: CalculateEnergyAsymmetry, notes: list[str]
 ) -> EnergyAsymmetryOptions:
+    filters = section.event_filters
+    return EnergyAsymmetryOptions(
+        **_common_options(document, name, section, notes),
+        energy_reconstructor=section.energy_reconstructor,
+        gammaness_reconstructor=section.gammaness_reconstructor,
+        max_distance_asymmetry=filters.max_distance_asymmetry,
+        min_gammaness=filters.min_gammaness,
+        min_energy=filters.min_energy,
+    )
+
+
+def _image_options(document: Configuration, notes: list[str]) -> ImageAsymmetryOptions:
+    name = "CalculateImageAsymmetry"
+    section = document.get(name, CalculateImageAsymmetry)
+    filters = section.event_filters
+    return ImageAsymmetryOptions(
+        **_common_options(document, name, section, notes),
+        image_reconstructor=section.image_reconstructor,
+        minimum_individual_intensity=filters.minimum_individual_intensity,
+        equidistant_event_selection=filters.equidistant_event_selection,
+    )
+
+
+def _common_options(
+    document: Configuration, name: str, section: _CalculateAsymmetry, notes: list[str]
+) -> dict[str, Any]:
+    """Resolve what the sections that read DL2 files have in common."""
     outer = document.get("EventPreprocessor", EventPreprocessor)
     inner = section.event_preprocessor
     for path, preprocessor in (
@@ -703,20 +918,14 @@ def _energy_options(
         },
         notes,
     )
-    filters = section.event_filters
-    return EnergyAsymmetryOptions(
-        energy_reconstructor=section.energy_reconstructor,
-        geometry_reconstructor=section.geometry_reconstructor,
-        gammaness_reconstructor=section.gammaness_reconstructor,
-        quality_criteria=QualityCriteria(query.quality_criteria if query else ()),
-        max_impact_distance=(finder or PairFinder()).max_impact_distance,
-        max_distance_asymmetry=filters.max_distance_asymmetry,
-        min_gammaness=filters.min_gammaness,
-        min_energy=filters.min_energy,
-        input_url=section.input_url,
-        output_url=section.output_url,
-        overwrite=section.overwrite,
-    )
+    return {
+        "geometry_reconstructor": section.geometry_reconstructor,
+        "quality_criteria": QualityCriteria(query.quality_criteria if query else ()),
+        "max_impact_distance": (finder or PairFinder()).max_impact_distance,
+        "input_url": section.input_url,
+        "output_url": section.output_url,
+        "overwrite": section.overwrite,
+    }
 
 
 def _innermost[S: Section](candidates: Mapping[str, S | None], notes: list[str]) -> S | None:
@@ -732,13 +941,13 @@ def _innermost[S: Section](candidates: Mapping[str, S | None], notes: list[str])
 def _check_reconstructors(
     document: Configuration,
     name: str,
-    section: CalculateEnergyAsymmetry,
+    section: _CalculateAsymmetry,
     path: tuple[str, ...],
     preprocessor: EventPreprocessor | None,
 ) -> None:
     for option in ("energy_reconstructor", "geometry_reconstructor", "gammaness_reconstructor"):
-        theirs, ours = getattr(preprocessor, option, None), getattr(section, option)
-        if theirs is not None and theirs != ours:
+        theirs, ours = getattr(preprocessor, option, None), getattr(section, option, None)
+        if theirs is not None and ours is not None and theirs != ours:
             raise document.error(
                 f"'{theirs}' contradicts '{ours}' ({document.where(name, option)}): leave it out",
                 *path,
@@ -750,6 +959,7 @@ def _inter_options(
     document: Configuration,
     energy_name: str,
     energy: CalculateEnergyAsymmetry,
+    image: ImageAsymmetryOptions,
     notes: list[str],
 ) -> InterCalibrationOptions:
     inter = document.get("CalculateInterCalibration", CalculateInterCalibration)
@@ -765,7 +975,6 @@ def _inter_options(
         fitter = fitter.model_copy(update=chosen)
     algorithm = inter.reconstruction_algorithm or energy.energy_reconstructor
     if inter.asymmetry_label == "image_asymmetry":
-        image = document.get("CalculateImageAsymmetry", CalculateImageAsymmetry)
         value_column = image.image_reconstructor
     else:
         if algorithm != energy.energy_reconstructor:
@@ -778,6 +987,7 @@ def _inter_options(
                 "reconstruction_algorithm",
             )
         value_column = f"{algorithm}_tel_energy"
+    least_pair, distance_term = _image_corrections(document, inter, fitter, image, notes)
     references = fitter.reference_telescopes.model_dump()
     return InterCalibrationOptions(
         asymmetry_label=inter.asymmetry_label,
@@ -792,7 +1002,64 @@ def _inter_options(
         reference_telescopes=tuple(
             sorted((tel_type, tel) for tel_type, tel in references.items() if tel is not None)
         ),
+        minimum_pair_intensity=least_pair,
+        distance_term=distance_term,
         input_url=inter.input_url,
         output_url=inter.output_url,
         overwrite=inter.overwrite,
     )
+
+
+def _image_corrections(
+    document: Configuration,
+    inter: CalculateInterCalibration,
+    fitter: RelativeThroughputFitter,
+    image: ImageAsymmetryOptions,
+    notes: list[str],
+) -> tuple[TelescopePatterns | None, bool]:
+    """Resolve the cut on a pair's size and whether the distance term is fitted."""
+
+    def where(option: str) -> tuple[str, ...]:
+        nested = inter.relative_throughput_fitter
+        inside = nested is not None and option in nested.model_fields_set
+        outer = ("CalculateInterCalibration",) if inside else ()
+        return (*outer, "RelativeThroughputFitter", option)
+
+    least_pair, distance_term = fitter.minimum_pair_intensity, fitter.distance_term
+    if inter.asymmetry_label != "image_asymmetry":
+        for option, given in (
+            ("minimum_pair_intensity", least_pair is not None),
+            ("distance_term", bool(distance_term)),
+        ):
+            if given:
+                raise document.error(
+                    "this is of image sizes: set CalculateInterCalibration.asymmetry_label to"
+                    " image_asymmetry, or leave it out",
+                    *where(option),
+                )
+        return None, False
+    if distance_term and fitter.estimator != "log-mean":
+        raise document.error(
+            f"the estimator '{fitter.estimator}' has no distance term: choose log-mean, or leave"
+            " this option out",
+            *where("distance_term"),
+        )
+    if distance_term is None:
+        distance_term = fitter.estimator == "log-mean"
+    if least_pair is None and fitter.estimator != "asymmetry":
+        least = image.minimum_individual_intensity
+        if least is None:
+            notes.append(
+                "no cut on the size of a pair, as CalculateImageAsymmetry has no"
+                " minimum_individual_intensity here: if the rows were selected by each telescope's"
+                " size, ratios are drawn towards 1; set"
+                " RelativeThroughputFitter.minimum_pair_intensity to twice that size"
+            )
+        else:
+            least_pair = TelescopePatterns(
+                tuple(
+                    (kind, which, PAIR_CUT_FACTOR * float(value))  # type: ignore[arg-type]
+                    for kind, which, value in least.patterns
+                )
+            )
+    return least_pair, distance_term

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from calibdask.array.model import NetworkOptions, Observable
     from calibdask.stats.histogram import Histogram
+    from calibdask.stats.moments import CoMoments
 
 __all__ = ["NetworkFit", "coefficients", "column_units", "fit_stage", "values_so_far"]
 
@@ -94,6 +95,13 @@ class NetworkFit:
         Events that made the centre.
     low, high, median, slope, jump : ndarray of float64, shape (K,)
         The influence function.
+    distance_term : bool
+        Whether d = theta_1 - theta_2 + kappa x is fitted, with x = ln d_1 - ln d_2 of the impact
+        distances; the centre of a pair is then the mean of d - kappa x.
+    kappa, kappa_error, mean_log_distance, kappa_weight : ndarray of float64, shape (K,)
+        Slope of the pair's type with its event-clustered error, mean of x, and what an event's
+        product of deviations counts in the slope: 1/variance over the type's sum of M2_x/variance.
+        Zeros without a distance term.
     """
 
     estimator: str
@@ -130,6 +138,11 @@ class NetworkFit:
     median: NDArray[np.float64]
     slope: NDArray[np.float64]
     jump: NDArray[np.float64]
+    distance_term: bool
+    kappa: NDArray[np.float64]
+    kappa_error: NDArray[np.float64]
+    mean_log_distance: NDArray[np.float64]
+    kappa_weight: NDArray[np.float64]
 
     @property
     def pairs(self) -> NDArray[np.int64]:
@@ -166,6 +179,7 @@ class NetworkFit:
         values["estimator"] = str(arrays["estimator"])
         values["kind"] = str(arrays["kind"])
         values["done"] = bool(arrays["done"])
+        values["distance_term"] = bool(arrays["distance_term"])
         return cls(**values)  # type: ignore[arg-type]
 
 
@@ -285,6 +299,11 @@ def _start(
         median=np.zeros(n_pair),
         slope=np.ones(n_pair),
         jump=np.zeros(n_pair),
+        distance_term=total.distance is not None,
+        kappa=np.zeros(n_pair),
+        kappa_error=np.zeros(n_pair),
+        mean_log_distance=np.zeros(n_pair),
+        kappa_weight=np.zeros(n_pair),
     )
 
 
@@ -295,6 +314,8 @@ def _type_of_pairs(fit: NetworkFit) -> NDArray[np.int64]:
 
 def _fit_moments(options: NetworkOptions, start: NetworkFit, total: PairSummary) -> NetworkFit:
     """Fit to the mean of d or of the asymmetry."""
+    if total.distance is not None:
+        return _solve(options, _fit_distance(start, total.difference.m2, total.distance))
     if start.estimator == "asymmetry" and total.asymmetry is not None:
         # The peer weights each pair by its own scatter; so does this, to give its numbers.
         centre, variance = total.asymmetry.mean, total.asymmetry.variance()
@@ -304,6 +325,46 @@ def _fit_moments(options: NetworkOptions, start: NetworkFit, total: PairSummary)
             start, total.difference.m2, (start.n - 1).astype(np.float64), WEIGHT_PRIOR_EVENTS
         )
     return _solve(options, replace(start, centre=centre, variance=variance))
+
+
+def _fit_distance(start: NetworkFit, m2: NDArray[np.float64], distance: CoMoments) -> NetworkFit:
+    """Centres of the pairs at equal distances, by a slope kappa for each type.
+
+    Within a pair d and x scatter about their means, whatever the throughputs are. So the weighted
+    least squares of d - mean(d) = kappa (x - mean(x)) over the pairs of a type,
+
+        kappa = sum_p C_p/v_p / sum_p M2_p/v_p ,
+
+    with C_p and M2_p the sums of products and squares of deviations, does not depend on theta. The
+    variances v_p are first those of d, then twice those about the line.
+    """
+    types = _type_of_pairs(start)
+    n_types = int(types.max(initial=-1)) + 1
+    freedom = (start.n - 1).astype(np.float64)
+    used = start.used
+
+    def summed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(types[used], values[used], n_types)
+
+    variance = _shrunk(start, m2, freedom, WEIGHT_PRIOR_EVENTS)
+    kappa, weight = np.zeros(len(used)), np.zeros(len(used))
+    for _ in range(2):
+        squares, products = (summed(part / variance) for part in (distance.m2_x, distance.c_xy))
+        # Equal distances have no slope: it is 0 then, and nothing is known about it.
+        inverse = np.divide(1.0, squares, out=np.zeros(n_types), where=squares > 0)
+        kappa = (inverse * products)[types]
+        weight = np.where(used, inverse[types] / variance, 0.0)
+        left = m2 - 2 * kappa * distance.c_xy + kappa**2 * distance.m2_x
+        left = np.maximum(left, freedom * MIN_SCATTER**2)
+        variance = _shrunk(start, left, freedom, WEIGHT_PRIOR_EVENTS)
+    return replace(
+        start,
+        centre=distance.mean_y - kappa * distance.mean_x,
+        variance=variance,
+        kappa=kappa,
+        mean_log_distance=distance.mean_x,
+        kappa_weight=weight,
+    )
 
 
 def _shrunk(
@@ -514,9 +575,13 @@ def _with_scores(fit: NetworkFit, scores: ScoreSummary) -> NetworkFit:
         block = np.ix_(fit.component == c, fit.component == c)
         inverse = fit.covariance_independent[block]
         covariance[block] = inverse @ scores.outer[block] @ inverse
+    kappa_error = fit.kappa_error
+    if fit.distance_term:
+        kappa_error = np.sqrt(scores.kappa_variance)[_type_of_pairs(fit)]
     return replace(
         fit,
         done=True,
+        kappa_error=kappa_error,
         covariance=0.5 * (covariance + covariance.T),
         n_events=scores.n_events,
         component_n_events=scores.component_n_events,
@@ -689,6 +754,7 @@ def _pair_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         **of_asymmetry,
         name: centre,
         f"{name}_error": np.where(fit.used, error, np.nan),
+        **({"mean_log_distance": fit.mean_log_distance} if fit.distance_term else {}),
         f"std_{name}": fit.std_difference,
         f"model_{name}": model,
         "residual": centre - model,
@@ -729,6 +795,13 @@ def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     reference[fit.component[fit.is_reference]] = fit.tel_id[fit.is_reference]
     bad = np.zeros(n_components, np.bool_)
     bad[fit.component[(fit.component >= 0) & ~_has_error(fit)]] = True
+    slope: dict[str, NDArray[np.generic]] = {}
+    if fit.distance_term:
+        _, pair = np.unique(pair_component, return_index=True)
+        slope = {
+            "kappa": fit.kappa[fit.used][pair],
+            "kappa_error": fit.kappa_error[fit.used][pair],
+        }
     return {
         "tel_type": _types_of_components(fit),
         "component": np.arange(n_components),
@@ -739,6 +812,7 @@ def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         "chi2": chi2,
         "ndf": ndf,
         "p_value": np.where(ndf > 0, chdtrc(np.maximum(ndf, 1), chi2), np.nan),
+        **slope,
         "flags": _join_flags(F=fit.is_fallback[index], D=~fit.is_main[index], B=bad),
     }
 

@@ -14,10 +14,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.config import EnergyAsymmetryOptions
+    from calibdask.array.config import AsymmetryOptions
     from calibdask.select import TelescopePatterns
 
-__all__ = ["EventRows", "Layout", "PairRows", "event_keys", "number_events", "select_pairs"]
+__all__ = [
+    "ALTITUDE",
+    "EventRows",
+    "Layout",
+    "PairRows",
+    "event_keys",
+    "number_events",
+    "select_pairs",
+]
 
 
 class EventRows(Protocol):
@@ -42,6 +50,10 @@ class EventRows(Protocol):
     def units(self) -> dict[str, str]:
         """Unit of each column."""
         ...
+
+
+ALTITUDE = "pointing_altitude"
+"""Column that the reader adds: where the telescope pointed when the event triggered, in rad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +84,8 @@ class PairRows:
     ----------
     row_1, row_2 : ndarray of int64, shape (M,)
         Rows of the telescope events, ``tel_id[row_1] < tel_id[row_2]``.
+    limit : ndarray of float64, shape (M,)
+        What the asymmetry of the two impact distances stayed below; inf without such a cut.
     cut_flow : mapping of str to int
         What was left after each selection.
     warnings : tuple of str
@@ -80,6 +94,7 @@ class PairRows:
 
     row_1: NDArray[np.int64]
     row_2: NDArray[np.int64]
+    limit: NDArray[np.float64]
     cut_flow: Mapping[str, int]
     warnings: tuple[str, ...]
 
@@ -92,29 +107,29 @@ def _by_telescope(
     known = {number: i for i, number in enumerate(layout.tel_id)}
     descriptions = [layout.tel_description[known[int(number)]] for number in present]
     values = patterns.resolve(present, descriptions, option=option)
-    table = np.full(int(present[-1]) + 1 if len(present) else 1, np.nan)
+    table = np.full((int(present[-1]) + 1 if len(present) else 1, *values.shape[1:]), np.nan)
     table[present] = values
     return np.asarray(table[tel_id])
 
 
-def _pairs_of(options: EnergyAsymmetryOptions, layout: Layout) -> tuple[Any, Any]:
+def _pairs_of(options: AsymmetryOptions, layout: Layout) -> tuple[Any, Any]:
     radius_m = options.max_impact_distance.resolve(
         layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
     )
     return find_pairs(layout.tel_id, layout.tel_type, layout.position_m, radius_m)
 
 
-def select_pairs(events: EventRows, options: EnergyAsymmetryOptions, layout: Layout) -> PairRows:
+def select_pairs(events: EventRows, options: AsymmetryOptions, layout: Layout) -> PairRows:
     """Select telescope events and pair them within each event.
 
-    Quality criteria, energies and gammaness are cuts on a telescope event; the distance asymmetry
-    is a cut on a pair, for which the stricter threshold of its telescopes counts.
+    Quality criteria and least values are cuts on a telescope event; the asymmetry of the impact
+    distances is a cut on a pair, for which the stricter limit of its telescopes counts.
 
     Parameters
     ----------
     events : EventRows
         Telescope events with the columns that the options mention.
-    options : EnergyAsymmetryOptions
+    options : AsymmetryOptions
         What to select.
     layout : Layout
         All telescopes.
@@ -124,48 +139,59 @@ def select_pairs(events: EventRows, options: EnergyAsymmetryOptions, layout: Lay
     PairRows
         Ordered by event, then by pair.
     """
-    energy_tev = events.columns[f"{options.energy_reconstructor}_tel_energy"]
-    flow = {"telescope events": len(energy_tev)}
+    value = events.columns[options.value_column]
+    flow = {"telescope events": len(value)}
     warnings: list[str] = []
-    selection = options.quality_criteria.evaluate(events.columns, events.units, len(energy_tev))
+    selection = options.quality_criteria.evaluate(events.columns, events.units, len(value))
     flow |= {cut.name: cut.passed_so_far for cut in selection.cuts}
-    passed = selection.mask & np.isfinite(energy_tev) & (energy_tev > 0)
-    flow["energy finite and positive"] = int(np.count_nonzero(passed))
-    n_bad = int(np.count_nonzero(selection.mask)) - flow["energy finite and positive"]
+    passed = selection.mask & np.isfinite(value) & (value > 0)
+    usable = f"{options.quantity} finite and positive"
+    flow[usable] = int(np.count_nonzero(passed))
+    n_bad = int(np.count_nonzero(selection.mask)) - flow[usable]
     if n_bad and options.quality_criteria.pairs:
         warnings.append(
-            f"{n_bad} telescope events passed all quality criteria although their energy is NaN,"
-            " infinite or not positive: they were left out"
+            f"{n_bad} telescope events passed all quality criteria although their"
+            f" {options.quantity} is NaN, infinite or not positive: they were left out"
         )
-    filters = (
-        ("min_energy", options.min_energy, f"{options.energy_reconstructor}_tel_energy"),
-        (
-            "min_gammaness",
-            options.min_gammaness,
-            f"{options.gammaness_reconstructor}_tel_prediction",
-        ),
-    )
-    for name, patterns, column in filters:
-        if patterns is None:
-            continue
-        values = events.columns[column]
-        passed &= values >= _by_telescope(patterns, layout, events.tel_id, name)
+    for name, column, patterns in options.minima:
+        least = _by_telescope(patterns, layout, events.tel_id, name)
+        passed &= events.columns[column] >= least
         flow[name] = int(np.count_nonzero(passed))
     rows = np.flatnonzero(passed)
     one, two = pair_events(events.event[rows], events.tel_id[rows], *_pairs_of(options, layout))
     row_1, row_2 = rows[one], rows[two]
     flow["pairs"] = len(row_1)
-    if options.max_distance_asymmetry is not None:
-        impact_m = events.columns[f"{options.geometry_reconstructor}_tel_impact_distance"]
-        threshold = _by_telescope(
-            options.max_distance_asymmetry, layout, events.tel_id, "max_distance_asymmetry"
-        )
-        near = distance_asymmetry(impact_m[row_1], impact_m[row_2]) < np.minimum(
-            threshold[row_1], threshold[row_2]
-        )
-        row_1, row_2 = row_1[near], row_2[near]
+    limit = np.full(len(row_1), np.inf)
+    if options.window is not None:
+        limit = _limit(events, *options.window, layout, row_1, row_2)
+        impact_m = events.columns[options.impact_column]
+        near = distance_asymmetry(impact_m[row_1], impact_m[row_2]) < limit
+        row_1, row_2, limit = row_1[near], row_2[near], limit[near]
         flow["equidistant pairs"] = len(row_1)
-    return PairRows(row_1, row_2, flow, tuple(warnings))
+    return PairRows(row_1, row_2, limit, flow, tuple(warnings))
+
+
+def _limit(
+    events: EventRows,
+    option: str,
+    patterns: TelescopePatterns,
+    layout: Layout,
+    row_1: NDArray[np.int64],
+    row_2: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Limit of the distance asymmetry of each pair, shape (M,).
+
+    Either a number t, or p0 + p1 cos(altitude) with the greater of the two altitudes, which is the
+    stricter one (Mitchell, PhD thesis 2016, eq. 4.2.2).
+    """
+    by_row = _by_telescope(patterns, layout, events.tel_id, option)
+    if by_row.ndim == 1:
+        return np.minimum(by_row[row_1], by_row[row_2])
+    cosine = np.zeros(len(row_1))
+    if ALTITUDE in events.columns:  # not read where it makes no difference
+        altitude = events.columns[ALTITUDE]
+        cosine = np.cos(np.maximum(altitude[row_1], altitude[row_2]))
+    return np.minimum(*(by_row[row, 0] + by_row[row, 1] * cosine for row in (row_1, row_2)))
 
 
 def number_events(

@@ -32,7 +32,7 @@ from calibdask.array.model import (
 from calibdask.errors import CorruptedInput
 from calibdask.stats.histogram import Histogram
 from calibdask.stats.keyed import union_keys
-from calibdask.stats.moments import Moments
+from calibdask.stats.moments import CoMoments, Moments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +76,9 @@ class PairEvents:
     x_1, x_2 : ndarray of float, shape (N,)
         What the observable compares: their energies (TeV), image sizes (photoelectrons), or
         arrival times less those of the shower front (ns).
+    log_distance : ndarray of float, shape (N,), optional
+        ln d_1 - ln d_2 of the impact distances: given, the fit has a term for it. Only for the mean
+        of log ratios.
     """
 
     event: NDArray[np.integer]
@@ -84,6 +87,7 @@ class PairEvents:
     tel_id_2: NDArray[np.integer]
     x_1: NDArray[np.floating]
     x_2: NDArray[np.floating]
+    log_distance: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,13 +101,15 @@ class PairSummary:
     tel_type : ndarray of str, shape (K,)
         Type of each pair's telescopes.
     n_invalid : ndarray of int64, shape (K,)
-        Rows left out because a value was not finite (or, for a ratio, not positive).
+        Rows left out because a value was not finite (or, for a ratio, not positive), or a distance.
     difference : Moments, shape (K,)
         Of d, which is ln x_1 - ln x_2 or x_1 - x_2, within the clip bounds if there are any.
     asymmetry : Moments, shape (K,), or None
         Of (x_1 - x_2)/(x_1 + x_2), if d is a log ratio.
     histogram : Histogram of K groups, or None
         Of d.
+    distance : CoMoments, shape (K,), or None
+        Of x = ln d_1 - ln d_2 of the impact distances and y = d, if the fit has a term for them.
     """
 
     pairs: NDArray[np.int64]
@@ -112,9 +118,12 @@ class PairSummary:
     difference: Moments
     asymmetry: Moments | None
     histogram: Histogram | None
+    distance: CoMoments | None = None
 
     @classmethod
-    def identity(cls, observable: Observable = LOG_RATIO, *, histogram: bool = False) -> Self:
+    def identity(
+        cls, observable: Observable = LOG_RATIO, *, histogram: bool = False, distance: bool = False
+    ) -> Self:
         """No pairs: merging it changes nothing."""
         return cls(
             np.zeros((0, 2), np.int64),
@@ -123,6 +132,7 @@ class PairSummary:
             Moments.identity(0),
             Moments.identity(0) if observable.kind == "log-ratio" else None,
             Histogram.identity(0, observable.edges) if histogram else None,
+            CoMoments.identity(0) if distance else None,
         )
 
     def merge(self, other: Self) -> Self:
@@ -133,9 +143,9 @@ class PairSummary:
         CorruptedInput
             If a pair has two types: the inputs are of different arrays.
         ValueError
-            If only one of the two has a histogram, or the asymmetry.
+            If only one of the two has a histogram, the asymmetry, or distances.
         """
-        for name in ("histogram", "asymmetry"):
+        for name in ("histogram", "asymmetry", "distance"):
             if (getattr(self, name) is None) != (getattr(other, name) is None):
                 raise ValueError(f"a summary with {name} does not merge with one without")
         pairs, mine, theirs = union_keys(self.pairs, other.pairs)
@@ -153,7 +163,7 @@ class PairSummary:
         n_invalid = np.zeros(size, np.int64)
         n_invalid[mine] += self.n_invalid
         n_invalid[theirs] += other.n_invalid
-        asymmetry_ = histogram = None
+        asymmetry_ = histogram = distance = None
         if self.asymmetry is not None and other.asymmetry is not None:
             asymmetry_ = self.asymmetry.expand(mine, size).merge(
                 other.asymmetry.expand(theirs, size)
@@ -162,6 +172,8 @@ class PairSummary:
             histogram = self.histogram.expand(mine, size).merge(
                 other.histogram.expand(theirs, size)
             )
+        if self.distance is not None and other.distance is not None:
+            distance = self.distance.expand(mine, size).merge(other.distance.expand(theirs, size))
         return type(self)(
             pairs,
             tel_type,
@@ -169,6 +181,7 @@ class PairSummary:
             self.difference.expand(mine, size).merge(other.difference.expand(theirs, size)),
             asymmetry_,
             histogram,
+            distance,
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -178,7 +191,7 @@ class PairSummary:
             "tel_type": self.tel_type,
             "n_invalid": self.n_invalid,
         }
-        for name in ("difference", "asymmetry", "histogram"):
+        for name in ("difference", "asymmetry", "histogram", "distance"):
             part = getattr(self, name)
             if part is not None:
                 arrays |= {f"{name}_{key}": value for key, value in part.to_arrays().items()}
@@ -192,7 +205,7 @@ class PairSummary:
             prefix = f"{name}_"
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-        asymmetry_, histogram = part("asymmetry"), part("histogram")
+        asymmetry_, histogram, distance = part("asymmetry"), part("histogram"), part("distance")
         return cls(
             np.asarray(arrays["pairs"], np.int64),
             np.asarray(arrays["tel_type"], np.str_),
@@ -200,6 +213,7 @@ class PairSummary:
             Moments.from_arrays(part("difference")),
             Moments.from_arrays(asymmetry_) if asymmetry_ else None,
             Histogram.from_arrays(histogram) if histogram else None,
+            CoMoments.from_arrays(distance) if distance else None,
         )
 
 
@@ -215,31 +229,37 @@ class ScoreSummary:
         Events in which each telescope is part of a used pair.
     component_n_events : ndarray of int64, shape (C,)
         Events with a used pair of each component.
+    kappa_variance : ndarray of float64, shape (Y,)
+        Of the distance slope of each pair type (sorted); without a distance term Y is 0.
     """
 
     outer: NDArray[np.float64]
     n_events: NDArray[np.int64]
     component_n_events: NDArray[np.int64]
+    kappa_variance: NDArray[np.float64]
 
     @classmethod
-    def identity(cls, n_telescopes: int, n_components: int) -> Self:
+    def identity(cls, n_telescopes: int, n_components: int, n_slopes: int = 0) -> Self:
         """No events: merging it changes nothing."""
         return cls(
             np.zeros((n_telescopes, n_telescopes)),
             np.zeros(n_telescopes, np.int64),
             np.zeros(n_components, np.int64),
+            np.zeros(n_slopes),
         )
 
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
-        if self.outer.shape != other.outer.shape or len(self.component_n_events) != len(
-            other.component_n_events
+        if any(
+            getattr(self, field.name).shape != getattr(other, field.name).shape
+            for field in fields(self)
         ):
             raise ValueError("scores about different fits do not merge")
         return type(self)(
             self.outer + other.outer,
             self.n_events + other.n_events,
             self.component_n_events + other.component_n_events,
+            self.kappa_variance + other.kappa_variance,
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -253,6 +273,7 @@ class ScoreSummary:
             np.asarray(arrays["outer"], np.float64),
             np.asarray(arrays["n_events"], np.int64),
             np.asarray(arrays["component_n_events"], np.int64),
+            np.asarray(arrays["kappa_variance"], np.float64),
         )
 
 
@@ -314,7 +335,7 @@ def summarise_pairs(
     clip : NetworkFit, optional
         Leave out d outside its bounds.
     """
-    one, two, x_1, x_2 = _oriented(events)
+    one, two, x_1, x_2, log_distance = _oriented(events)
     # A dense numbering of the telescopes gives the pairs without sorting the rows.
     number, tel_id = _number(one, two)
     code = number[one] * len(tel_id) + number[two]
@@ -338,6 +359,8 @@ def summarise_pairs(
         )
 
     d, valid = _compare(observable.kind, x_1, x_2)
+    if log_distance is not None:
+        valid &= np.isfinite(log_distance)
     a = asymmetry(x_1, x_2) if observable.kind == "log-ratio" else None
     n_invalid = np.bincount(pair[~valid], minlength=len(pairs))
     if clip is not None:
@@ -345,6 +368,9 @@ def summarise_pairs(
         with np.errstate(invalid="ignore"):
             valid &= (known >= 0) & (d >= clip.low[known]) & (d <= clip.high[known])
     pair, d = pair[valid], d[valid]
+    distance = None
+    if log_distance is not None:
+        distance = CoMoments.from_groups(pair, log_distance[valid], d, len(pairs))
     return PairSummary(
         pairs,
         _text(tel_type),
@@ -352,6 +378,7 @@ def summarise_pairs(
         Moments.from_groups(pair, d, len(pairs)),
         None if a is None else Moments.from_groups(pair, a[valid], len(pairs)),
         Histogram.from_groups(pair, d, len(pairs), observable.edges) if histogram else None,
+        distance,
     )
 
 
@@ -365,21 +392,37 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     Residuals about a fitted model are too small, most for events with much leverage. To first
     order in the leverage, the correction of Bell & McCaffrey 2002 (Surv. Methodol. 28, 169) adds to
     each residual half of what its own event pulled the model by: g_p A_p C s_e/2.
+
+    A distance slope kappa that the fit took from the same events moves theta by -C B dkappa with
+    B = sum_p W_p mean(x)_p A_p over its type; an event's part of dkappa is the sum over its pairs
+    of w_p (x_ep - mean(x)_p) (d_ep - kappa x_ep - centre_p) (see
+    `calibdask.array.network.NetworkFit`). So s_e gets -B times it.
     """
-    one, two, x_1, x_2 = _oriented(events)
+    one, two, x_1, x_2, log_distance = _oriented(events)
     n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
     pair = rows_of(fit.pairs, one, two)
     d, valid = _compare(fit.kind, x_1, x_2)
+    slope_of, distance_pull = _distance_pull(fit)
+    if (log_distance is None) != (len(distance_pull) == 0):
+        raise ValueError("the fit has a distance term, or these events have distances: not both")
+    if log_distance is not None:
+        valid &= np.isfinite(log_distance)
+        d = d - fit.kappa[pair] * log_distance
     row = np.flatnonzero(valid & (pair >= 0))
     row = row[fit.used[pair[row]]]
+    kappa_variance = np.zeros(len(distance_pull))
     if len(row) == 0:
-        return ScoreSummary.identity(n_telescopes, n_components)
+        return ScoreSummary.identity(n_telescopes, n_components, len(distance_pull))
     event = events.event[row]
     if np.any(event[1:] < event[:-1]):
         order = np.argsort(event, kind="stable")
         row, event = row[order], event[order]
     event = np.cumsum(np.diff(event, prepend=event[0]) != 0)
     pair, d = pair[row], d[row]
+    of_kappa = np.zeros(0)
+    if log_distance is not None:
+        from_mean = log_distance[row] - fit.mean_log_distance[pair]
+        of_kappa = fit.kappa_weight[pair] * from_mean * (d - fit.centre[pair])
 
     model = fit.model
     if fit.estimator == "asymmetry":
@@ -420,18 +463,41 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
         moved = np.einsum("et,tu->eu", score, covariance).ravel()
         half = 0.5 * pull[rows] * (moved[offset + first[rows]] - moved[offset + second[rows]])
         score += scores(factor[rows] * half)
+        for y, pull_of_kappa in enumerate(distance_pull):
+            of_type = slope_of[pair[rows]] == y
+            moves = np.bincount((event[rows] - start)[of_type], of_kappa[rows][of_type], n_block)
+            score -= moves[:, None] * pull_of_kappa
+            kappa_variance[y] += np.sum(moves**2)
         outer += np.einsum("et,eu->tu", score, score)
         seen = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape) > 0
         n_events += seen.sum(axis=0)
         for c in range(n_components):
             component_n_events[c] += seen[:, fit.component == c].any(axis=1).sum()
-    return ScoreSummary(outer, n_events, component_n_events)
+    return ScoreSummary(outer, n_events, component_n_events, kappa_variance)
+
+
+def _distance_pull(fit: NetworkFit) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Type of each pair as a number, and what its slope pulls theta by, B, shape (Y, T)."""
+    if not fit.distance_term:
+        return np.zeros(len(fit.first), np.int64), np.zeros((0, len(fit.tel_id)))
+    types, slope_of = np.unique(fit.pair_type, return_inverse=True)
+    flow = np.where(fit.used, fit.weight * fit.mean_log_distance, 0.0)
+    pull = np.zeros((len(types), len(fit.tel_id)))
+    np.add.at(pull, (slope_of, fit.first), flow)
+    np.subtract.at(pull, (slope_of, fit.second), flow)
+    return slope_of, pull
 
 
 def _oriented(
     events: PairEvents,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Ids and values with tel_id_1 < tel_id_2, each value staying with its telescope."""
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64] | None,
+]:
+    """Ids, values and distances with tel_id_1 < tel_id_2, each value staying with its telescope."""
     one, two = np.asarray(events.tel_id_1, np.int64), np.asarray(events.tel_id_2, np.int64)
     x_1, x_2 = np.asarray(events.x_1, np.float64), np.asarray(events.x_2, np.float64)
     out_of_range = (np.minimum(one, two) < 0) | (np.maximum(one, two) > MAX_TEL_ID)
@@ -446,7 +512,10 @@ def _oriented(
     if swap.any():
         one, two = np.where(swap, two, one), np.where(swap, one, two)
         x_1, x_2 = np.where(swap, x_2, x_1), np.where(swap, x_1, x_2)
-    return one, two, x_1, x_2
+    log_distance = events.log_distance
+    if log_distance is not None:
+        log_distance = np.where(swap, -log_distance, log_distance).astype(np.float64)
+    return one, two, x_1, x_2, log_distance
 
 
 def _compare(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 
 from calibdask.array.network import fit_stage
@@ -9,18 +11,34 @@ from calibdask.array.summary import STAGES, PairEvents, reduce_stage
 
 
 def draw_events(
-    rng, throughput, n_events, *, keep=1.0, sigma=0.15, outliers=0.0, tel_type="LST", first_id=1
+    rng,
+    throughput,
+    n_events,
+    *,
+    keep=1.0,
+    sigma=0.15,
+    outliers=0.0,
+    tel_type="LST",
+    first_id=1,
+    kappa=None,
+    nearness=0.0,
 ):
     """Draw showers with ln x = ln c + noise per telescope; a pair of an event is kept by chance.
 
     keep=1: all telescopes share all events (loose cuts); keep << 1: few pairs an event (tight).
     An outlier is a telescope whose ln x has another normal error of 1.
+    Given kappa, ln x has a part kappa ln d, with the distances d of a telescope further by
+    `nearness` per number of the telescope.
     """
     n_telescopes = len(throughput)
     one, two = np.triu_indices(n_telescopes, 1)
     shape = (n_events, n_telescopes)
     log_x = np.log(throughput) + rng.normal(0.0, sigma, shape)
     log_x += np.where(rng.random(shape) < outliers, rng.normal(0.0, 1.0, shape), 0.0)
+    log_d = None
+    if kappa is not None:
+        log_d = rng.normal(nearness * np.arange(n_telescopes), 0.1, shape)
+        log_x += kappa * log_d
     event, pair = np.nonzero(rng.random((n_events, len(one))) < keep)
     return PairEvents(
         event,
@@ -29,6 +47,7 @@ def draw_events(
         two[pair] + first_id,
         np.exp(log_x[event, one[pair]]),
         np.exp(log_x[event, two[pair]]),
+        None if log_d is None else log_d[event, one[pair]] - log_d[event, two[pair]],
     )
 
 
@@ -39,14 +58,16 @@ def join_events(*several):
         event.append(np.asarray(part.event) + offset)
         offset += int(np.max(part.event, initial=-1)) + 1
     names = ("tel_type", "tel_id_1", "tel_id_2", "x_1", "x_2")
+    if several[0].log_distance is not None:
+        names = (*names, "log_distance")
     columns = [np.concatenate([getattr(part, name) for part in several]) for name in names]
     return PairEvents(np.concatenate(event), *columns)
 
 
 def take(events, rows):
     """Some rows of the pair events."""
-    names = ("event", "tel_type", "tel_id_1", "tel_id_2", "x_1", "x_2")
-    return PairEvents(*(getattr(events, name)[rows] for name in names))
+    columns = [getattr(events, field.name) for field in fields(events)]
+    return PairEvents(*(None if column is None else column[rows] for column in columns))
 
 
 def fit_shards(options, shards, telescopes=None):
