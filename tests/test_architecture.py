@@ -25,6 +25,7 @@ HEAVY = ["astropy", "ctapipe", "dask", "distributed", "numpy", "tables", "xarray
 FOR_DOMAINS = {"stats", "select", "config", "errors", "engine.protocol"}
 MORE_FOR_GLUE = {
     "calibration.py": {"io"},  # the only place of a domain that reads and writes
+    "pairwise.py": {"io"},  # what calibrations of the array share
     "jobs.py": {"registry"},
     "report.py": {"report"},
 }

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-
-from calibdask.array.model import NetworkOptions, Telescopes, asymmetry, asymmetry_uncertainty
-from calibdask.array.network import NetworkFit, coefficients, fit_stage, values_so_far
-from calibdask.array.pairs import Layout, PairRows, event_keys, number_events, select_pairs
-from calibdask.array.summary import (
-    STAGES,
-    PairEvents,
-    PairSummary,
-    ScoreSummary,
-    reduce_stage,
-    summarise_pairs,
+from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty
+from calibdask.array.pairs import PairRows, event_keys, number_events, select_pairs
+from calibdask.array.pairwise import (
+    MONITORING,
+    PAIR_BYTES,
+    FromDl2,
+    PairData,
+    PairwiseCalibration,
+    join_obs_ids,
+    layout_of_file,
+    type_of,
 )
+from calibdask.array.summary import PairEvents, PairSummary, summarise_pairs
 from calibdask.engine.protocol import (
     ALL,
-    Calibration,
     Cell,
     InputRef,
     Piece,
@@ -41,32 +40,22 @@ from calibdask.io.asymmetry import (
     inspect_asymmetries,
     read_asymmetries,
 )
-from calibdask.io.dl2 import (
-    ArrayLayout,
-    Dl2Info,
-    Needs,
-    TelescopeEvents,
-    event_ranges,
-    inspect_dl2,
-    read_telescope_events,
-)
+from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.kinds import file_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from astropy.table import QTable
     from numpy.typing import NDArray
 
     from calibdask.array.config import EnergyAsymmetryOptions, InterCalibrationOptions
+    from calibdask.array.network import NetworkFit
     from calibdask.report import Section
 
 __all__ = ["EnergyAsymmetryEstimation", "InterCalibration"]
-
-MONITORING = "/dl2/monitoring/subarray"
-
-_PAIR_BYTES = 200  # memory of a pair-event while it is formed, selected and summarised
 
 
 def _needs(options: EnergyAsymmetryOptions, *, uncertainty: bool) -> Needs:
@@ -82,173 +71,23 @@ def _needs(options: EnergyAsymmetryOptions, *, uncertainty: bool) -> Needs:
     return Needs(energy, tuple(sorted(columns - {energy})))
 
 
-def _join_layouts(surveys: Sequence[Survey]) -> Layout:
-    """Unite the telescopes of all files.
-
-    Raises
-    ------
-    ConfigError
-        Two files contradict each other about a telescope.
-    """
-    layouts: list[tuple[str, ArrayLayout]] = [
-        (survey.source.path, survey.facts.layout) for survey in surveys
-    ]
-    telescopes: dict[int, tuple[str, str, tuple[float, float, float]]] = {}
-    first: dict[int, tuple[str, ArrayLayout]] = {}
-    for path, layout in layouts:
-        for number, kind, description, (x, y, z) in zip(
-            layout.tel_id.tolist(),
-            layout.tel_type,
-            layout.tel_description,
-            layout.position_m.tolist(),
-            strict=True,
-        ):
-            known = first.setdefault(number, (path, layout))
-            if known[1] is not layout and (what := known[1].contradiction(layout)):
-                raise ConfigError(
-                    f"{known[0]} and {path} are of different arrays: {what}; calibrate each array"
-                    " by itself"
-                )
-            telescopes.setdefault(number, (kind, description, (x, y, z)))
-    order = sorted(telescopes, key=lambda number: (telescopes[number][0], number))
-    return Layout(
-        tuple(order),
-        tuple(telescopes[number][0] for number in order),
-        tuple(telescopes[number][1] for number in order),
-        tuple(telescopes[number][2] for number in order),
-    )
-
-
-@dataclass(frozen=True)
-class _FromDl2(Calibration):
-    """What the jobs that read DL2 files share: survey, layout, shards."""
-
-    options: EnergyAsymmetryOptions
-    shard_bytes: int
-    notes: tuple[str, ...] = ()
-    layout: Layout | None = None
-    process_type: str = "Observation"
-    obs_ids: tuple[int, ...] = ()
-
-    preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
-    reads_uncertainty: ClassVar[bool] = False
-
-    @property
-    def needs(self) -> Needs:
-        """The columns to read."""
-        return _needs(self.options, uncertainty=self.reads_uncertainty)
-
-    def survey(self, source: InputRef) -> Survey:
-        """Look at the tables of a DL2 file."""
-        if file_kind(source.path) != "DL2 events":
-            raise WrongKind(f"{source.path}: holds no DL2 events")
-        info = inspect_dl2(source.path, self.needs)
-        if info.product_id:  # tells apart what equal size and samples would not
-            source = replace(source, identity=f"{source.identity}:{info.product_id}")
-        return Survey(source, order=info.obs_ids[:1], facts=info)
-
-    def planned(self, surveys: Sequence[Survey]) -> Self:
-        """Unite the layouts, and refuse what does not belong together."""
-        types: dict[str, str] = {}
-        for survey in surveys:
-            types.setdefault(survey.facts.process_type or "Observation", survey.source.path)
-        if len(types) > 1:
-            listed = " and ".join(f"{path} ({kind})" for kind, path in sorted(types.items()))
-            raise ConfigError(f"simulated and observed events in one run: {listed}; separate them")
-        layout = _join_layouts(surveys)
-        notes = self.options.max_impact_distance.unmatched(
-            layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
-        )
-        return replace(
-            self,
-            layout=layout,
-            process_type=next(iter(types)),
-            notes=self.notes + notes,
-            obs_ids=_obs_ids(surveys),
-        )
-
-    def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
-        """Cut files that are too large for one shard into ranges of events."""
-        for survey in surveys:
-            info: Dl2Info = survey.facts
-            n_rows = info.n_telescope_rows
-            n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
-            peak_bytes = info.bytes_needed + int(n_pairs * _PAIR_BYTES)
-            n_parts = -(-peak_bytes // self.shard_bytes)
-            if n_parts <= 1:
-                yield Piece(
-                    (survey.source,),
-                    order=survey.order,
-                    n_bytes=survey.source.size,
-                    peak_bytes=peak_bytes,
-                )
-                continue
-            for first, stop in event_ranges(survey.source.path, n_parts):
-                fraction = (stop - first) / info.n_events
-                yield Piece(
-                    (survey.source,),
-                    (("first_trigger_row", first), ("stop_trigger_row", stop)),
-                    order=(*survey.order, first),
-                    n_bytes=int(survey.source.size * fraction),
-                    peak_bytes=int(peak_bytes * fraction),
-                )
-
-    def warnings(self) -> Sequence[str]:
-        """Tell what was odd about configuration and layout."""
-        return self.notes
-
-    def read_events(self, shard: Shard) -> TelescopeEvents:
-        """Read the telescope events of a shard."""
-        part = dict(shard.part)
-        rows = None
-        if part:
-            rows = (int(part["first_trigger_row"]), int(part["stop_trigger_row"]))
-        return read_telescope_events(shard.inputs[0].path, self.needs, rows)
-
-
-def _obs_ids(surveys: Sequence[Survey]) -> tuple[int, ...]:
-    return tuple(sorted({number for survey in surveys for number in survey.facts.obs_ids}))
-
-
-def _pairs(events: TelescopeEvents, options: EnergyAsymmetryOptions) -> PairRows:
-    """Pair telescope events by the layout of their own file.
-
-    So a file gives the same rows in whatever company it is calibrated.
-    """
-    array = events.layout
-    layout = Layout(
-        tuple(array.tel_id.tolist()),
-        array.tel_type,
-        array.tel_description,
-        tuple((x, y, z) for x, y, z in array.position_m.tolist()),
-    )
-    return select_pairs(events, options, layout)
-
-
-def _of_layout(layout: Layout | None) -> Layout:
-    if layout is None:
-        raise ValueError("the calibration was not planned: it knows no telescopes")
-    return layout
-
-
-def _type_of(layout: Layout, tel_id: NDArray[np.integer[Any]]) -> NDArray[np.bytes_]:
-    """Type of each row's telescope, as bytes like in the files."""
-    table = np.zeros(max(layout.tel_id) + 1, "S8")
-    table[list(layout.tel_id)] = np.array(layout.tel_type, "S8")
-    return np.asarray(table[tel_id])
-
-
 # -- step 1: event-wise asymmetries -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class EnergyAsymmetryEstimation(_FromDl2):
+class EnergyAsymmetryEstimation(FromDl2):
     """Energy asymmetry of every pair of telescopes in every event, one file per DL2 file."""
+
+    options: EnergyAsymmetryOptions
 
     name: ClassVar[str] = "energy-asymmetry-estimation"
     version: ClassVar[int] = 2
     summary: ClassVar[type[Summary]] = PairSummary
-    reads_uncertainty: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> Needs:
+        """The columns to read."""
+        return _needs(self.options, uncertainty=True)
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the rows depend on."""
@@ -262,8 +101,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
     def reduce(self, stage: int, data: TelescopeEvents, given: Mapping[Cell, Any]) -> Reduced:
         """Pair the telescopes of each event; keep the rows, summarise the pairs."""
         del stage, given
-        layout = _of_layout(self.layout)
-        pairs = _pairs(data, self.options)
+        pairs = select_pairs(data, self.options, layout_of_file(data.layout))
         one, two = pairs.row_1, pairs.row_2
         energy = f"{self.options.energy_reconstructor}_tel_energy"
         energy_tev, sigma_tev = data.columns[energy], data.columns[f"{energy}_uncert"]
@@ -277,7 +115,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
             "uncertainty_1_tev": sigma_tev[one],
             "uncertainty_2_tev": sigma_tev[two],
         }
-        types = _type_of(layout, data.tel_id[one])
+        types = type_of(self.telescopes, data.tel_id[one])
         summary = summarise_pairs(
             PairEvents(
                 data.event[one],
@@ -325,7 +163,6 @@ class EnergyAsymmetryEstimation(_FromDl2):
     def write_file(self, path: Path, shards: Sequence[Shard], parts: Iterable[Rows]) -> None:
         """Write the event-wise asymmetries of one DL2 file."""
         del shards
-        layout = _of_layout(self.layout)
         value = f"{self.options.energy_reconstructor}_tel_energy"
         path.unlink(missing_ok=True)  # what an interrupted try left
         with create_asymmetries(path, "energy_asymmetry", value) as writer:
@@ -336,7 +173,7 @@ class EnergyAsymmetryEstimation(_FromDl2):
                     Asymmetries(
                         obs_id=rows["obs_id"],
                         event_id=rows["event_id"],
-                        tel_type=_type_of(layout, rows["tel_id_1"]),
+                        tel_type=type_of(self.telescopes, rows["tel_id_1"]),
                         tel_id_1=rows["tel_id_1"],
                         tel_id_2=rows["tel_id_2"],
                         value_1=x_1,
@@ -353,23 +190,13 @@ class EnergyAsymmetryEstimation(_FromDl2):
 
 
 @dataclass(frozen=True)
-class _PairData:
-    """What a shard of inter-calibration holds after reading."""
-
-    events: PairEvents
-    keys: NDArray[np.int64] | None = None
-    cut_flow: Mapping[str, int] | None = None
-    rows: Rows | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class InterCalibration(_FromDl2):
+class InterCalibration(PairwiseCalibration):
     """Relative throughput of telescopes of one type, from DL2 files or from asymmetries."""
 
+    options: EnergyAsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 2
-    state: ClassVar[type[State]] = NetworkFit
+    table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None
     from_asymmetries: bool = False
@@ -394,10 +221,10 @@ class InterCalibration(_FromDl2):
             throughput_normalisation=inter.throughput_normalisation,
         )
 
-    def summary_type(self, stage: int) -> type[Summary]:
-        """Give scores in the last stage, moments of pairs before."""
-        last = stage == STAGES[self._inter.estimator] - 1
-        return ScoreSummary if last else PairSummary
+    @property
+    def needs(self) -> Needs:
+        """The columns to read."""
+        return _needs(self.options, uncertainty=False)
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -415,6 +242,11 @@ class InterCalibration(_FromDl2):
                     " energy_asymmetry"
                 )
             return super().survey(source)
+        if self.bins is not None:
+            raise ConfigError(
+                f"{source.path}: asymmetries do not tell when their events were: time bins need"
+                " the DL2 files as input"
+            )
         info = inspect_asymmetries(source.path, label)
         if info.value != self._inter.value_column:
             raise MissingInput(
@@ -436,7 +268,8 @@ class InterCalibration(_FromDl2):
             )
         if False in files:
             return super().planned(surveys)
-        return replace(self, from_asymmetries=True, obs_ids=_obs_ids(surveys))
+        obs_ids = join_obs_ids(survey.facts for survey in surveys)
+        return replace(self, from_asymmetries=True, obs_ids=obs_ids)
 
     def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
         """Cut DL2 files into ranges of events; asymmetries are sorted by pair and stay whole."""
@@ -448,20 +281,19 @@ class InterCalibration(_FromDl2):
                 (survey.source,),
                 order=survey.order,
                 n_bytes=survey.source.size,
-                peak_bytes=survey.facts.n_rows * _PAIR_BYTES,
+                peak_bytes=survey.facts.n_rows * PAIR_BYTES,
             )
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what pair events and their first summary depend on."""
-        robust = self._inter.estimator in ("log-median", "log-clipped")
-        source = {} if self.from_asymmetries else self.options.map_options()
-        return {**source, **self._inter.map_options(), "histogram": robust}
+        config = {**super().map_config(), **self._inter.map_options()}
+        if self.from_asymmetries:  # nothing is selected any more
+            config = {key: config[key] for key in config.keys() - self.options.map_options().keys()}
+        return config
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what only the fit depends on, the telescopes without data among it."""
-        layout = self.layout
-        telescopes = [] if layout is None else [list(layout.tel_id), list(layout.tel_type)]
-        return {**self._inter.fit_options(), "telescopes": telescopes}
+        return {**self._inter.fit_options(), "telescopes": self.fit_telescopes()}
 
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and layout."""
@@ -480,78 +312,36 @@ class InterCalibration(_FromDl2):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> _PairData | TelescopeEvents:
+    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
         """Read telescope events, or the pairs kept by the first stage, or a file of asymmetries."""
-        if self.from_asymmetries:
-            table = read_asymmetries(shard.inputs[0].path, self._inter.asymmetry_label)
-            event = number_events(table.obs_id, table.event_id)
-            return _PairData(
-                PairEvents(
-                    event, table.tel_type, table.tel_id_1, table.tel_id_2, table.value_1,
-                    table.value_2,
-                ),
-                event_keys(event, table.obs_id, table.event_id),
-                {"pairs": len(table), "events with a pair": int(event.max(initial=-1)) + 1},
-            )  # fmt: skip
-        if rows is None:
-            return self.read_events(shard)
-        return _PairData(self._pair_events(rows))
-
-    def _pair_events(self, rows: Rows) -> PairEvents:
-        return PairEvents(
-            event=rows["event"],
-            tel_type=_type_of(_of_layout(self.layout), rows["tel_id_1"]),
-            tel_id_1=rows["tel_id_1"],
-            tel_id_2=rows["tel_id_2"],
-            x_1=rows["energy_1_tev"],
-            x_2=rows["energy_2_tev"],
+        if not self.from_asymmetries:
+            return super().read(shard, rows)
+        table = read_asymmetries(shard.inputs[0].path, self._inter.asymmetry_label)
+        event = number_events(table.obs_id, table.event_id)
+        return PairData(
+            PairEvents(
+                event, table.tel_type, table.tel_id_1, table.tel_id_2, table.value_1, table.value_2
+            ),
+            None,
+            shard.cells,
+            event_keys(event, table.obs_id, table.event_id),
+            {"pairs": len(table), "events with a pair": int(event.max(initial=-1)) + 1},
         )
 
-    def _pair(self, data: TelescopeEvents) -> _PairData:
-        pairs = _pairs(data, self.options)
-        one, two = pairs.row_1, pairs.row_2
-        energy_tev = data.columns[f"{self.options.energy_reconstructor}_tel_energy"]
-        rows: dict[str, NDArray[Any]] = {
-            "event": data.event[one].astype(np.int32),
-            "tel_id_1": data.tel_id[one],
-            "tel_id_2": data.tel_id[two],
-            "energy_1_tev": energy_tev[one],
-            "energy_2_tev": energy_tev[two],
-        }
-        keys = event_keys(data.event[one], data.obs_id[one], data.event_id[one])
-        flow = {**pairs.cut_flow, "events with a pair": len(keys)}
-        return _PairData(self._pair_events(rows), keys, flow, rows, pairs.warnings)
+    def select(self, data: TelescopeEvents) -> PairRows:
+        """Select pairs by the layout of their own file.
 
-    def reduce(
-        self, stage: int, data: _PairData | TelescopeEvents, given: Mapping[Cell, Any]
-    ) -> Reduced:
-        """Summarise the pairs, or the events' scores about a fit."""
-        if isinstance(data, TelescopeEvents):
-            data = self._pair(data)
-        summary = cast("Summary", reduce_stage(stage, self.network, data.events, given.get(ALL)))
-        if stage > 0:
-            return Reduced({ALL: summary})
-        return Reduced({ALL: summary}, data.cut_flow or {}, data.rows, data.keys, data.warnings)
+        So a file gives the same rows in whatever company it is calibrated.
+        """
+        return select_pairs(data, self.options, layout_of_file(data.layout))
 
-    # -- fit and products -----------------------------------------------------------------------
+    def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
+        """Give the energies, TeV."""
+        return data.columns[f"{self.options.energy_reconstructor}_tel_energy"]
 
-    def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
-        """Fit the network of each type, or finish it with the covariance of clustered events."""
-        del cell
-        if stage == 0 and not total.difference.n.sum():
-            raise NotEnoughData(
-                "no pair of telescopes has a selected event in common: nothing to calibrate"
-            )
-        telescopes = None
-        if self.layout is not None:
-            telescopes = Telescopes(np.array(self.layout.tel_id), np.array(self.layout.tel_type))
-        return fit_stage(stage, self.network, total, given, telescopes)
+    # -- products -------------------------------------------------------------------------------
 
-    def combine(self, states: Mapping[Cell, NetworkFit]) -> NetworkFit:
-        """Give the only state."""
-        return states[ALL]
-
-    def product(self, result: NetworkFit) -> Mapping[str, str]:
+    def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:
         """Describe the monitoring table."""
         del result
         return {
@@ -560,29 +350,13 @@ class InterCalibration(_FromDl2):
             "process_type": self.process_type,
         }
 
-    def tables(self, result: NetworkFit) -> Mapping[str, QTable]:
-        """Give coefficients, pairs, covariance and components, or the values of a fit not done."""
-        from astropy.table import QTable
-
-        if result.done:
-            named = coefficients(result)
-        else:
-            named = {"inter_calibration": values_so_far(result)}
-        tables = {}
-        for name, columns in named.items():
-            tables[f"{MONITORING}/{name}"] = QTable(
-                columns, meta={"obs_id": np.array(self.obs_ids, np.uint64)}
-            )
-        return tables
-
-    def report(self, result: NetworkFit, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(
+        self, result: Mapping[Cell, NetworkFit], tables: Mapping[str, QTable]
+    ) -> Sequence[Section]:
         """Give the sections of the report: coefficients, residuals, map, components."""
-        from calibdask.array.report import TelescopeLayout, inter_calibration_sections
+        from calibdask.array.report import inter_calibration_sections
 
-        places = {}
-        if self.layout is not None:
-            places = dict(zip(self.layout.tel_id, self.layout.position_m, strict=True))
-        nowhere = (np.nan, np.nan, np.nan)
-        position_m = np.array([places.get(int(number), nowhere) for number in result.tel_id])
-        layout = TelescopeLayout(result.tel_id, result.tel_type, position_m[:, 0], position_m[:, 1])
-        return inter_calibration_sections(tables, layout, truth=dict(self.truth) or None)
+        del result
+        return inter_calibration_sections(
+            tables, self.places(tables), truth=dict(self.truth) or None
+        )

@@ -25,7 +25,9 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
     shard_bytes = config.campaign.shard_bytes
     calibration: Calibration
     if job == "inter-calibration":
-        calibration = InterCalibration(energy, shard_bytes, config.notes, inter=inter)
+        calibration = InterCalibration(
+            energy, shard_bytes, config.notes, bins=config.campaign.bins, inter=inter
+        )
     else:
         calibration = EnergyAsymmetryEstimation(energy, shard_bytes, config.notes)
     section = inter if job == "inter-calibration" else energy

@@ -65,7 +65,7 @@ def test_stages_by_hand(simulated, estimator):
     made = planned(JOB, simulated.paths, {"RelativeThroughputFitter.estimator": estimator})
     fit = stages(made)
     assert isinstance(fit, NetworkFit)
-    tables = made.calibration.tables(fit)
+    tables = made.calibration.tables({ALL: fit})
     assert len(tables["/dl2/monitoring/subarray/inter_calibration"]) == 17
     for table in tables.values():
         assert table.meta["obs_id"].tolist() == [1001, 1002]

@@ -1,0 +1,527 @@
+"""What calibrations by pairs of telescopes share: DL2 files, time bins, stages, tables.
+
+`FromDl2` plans over DL2 files; `PairwiseCalibration` fits a network of pairs to them, one for all
+data or one for each time bin. A job adds what its pairs compare and which of them count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+
+import numpy as np
+
+from calibdask.array.model import NetworkOptions, Telescopes, pair_types
+from calibdask.array.network import (
+    NetworkFit,
+    coefficients,
+    column_units,
+    fit_stage,
+    values_so_far,
+)
+from calibdask.array.pairs import Layout, PairRows, event_keys
+from calibdask.array.summary import STAGES, PairEvents, PairSummary, ScoreSummary, reduce_stage
+from calibdask.engine.protocol import (
+    ALL,
+    Calibration,
+    Cell,
+    InputRef,
+    Piece,
+    Reduced,
+    Rows,
+    Shard,
+    State,
+    Summary,
+    Survey,
+    WrongKind,
+)
+from calibdask.errors import ConfigError, NotEnoughData
+from calibdask.io.dl2 import (
+    ArrayLayout,
+    Dl2Info,
+    Needs,
+    TelescopeEvents,
+    event_ranges,
+    event_times,
+    inspect_dl2,
+    read_telescope_events,
+)
+from calibdask.io.kinds import file_kind
+from calibdask.stats.timebins import to_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from astropy.table import QTable
+    from astropy.time import Time
+    from numpy.typing import NDArray
+
+    from calibdask.array.report import TelescopeLayout
+    from calibdask.select import TelescopePatterns
+    from calibdask.stats.timebins import TimeBins
+
+__all__ = [
+    "MONITORING",
+    "FromDl2",
+    "PairData",
+    "PairOptions",
+    "PairwiseCalibration",
+    "SurveyedDl2",
+    "join_obs_ids",
+    "layout_of_file",
+    "type_of",
+]
+
+MONITORING = "/dl2/monitoring/subarray"
+
+PAIR_BYTES = 200
+"""Memory of a pair-event while it is formed, selected and summarised."""
+
+
+class PairOptions(Protocol):
+    """What the options of every job of pairs have."""
+
+    @property
+    def max_impact_distance(self) -> TelescopePatterns:
+        """Pair distance per telescope in m."""
+        ...
+
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the rows of a shard depend on, ready for JSON."""
+        ...
+
+
+# -- planning over DL2 files --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SurveyedDl2:
+    """What a look at a DL2 file showed.
+
+    Attributes
+    ----------
+    info : Dl2Info
+        Its metadata.
+    bin_starts, time_bin : ndarray of int64, shape (R,)
+        Rows of the trigger table at which another time bin begins, and that bin; without time bins
+        there are none.
+    """
+
+    info: Dl2Info
+    bin_starts: NDArray[np.int64]
+    time_bin: NDArray[np.int64]
+
+    def cells(self, first: int, stop: int) -> tuple[Cell, ...]:
+        """Time bins of the events in a range of rows of the trigger table; ALL without bins."""
+        if not len(self.bin_starts):
+            return (ALL,)
+        begin = np.searchsorted(self.bin_starts, first, side="right") - 1
+        end = np.searchsorted(self.bin_starts, stop, side="left")
+        return tuple((int(number),) for number in np.unique(self.time_bin[begin:end]))
+
+
+def layout_of_file(array: ArrayLayout) -> Layout:
+    """Give the layout as it stands in one file."""
+    return Layout(
+        tuple(array.tel_id.tolist()),
+        array.tel_type,
+        array.tel_description,
+        tuple((x, y, z) for x, y, z in array.position_m.tolist()),
+    )
+
+
+def join_layouts(layouts: Sequence[tuple[str, ArrayLayout]]) -> Layout:
+    """Unite the telescopes of all files, given with their paths.
+
+    Raises
+    ------
+    ConfigError
+        Two files contradict each other about a telescope.
+    """
+    telescopes: dict[int, tuple[str, str, tuple[float, float, float]]] = {}
+    first: dict[int, tuple[str, ArrayLayout]] = {}
+    for path, layout in layouts:
+        for number, kind, description, (x, y, z) in zip(
+            layout.tel_id.tolist(),
+            layout.tel_type,
+            layout.tel_description,
+            layout.position_m.tolist(),
+            strict=True,
+        ):
+            known = first.setdefault(number, (path, layout))
+            if known[1] is not layout and (what := known[1].contradiction(layout)):
+                raise ConfigError(
+                    f"{known[0]} and {path} are of different arrays: {what}; calibrate each array"
+                    " by itself"
+                )
+            telescopes.setdefault(number, (kind, description, (x, y, z)))
+    order = sorted(telescopes, key=lambda number: (telescopes[number][0], number))
+    return Layout(
+        tuple(order),
+        tuple(telescopes[number][0] for number in order),
+        tuple(telescopes[number][1] for number in order),
+        tuple(telescopes[number][2] for number in order),
+    )
+
+
+def join_obs_ids(infos: Iterable[Any]) -> tuple[int, ...]:
+    """Observation blocks of all inputs, sorted."""
+    return tuple(sorted({number for info in infos for number in info.obs_ids}))
+
+
+def type_of(layout: Layout, tel_id: NDArray[np.integer[Any]]) -> NDArray[np.bytes_]:
+    """Type of each row's telescope, as bytes like in the files."""
+    table = np.zeros(max(layout.tel_id) + 1, "S8")
+    table[list(layout.tel_id)] = np.array(layout.tel_type, "S8")
+    return np.asarray(table[tel_id])
+
+
+@dataclass(frozen=True)
+class FromDl2(Calibration):
+    """What the jobs that read DL2 files share: survey, layout, shards."""
+
+    options: PairOptions
+    shard_bytes: int
+    notes: tuple[str, ...] = ()
+    layout: Layout | None = None
+    process_type: str = "Observation"
+    obs_ids: tuple[int, ...] = ()
+    bins: TimeBins | None = None
+
+    preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
+
+    @property
+    def needs(self) -> Needs:
+        """The columns to read."""
+        raise NotImplementedError
+
+    @property
+    def telescopes(self) -> Layout:
+        """The telescopes of all inputs, known from the plan on."""
+        if self.layout is None:
+            raise ValueError("the calibration was not planned: it knows no telescopes")
+        return self.layout
+
+    def survey(self, source: InputRef) -> Survey:
+        """Look at the tables of a DL2 file."""
+        if file_kind(source.path) != "DL2 events":
+            raise WrongKind(f"{source.path}: holds no DL2 events")
+        info = inspect_dl2(source.path, self.needs)
+        if info.product_id:  # tells apart what equal size and samples would not
+            source = replace(source, identity=f"{source.identity}:{info.product_id}")
+        starts = time_bin = np.zeros(0, np.int64)
+        if self.bins is not None:
+            time_bin = self.bins.index(event_times(source.path))
+            starts = np.flatnonzero(np.diff(time_bin, prepend=time_bin[:1] - 1))
+            time_bin = time_bin[starts]
+        return Survey(source, order=info.obs_ids[:1], facts=SurveyedDl2(info, starts, time_bin))
+
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Unite the layouts, and refuse what does not belong together."""
+        infos: list[tuple[str, Dl2Info]] = [(one.source.path, one.facts.info) for one in surveys]
+        types: dict[str, str] = {}
+        for path, info in infos:
+            types.setdefault(info.process_type or "Observation", path)
+        if len(types) > 1:
+            listed = " and ".join(f"{path} ({kind})" for kind, path in sorted(types.items()))
+            raise ConfigError(f"simulated and observed events in one run: {listed}; separate them")
+        layout = join_layouts([(path, info.layout) for path, info in infos])
+        notes = self.options.max_impact_distance.unmatched(
+            layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
+        )
+        return replace(
+            self,
+            layout=layout,
+            process_type=next(iter(types)),
+            notes=self.notes + notes,
+            obs_ids=join_obs_ids(info for _, info in infos),
+        )
+
+    def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
+        """Cut files that are too large for one shard into ranges of events."""
+        for survey in surveys:
+            surveyed: SurveyedDl2 = survey.facts
+            info = surveyed.info
+            n_rows = info.n_telescope_rows
+            n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
+            peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
+            n_parts = -(-peak_bytes // self.shard_bytes)
+            if n_parts <= 1:
+                yield Piece(
+                    (survey.source,),
+                    cells=surveyed.cells(0, info.n_events),
+                    order=survey.order,
+                    n_bytes=survey.source.size,
+                    peak_bytes=peak_bytes,
+                )
+                continue
+            for first, stop in event_ranges(survey.source.path, n_parts):
+                fraction = (stop - first) / info.n_events
+                yield Piece(
+                    (survey.source,),
+                    (("first_trigger_row", first), ("stop_trigger_row", stop)),
+                    cells=surveyed.cells(first, stop),
+                    order=(*survey.order, first),
+                    n_bytes=int(survey.source.size * fraction),
+                    peak_bytes=int(peak_bytes * fraction),
+                )
+
+    def warnings(self) -> Sequence[str]:
+        """Tell what was odd about configuration and layout."""
+        return self.notes
+
+    def read_events(self, shard: Shard) -> TelescopeEvents:
+        """Read the telescope events of a shard."""
+        part = dict(shard.part)
+        rows = None
+        if part:
+            rows = (int(part["first_trigger_row"]), int(part["stop_trigger_row"]))
+        needs = replace(self.needs, event_time=self.needs.event_time or self.bins is not None)
+        return read_telescope_events(shard.inputs[0].path, needs, rows)
+
+
+# -- networks of pairs --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairData:
+    """The pair events of a shard, with what the first stage says about them.
+
+    Attributes
+    ----------
+    events : PairEvents
+        The pair events.
+    time_bin : ndarray of int64, shape (N,), or None
+        Time bin of each, if there are bins.
+    cells : tuple of Cell
+        The cells of the shard.
+    keys, cut_flow, rows, warnings
+        As in `Reduced`; only from the first stage.
+    """
+
+    events: PairEvents
+    time_bin: NDArray[np.int64] | None
+    cells: tuple[Cell, ...]
+    keys: NDArray[np.int64] | None = None
+    cut_flow: Mapping[str, int] | None = None
+    rows: Rows | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PairwiseCalibration(FromDl2):
+    """A value for each telescope from a network of pairs, for all data or by time bin.
+
+    A subclass gives `network`, `needs`, `select` and `compare`, and the path of its tables.
+    """
+
+    state: ClassVar[type[State]] = NetworkFit
+    bins_time: ClassVar[bool] = True
+    table: ClassVar[str]
+    """Path of the table of telescopes; those of pairs and so on stand beside it."""
+
+    @property
+    def network(self) -> NetworkOptions:
+        """The options of the estimator."""
+        raise NotImplementedError
+
+    def select(self, data: TelescopeEvents) -> PairRows:
+        """Select telescope events and pair them within each event."""
+        raise NotImplementedError
+
+    def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
+        """Give the x of each telescope event that its pairs compare."""
+        raise NotImplementedError
+
+    def summary_type(self, stage: int) -> type[Summary]:
+        """Give scores in the last stage, moments of pairs before."""
+        last = stage == STAGES[self.network.estimator] - 1
+        return ScoreSummary if last else PairSummary
+
+    def map_config(self) -> Mapping[str, Any]:
+        """Give what pair events and their first summary depend on."""
+        robust = self.network.estimator in ("log-median", "log-clipped")
+        bins = {} if self.bins is None else {"time_bins": self.bins.config()}
+        return {**self.options.map_options(), "histogram": robust, **bins}
+
+    def fit_telescopes(self) -> list[list[Any]]:
+        """Give the telescopes without data among them, which the fit depends on, for JSON."""
+        return [] if self.layout is None else [list(self.layout.tel_id), list(self.layout.tel_type)]
+
+    # -- map ------------------------------------------------------------------------------------
+
+    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
+        """Read telescope events, or the pairs kept by the first stage."""
+        if rows is None:
+            return shard, self.read_events(shard)
+        return PairData(self.pair_events(rows), rows.get("time_bin"), shard.cells)
+
+    def pair_events(self, rows: Rows) -> PairEvents:
+        """Make pair events of the rows that were kept."""
+        layout = self.telescopes
+        one, two = rows["tel_id_1"], rows["tel_id_2"]
+        number = np.zeros(max(layout.tel_id) + 1, np.int64)
+        number[list(layout.tel_id)] = np.arange(len(layout.tel_id))
+        types = np.array(layout.tel_type)
+        by_pair = pair_types(types[:, None], types[None, :]).astype("S")
+        return PairEvents(
+            event=rows["event"],
+            tel_type=by_pair[number[one], number[two]],
+            tel_id_1=one,
+            tel_id_2=two,
+            x_1=rows["x_1"],
+            x_2=rows["x_2"],
+        )
+
+    def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
+        """Give what is kept of each pair event for the later stages."""
+        one, two = pairs.row_1, pairs.row_2
+        x = self.compare(data)
+        rows: dict[str, NDArray[Any]] = {
+            "event": data.event[one].astype(np.int32),
+            "tel_id_1": data.tel_id[one],
+            "tel_id_2": data.tel_id[two],
+            "x_1": x[one],
+            "x_2": x[two],
+        }
+        if self.bins is not None and data.event_time_ns is not None:
+            rows["time_bin"] = self.bins.index(data.event_time_ns)[data.event[one]]
+        return rows
+
+    def pair_up(self, data: TelescopeEvents, cells: tuple[Cell, ...]) -> PairData:
+        """Select the pairs of a shard."""
+        pairs = self.select(data)
+        rows = self.rows_of(data, pairs)
+        one = pairs.row_1
+        keys = event_keys(data.event[one], data.obs_id[one], data.event_id[one])
+        flow = {**pairs.cut_flow, "events with a pair": len(keys)}
+        return PairData(
+            self.pair_events(rows), rows.get("time_bin"), cells, keys, flow, rows, pairs.warnings
+        )
+
+    def split(self, data: PairData, cells: Iterable[Cell]) -> dict[Cell, PairEvents]:
+        """Give each cell its pair events; a cell that has none gets none."""
+        if data.time_bin is None:
+            return dict.fromkeys(cells, data.events)
+        order = np.argsort(data.time_bin, kind="stable")
+        sorted_bins = data.time_bin[order]
+        parts = {}
+        for cell in cells:
+            begin, end = np.searchsorted(sorted_bins, [cell[0], int(cell[0]) + 1])
+            parts[cell] = _take(data.events, order[begin:end])
+        return parts
+
+    def reduce(
+        self,
+        stage: int,
+        data: PairData | tuple[Shard, TelescopeEvents],
+        given: Mapping[Cell, Any],
+    ) -> Reduced:
+        """Summarise the pairs, or the events' scores about a fit."""
+        if isinstance(data, tuple):
+            shard, events = data
+            data = self.pair_up(events, shard.cells)
+        cells = given if stage else data.cells
+        summaries = {
+            cell: cast("Summary", reduce_stage(stage, self.network, events, given.get(cell)))
+            for cell, events in self.split(data, cells).items()
+        }
+        if stage > 0:
+            return Reduced(summaries)
+        return Reduced(summaries, data.cut_flow or {}, data.rows, data.keys, data.warnings)
+
+    # -- fit and products -----------------------------------------------------------------------
+
+    def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
+        """Fit the network, or finish it with the covariance of clustered events."""
+        empty = stage == 0 and not total.difference.n.sum()
+        if empty and cell == ALL:
+            raise NotEnoughData(
+                "no pair of telescopes has a selected event in common: nothing to calibrate"
+            )
+        telescopes = None
+        if self.layout is not None:
+            telescopes = Telescopes(np.array(self.layout.tel_id), np.array(self.layout.tel_type))
+        fitted = fit_stage(stage, self.network, total, given, telescopes)
+        # A time bin without pairs has rows without values, and costs the others nothing.
+        return replace(fitted, done=True) if empty else fitted
+
+    def combine(self, states: Mapping[Cell, NetworkFit]) -> dict[Cell, NetworkFit]:
+        """Give the fits in the order of time.
+
+        Raises
+        ------
+        NotEnoughData
+            No time bin has a pair.
+        """
+        if states and all(fit.done and not fit.n.sum() for fit in states.values()):
+            raise NotEnoughData(
+                f"in none of {len(states)} time bins has a pair of telescopes a selected event in"
+                " common: nothing to calibrate"
+            )
+        return {cell: states[cell] for cell in sorted(states)}
+
+    def tables(self, result: Mapping[Cell, NetworkFit]) -> dict[str, QTable]:
+        """Give coefficients, pairs, covariance and components, or the values of a fit not done."""
+        from astropy.table import QTable
+
+        done = all(fit.done for fit in result.values())
+        parts: list[tuple[Cell, dict[str, dict[str, NDArray[Any]]]]] = []
+        for cell, fit in result.items():
+            named = coefficients(fit, self.table) if fit.done else {self.table: values_so_far(fit)}
+            if not done:
+                named = {self.table: named[self.table]}
+                named[self.table].pop("n_events", None)
+            parts.append((cell, named))
+        units = column_units(self.network.observable)
+        tables = {}
+        for path in parts[0][1]:
+            of_cells = [(cell, named[path]) for cell, named in parts]
+            columns = {
+                name: np.concatenate([columns[name] for _, columns in of_cells])
+                for name in of_cells[0][1]
+            }
+            tables[path] = QTable(
+                self._times(of_cells) | columns,
+                units={name: unit for name, unit in units.items() if name in columns},
+                meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+            )
+        return tables
+
+    def _times(
+        self, of_cells: Sequence[tuple[Cell, Mapping[str, NDArray[Any]]]]
+    ) -> dict[str, NDArray[np.int64] | Time]:
+        """Columns that say of which time bin each row is; none without bins."""
+        if self.bins is None:
+            return {}
+        number = np.concatenate(
+            [
+                np.full(len(next(iter(columns.values()))), cell[0], np.int64)
+                for cell, columns in of_cells
+            ]
+        )
+        start_ns = self.bins.epoch_ns + number * self.bins.width_ns
+        return {
+            "time_bin": number,
+            "time_start": to_time(start_ns),
+            "time_end": to_time(start_ns + self.bins.width_ns),
+        }
+
+    def places(self, tables: Mapping[str, QTable]) -> TelescopeLayout:
+        """Give the positions of the telescopes in the tables, for the report."""
+        from calibdask.array.report import TelescopeLayout
+
+        tel_id, first = np.unique(np.asarray(tables[self.table]["tel_id"]), return_index=True)
+        known = {}
+        if self.layout is not None:
+            known = dict(zip(self.layout.tel_id, self.layout.position_m, strict=True))
+        position_m = np.array([known.get(int(number), (np.nan,) * 3) for number in tel_id])
+        tel_type = np.asarray(tables[self.table]["tel_type"]).astype(np.str_)[first]
+        x_m, y_m = position_m.reshape(-1, 3)[:, :2].T
+        return TelescopeLayout(tel_id, tel_type, x_m, y_m)
+
+
+def _take(events: PairEvents, rows: NDArray[np.integer]) -> PairEvents:
+    """Take some of the pair events."""
+    columns: list[Any] = [getattr(events, field.name) for field in fields(events)]
+    return PairEvents(*(None if column is None else column[rows] for column in columns))
