@@ -1,0 +1,407 @@
+"""Summaries and state of the telescope timing: rough offsets, then the network, then its errors.
+
+Offsets between camera types may be microseconds while the scatter is a nanosecond. So the first
+stage finds rough offsets in wide bins, and those of the network (`calibdask.array.summary`) see
+what is left of the times around them. The last stage also takes the moments of the residuals in
+bins of the impact distance, from which the systematic error follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from calibdask.array.model import connected_components, pair_events, pair_types, solve_network
+from calibdask.array.network import NetworkFit, fit_stage
+from calibdask.array.summary import (
+    STAGES,
+    PairEvents,
+    PairSummary,
+    ScoreSummary,
+    reduce_stage,
+    rows_of,
+    summarise_pairs,
+)
+from calibdask.array.timing_model import between_bin_variance
+from calibdask.stats.moments import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from calibdask.array.model import NetworkOptions, Observable, Telescopes
+
+__all__ = [
+    "TimingEvents",
+    "TimingFit",
+    "TimingOptions",
+    "TimingScores",
+    "fit_timing",
+    "n_stages",
+    "reduce_timing",
+    "systematic_covariance",
+]
+
+MIN_EVENTS_PER_IMPACT_BIN = 30
+"""Fewer events, and the variance of a bin's mean is too uncertain to weight it with."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimingOptions:
+    """How times become offsets.
+
+    Attributes
+    ----------
+    network : NetworkOptions
+        Estimator, reference and the range of d = x_1 - x_2 around the rough offsets, in ns.
+    rough : Observable
+        The range in which rough offsets are looked for, in ns.
+    pairs : tuple of (tel_id_1, tel_id_2)
+        The allowed pairs, tel_id_1 < tel_id_2.
+    impact_edges_m : tuple of float
+        Bins of the impact distance.
+    """
+
+    network: NetworkOptions
+    rough: Observable
+    pairs: tuple[tuple[int, int], ...]
+    impact_edges_m: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TimingEvents:
+    """Times of telescope events, less the front's: what differs is clocks, triggers and noise.
+
+    Attributes
+    ----------
+    event : ndarray of int, shape (N,)
+        Index of each row's event.
+    tel_id : ndarray of int, shape (N,)
+        Its telescope.
+    residual_ns : ndarray of float64, shape (N,)
+        Time since the first of the event, less the delay of the front.
+    impact_m : ndarray of float, shape (N,)
+        Impact distance.
+    """
+
+    event: NDArray[np.integer]
+    tel_id: NDArray[np.integer]
+    residual_ns: NDArray[np.float64]
+    impact_m: NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TimingScores:
+    """What the last stage takes from a shard.
+
+    Attributes
+    ----------
+    scores : ScoreSummary
+        For the event-clustered covariance.
+    residuals : Moments, shape (T, B)
+        Per telescope and bin of the impact distance: residual of a telescope against the others of
+        its pairs, averaged over the pairs of one event.
+    """
+
+    scores: ScoreSummary
+    residuals: Moments
+
+    def merge(self, other: Self) -> Self:
+        """Both sets of events together."""
+        return type(self)(self.scores.merge(other.scores), self.residuals.merge(other.residuals))
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Fields by name, for storage without pickle."""
+        arrays = self.scores.to_arrays()
+        return arrays | {f"residual_{k}": v for k, v in self.residuals.to_arrays().items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Inverse of `to_arrays`."""
+        prefix = "residual_"
+        residuals = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        return cls(ScoreSummary.from_arrays(arrays), Moments.from_arrays(residuals))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TimingFit:
+    """State after a stage.
+
+    Attributes
+    ----------
+    tel_id : ndarray of int64, shape (T,)
+        Telescopes, in the order of the network.
+    rough_ns : ndarray of float64, shape (T,)
+        Rough offsets, 0 where there is none.
+    network : NetworkFit or None
+        From the second stage on, about the rough offsets; once it is done, of the offsets.
+    residuals : Moments, shape (T, B)
+        See `TimingScores`; empty before the last stage.
+    """
+
+    tel_id: NDArray[np.int64]
+    rough_ns: NDArray[np.float64]
+    network: NetworkFit | None
+    residuals: Moments
+
+    @property
+    def done(self) -> bool:
+        """No further stage is needed."""
+        return self.network is not None and self.network.done
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Fields by name, for storage without pickle."""
+        arrays: dict[str, NDArray[np.generic]] = {
+            "rough_tel_id": self.tel_id,
+            "rough_ns": self.rough_ns,
+        }
+        arrays |= {f"residual_{k}": v for k, v in self.residuals.to_arrays().items()}
+        if self.network is not None:
+            arrays |= {f"network_{k}": v for k, v in self.network.to_arrays().items()}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Inverse of `to_arrays`."""
+
+        def part(prefix: str) -> dict[str, NDArray[np.generic]]:
+            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+        network = part("network_")
+        return cls(
+            np.asarray(arrays["rough_tel_id"], np.int64),
+            np.asarray(arrays["rough_ns"], np.float64),
+            NetworkFit.from_arrays(network) if network else None,
+            Moments.from_arrays(part("residual_")),
+        )
+
+
+def n_stages(options: TimingOptions) -> int:
+    """Give the number of stages: the rough offsets, and those of the network."""
+    return 1 + STAGES[options.network.estimator]
+
+
+def reduce_timing(
+    stage: int,
+    options: TimingOptions,
+    events: TimingEvents,
+    telescopes: Telescopes,
+    given: TimingFit | None,
+) -> PairSummary | TimingScores:
+    """Summary of one shard.
+
+    Parameters
+    ----------
+    stage : int
+        0 <= stage < n_stages(options).
+    options : TimingOptions
+        How times become offsets.
+    events : TimingEvents
+        The shard's telescope events.
+    telescopes : Telescopes
+        All telescopes of the result.
+    given : TimingFit or None
+        State after the stage before; None at stage 0.
+
+    Raises
+    ------
+    CorruptedInput
+        If a telescope has two rows in one event, or is not among `telescopes`.
+    ValueError
+        If the state of the stage before is missing, or given at stage 0.
+    """
+    if (stage == 0) != (given is None):
+        raise ValueError("the state of the stage before is needed from stage 1 on, and only then")
+    if given is None:
+        pairs, _ = _form_pairs(options, events, telescopes, events.residual_ns)
+        return summarise_pairs(pairs, options.rough, histogram=True)
+    table = np.zeros(int(max(given.tel_id.max(), np.max(events.tel_id, initial=0))) + 1)
+    table[given.tel_id] = given.rough_ns
+    around_ns = events.residual_ns - table[events.tel_id]
+    pairs, (row_1, row_2) = _form_pairs(options, events, telescopes, around_ns)
+    # What is far off is no time of this shower: it counts as invalid and is reported as such.
+    observable = options.network.observable
+    d = pairs.x_1 - pairs.x_2
+    pairs = replace(
+        pairs, x_1=np.where((d < observable.low) | (d > observable.high), np.nan, pairs.x_1)
+    )
+    network = given.network
+    summary = reduce_stage(stage - 1, options.network, pairs, network)
+    if isinstance(summary, PairSummary) or network is None:
+        return summary  # type: ignore[return-value]
+    return TimingScores(summary, _impact_moments(options, network, pairs, events, row_1, row_2))
+
+
+def _form_pairs(
+    options: TimingOptions,
+    events: TimingEvents,
+    telescopes: Telescopes,
+    x_ns: NDArray[np.float64],
+) -> tuple[PairEvents, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs of each event, and the rows of their telescopes."""
+    allowed = np.array(options.pairs, np.int64).reshape(-1, 2)
+    row_1, row_2 = pair_events(events.event, events.tel_id, allowed[:, 0], allowed[:, 1])
+    size = int(telescopes.tel_id.max(initial=0)) + 1
+    number = np.zeros(size, np.int64)
+    kinds, number[telescopes.tel_id] = np.unique(telescopes.tel_type, return_inverse=True)
+    joined = pair_types(*np.broadcast_arrays(kinds[:, None], kinds[None, :]))
+    one, two = events.tel_id[row_1], events.tel_id[row_2]
+    return (
+        PairEvents(
+            events.event[row_1],
+            joined[number[one], number[two]],
+            one,
+            two,
+            x_ns[row_1],
+            x_ns[row_2],
+        ),
+        (row_1, row_2),
+    )
+
+
+def _impact_moments(
+    options: TimingOptions,
+    network: NetworkFit,
+    pairs: PairEvents,
+    events: TimingEvents,
+    row_1: NDArray[np.int64],
+    row_2: NDArray[np.int64],
+) -> Moments:
+    """Moments of the residuals of each telescope by impact distance, shape (T, B)."""
+    known = rows_of(network.pairs, pairs.tel_id_1, pairs.tel_id_2)
+    d = pairs.x_1 - pairs.x_2
+    with np.errstate(invalid="ignore"):
+        good = (known >= 0) & network.used[known]
+        good &= (d >= network.low[known]) & (d <= network.high[known])
+    row_1, row_2, known = row_1[good], row_2[good], known[good]
+    residual = d[good] - network.model[known]
+    n_rows = len(events.tel_id)
+    n_partners = np.bincount(row_1, minlength=n_rows) + np.bincount(row_2, minlength=n_rows)
+    total = np.bincount(row_1, residual, n_rows) - np.bincount(row_2, residual, n_rows)
+    edges = np.array(options.impact_edges_m)
+    inside = (events.impact_m >= edges[0]) & (events.impact_m < edges[-1])
+    row = np.flatnonzero((n_partners > 0) & inside)
+    n_bins = len(edges) - 1
+    place = np.full(int(network.tel_id.max(initial=0)) + 1, -1)
+    place[network.tel_id] = np.arange(len(network.tel_id))
+    column = np.searchsorted(edges, events.impact_m[row], side="right") - 1
+    group = place[events.tel_id[row]] * n_bins + column
+    shape = (len(network.tel_id), n_bins)
+    flat = Moments.from_groups(group, total[row] / n_partners[row], shape[0] * shape[1])
+    return Moments(flat.n.reshape(shape), flat.mean.reshape(shape), flat.m2.reshape(shape))
+
+
+def fit_timing(
+    stage: int,
+    options: TimingOptions,
+    total: PairSummary | TimingScores,
+    given: TimingFit | None,
+    telescopes: Telescopes,
+) -> TimingFit:
+    """State after a stage, from the merged summaries of all shards.
+
+    Parameters
+    ----------
+    stage, options, telescopes, given
+        As in `reduce_timing`.
+    total : PairSummary or TimingScores
+        All shards' summaries merged.
+    """
+    if given is None:
+        return _rough_fit(options, total, telescopes)
+    scores = total.scores if isinstance(total, TimingScores) else total
+    network = fit_stage(stage - 1, options.network, scores, given.network, telescopes)
+    if not isinstance(total, TimingScores):
+        return replace(given, network=network)
+    return replace(given, network=_with_rough(network, given.rough_ns), residuals=total.residuals)
+
+
+def _rough_fit(
+    options: TimingOptions, total: PairSummary | TimingScores, telescopes: Telescopes
+) -> TimingFit:
+    """Least squares of the pairs' medians, each weighted with its events."""
+    if isinstance(total, TimingScores) or total.histogram is None:
+        raise ValueError("rough offsets are found in histograms")
+    order = np.lexsort((telescopes.tel_id, telescopes.tel_type))
+    tel_id = telescopes.tel_id[order]
+    place = np.full(int(max(tel_id.max(initial=0), total.pairs.max(initial=0))) + 1, -1)
+    place[tel_id] = np.arange(len(tel_id))
+    median = total.histogram.median()
+    first, second = place[total.pairs[:, 0]], place[total.pairs[:, 1]]
+    # A telescope that is not of the array is refused by the network, with its name.
+    used = (total.difference.n >= options.network.n_min) & np.isfinite(median)
+    used &= (first >= 0) & (second >= 0)
+    first, second, median = first[used], second[used], median[used]
+    weight = total.difference.n[used].astype(np.float64)
+    component = connected_components(len(tel_id), first, second)
+    rough_ns = np.zeros(len(tel_id))
+    for c in range(int(component.max(initial=-1)) + 1):
+        member = np.flatnonzero(component == c)
+        local = np.zeros(len(tel_id), np.int64)
+        local[member] = np.arange(len(member))
+        inside = component[first] == c
+        gauge = np.zeros(len(member))
+        gauge[0] = 1.0
+        theta, _ = solve_network(
+            local[first[inside]], local[second[inside]], median[inside], weight[inside], gauge
+        )
+        rough_ns[member] = np.where(np.isfinite(theta), theta, 0.0)
+    return TimingFit(tel_id, rough_ns, None, Moments.identity((len(tel_id), 0)))
+
+
+def _with_rough(fit: NetworkFit, rough_ns: NDArray[np.float64]) -> NetworkFit:
+    """Fit of the offsets themselves, from the one about the rough offsets, in the same gauge."""
+    has_component = fit.component >= 0
+    n_components = int(fit.component.max(initial=-1)) + 1
+    fixed = np.bincount(
+        fit.component[has_component], (fit.gauge * rough_ns)[has_component], n_components
+    )
+    shift = np.where(has_component, rough_ns - np.append(fixed, 0.0)[fit.component], 0.0)
+    moved = shift[fit.first] - shift[fit.second]
+    # Pairs without a component keep what they were measured to be.
+    apart = (fit.component[fit.first] < 0) | (fit.component[fit.second] < 0)
+    moved = np.where(apart, rough_ns[fit.first] - rough_ns[fit.second], moved)
+    return replace(
+        fit,
+        theta=fit.theta + shift,
+        centre=fit.centre + moved,
+        low=fit.low + moved,
+        high=fit.high + moved,
+        median=fit.median + moved,
+    )
+
+
+def systematic_covariance(fit: TimingFit) -> NDArray[np.float64]:
+    """Covariance of what the front's model does to the offsets, shape (T, T), in ns^2.
+
+    If the front were as modelled, the residuals of a telescope would not depend on how far the
+    shower was. Their means in bins of the impact distance scatter by tau beyond their errors
+    (`between_bin_variance`, pooled over each type): so far off may the mean over the showers that a
+    telescope happened to see be, too, and it does not shrink with more of them. With tau_i of each
+    telescope's type and the gauge u of its component, offsets being relative to what u fixes,
+
+        S = P diag(tau^2) P^T ,  P = 1 - 1 u^T ,
+
+    so that a fixed reference has no error and the others also have that of the reference. It covers
+    shapes of the front, time walk and core or height that are wrong in the mean, as far as they
+    depend on the impact distance. It cannot see what is the same at all distances.
+    """
+    network = fit.network
+    if network is None or not network.done:
+        raise ValueError("the systematic error comes with the last stage")
+    kinds, group = np.unique(network.tel_type, return_inverse=True)
+    tau2 = between_bin_variance(fit.residuals, group, len(kinds), MIN_EVENTS_PER_IMPACT_BIN)[group]
+    n_tel = len(network.tel_id)
+    covariance = np.zeros((n_tel, n_tel))
+    for c in range(int(network.component.max(initial=-1)) + 1):
+        member = np.flatnonzero(network.component == c)
+        project = np.eye(len(member)) - network.gauge[member]
+        known = np.isfinite(tau2[member])
+        block = np.einsum("ik,k,jk->ij", project, np.where(known, tau2[member], 0.0), project)
+        # A type without a floor leaves unknown only what depends on it: not a fixed reference.
+        needed = np.einsum("ik,k,jk->ij", np.abs(project), ~known, np.abs(project)) > 0
+        covariance[np.ix_(member, member)] = np.where(needed, np.nan, block)
+    return covariance
