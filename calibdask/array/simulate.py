@@ -343,10 +343,13 @@ def _write_observation(file: tables.File, array: SimulatedArray, block: int) -> 
     pointing = {
         "time": ctao_time(times, np.zeros(n_steps)),
         "azimuth": np.full(n_steps, np.radians(options.pointing_az_deg)),
-        "altitude": np.full(n_steps, np.radians(options.pointing_alt_deg)),
+        "altitude": options.pointing_alt_at(times - start_s),
     }
+    if options.pointing_coverage < 1:
+        covered = times - start_s <= options.pointing_coverage * options.block_duration_s
+        pointing = {name: values[covered] for name, values in pointing.items()}
     for tel_id in sorted(array.tel_type):
-        for level in ("dl0", "dl1"):
+        for level in options.pointing_levels:
             _write_table(
                 file,
                 f"/{level}/monitoring/telescope/pointing/tel_{tel_id:03d}",

@@ -115,7 +115,6 @@ TELESCOPE_TYPES: Final = MappingProxyType(
 # fall beyond is put as an exponential: it has to make trigger and size depend on distance, no more.
 _LIGHT_DENSITY_PER_M2_TEV: Final = 100.0
 _LIGHT_POOL_RADIUS_M: Final = 120.0
-_LIGHT_FALL_M: Final = 60.0
 _PHOTON_EFFICIENCY: Final = 0.15
 
 # Heitler's shower, Matthews 2005, Astropart. Phys. 22, 387, section 2: X_max = X_0 ln(E / E_c).
@@ -149,9 +148,13 @@ _RANGES: Final = {
     "h_max_resolution": (0, 1),
     "pointing_alt_deg": (30, 89),
     "pointing_az_deg": (-360, 360),
+    "pointing_drift_deg": (-20, 20),
+    "pointing_coverage": (0, 1),
     "observatory_altitude_m": (0, 4000),
     "time_offset_spread_ns": (0, 1e6),
     "time_jitter_ns": (0, 1e6),
+    "light_fall_m": (1, 1e9),
+    "threshold_scale": (0, 10),
     "block_duration_s": (1, 1e5),
     "invalid_fraction": (0, 1),
     "nan_valid_fraction": (0, 1),
@@ -244,6 +247,12 @@ class ArraySimulation:
         Further scatter of one telescope: this over the square root of its expected photoelectrons.
     shower_fluctuation : float
         Standard deviation of the logarithm of the light of a shower, shared by its telescopes.
+    light_fall_m : float
+        Beyond the pool's radius of 120 m the light falls by 1/e within this; 1e9 makes it flat.
+    photon_statistics : bool
+        Image sizes scatter by the Poisson law; else every image is its expectation.
+    threshold_scale : float
+        Multiplies the sizes at which telescopes trigger; 0 lets all telescopes see all showers.
     core_margin_m : float
         Showers fall on the rectangle around the telescopes, enlarged by this on each side.
     direction_spread_deg : float
@@ -252,7 +261,9 @@ class ArraySimulation:
         Errors of the stereo reconstruction (per coordinate; relative for h_max). The distances of
         all telescopes to one shower share them.
     pointing_alt_deg, pointing_az_deg : float
-        Where the telescopes point, all the time.
+        Where the telescopes point at the start of a block.
+    pointing_drift_deg : float
+        By how much the altitude rises during a block.
     observatory_altitude_m : float
         Of the ground above the sea. As in ctapipe, the stored h_max counts from sea level.
     time_offset_spread_ns, time_jitter_ns : float
@@ -307,6 +318,10 @@ class ArraySimulation:
         Of the events: no direction, no core, no height, and ``is_valid`` False.
     shuffled_rows : bool
         Each telescope's DL2 tables have their rows in an order of their own.
+    pointing_levels : tuple of str
+        Data levels under which the pointing tables stand, of "dl0" and "dl1"; both at first.
+    pointing_coverage : float
+        Part of a block, from its start, that the pointing tables cover.
     shared_obs_id : bool
         All files have obs_id 1001, with event numbers of their own.
 
@@ -335,6 +350,9 @@ class ArraySimulation:
     energy_resolution: float = 0.15
     photon_noise: float = 1.0
     shower_fluctuation: float = 0.1
+    light_fall_m: float = 60.0
+    photon_statistics: bool = True
+    threshold_scale: float = 1.0
     core_margin_m: float = 150.0
     direction_spread_deg: float = 0.5
     core_resolution_m: float = 8.0
@@ -342,6 +360,7 @@ class ArraySimulation:
     h_max_resolution: float = 0.05
     pointing_alt_deg: float = 70.0
     pointing_az_deg: float = 180.0
+    pointing_drift_deg: float = 0.0
     observatory_altitude_m: float = 2150.0
     time_offset_spread_ns: float = 8.0
     time_jitter_ns: float = 1.5
@@ -375,6 +394,8 @@ class ArraySimulation:
     h_max_scale: float = 1.0
     failed_stereo_fraction: float = 0.0
     shuffled_rows: bool = False
+    pointing_levels: tuple[str, ...] = ("dl0", "dl1")
+    pointing_coverage: float = 1.0
     shared_obs_id: bool = False
 
     def __post_init__(self) -> None:
@@ -397,6 +418,8 @@ class ArraySimulation:
         low_tev, high_tev = self.energy_range_tev
         if not 0.01 <= low_tev < high_tev <= 1e4:
             _refuse("energy_range_tev", self.energy_range_tev, "rising, within 0.01 and 10000 TeV")
+        if not set(self.pointing_levels) <= {"dl0", "dl1"}:
+            _refuse("pointing_levels", self.pointing_levels, "among dl0, dl1")
 
     def _check_telescopes(self) -> None:
         types = set(TELESCOPE_TYPES)
@@ -443,6 +466,11 @@ class ArraySimulation:
     def start_tai_s(self, block: int) -> float:
         """Return when an observation block begins, in seconds of TAI since 1970."""
         return _START_TAI_S + block * self.block_duration_s
+
+    def pointing_alt_at(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the altitude in rad at which the telescopes point, so long after a block began."""
+        drift_deg = self.pointing_drift_deg * (time_s / self.block_duration_s)
+        return np.asarray(np.radians(self.pointing_alt_deg) + np.radians(drift_deg))
 
     @property
     def _without_data(self) -> tuple[int, ...]:
@@ -749,13 +777,14 @@ def _throw_showers(
     highest_m = corners_m.max(axis=0) + options.core_margin_m
     core_m = rng.uniform(lowest_m, highest_m, size=(n, 2))
     spread_deg = options.direction_spread_deg * rng.standard_normal((2, n))
-    pointing_alt = np.radians(options.pointing_alt_deg)
+    fluctuation = np.exp(options.shower_fluctuation * rng.standard_normal(n))
+    time_s = options.block_duration_s * rng.random(n)
+    pointing_alt = options.pointing_alt_at(time_s)
     # Kept off the zenith, where the azimuth loses its meaning.
     alt = np.minimum(pointing_alt + np.radians(spread_deg[0]), np.radians(89.9))
     az = np.radians(options.pointing_az_deg) + np.radians(spread_deg[1]) / np.cos(pointing_alt)
-    fluctuation = np.exp(options.shower_fluctuation * rng.standard_normal(n))
     showers = {
-        "time_s": options.block_duration_s * rng.random(n),
+        "time_s": time_s,
         "light_tev": energy_tev * fluctuation,
         "core_x_m": core_m[:, 0],
         "core_y_m": core_m[:, 1],
@@ -774,14 +803,16 @@ def _throw_showers(
         throughput = np.where(after, options.jump_factor, 1) * throughput
     expected_pe = showers["light_tev"][:, None] * throughput
     expected_pe *= area_m2 * (_LIGHT_DENSITY_PER_M2_TEV * _PHOTON_EFFICIENCY)
-    expected_pe *= np.exp(-np.maximum(impact_m - _LIGHT_POOL_RADIUS_M, 0) / _LIGHT_FALL_M)
+    expected_pe *= np.exp(-np.maximum(impact_m - _LIGHT_POOL_RADIUS_M, 0) / options.light_fall_m)
 
-    threshold_pe = telescopes.of_type("threshold_pe")
+    threshold_pe = options.threshold_scale * telescopes.of_type("threshold_pe")
     # Below a quarter of the threshold, a Poisson law reaches it once in 1e7 times at most.
     possible = expected_pe > threshold_pe / 4
     possible[:, np.isin(telescopes.tel_id, options._without_data)] = False
     event, telescope = np.nonzero(possible)
-    intensity_pe = rng.poisson(expected_pe[event, telescope])
+    intensity_pe = expected_pe[event, telescope]
+    if options.photon_statistics:
+        intensity_pe = rng.poisson(intensity_pe)
     triggered = np.zeros(impact_m.shape, dtype=bool)
     triggered[event, telescope] = intensity_pe >= threshold_pe[telescope]
     if options.disconnected_groups:
@@ -898,7 +929,7 @@ def _reconstruct(
     delay_ns += telescopes.time_drift_ns_per_h[telescope] * time_s / 3600
     has_jumped = (images["tel_id"] == options.jumping_telescope) & (time_s >= options.jump_time_s)
     delay_ns += options.jump_offset_ns * has_jumped
-    threshold_pe = telescopes.of_type("threshold_pe")[telescope]
+    threshold_pe = options.threshold_scale * telescopes.of_type("threshold_pe")[telescope]
     walk_ns = options.trigger_walk_ns * np.sqrt(
         threshold_pe / np.maximum(images["intensity_pe"], 1.0)
     )
@@ -974,7 +1005,8 @@ def _image_parameters(
     pixel_size_deg = telescopes.of_type("pixel_size_deg")[telescope]
     camera_radius_deg = telescopes.of_type("camera_radius_deg")[telescope]
     alt, az = events["alt"][event], events["az"][event]
-    pointing_alt, pointing_az = np.radians([options.pointing_alt_deg, options.pointing_az_deg])
+    pointing_alt = options.pointing_alt_at(events["time_s"][event])
+    pointing_az = np.radians(options.pointing_az_deg)
     height_m = events["h_max_m"][event] - options.observatory_altitude_m
     x_m = events["core_x_m"][event] - position_m[:, 0] + height_m / np.tan(alt) * np.cos(az)
     y_m = events["core_y_m"][event] - position_m[:, 1] - height_m / np.tan(alt) * np.sin(az)
