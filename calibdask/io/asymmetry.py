@@ -4,6 +4,9 @@ The format is that of ctao-calibpipe 0.8: a table `/energy_asymmetry/events` or
 `/image_asymmetry/events` with one row per pair and event, and beside it, as
 `events.__table_column_meta__`, the units and metadata where `astropy.table.QTable.read` looks for
 them (YAML text, `astropy.io.misc.hdf5`). The YAML is only parsed, never turned into objects.
+
+Rows of image sizes have three more columns of ours at the end, which calibpipe reads over: the two
+impact distances, and the limit that their asymmetry stayed below.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from calibdask.errors import ConfigError, CorruptedInput, MissingInput
 from calibdask.io.hdf5 import create_hdf5, open_hdf5, standard_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import yaml
     from numpy.typing import NDArray
@@ -45,6 +48,9 @@ _KINDS = {"i": "iu", "u": "iu", "S": "S", "f": "f"}
 
 _HEADER = "__table_column_meta__"
 
+_IMPACT = "_tel_impact_distance"
+_LIMIT = "distance_asymmetry_limit"
+
 # Sets the size of the chunks, which must not depend on the number of rows: it is not known.
 _EXPECTED_ROWS = 1_000_000
 # Not compressed, as calibpipe's: zlib, which h5py can read, saves 40 % and takes 40 times as long.
@@ -65,6 +71,8 @@ class AsymmetryInfo:
         Its unit as read: "TeV" for energies, "" for intensities.
     has_uncertainty : bool
         Whether there are uncertainties of the values and of the asymmetry.
+    geometry : str or None
+        Algorithm of the impact distances, such as "HillasReconstructor", where there are any.
     obs_ids : tuple of int
         Observation blocks, sorted.
     columns : tuple of str
@@ -77,6 +85,7 @@ class AsymmetryInfo:
     value: str
     unit: str
     has_uncertainty: bool
+    geometry: str | None
     obs_ids: tuple[int, ...]
     columns: tuple[str, ...]
     n_rows: int
@@ -102,6 +111,8 @@ class Asymmetries:
         (value_1 - value_2) / (value_1 + value_2).
     uncertainty_1, uncertainty_2, asymmetry_uncertainty : array of float64, (N,), or None
         All three or none.
+    impact_1_m, impact_2_m, limit : array of float64, (N,), or None
+        Impact distances, and what their asymmetry was found below; all three or none.
     """
 
     obs_id: NDArray[np.int32]
@@ -115,6 +126,9 @@ class Asymmetries:
     uncertainty_1: NDArray[np.float64] | None = None
     uncertainty_2: NDArray[np.float64] | None = None
     asymmetry_uncertainty: NDArray[np.float64] | None = None
+    impact_1_m: NDArray[np.float64] | None = None
+    impact_2_m: NDArray[np.float64] | None = None
+    limit: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.event_id)
@@ -187,14 +201,17 @@ def read_asymmetries(
             raise CorruptedInput(msg)
         table = file.get_node(f"/{info.label}/events").read(first, stop)
     read: dict[str, NDArray[Any]] = {}
-    for column in _columns(info.label, info.value, has_uncertainty=info.has_uncertainty):
+    columns = _columns(
+        info.label, info.value, has_uncertainty=info.has_uncertainty, geometry=info.geometry
+    )
+    for column in columns:
         values = table[column.name]
         dtype = values.dtype if column.dtype.kind == "S" else column.dtype
         read[column.field] = values.astype(dtype)
         if dtype.kind in "iu" and not np.array_equal(read[column.field], values):
             msg = f"{path}: /{info.label}/events has {column.name} that do not fit {dtype}"
             raise CorruptedInput(msg)
-        if column.has_unit and factor != 1.0:
+        if column.is_value and factor != 1.0:
             read[column.field] *= factor
     return Asymmetries(**read)
 
@@ -218,7 +235,7 @@ class AsymmetryWriter:
         Parameters
         ----------
         rows : Asymmetries
-            With uncertainties for energies, without for intensities.
+            With uncertainties for energies; with impact distances if the file has them.
 
         Raises
         ------
@@ -241,7 +258,9 @@ class AsymmetryWriter:
 
 
 @contextmanager
-def create_asymmetries(path: Path | str, label: str, value: str) -> Iterator[AsymmetryWriter]:
+def create_asymmetries(
+    path: Path | str, label: str, value: str, geometry: str | None = None
+) -> Iterator[AsymmetryWriter]:
     """Create a file of asymmetries to append to. The same rows give the same bytes.
 
     Parameters
@@ -252,6 +271,8 @@ def create_asymmetries(path: Path | str, label: str, value: str) -> Iterator[Asy
         `ENERGY_ASYMMETRY` or `IMAGE_ASYMMETRY`.
     value : str
         The quantity compared, such as "RandomForestRegressor_tel_energy" or "hillas_intensity".
+    geometry : str, optional
+        Algorithm of the impact distances: given, the file holds them, too.
 
     Yields
     ------
@@ -264,8 +285,7 @@ def create_asymmetries(path: Path | str, label: str, value: str) -> Iterator[Asy
     ConfigError, TransientError
         As `calibdask.io.hdf5.create_hdf5`.
     """
-    columns = _columns(label, value, has_uncertainty=label == ENERGY_ASYMMETRY)
-    unit = "TeV" if label == ENERGY_ASYMMETRY else ""
+    columns = _columns(label, value, has_uncertainty=label == ENERGY_ASYMMETRY, geometry=geometry)
     with create_hdf5(path) as file:
         table = file.create_table(
             f"/{label}",
@@ -279,7 +299,7 @@ def create_asymmetries(path: Path | str, label: str, value: str) -> Iterator[Asy
         writer = AsymmetryWriter(table, columns)
         yield writer
         table.attrs["obs_id"] = np.array(writer.obs_ids, np.int32)
-        lines = _astropy_header(columns, unit, writer.obs_ids)
+        lines = _astropy_header(columns, label, writer.obs_ids)
         with warnings.catch_warnings():
             # The name is Astropy's; that it is no Python identifier harms nobody.
             warnings.simplefilter("ignore", tables.NaturalNameWarning)
@@ -295,27 +315,37 @@ class _Column(NamedTuple):
     field: str  # of Asymmetries
     name: str  # in the file
     dtype: np.dtype[Any]
-    has_unit: bool  # that of the quantity compared
+    unit: str = ""
+    is_value: bool = False  # in the unit of the quantity compared
 
 
-def _columns(label: str, value: str, *, has_uncertainty: bool) -> list[_Column]:
-    """Columns in the order of calibpipe's files."""
+def _columns(
+    label: str, value: str, *, has_uncertainty: bool, geometry: str | None
+) -> list[_Column]:
+    """Columns in the order of calibpipe's files, and then ours."""
     real = np.dtype("f8")
+    unit = "TeV" if label == ENERGY_ASYMMETRY else ""
     columns = [
-        _Column("obs_id", "obs_id", np.dtype("i4"), has_unit=False),
-        _Column("event_id", "event_id", np.dtype("i8"), has_unit=False),
-        _Column("tel_type", "tel_type", np.dtype("S3"), has_unit=False),
-        _Column("tel_id_1", "tel_id_1", np.dtype("u2"), has_unit=False),
-        _Column("tel_id_2", "tel_id_2", np.dtype("u2"), has_unit=False),
-        _Column("value_1", f"{value}_1", real, has_unit=True),
-        _Column("value_2", f"{value}_2", real, has_unit=True),
-        _Column("asymmetry", label, real, has_unit=False),
+        _Column("obs_id", "obs_id", np.dtype("i4")),
+        _Column("event_id", "event_id", np.dtype("i8")),
+        _Column("tel_type", "tel_type", np.dtype("S3")),
+        _Column("tel_id_1", "tel_id_1", np.dtype("u2")),
+        _Column("tel_id_2", "tel_id_2", np.dtype("u2")),
+        _Column("value_1", f"{value}_1", real, unit, is_value=True),
+        _Column("value_2", f"{value}_2", real, unit, is_value=True),
+        _Column("asymmetry", label, real),
     ]
     if has_uncertainty:
         columns += [
-            _Column("uncertainty_1", f"{value}_uncert_1", real, has_unit=True),
-            _Column("uncertainty_2", f"{value}_uncert_2", real, has_unit=True),
-            _Column("asymmetry_uncertainty", f"{label}_uncertainty", real, has_unit=False),
+            _Column("uncertainty_1", f"{value}_uncert_1", real, unit, is_value=True),
+            _Column("uncertainty_2", f"{value}_uncert_2", real, unit, is_value=True),
+            _Column("asymmetry_uncertainty", f"{label}_uncertainty", real),
+        ]
+    if geometry is not None:
+        columns += [
+            _Column("impact_1_m", f"{geometry}{_IMPACT}_1", real, "m"),
+            _Column("impact_2_m", f"{geometry}{_IMPACT}_2", real, "m"),
+            _Column("limit", _LIMIT, real),
         ]
     return columns
 
@@ -329,19 +359,22 @@ def _inspect(file: tables.File, path: Path, label: str | None) -> tuple[Asymmetr
         msg = f"{where} is not a table"
         raise CorruptedInput(msg)
     names = table.colnames
-    values = [n[:-2] for n in names if n.endswith("_1") and not n.endswith(("_uncert_1", "id_1"))]
+    others = ("_uncert_1", "id_1", f"{_IMPACT}_1")
+    values = [name[:-2] for name in names if name.endswith("_1") and not name.endswith(others)]
     if len(values) != 1:
         msg = f"{where} should compare one quantity, but compares {values or 'none'}"
         raise CorruptedInput(msg)
     has_uncertainty = f"{label}_uncertainty" in names
-    columns = _columns(label, values[0], has_uncertainty=has_uncertainty)
+    geometries = [name.removesuffix(f"{_IMPACT}_1") for name in names if f"{_IMPACT}_1" in name]
+    geometry = geometries[0] if geometries and _LIMIT in names else None
+    columns = _columns(label, values[0], has_uncertainty=has_uncertainty, geometry=geometry)
     for column in columns:
         found = table.dtype[column.name] if column.name in names else None
         if found is None or found.kind not in _KINDS[column.dtype.kind]:
             msg = f"{where} needs a column {column.name} of {column.dtype}, and has {found}"
             raise CorruptedInput(msg)
     units = _read_units(file, path, f"/{label}/events")
-    found_units = {units.get(column.name, "") for column in columns if column.has_unit}
+    found_units = {units.get(column.name, "") for column in columns if column.is_value}
     expected = "TeV" if label == ENERGY_ASYMMETRY else ""
     factor, unit = standard_unit(min(found_units))
     if len(found_units) > 1 or unit != expected:
@@ -354,6 +387,7 @@ def _inspect(file: tables.File, path: Path, label: str | None) -> tuple[Asymmetr
         value=values[0],
         unit=unit,
         has_uncertainty=has_uncertainty,
+        geometry=geometry,
         obs_ids=tuple(np.unique(obs_id).tolist()),
         columns=tuple(names),
         n_rows=int(table.nrows),
@@ -380,12 +414,12 @@ def _find_label(file: tables.File, path: Path, label: str | None) -> str:
 # --- Astropy's header ------------------------------------------------------------------------
 
 
-def _astropy_header(columns: Iterable[_Column], unit: str, obs_ids: Iterable[int]) -> list[str]:
+def _astropy_header(columns: Sequence[_Column], label: str, obs_ids: Iterable[int]) -> list[str]:
     """YAML text that `astropy.table.meta.get_header_from_yaml` reads, one string per line."""
     lines = ["datatype:"]
     for column in columns:
         kind = "string" if column.dtype.kind == "S" else column.dtype.name
-        of_unit = f", unit: {unit}" if unit and column.has_unit else ""
+        of_unit = f", unit: {column.unit}" if column.unit else ""
         lines.append(f"- {{name: {column.name}{of_unit}, datatype: {kind}}}")
     numbers = np.array(list(obs_ids), "<i4")
     # Astropy encodes the bytes, and YAML's !!binary encodes them once more.
@@ -393,18 +427,21 @@ def _astropy_header(columns: Iterable[_Column], unit: str, obs_ids: Iterable[int
     lines += ["meta: !!omap", "- obs_id: !numpy.ndarray", "    buffer: !!binary |"]
     lines += [f"      {text[i : i + 76]}" for i in range(0, len(text), 76)]
     lines += ["    dtype: int32", "    order: C", f"    shape: !!python/tuple [{numbers.size}]"]
-    if unit:
-        # Dimensionless columns of calibpipe are quantities, which takes saying so.
+    # Dimensionless columns of calibpipe's energies are quantities, which takes saying so.
+    quantities = [
+        column
+        for column in columns
+        if column.unit or (label == ENERGY_ASYMMETRY and column.dtype.kind == "f")
+    ]
+    if quantities:
         lines.append("- __serialized_columns__:")
-        for column in columns:
-            if column.dtype.kind == "f":
-                own_unit = unit if column.has_unit else ""
-                lines += [
-                    f"    {column.name}:",
-                    "      __class__: astropy.units.quantity.Quantity",
-                    f"      unit: !astropy.units.Unit {{unit: '{own_unit}'}}",
-                    f"      value: !astropy.table.SerializedColumn {{name: {column.name}}}",
-                ]
+    for column in quantities:
+        lines += [
+            f"    {column.name}:",
+            "      __class__: astropy.units.quantity.Quantity",
+            f"      unit: !astropy.units.Unit {{unit: '{column.unit}'}}",
+            f"      value: !astropy.table.SerializedColumn {{name: {column.name}}}",
+        ]
     return lines
 
 
