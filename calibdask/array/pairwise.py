@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 
+from calibdask.array.drift import find_drift
 from calibdask.array.model import NetworkOptions, Telescopes, pair_types
 from calibdask.array.network import (
     NetworkFit,
@@ -19,7 +20,7 @@ from calibdask.array.network import (
     fit_stage,
     values_so_far,
 )
-from calibdask.array.pairs import Layout, PairRows, event_keys
+from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
 from calibdask.array.summary import STAGES, PairEvents, PairSummary, ScoreSummary, reduce_stage
 from calibdask.engine.protocol import (
     ALL,
@@ -47,6 +48,7 @@ from calibdask.io.dl2 import (
     read_telescope_events,
 )
 from calibdask.io.kinds import file_kind
+from calibdask.io.pointing import read_pointing, require_pointing
 from calibdask.stats.timebins import to_time
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from astropy.time import Time
     from numpy.typing import NDArray
 
+    from calibdask.array.drift import Drift
     from calibdask.array.report import TelescopeLayout
     from calibdask.select import TelescopePatterns
     from calibdask.stats.timebins import TimeBins
@@ -196,6 +199,11 @@ class FromDl2(Calibration):
         raise NotImplementedError
 
     @property
+    def needs_altitude(self) -> bool:
+        """Whether the selection looks at where the telescopes pointed."""
+        return False
+
+    @property
     def telescopes(self) -> Layout:
         """The telescopes of all inputs, known from the plan on."""
         if self.layout is None:
@@ -207,6 +215,8 @@ class FromDl2(Calibration):
         if file_kind(source.path) != "DL2 events":
             raise WrongKind(f"{source.path}: holds no DL2 events")
         info = inspect_dl2(source.path, self.needs)
+        if self.needs_altitude:
+            require_pointing(source.path)
         if info.product_id:  # tells apart what equal size and samples would not
             source = replace(source, identity=f"{source.identity}:{info.product_id}")
         starts = time_bin = np.zeros(0, np.int64)
@@ -276,8 +286,24 @@ class FromDl2(Calibration):
         rows = None
         if part:
             rows = (int(part["first_trigger_row"]), int(part["stop_trigger_row"]))
-        needs = replace(self.needs, event_time=self.needs.event_time or self.bins is not None)
-        return read_telescope_events(shard.inputs[0].path, needs, rows)
+        timed = self.needs.event_time or self.bins is not None or self.needs_altitude
+        needs = replace(self.needs, event_time=timed)
+        events = read_telescope_events(shard.inputs[0].path, needs, rows)
+        if self.needs_altitude:
+            events.columns[ALTITUDE] = _altitude(shard.inputs[0].path, events)
+        return events
+
+
+def _altitude(path: str, events: TelescopeEvents) -> NDArray[np.float64]:
+    """Altitude in rad of each row's telescope when its event triggered; NaN where unknown."""
+    altitude = np.full(len(events.tel_id), np.nan)
+    if events.event_time_ns is None:
+        raise ValueError("the altitude needs the times of the events")
+    time_ns = events.event_time_ns[events.event]
+    for tel_id, pointing in read_pointing(path, np.unique(events.tel_id).tolist()).items():
+        rows = np.flatnonzero(events.tel_id == tel_id)
+        altitude[rows] = pointing.altitude_at(time_ns[rows])
+    return altitude
 
 
 # -- networks of pairs --------------------------------------------------------------------------
@@ -475,6 +501,11 @@ class PairwiseCalibration(FromDl2):
             parts.append((cell, named))
         units = column_units(self.network.observable)
         tables = {}
+        drift = self._drift(result, parts) if self.bins is not None and done else None
+        if drift is not None:
+            for (_, named), jumps in zip(parts, drift.jumps, strict=True):
+                flags = np.asarray(named[self.table]["flags"], np.str_)
+                named[self.table]["flags"] = np.strings.add(flags, np.where(jumps, "J", ""))
         for path in parts[0][1]:
             of_cells = [(cell, named[path]) for cell, named in parts]
             columns = {
@@ -486,7 +517,57 @@ class PairwiseCalibration(FromDl2):
                 units={name: unit for name, unit in units.items() if name in columns},
                 meta={"obs_id": np.array(self.obs_ids, np.uint64)},
             )
+        if drift is not None:
+            first = next(iter(result.values()))
+            unit = self.network.observable.unit
+            tables[f"{self.table}_drift"] = QTable(
+                {
+                    "tel_type": first.tel_type,
+                    "tel_id": first.tel_id,
+                    "n_bins": drift.n_bins,
+                    "chi2": drift.chi2,
+                    "ndf": drift.ndf,
+                    "p_value": drift.p_value,
+                    "step": drift.step,
+                    "step_error": drift.step_error,
+                    "step_sigma": drift.step_sigma,
+                    "limit_sigma": drift.limit_sigma,
+                    "step_time_bin": np.where(
+                        drift.step_bin >= 0,
+                        np.array([cell[0] for cell in result])[drift.step_bin],
+                        0,
+                    ),
+                    "flags": np.strings.add(
+                        np.where(drift.jumps.any(axis=0), "J", ""), np.where(drift.varies, "V", "")
+                    ),
+                },
+                units=dict.fromkeys(("step", "step_error"), unit) if unit else None,
+                meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+            )
         return tables
+
+    def _drift(
+        self,
+        result: Mapping[Cell, NetworkFit],
+        parts: Sequence[tuple[Cell, Mapping[str, Mapping[str, NDArray[Any]]]]],
+    ) -> Drift:
+        """Compare the time bins: values of the main component that have an error."""
+        fits = list(result.values())
+        has_error = np.stack(
+            [
+                np.isfinite(named[self.table]["error"]) & fit.is_main
+                for (_, named), fit in zip(parts, fits, strict=True)
+            ]
+        )
+        network = np.unique(fits[0].tel_type, return_inverse=True)[1]
+        if self.network.reference_type is not None:
+            network = np.zeros_like(network)
+        return find_drift(
+            np.where(has_error, np.stack([fit.theta for fit in fits]), np.nan),
+            np.stack([fit.covariance for fit in fits]),
+            np.stack([fit.n_events for fit in fits]),
+            network,
+        )
 
     def _times(
         self, of_cells: Sequence[tuple[Cell, Mapping[str, NDArray[Any]]]]
@@ -523,5 +604,9 @@ class PairwiseCalibration(FromDl2):
 
 def _take(events: PairEvents, rows: NDArray[np.integer]) -> PairEvents:
     """Take some of the pair events."""
-    columns: list[Any] = [getattr(events, field.name) for field in fields(events)]
-    return PairEvents(*(None if column is None else column[rows] for column in columns))
+    columns: dict[str, Any] = {
+        name: value[rows]
+        for name in (field.name for field in fields(events))
+        if (value := getattr(events, name)) is not None
+    }
+    return PairEvents(**columns)
