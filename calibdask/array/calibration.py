@@ -1,12 +1,28 @@
-"""Energy asymmetries and inter-calibration of telescopes: glue between files, model and engine."""
+"""Asymmetries and inter-calibration of telescopes: glue between files, model and engine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty
-from calibdask.array.pairs import PairRows, event_keys, number_events, select_pairs
+import numpy as np
+
+from calibdask.array.image_size import (
+    HIGHER_CUT,
+    NARROWER_WINDOW,
+    harder_selections,
+    pair_size,
+    systematic,
+)
+from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty, log_ratio
+from calibdask.array.pairs import (
+    Layout,
+    PairRows,
+    by_telescope,
+    event_keys,
+    number_events,
+    select_pairs,
+)
 from calibdask.array.pairwise import (
     MONITORING,
     PAIR_BYTES,
@@ -15,6 +31,7 @@ from calibdask.array.pairwise import (
     PairwiseCalibration,
     join_obs_ids,
     layout_of_file,
+    selection_of,
     type_of,
 )
 from calibdask.array.summary import PairEvents, PairSummary, summarise_pairs
@@ -34,6 +51,7 @@ from calibdask.engine.protocol import (
 )
 from calibdask.errors import ConfigError, MissingInput, NotEnoughData
 from calibdask.io.asymmetry import (
+    IMAGE_ASYMMETRY,
     Asymmetries,
     AsymmetryInfo,
     create_asymmetries,
@@ -47,47 +65,57 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.config import EnergyAsymmetryOptions, InterCalibrationOptions
+    from calibdask.array.config import (
+        AsymmetryOptions,
+        EnergyAsymmetryOptions,
+        ImageAsymmetryOptions,
+        InterCalibrationOptions,
+    )
     from calibdask.array.network import NetworkFit
     from calibdask.report import Section
 
-__all__ = ["EnergyAsymmetryEstimation", "InterCalibration"]
+__all__ = ["EnergyAsymmetryEstimation", "ImageAsymmetryEstimation", "InterCalibration"]
 
 
-def _needs(options: EnergyAsymmetryOptions, *, uncertainty: bool) -> Needs:
+def _needs(options: AsymmetryOptions, *further: str | None) -> Needs:
     """Name the columns that the options make necessary, and no others."""
-    energy = f"{options.energy_reconstructor}_tel_energy"
-    columns = set(options.quality_criteria.columns)
-    if uncertainty:
-        columns.add(f"{energy}_uncert")
-    if options.min_gammaness is not None:
-        columns.add(f"{options.gammaness_reconstructor}_tel_prediction")
-    if options.max_distance_asymmetry is not None:
-        columns.add(f"{options.geometry_reconstructor}_tel_impact_distance")
-    return Needs(energy, tuple(sorted(columns - {energy})))
+    columns = {column for column in further if column is not None}
+    columns |= set(options.quality_criteria.columns)
+    columns |= {column for _, column, _ in options.minima}
+    if options.window is not None:
+        columns.add(options.impact_column)
+    return Needs(options.value_column, tuple(sorted(columns - {options.value_column})))
 
 
 # -- step 1: event-wise asymmetries -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class EnergyAsymmetryEstimation(FromDl2):
-    """Energy asymmetry of every pair of telescopes in every event, one file per DL2 file."""
+class _AsymmetryEstimation(FromDl2):
+    """Asymmetry of every pair of telescopes in every event, one file per DL2 file."""
 
-    options: EnergyAsymmetryOptions
+    options: AsymmetryOptions
 
-    name: ClassVar[str] = "energy-asymmetry-estimation"
     version: ClassVar[int] = 2
     summary: ClassVar[type[Summary]] = PairSummary
 
     @property
+    def needs_altitude(self) -> bool:
+        """Whether the selection looks at where the telescopes pointed."""
+        return self.options.needs_altitude
+
+    @property
+    def further(self) -> Mapping[str, str]:
+        """Columns that are kept besides the values, by the name of the kept rows."""
+        raise NotImplementedError
+
+    @property
     def needs(self) -> Needs:
         """The columns to read."""
-        return _needs(self.options, uncertainty=True)
+        return _needs(self.options, *self.further.values())
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the rows depend on."""
@@ -103,18 +131,17 @@ class EnergyAsymmetryEstimation(FromDl2):
         del stage, given
         pairs = select_pairs(data, self.options, layout_of_file(data.layout))
         one, two = pairs.row_1, pairs.row_2
-        energy = f"{self.options.energy_reconstructor}_tel_energy"
-        energy_tev, sigma_tev = data.columns[energy], data.columns[f"{energy}_uncert"]
+        columns = {"x": self.options.value_column, **self.further}
         rows: dict[str, NDArray[Any]] = {
             "obs_id": data.obs_id[one],
             "event_id": data.event_id[one],
             "tel_id_1": data.tel_id[one],
             "tel_id_2": data.tel_id[two],
-            "energy_1_tev": energy_tev[one],
-            "energy_2_tev": energy_tev[two],
-            "uncertainty_1_tev": sigma_tev[one],
-            "uncertainty_2_tev": sigma_tev[two],
+            "limit": pairs.limit,
         }
+        for name, column in columns.items():
+            rows[f"{name}_1"] = data.columns[column][one]
+            rows[f"{name}_2"] = data.columns[column][two]
         types = type_of(self.telescopes, data.tel_id[one])
         summary = summarise_pairs(
             PairEvents(
@@ -122,8 +149,8 @@ class EnergyAsymmetryEstimation(FromDl2):
                 types,
                 rows["tel_id_1"],
                 rows["tel_id_2"],
-                rows["energy_1_tev"],
-                rows["energy_2_tev"],
+                rows["x_1"],
+                rows["x_2"],
             )
         )
         keys = event_keys(data.event[one], data.obs_id[one], data.event_id[one])
@@ -163,12 +190,26 @@ class EnergyAsymmetryEstimation(FromDl2):
     def write_file(self, path: Path, shards: Sequence[Shard], parts: Iterable[Rows]) -> None:
         """Write the event-wise asymmetries of one DL2 file."""
         del shards
-        value = f"{self.options.energy_reconstructor}_tel_energy"
+        options = self.options
+        geometry = options.geometry_reconstructor if "impact" in self.further else None
         path.unlink(missing_ok=True)  # what an interrupted try left
-        with create_asymmetries(path, "energy_asymmetry", value) as writer:
+        with create_asymmetries(path, options.label, options.value_column, geometry) as writer:
             for rows in parts:
-                x_1, x_2 = rows["energy_1_tev"], rows["energy_2_tev"]
-                s_1, s_2 = rows["uncertainty_1_tev"], rows["uncertainty_2_tev"]
+                x_1, x_2 = rows["x_1"], rows["x_2"]
+                further: dict[str, NDArray[np.float64]] = {}
+                if "sigma_1" in rows:
+                    s_1, s_2 = rows["sigma_1"], rows["sigma_2"]
+                    further |= {
+                        "uncertainty_1": s_1,
+                        "uncertainty_2": s_2,
+                        "asymmetry_uncertainty": asymmetry_uncertainty(x_1, x_2, s_1, s_2),
+                    }
+                if "impact_1" in rows:
+                    further |= {
+                        "impact_1_m": rows["impact_1"],
+                        "impact_2_m": rows["impact_2"],
+                        "limit": rows["limit"],
+                    }
                 writer.append(
                     Asymmetries(
                         obs_id=rows["obs_id"],
@@ -179,11 +220,37 @@ class EnergyAsymmetryEstimation(FromDl2):
                         value_1=x_1,
                         value_2=x_2,
                         asymmetry=asymmetry(x_1, x_2),
-                        uncertainty_1=s_1,
-                        uncertainty_2=s_2,
-                        asymmetry_uncertainty=asymmetry_uncertainty(x_1, x_2, s_1, s_2),
+                        **further,
                     )
                 )
+
+
+@dataclass(frozen=True)
+class EnergyAsymmetryEstimation(_AsymmetryEstimation):
+    """Energy asymmetry of every pair of telescopes in every event."""
+
+    options: EnergyAsymmetryOptions
+
+    name: ClassVar[str] = "energy-asymmetry-estimation"
+
+    @property
+    def further(self) -> Mapping[str, str]:
+        """Keep the uncertainties."""
+        return {"sigma": self.options.uncertainty_column}
+
+
+@dataclass(frozen=True)
+class ImageAsymmetryEstimation(_AsymmetryEstimation):
+    """Asymmetry of image sizes of every pair of telescopes in every event."""
+
+    options: ImageAsymmetryOptions
+
+    name: ClassVar[str] = "image-asymmetry-estimation"
+
+    @property
+    def further(self) -> Mapping[str, str]:
+        """Keep the impact distances: the light falls with them."""
+        return {"impact": self.options.impact_column}
 
 
 # -- step 2: coefficients -----------------------------------------------------------------------
@@ -193,13 +260,14 @@ class EnergyAsymmetryEstimation(FromDl2):
 class InterCalibration(PairwiseCalibration):
     """Relative throughput of telescopes of one type, from DL2 files or from asymmetries."""
 
-    options: EnergyAsymmetryOptions
+    options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 2
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None
     from_asymmetries: bool = False
+    has_limits: bool = False  # asymmetries with impact distances and their limits
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
     @property
@@ -222,9 +290,33 @@ class InterCalibration(PairwiseCalibration):
         )
 
     @property
+    def of_images(self) -> bool:
+        """Whether image sizes are compared."""
+        return self._inter.asymmetry_label == IMAGE_ASYMMETRY
+
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """Harder selections that show the systematic error of image sizes."""
+        if not self.of_images or self._inter.estimator == "asymmetry":
+            return ()
+        windowed = self.has_limits if self.from_asymmetries else self.options.window is not None
+        higher = self._inter.minimum_pair_intensity is not None
+        return (HIGHER_CUT,) * higher + (NARROWER_WINDOW,) * windowed
+
+    @property
+    def distance_term(self) -> bool:
+        """Whether the slope over the impact distance is fitted."""
+        return self._inter.distance_term and (self.has_limits or not self.from_asymmetries)
+
+    @property
     def needs(self) -> Needs:
         """The columns to read."""
-        return _needs(self.options, uncertainty=False)
+        return _needs(self.options, self.options.impact_column if self.of_images else None)
+
+    @property
+    def needs_altitude(self) -> bool:
+        """Whether the selection looks at where the telescopes pointed."""
+        return self.options.needs_altitude
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -233,21 +325,14 @@ class InterCalibration(PairwiseCalibration):
         kind = file_kind(source.path)
         if kind == "other":
             raise WrongKind(f"{source.path}: holds neither DL2 events nor event-wise asymmetries")
-        label = self._inter.asymmetry_label
         if kind == "DL2 events":
-            if label != "energy_asymmetry":
-                raise ConfigError(
-                    f"{source.path}: {label} is calibrated from files of event-wise asymmetries,"
-                    " not from DL2 files; or set CalculateInterCalibration.asymmetry_label to"
-                    " energy_asymmetry"
-                )
             return super().survey(source)
         if self.bins is not None:
             raise ConfigError(
                 f"{source.path}: asymmetries do not tell when their events were: time bins need"
                 " the DL2 files as input"
             )
-        info = inspect_asymmetries(source.path, label)
+        info = inspect_asymmetries(source.path, self._inter.asymmetry_label)
         if info.value != self._inter.value_column:
             raise MissingInput(
                 f"{source.path}: holds asymmetries of {info.value}, but {self._inter.value_column}"
@@ -269,10 +354,27 @@ class InterCalibration(PairwiseCalibration):
         if False in files:
             return super().planned(surveys)
         obs_ids = join_obs_ids(survey.facts for survey in surveys)
-        return replace(self, from_asymmetries=True, obs_ids=obs_ids)
+        has_limits, notes = self.of_images, self.notes
+        if lacking := [one.source.path for one in surveys if one.facts.geometry is None]:
+            has_limits = False
+            if self._inter.distance_term:
+                note = (
+                    f"no distance term is fitted: {lacking[0]} holds no impact distances"
+                    f" ({len(lacking)} such files); give the DL2 files, or asymmetries that"
+                    " image-asymmetry-estimation wrote"
+                )
+                notes = (*notes, note)
+        return replace(
+            self, from_asymmetries=True, has_limits=has_limits, obs_ids=obs_ids, notes=notes
+        )
 
     def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
         """Cut DL2 files into ranges of events; asymmetries are sorted by pair and stay whole."""
+        for piece in self._pieces(surveys):
+            cells = [(*cell, name) for cell in piece.cells for name in self.selections]
+            yield replace(piece, cells=(*piece.cells, *cells))
+
+    def _pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
         if not self.from_asymmetries:
             yield from super().pieces(surveys)
             return
@@ -287,6 +389,8 @@ class InterCalibration(PairwiseCalibration):
     def map_config(self) -> Mapping[str, Any]:
         """Give what pair events and their first summary depend on."""
         config = {**super().map_config(), **self._inter.map_options()}
+        if self.of_images:
+            config |= {"distance_term": self.distance_term, "selections": list(self.selections)}
         if self.from_asymmetries:  # nothing is selected any more
             config = {key: config[key] for key in config.keys() - self.options.map_options().keys()}
         return config
@@ -317,15 +421,38 @@ class InterCalibration(PairwiseCalibration):
         if not self.from_asymmetries:
             return super().read(shard, rows)
         table = read_asymmetries(shard.inputs[0].path, self._inter.asymmetry_label)
+        flow = {"pairs": len(table)}
+        chosen = np.ones(len(table), np.bool_)
+        more: dict[str, NDArray[Any]] = {}
+        if self.of_images:
+            layout = _layout_of_rows(table)
+            chosen = self._large(
+                layout, table.tel_id_1, table.tel_id_2, table.value_1, table.value_2
+            )
+            flow |= self._large_flow(chosen)
+            table = table.take(np.flatnonzero(chosen))
+            distances = (table.impact_1_m, table.impact_2_m, table.limit)
+            more = self._image_rows(
+                layout, table.tel_id_1, table.tel_id_2, table.value_1, table.value_2, *distances
+            )
         event = number_events(table.obs_id, table.event_id)
+        keys = event_keys(event, table.obs_id, table.event_id)
+        flow["events with a pair"] = len(keys)
         return PairData(
             PairEvents(
-                event, table.tel_type, table.tel_id_1, table.tel_id_2, table.value_1, table.value_2
+                event,
+                table.tel_type,
+                table.tel_id_1,
+                table.tel_id_2,
+                table.value_1,
+                table.value_2,
+                more.get("log_distance"),
             ),
             None,
             shard.cells,
-            event_keys(event, table.obs_id, table.event_id),
-            {"pairs": len(table), "events with a pair": int(event.max(initial=-1)) + 1},
+            self.harder(more),
+            keys,
+            flow,
         )
 
     def select(self, data: TelescopeEvents) -> PairRows:
@@ -333,13 +460,119 @@ class InterCalibration(PairwiseCalibration):
 
         So a file gives the same rows in whatever company it is calibrated.
         """
-        return select_pairs(data, self.options, layout_of_file(data.layout))
+        layout = layout_of_file(data.layout)
+        pairs = select_pairs(data, self.options, layout)
+        if not self.of_images:
+            return pairs
+        one, two = pairs.row_1, pairs.row_2
+        large = self._large(layout, *self._of_pairs(data, pairs))
+        return replace(
+            pairs,
+            row_1=one[large],
+            row_2=two[large],
+            limit=pairs.limit[large],
+            cut_flow={**pairs.cut_flow, **self._large_flow(large)},
+        )
+
+    def _of_pairs(self, data: TelescopeEvents, pairs: PairRows) -> tuple[NDArray[Any], ...]:
+        """Telescopes and values of the pairs."""
+        one, two, x = pairs.row_1, pairs.row_2, self.compare(data)
+        return data.tel_id[one], data.tel_id[two], x[one], x[two]
+
+    def _least(
+        self, layout: Layout, tel_id_1: NDArray[np.integer], tel_id_2: NDArray[np.integer]
+    ) -> NDArray[np.float64] | None:
+        """Least size of each pair, the greater one of its two telescopes; None for no cut."""
+        patterns = self._inter.minimum_pair_intensity
+        if patterns is None:
+            return None
+        option = "RelativeThroughputFitter.minimum_pair_intensity"
+        return np.maximum(
+            *(by_telescope(patterns, layout, tel_id, option) for tel_id in (tel_id_1, tel_id_2))
+        )
+
+    def _large(
+        self,
+        layout: Layout,
+        tel_id_1: NDArray[np.integer],
+        tel_id_2: NDArray[np.integer],
+        x_1: NDArray[np.float64],
+        x_2: NDArray[np.float64],
+    ) -> NDArray[np.bool_]:
+        """Pairs whose images are large enough; a size that is no number goes on, to be counted."""
+        least = self._least(layout, tel_id_1, tel_id_2)
+        if least is None:
+            return np.ones(len(x_1), np.bool_)
+        return ~(pair_size(x_1, x_2) < least)
+
+    def _large_flow(self, large: NDArray[np.bool_]) -> dict[str, int]:
+        if self._inter.minimum_pair_intensity is None:
+            return {}
+        return {"minimum_pair_intensity": int(np.count_nonzero(large))}
+
+    def _image_rows(
+        self,
+        layout: Layout,
+        tel_id_1: NDArray[np.integer],
+        tel_id_2: NDArray[np.integer],
+        x_1: NDArray[np.float64],
+        x_2: NDArray[np.float64],
+        impact_1_m: NDArray[np.float64] | None,
+        impact_2_m: NDArray[np.float64] | None,
+        limit: NDArray[np.float64] | None,
+    ) -> dict[str, NDArray[Any]]:
+        """Give what is kept of pairs of images: distances, and which pass harder selections."""
+        least = self._least(layout, tel_id_1, tel_id_2)
+        passed = harder_selections(pair_size(x_1, x_2), least, impact_1_m, impact_2_m, limit)
+        rows: dict[str, NDArray[Any]] = {name: passed[name] for name in self.selections}
+        if self.distance_term and impact_1_m is not None and impact_2_m is not None:
+            rows["log_distance"] = log_ratio(impact_1_m, impact_2_m)
+        return rows
+
+    def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
+        """Give the kept rows that pass harder selections."""
+        return {name: rows[name] for name in self.selections}
 
     def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
-        """Give the energies, TeV."""
-        return data.columns[f"{self.options.energy_reconstructor}_tel_energy"]
+        """Give the energies (TeV), or the image sizes (photoelectrons)."""
+        return data.columns[self.options.value_column]
+
+    def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
+        """Give what is kept of each pair event for the later stages."""
+        rows = super().rows_of(data, pairs)
+        if not self.of_images:
+            return rows
+        impact_m = data.columns[self.options.impact_column]
+        return rows | self._image_rows(
+            layout_of_file(data.layout),
+            *self._of_pairs(data, pairs),
+            impact_m[pairs.row_1],
+            impact_m[pairs.row_2],
+            pairs.limit,
+        )
+
+    def pair_events(self, rows: Rows) -> PairEvents:
+        """Make pair events of the rows that were kept."""
+        return replace(super().pair_events(rows), log_distance=rows.get("log_distance"))
 
     # -- products -------------------------------------------------------------------------------
+
+    def tables(self, result: Mapping[Cell, NetworkFit]) -> dict[str, QTable]:
+        """Give the tables of the rows that count, with what harder selections say about them."""
+        counted = {cell: fit for cell, fit in result.items() if selection_of(cell) is None}
+        tables = super().tables(counted)
+        if self.selections and all(fit.done for fit in result.values()):
+            of_cells = [
+                systematic(fit, {name: result[*cell, name] for name in self.selections})
+                for cell, fit in counted.items()
+            ]
+            telescopes = tables[self.table]
+            telescopes.add_column(
+                np.asarray(telescopes["value"]) * np.concatenate(of_cells),
+                name="systematic",
+                index=telescopes.colnames.index("error") + 1,
+            )
+        return tables
 
     def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:
         """Describe the monitoring table."""
@@ -360,3 +593,12 @@ class InterCalibration(PairwiseCalibration):
         return inter_calibration_sections(
             tables, self.places(tables), truth=dict(self.truth) or None
         )
+
+
+def _layout_of_rows(table: Asymmetries) -> Layout:
+    """Give what asymmetries know of the telescopes: their types, which stand for descriptions."""
+    ids = np.concatenate([table.tel_id_1, table.tel_id_2])
+    tel_id, first = np.unique(ids, return_index=True)
+    types = np.concatenate([table.tel_type, table.tel_type])[first].astype(np.str_)
+    names = tuple(types.tolist())
+    return Layout(tuple(tel_id.tolist()), names, names, ())

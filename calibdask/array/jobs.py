@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
+from calibdask.array.calibration import (
+    EnergyAsymmetryEstimation,
+    ImageAsymmetryEstimation,
+    InterCalibration,
+)
 from calibdask.array.config import load_array_config
 from calibdask.config import Slurm
 from calibdask.registry import Prepared
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from calibdask.array.config import AsymmetryOptions, InterCalibrationOptions
     from calibdask.engine.protocol import Calibration
 
 __all__ = ["prepare", "template"]
@@ -21,16 +26,23 @@ __all__ = ["prepare", "template"]
 def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, object]) -> Prepared:
     """Read the configuration of a job and build its calibration (ConfigError for what is wrong)."""
     config = load_array_config(paths, overrides)
-    energy, inter = config.energy_asymmetry, config.inter_calibration
-    shard_bytes = config.campaign.shard_bytes
+    inter, shard_bytes = config.inter_calibration, config.campaign.shard_bytes
     calibration: Calibration
-    if job == "inter-calibration":
-        calibration = InterCalibration(
-            energy, shard_bytes, config.notes, bins=config.campaign.bins, inter=inter
-        )
-    else:
-        calibration = EnergyAsymmetryEstimation(energy, shard_bytes, config.notes)
-    section = inter if job == "inter-calibration" else energy
+    section: AsymmetryOptions | InterCalibrationOptions
+    match job:
+        case "inter-calibration":
+            of_images = inter.asymmetry_label == config.image_asymmetry.label
+            options = config.image_asymmetry if of_images else config.energy_asymmetry
+            section = inter
+            calibration = InterCalibration(
+                options, shard_bytes, config.notes, bins=config.campaign.bins, inter=inter
+            )
+        case "image-asymmetry-estimation":
+            section = config.image_asymmetry
+            calibration = ImageAsymmetryEstimation(section, shard_bytes, config.notes)
+        case _:
+            section = config.energy_asymmetry
+            calibration = EnergyAsymmetryEstimation(section, shard_bytes, config.notes)
     return Prepared(
         calibration,
         config.campaign,

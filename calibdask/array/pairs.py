@@ -22,6 +22,7 @@ __all__ = [
     "EventRows",
     "Layout",
     "PairRows",
+    "by_telescope",
     "event_keys",
     "number_events",
     "select_pairs",
@@ -99,10 +100,10 @@ class PairRows:
     warnings: tuple[str, ...]
 
 
-def _by_telescope(
+def by_telescope(
     patterns: TelescopePatterns, layout: Layout, tel_id: NDArray[np.uint16], option: str
 ) -> NDArray[np.float64]:
-    """Value of an option for each row; only telescopes that have rows need one."""
+    """Look up an option's value for each row; only telescopes that have rows need one."""
     present = np.unique(tel_id)
     known = {number: i for i, number in enumerate(layout.tel_id)}
     descriptions = [layout.tel_description[known[int(number)]] for number in present]
@@ -154,7 +155,7 @@ def select_pairs(events: EventRows, options: AsymmetryOptions, layout: Layout) -
             f" {options.quantity} is NaN, infinite or not positive: they were left out"
         )
     for name, column, patterns in options.minima:
-        least = _by_telescope(patterns, layout, events.tel_id, name)
+        least = by_telescope(patterns, layout, events.tel_id, name)
         passed &= events.columns[column] >= least
         flow[name] = int(np.count_nonzero(passed))
     rows = np.flatnonzero(passed)
@@ -184,7 +185,7 @@ def _limit(
     Either a number t, or p0 + p1 cos(altitude) with the greater of the two altitudes, which is the
     stricter one (Mitchell, PhD thesis 2016, eq. 4.2.2).
     """
-    by_row = _by_telescope(patterns, layout, events.tel_id, option)
+    by_row = by_telescope(patterns, layout, events.tel_id, option)
     if by_row.ndim == 1:
         return np.minimum(by_row[row_1], by_row[row_2])
     cosine = np.zeros(len(row_1))

@@ -6,7 +6,7 @@ data or one for each time bin. A job adds what its pairs compare and which of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
@@ -72,6 +72,7 @@ __all__ = [
     "SurveyedDl2",
     "join_obs_ids",
     "layout_of_file",
+    "selection_of",
     "type_of",
 ]
 
@@ -321,6 +322,8 @@ class PairData:
         Time bin of each, if there are bins.
     cells : tuple of Cell
         The cells of the shard.
+    harder : mapping of str to ndarray of bool, shape (N,)
+        Which rows pass harder selections. Each has cells of its own, which end with its name.
     keys, cut_flow, rows, warnings
         As in `Reduced`; only from the first stage.
     """
@@ -328,6 +331,7 @@ class PairData:
     events: PairEvents
     time_bin: NDArray[np.int64] | None
     cells: tuple[Cell, ...]
+    harder: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     keys: NDArray[np.int64] | None = None
     cut_flow: Mapping[str, int] | None = None
     rows: Rows | None = None
@@ -380,7 +384,14 @@ class PairwiseCalibration(FromDl2):
         """Read telescope events, or the pairs kept by the first stage."""
         if rows is None:
             return shard, self.read_events(shard)
-        return PairData(self.pair_events(rows), rows.get("time_bin"), shard.cells)
+        return PairData(
+            self.pair_events(rows), rows.get("time_bin"), shard.cells, self.harder(rows)
+        )
+
+    def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
+        """Give the kept rows that pass harder selections; there are none unless overridden."""
+        del rows
+        return {}
 
     def pair_events(self, rows: Rows) -> PairEvents:
         """Make pair events of the rows that were kept."""
@@ -422,19 +433,31 @@ class PairwiseCalibration(FromDl2):
         keys = event_keys(data.event[one], data.obs_id[one], data.event_id[one])
         flow = {**pairs.cut_flow, "events with a pair": len(keys)}
         return PairData(
-            self.pair_events(rows), rows.get("time_bin"), cells, keys, flow, rows, pairs.warnings
+            self.pair_events(rows),
+            rows.get("time_bin"),
+            cells,
+            self.harder(rows),
+            keys,
+            flow,
+            rows,
+            pairs.warnings,
         )
 
     def split(self, data: PairData, cells: Iterable[Cell]) -> dict[Cell, PairEvents]:
         """Give each cell its pair events; a cell that has none gets none."""
-        if data.time_bin is None:
-            return dict.fromkeys(cells, data.events)
-        order = np.argsort(data.time_bin, kind="stable")
-        sorted_bins = data.time_bin[order]
+        order = np.arange(len(data.events.event))
+        if data.time_bin is not None:
+            order = np.argsort(data.time_bin, kind="stable")
+            sorted_bins = data.time_bin[order]
         parts = {}
         for cell in cells:
-            begin, end = np.searchsorted(sorted_bins, [cell[0], int(cell[0]) + 1])
-            parts[cell] = _take(data.events, order[begin:end])
+            rows = order
+            if data.time_bin is not None:
+                begin, end = np.searchsorted(sorted_bins, [cell[0], int(cell[0]) + 1])
+                rows = order[begin:end]
+            if (name := selection_of(cell)) is not None:
+                rows = rows[data.harder[name][rows]]
+            parts[cell] = data.events if cell == ALL else _take(data.events, rows)
         return parts
 
     def reduce(
@@ -600,6 +623,11 @@ class PairwiseCalibration(FromDl2):
         tel_type = np.asarray(tables[self.table]["tel_type"]).astype(np.str_)[first]
         x_m, y_m = position_m.reshape(-1, 3)[:, :2].T
         return TelescopeLayout(tel_id, tel_type, x_m, y_m)
+
+
+def selection_of(cell: Cell) -> str | None:
+    """Give the harder selection that a cell is of; None for the rows that count."""
+    return cell[-1] if cell and isinstance(cell[-1], str) else None
 
 
 def _take(events: PairEvents, rows: NDArray[np.integer]) -> PairEvents:

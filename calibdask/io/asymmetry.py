@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,6 +132,13 @@ class Asymmetries:
 
     def __len__(self) -> int:
         return len(self.event_id)
+
+    def take(self, rows: NDArray[np.integer]) -> Asymmetries:
+        """Give some of the rows."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: values[rows] for name, values in columns.items() if values is not None}
+        )
 
 
 def inspect_asymmetries(path: Path | str, label: str | None = None) -> AsymmetryInfo:
