@@ -26,6 +26,7 @@ FOR_DOMAINS = {"stats", "select", "config", "errors", "engine.protocol"}
 MORE_FOR_GLUE = {
     "calibration.py": {"io"},  # the only place of a domain that reads and writes
     "pairwise.py": {"io"},  # what calibrations of the array share
+    "timing.py": {"io"},
     "jobs.py": {"registry"},
     "report.py": {"report"},
 }

@@ -10,6 +10,7 @@ it then selects everything, and says nothing.)
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ __all__ = [
     "CalculateEnergyAsymmetry",
     "CalculateImageAsymmetry",
     "CalculateInterCalibration",
+    "CalculateTimingCalibration",
     "EnergyAsymmetryOptions",
     "EnergyEventFilters",
     "EventPreprocessor",
@@ -58,12 +60,18 @@ __all__ = [
     "ReferenceTelescopes",
     "RelativeThroughputFitter",
     "ThroughputNormalisation",
+    "TimingCalibrationOptions",
+    "TimingEventFilters",
     "load_array_config",
 ]
 
 type Estimator = Literal["log-mean", "log-median", "log-clipped", "asymmetry"]
 type Normalisation = Literal["reference", "weighted-mean"]
 type AsymmetryLabel = Literal["energy_asymmetry", "image_asymmetry"]
+type ArrivalTime = Literal["trigger", "peak_time_mean", "timing_intercept"]
+type Front = Literal["spherical", "plane"]
+type HeightZero = Literal["sea-level", "ground"]
+type TimingEstimator = Literal["mean", "median", "clipped"]
 
 
 # -- reading values -----------------------------------------------------------------------------
@@ -117,6 +125,15 @@ def _two_numbers(value: object) -> tuple[float, ...]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ConfigError(f"{value!r} was given, expected are two numbers [p0, p1]")
     return tuple(finite_number(number) for number in value)
+
+
+def _rising(value: object) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple) or len(value) < 3:
+        raise ConfigError(f"{value!r} was given, expected are at least three rising numbers")
+    numbers = tuple(finite_number(number) for number in value)
+    if numbers[0] < 0 or any(b <= a for a, b in itertools.pairwise(numbers)):
+        raise ConfigError(f"{value!r} does not rise, or begins below 0")
+    return numbers
 
 
 def _patterns(read_value: Callable[[object], float | tuple[float, ...]]) -> Any:
@@ -369,6 +386,113 @@ class CalculateCrossCalibration(_CalculateAsymmetry):
     )
 
 
+class TimingEventFilters(EnergyEventFilters):
+    """Which events of a pair are used; each filter is a value or patterns by telescope."""
+
+    minimum_individual_intensity: (
+        Annotated[TelescopePatterns, _patterns(_between(0.0, math.inf))] | None
+    ) = Field(
+        default=None,
+        description="Smallest image size, reached in both telescopes: small images trigger late.",
+        examples=[100.0],
+        json_schema_extra={"unit": "photoelectrons"},
+    )
+
+
+class CalculateTimingCalibration(_CalculateAsymmetry):
+    """Offsets of the telescopes' times, from the arrival of the same shower's light.
+
+    An offset is what a telescope's clock reads too late: subtract it.
+    """
+
+    geometry_reconstructor: _Algorithm = Field(
+        default="HillasReconstructor",
+        description="Algorithm whose direction, core, height of maximum and impact distances are "
+        "used.",
+    )
+    event_filters: TimingEventFilters = Field(
+        default=TimingEventFilters(), description="Which events of a pair are used."
+    )
+    energy_reconstructor: _Algorithm = Field(
+        default="RandomForestRegressor", description="Algorithm of min_energy."
+    )
+    gammaness_reconstructor: _Algorithm = Field(
+        default="RandomForestClassifier", description="Algorithm of min_gammaness."
+    )
+    time: Annotated[ArrivalTime, caseless("trigger", "peak_time_mean", "timing_intercept")] = Field(
+        default="trigger",
+        description="When light arrived: the telescope's trigger time, or that plus the place of "
+        "the pulses in the readout window, which opens with the trigger: the mean peak time of "
+        "the image's pixels, or the intercept of the fit along its axis, both in ns.",
+    )
+    front: Annotated[Front, caseless("spherical", "plane")] = Field(
+        default="spherical",
+        description="Shape of the light's front: a sphere around the shower's maximum, or a plane.",
+    )
+    h_max_above: Annotated[HeightZero, caseless("sea-level", "ground")] = Field(
+        default="sea-level",
+        description="What the height of the shower's maximum counts from: sea level, as ctapipe "
+        "writes it, or the ground.",
+    )
+    observatory_altitude: Annotated[float, read_with(_quantity("m"))] | None = Field(
+        default=None,
+        description="Height of the ground above the sea, unless the files tell.",
+        examples=["2158 m"],
+        json_schema_extra={"unit": "m"},
+    )
+    mixed_types: bool = Field(
+        default=True,
+        description="Compare telescopes of different types, too: one network of the whole array. "
+        "Without it the offsets of each type stand for themselves.",
+    )
+    reference_telescope: _TelId | None = Field(
+        default=None,
+        description="Number of the telescope whose offset is 0. Where none is given or it has no "
+        "usable pair, another one takes its place and the result is flagged F.",
+        examples=[5],
+    )
+    estimator: Annotated[TimingEstimator, caseless("mean", "median", "clipped")] = Field(
+        default="clipped",
+        description="Centre of a pair's time differences: mean, median or clipped mean.",
+    )
+    n_min: int = Field(
+        default=10, ge=2, description="Pairs with fewer events are left out, and flagged S."
+    )
+    clip_sigma: float = Field(
+        default=3.0,
+        gt=0.0,
+        description="Bounds of the clipped mean.",
+        json_schema_extra={"unit": "standard deviations"},
+    )
+    normalisation: Annotated[Normalisation, caseless("reference", "weighted-mean")] = Field(
+        default="reference",
+        description="What is 0: the offset of the reference telescope, or the weighted mean over "
+        "the telescopes of its type.",
+    )
+    max_offset: Annotated[float, read_with(_quantity("ns"))] = Field(
+        default=5000.0,
+        ge=10.0,
+        le=1e6,
+        description="Greatest difference of two telescopes' offsets; readout delays of camera "
+        "types count as offsets.",
+        json_schema_extra={"unit": "ns"},
+    )
+    max_residual: Annotated[float, read_with(_quantity("ns"))] = Field(
+        default=50.0,
+        ge=5.0,
+        le=1000.0,
+        description="Time differences farther from the pair's rough offset are no light of the "
+        "same shower: they are left out, and flagged I.",
+        json_schema_extra={"unit": "ns"},
+    )
+    impact_bins: Annotated[tuple[float, ...], read_with(_rising)] = Field(
+        default=(0.0, 50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 600.0, 1000.0),
+        description="Edges of the bins of the impact distance between which the residuals are "
+        "compared: their scatter is the systematic error.",
+        json_schema_extra={"unit": "m"},
+    )
+
+
 class ThroughputNormalisation(Section):
     """Overall scale of the throughputs of each telescope type."""
 
@@ -489,6 +613,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "CalculateImageAsymmetry": CalculateImageAsymmetry,
     "CalculateInterCalibration": CalculateInterCalibration,
     "CalculateCrossCalibration": CalculateCrossCalibration,
+    "CalculateTimingCalibration": CalculateTimingCalibration,
     "EventPreprocessor": EventPreprocessor,
     "QualityQuery": QualityQuery,
     "PairFinder": PairFinder,
@@ -506,6 +631,12 @@ JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "image-asymmetry-estimation": (*_IMAGE_STEP_1, *ENGINE_SECTIONS),
     # It reads DL2 files, too, and then does step 1 on the way.
     "inter-calibration": (*_STEP_2, *_STEP_1, "CalculateImageAsymmetry", *ENGINE_SECTIONS),
+    "timing-calibration": (
+        "CalculateTimingCalibration",
+        "QualityQuery",
+        "PairFinder",
+        *ENGINE_SECTIONS,
+    ),
 }
 """The sections that a job uses, in the order in which a new configuration shows them."""
 
@@ -543,6 +674,9 @@ class AsymmetryOptions:
 
     quantity: ClassVar[str]
     """What x is, for people."""
+
+    mixed_types: ClassVar[bool] = False
+    """Whether telescopes of two types make pairs."""
 
     @property
     def value_column(self) -> str:
@@ -705,6 +839,79 @@ class ImageAsymmetryOptions(AsymmetryOptions):
         return self._map_options({"image_reconstructor": self.image_reconstructor})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingCalibrationOptions(AsymmetryOptions):
+    """Options of the timing calibration, resolved; see `CalculateTimingCalibration`.
+
+    Attributes
+    ----------
+    section : CalculateTimingCalibration
+        The options as they were given.
+    """
+
+    section: CalculateTimingCalibration
+
+    quantity: ClassVar[str] = "impact distance"
+
+    @property
+    def mixed_types(self) -> bool:  # type: ignore[override]
+        """Whether telescopes of two types make pairs."""
+        return self.section.mixed_types
+
+    @property
+    def value_column(self) -> str:
+        """Column that has to be finite and positive: of showers whose geometry is known."""
+        return self.impact_column
+
+    @property
+    def minima(self) -> tuple[tuple[str, str, TelescopePatterns], ...]:
+        """(option, column, least value) of each cut that both telescopes have to pass."""
+        section, filters = self.section, self.section.event_filters
+        cuts = (
+            ("min_energy", f"{section.energy_reconstructor}_tel_energy", filters.min_energy),
+            (
+                "min_gammaness",
+                f"{section.gammaness_reconstructor}_tel_prediction",
+                filters.min_gammaness,
+            ),
+            (
+                "minimum_individual_intensity",
+                "hillas_intensity",
+                filters.minimum_individual_intensity,
+            ),
+        )
+        return tuple((name, column, least) for name, column, least in cuts if least is not None)
+
+    @property
+    def window(self) -> tuple[str, TelescopePatterns] | None:
+        """Option and limit of the asymmetry of the impact distances."""
+        limit = self.section.event_filters.max_distance_asymmetry
+        return None if limit is None else ("max_distance_asymmetry", limit)
+
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the rows of a shard depend on, ready for JSON."""
+        section = self.section
+        return self._map_options(
+            {
+                "energy_reconstructor": section.energy_reconstructor,
+                "gammaness_reconstructor": section.gammaness_reconstructor,
+                "time": section.time,
+                "front": section.front,
+                "h_max_above": section.h_max_above,
+                "observatory_altitude": section.observatory_altitude,
+                "mixed_types": section.mixed_types,
+                "max_offset": section.max_offset,
+                "max_residual": section.max_residual,
+                "impact_bins": list(section.impact_bins),
+            }
+        )
+
+    def fit_options(self) -> dict[str, Any]:
+        """Give the options that only the fit depends on, ready for JSON."""
+        names = ("reference_telescope", "estimator", "n_min", "clip_sigma", "normalisation")
+        return {name: getattr(self.section, name) for name in names}
+
+
 @dataclass(frozen=True, slots=True)
 class InterCalibrationOptions:
     """Options of the inter-calibration, resolved.
@@ -785,6 +992,8 @@ class ArrayConfig:
         Options of step 1 of image sizes.
     inter_calibration : InterCalibrationOptions
         Options of step 2.
+    timing_calibration : TimingCalibrationOptions
+        Options of the telescope timing.
     campaign : Campaign
         Options of the engine.
     notes : tuple of str
@@ -796,6 +1005,7 @@ class ArrayConfig:
     energy_asymmetry: EnergyAsymmetryOptions
     image_asymmetry: ImageAsymmetryOptions
     inter_calibration: InterCalibrationOptions
+    timing_calibration: TimingCalibrationOptions
     campaign: Campaign
     notes: tuple[str, ...]
     document: Configuration
@@ -859,6 +1069,7 @@ def load_array_config(
         energy_asymmetry=energy_options,
         image_asymmetry=image_options,
         inter_calibration=inter_options,
+        timing_calibration=_timing_options(document, notes),
         campaign=document.get("Campaign", Campaign),
         notes=tuple(notes),
         document=document,
@@ -889,6 +1100,22 @@ def _image_options(document: Configuration, notes: list[str]) -> ImageAsymmetryO
         minimum_individual_intensity=filters.minimum_individual_intensity,
         equidistant_event_selection=filters.equidistant_event_selection,
     )
+
+
+def _timing_options(document: Configuration, notes: list[str]) -> TimingCalibrationOptions:
+    name = "CalculateTimingCalibration"
+    section = document.get(name, CalculateTimingCalibration)
+    own_notes: list[str] = []
+    common = _common_options(document, name, section, own_notes)
+    if document.find(name, CalculateTimingCalibration) is not None:
+        notes += [note for note in own_notes if note not in notes]
+    if section.max_offset < section.max_residual:
+        raise document.error(
+            f"{section.max_offset} ns is below max_residual ({section.max_residual} ns)",
+            name,
+            "max_offset",
+        )
+    return TimingCalibrationOptions(**common, section=section)
 
 
 def _common_options(

@@ -117,10 +117,17 @@ def _pairs_of(options: AsymmetryOptions, layout: Layout) -> tuple[Any, Any]:
     radius_m = options.max_impact_distance.resolve(
         layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
     )
-    return find_pairs(layout.tel_id, layout.tel_type, layout.position_m, radius_m)
+    return find_pairs(
+        layout.tel_id, layout.tel_type, layout.position_m, radius_m, mixed=options.mixed_types
+    )
 
 
-def select_pairs(events: EventRows, options: AsymmetryOptions, layout: Layout) -> PairRows:
+def select_pairs(
+    events: EventRows,
+    options: AsymmetryOptions,
+    layout: Layout,
+    also: Mapping[str, NDArray[np.bool_]] | None = None,
+) -> PairRows:
     """Select telescope events and pair them within each event.
 
     Quality criteria and least values are cuts on a telescope event; the asymmetry of the impact
@@ -134,6 +141,8 @@ def select_pairs(events: EventRows, options: AsymmetryOptions, layout: Layout) -
         What to select.
     layout : Layout
         All telescopes.
+    also : mapping of str to ndarray of bool, shape (N,), optional
+        Further conditions on telescope events, by their name in the cut flow.
 
     Returns
     -------
@@ -157,6 +166,9 @@ def select_pairs(events: EventRows, options: AsymmetryOptions, layout: Layout) -
     for name, column, patterns in options.minima:
         least = by_telescope(patterns, layout, events.tel_id, name)
         passed &= events.columns[column] >= least
+        flow[name] = int(np.count_nonzero(passed))
+    for name, holds in (also or {}).items():
+        passed &= holds
         flow[name] = int(np.count_nonzero(passed))
     rows = np.flatnonzero(passed)
     one, two = pair_events(events.event[rows], events.tel_id[rows], *_pairs_of(options, layout))

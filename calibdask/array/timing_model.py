@@ -33,7 +33,6 @@ __all__ = [
     "between_bin_variance",
     "front_delay_ns",
     "geodetic_height_m",
-    "shower_distances_m",
     "since_first_ns",
 ]
 
@@ -129,31 +128,15 @@ def front_delay_ns(
     ndarray of float64, shape (N,)
         In ns; NaN where a value is not finite or L is not positive.
     """
-    along_m, square_m2 = _along_and_square(position_m, alt, az)
-    if front == "plane":
-        return -along_m * NS_PER_M
-    distance = np.where(distance_m > 0, distance_m, np.nan)
-    excess_m2 = square_m2 - 2 * distance * along_m
-    path_m = np.sqrt(distance**2 + excess_m2)
-    return np.asarray(excess_m2 / (path_m + distance) * NS_PER_M)
-
-
-def shower_distances_m(
-    position_m: NDArray[np.float64], alt: NDArray[np.float64], az: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Distances of telescopes from the shower axis (impact distances); see `front_delay_ns`."""
-    along_m, square_m2 = _along_and_square(position_m, alt, az)
-    return np.sqrt(np.maximum(square_m2 - along_m**2, 0.0))
-
-
-def _along_and_square(
-    position_m: NDArray[np.float64], alt: NDArray[np.float64], az: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return n.r and r^2."""
     x_m, y_m, z_m = position_m.T
     level = np.cos(alt)
     along_m = level * np.cos(az) * x_m - level * np.sin(az) * y_m + np.sin(alt) * z_m
-    return along_m, x_m**2 + y_m**2 + z_m**2
+    if front == "plane":
+        return np.asarray(-along_m * NS_PER_M)
+    distance = np.where(distance_m > 0, distance_m, np.nan)
+    excess_m2 = x_m**2 + y_m**2 + z_m**2 - 2 * distance * along_m
+    path_m = np.sqrt(distance**2 + excess_m2)
+    return np.asarray(excess_m2 / (path_m + distance) * NS_PER_M)
 
 
 def geodetic_height_m(x_m: float, y_m: float, z_m: float) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from calibdask.array.model import connected_components, pair_events, pair_types, solve_network
+from calibdask.array.model import connected_components, pair_types, solve_network
 from calibdask.array.network import NetworkFit, fit_stage
 from calibdask.array.summary import (
     STAGES,
@@ -42,6 +42,7 @@ __all__ = [
     "fit_timing",
     "n_stages",
     "reduce_timing",
+    "residual_columns",
     "systematic_covariance",
 ]
 
@@ -59,15 +60,12 @@ class TimingOptions:
         Estimator, reference and the range of d = x_1 - x_2 around the rough offsets, in ns.
     rough : Observable
         The range in which rough offsets are looked for, in ns.
-    pairs : tuple of (tel_id_1, tel_id_2)
-        The allowed pairs, tel_id_1 < tel_id_2.
     impact_edges_m : tuple of float
         Bins of the impact distance.
     """
 
     network: NetworkOptions
     rough: Observable
-    pairs: tuple[tuple[int, int], ...]
     impact_edges_m: tuple[float, ...]
 
 
@@ -85,12 +83,16 @@ class TimingEvents:
         Time since the first of the event, less the delay of the front.
     impact_m : ndarray of float, shape (N,)
         Impact distance.
+    row_1, row_2 : ndarray of int, shape (M,)
+        The pairs: rows of the same event.
     """
 
     event: NDArray[np.integer]
     tel_id: NDArray[np.integer]
     residual_ns: NDArray[np.float64]
     impact_m: NDArray[np.floating]
+    row_1: NDArray[np.integer]
+    row_2: NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +137,7 @@ class TimingFit:
     tel_id : ndarray of int64, shape (T,)
         Telescopes, in the order of the network.
     rough_ns : ndarray of float64, shape (T,)
-        Rough offsets, 0 where there is none.
+        Rough offsets, NaN where there is none.
     network : NetworkFit or None
         From the second stage on, about the rough offsets; once it is done, of the offsets.
     residuals : Moments, shape (T, B)
@@ -216,49 +218,42 @@ def reduce_timing(
     if (stage == 0) != (given is None):
         raise ValueError("the state of the stage before is needed from stage 1 on, and only then")
     if given is None:
-        pairs, _ = _form_pairs(options, events, telescopes, events.residual_ns)
+        pairs = _pair_events(events, telescopes, events.residual_ns)
         return summarise_pairs(pairs, options.rough, histogram=True)
-    table = np.zeros(int(max(given.tel_id.max(), np.max(events.tel_id, initial=0))) + 1)
-    table[given.tel_id] = given.rough_ns
-    around_ns = events.residual_ns - table[events.tel_id]
-    pairs, (row_1, row_2) = _form_pairs(options, events, telescopes, around_ns)
+    size = int(max(given.tel_id.max(initial=0), np.max(events.tel_id, initial=0))) + 1
+    rough_ns = np.full(size, np.nan)
+    rough_ns[given.tel_id] = given.rough_ns
+    around_ns = events.residual_ns - np.nan_to_num(rough_ns)[events.tel_id]
+    pairs = _pair_events(events, telescopes, around_ns)
     # What is far off is no time of this shower: it counts as invalid and is reported as such.
     observable = options.network.observable
     d = pairs.x_1 - pairs.x_2
-    pairs = replace(
-        pairs, x_1=np.where((d < observable.low) | (d > observable.high), np.nan, pairs.x_1)
-    )
+    far = (d < observable.low) | (d > observable.high)
+    far &= np.isfinite(rough_ns[pairs.tel_id_1] + rough_ns[pairs.tel_id_2])
+    pairs = replace(pairs, x_1=np.where(far, np.nan, pairs.x_1))
     network = given.network
     summary = reduce_stage(stage - 1, options.network, pairs, network)
     if isinstance(summary, PairSummary) or network is None:
         return summary  # type: ignore[return-value]
-    return TimingScores(summary, _impact_moments(options, network, pairs, events, row_1, row_2))
+    return TimingScores(summary, _impact_moments(options, network, pairs, events))
 
 
-def _form_pairs(
-    options: TimingOptions,
-    events: TimingEvents,
-    telescopes: Telescopes,
-    x_ns: NDArray[np.float64],
-) -> tuple[PairEvents, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pairs of each event, and the rows of their telescopes."""
-    allowed = np.array(options.pairs, np.int64).reshape(-1, 2)
-    row_1, row_2 = pair_events(events.event, events.tel_id, allowed[:, 0], allowed[:, 1])
+def _pair_events(
+    events: TimingEvents, telescopes: Telescopes, x_ns: NDArray[np.float64]
+) -> PairEvents:
+    """Pairs of each event with their times."""
     size = int(telescopes.tel_id.max(initial=0)) + 1
     number = np.zeros(size, np.int64)
     kinds, number[telescopes.tel_id] = np.unique(telescopes.tel_type, return_inverse=True)
-    joined = pair_types(*np.broadcast_arrays(kinds[:, None], kinds[None, :]))
-    one, two = events.tel_id[row_1], events.tel_id[row_2]
-    return (
-        PairEvents(
-            events.event[row_1],
-            joined[number[one], number[two]],
-            one,
-            two,
-            x_ns[row_1],
-            x_ns[row_2],
-        ),
-        (row_1, row_2),
+    joined = pair_types(kinds[:, None], kinds[None, :])
+    one, two = events.tel_id[events.row_1], events.tel_id[events.row_2]
+    return PairEvents(
+        events.event[events.row_1],
+        joined[number[one], number[two]],
+        one,
+        two,
+        x_ns[events.row_1],
+        x_ns[events.row_2],
     )
 
 
@@ -267,16 +262,15 @@ def _impact_moments(
     network: NetworkFit,
     pairs: PairEvents,
     events: TimingEvents,
-    row_1: NDArray[np.int64],
-    row_2: NDArray[np.int64],
 ) -> Moments:
     """Moments of the residuals of each telescope by impact distance, shape (T, B)."""
-    known = rows_of(network.pairs, pairs.tel_id_1, pairs.tel_id_2)
+    one, two = (np.asarray(ids, np.int64) for ids in (pairs.tel_id_1, pairs.tel_id_2))
+    known = rows_of(network.pairs, one, two)
     d = pairs.x_1 - pairs.x_2
     with np.errstate(invalid="ignore"):
         good = (known >= 0) & network.used[known]
         good &= (d >= network.low[known]) & (d <= network.high[known])
-    row_1, row_2, known = row_1[good], row_2[good], known[good]
+    row_1, row_2, known = events.row_1[good], events.row_2[good], known[good]
     residual = d[good] - network.model[known]
     n_rows = len(events.tel_id)
     n_partners = np.bincount(row_1, minlength=n_rows) + np.bincount(row_2, minlength=n_rows)
@@ -316,7 +310,11 @@ def fit_timing(
     network = fit_stage(stage - 1, options.network, scores, given.network, telescopes)
     if not isinstance(total, TimingScores):
         return replace(given, network=network)
-    return replace(given, network=_with_rough(network, given.rough_ns), residuals=total.residuals)
+    return replace(
+        given,
+        network=_with_rough(network, np.nan_to_num(given.rough_ns)),
+        residuals=total.residuals,
+    )
 
 
 def _rough_fit(
@@ -337,7 +335,7 @@ def _rough_fit(
     first, second, median = first[used], second[used], median[used]
     weight = total.difference.n[used].astype(np.float64)
     component = connected_components(len(tel_id), first, second)
-    rough_ns = np.zeros(len(tel_id))
+    rough_ns = np.full(len(tel_id), np.nan)
     for c in range(int(component.max(initial=-1)) + 1):
         member = np.flatnonzero(component == c)
         local = np.zeros(len(tel_id), np.int64)
@@ -348,7 +346,7 @@ def _rough_fit(
         theta, _ = solve_network(
             local[first[inside]], local[second[inside]], median[inside], weight[inside], gauge
         )
-        rough_ns[member] = np.where(np.isfinite(theta), theta, 0.0)
+        rough_ns[member] = theta
     return TimingFit(tel_id, rough_ns, None, Moments.identity((len(tel_id), 0)))
 
 
@@ -372,6 +370,30 @@ def _with_rough(fit: NetworkFit, rough_ns: NDArray[np.float64]) -> NetworkFit:
         high=fit.high + moved,
         median=fit.median + moved,
     )
+
+
+def residual_columns(
+    fit: TimingFit, impact_edges_m: tuple[float, ...]
+) -> dict[str, NDArray[np.generic]]:
+    """Columns of the table of residuals: one row per telescope and bin of the impact distance."""
+    network, residuals = fit.network, fit.residuals
+    n_tel, n_bins = residuals.n.shape
+    if network is None or n_bins == 0:  # nothing was fitted
+        n_tel, n_bins = 0, 0
+    edges = np.array(impact_edges_m)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.sqrt(residuals.variance() / residuals.n)
+    tel_id = fit.tel_id[:n_tel]
+    tel_type = np.zeros(0, "U1") if network is None else network.tel_type[:n_tel]
+    return {
+        "tel_type": np.repeat(tel_type, n_bins),
+        "tel_id": np.repeat(tel_id, n_bins),
+        "impact_low": np.tile(edges[:-1][:n_bins], n_tel),
+        "impact_high": np.tile(edges[1:][:n_bins], n_tel),
+        "n_events": residuals.n.ravel(),
+        "residual": np.where(residuals.n > 0, residuals.mean, np.nan).ravel(),
+        "residual_error": error.ravel(),
+    }
 
 
 def systematic_covariance(fit: TimingFit) -> NDArray[np.float64]:

@@ -214,8 +214,11 @@ class Products:
             return path
 
         for table in list(run.tables.values())[:1]:  # the coefficients, for people
+            from astropy.table import Table
+
             with _replacing(place(".ecsv")) as partial:
-                table.write(partial, format="ascii.ecsv")
+                # As plain columns: astropy 8 cannot serialise a Quantity whose name is "value".
+                Table(table).write(partial, format="ascii.ecsv")
         if run.options.report:
             from calibdask.report import write_report
 

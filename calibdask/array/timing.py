@@ -1,0 +1,386 @@
+"""Offsets of the telescopes' times: glue between files, model and engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.array.model import NetworkOptions, Observable, Telescopes
+from calibdask.array.network import fit_stage
+from calibdask.array.pairs import event_keys, select_pairs
+from calibdask.array.pairwise import MONITORING, PairwiseCalibration, layout_of_file
+from calibdask.array.summary import PairSummary
+from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
+from calibdask.array.timing_summary import (
+    TimingEvents,
+    TimingFit,
+    TimingOptions,
+    TimingScores,
+    fit_timing,
+    n_stages,
+    reduce_timing,
+    residual_columns,
+    systematic_covariance,
+)
+from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard, Summary, Survey
+from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
+from calibdask.io.dl2 import Needs, TelescopeEvents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.array.config import TimingCalibrationOptions
+    from calibdask.engine.protocol import State
+    from calibdask.io.dl2 import ArrayLayout
+
+__all__ = ["TimingCalibration"]
+
+ROUGH_BINS = 500
+"""Bins of the range of rough offsets, unless they would be wider than half of max_residual."""
+
+FINE_BIN_NS = 0.25
+"""Bins for median and clipping: the resolution of the time stamps."""
+
+
+@dataclass(frozen=True)
+class TimingData:
+    """The times of a shard, with what the first stage says about them.
+
+    Attributes
+    ----------
+    events : TimingEvents
+        Telescope events and their pairs.
+    time_bin : ndarray of int64, shape (N,), or None
+        Time bin of each telescope event, if there are bins.
+    cells : tuple of Cell
+        The cells of the shard.
+    keys, cut_flow, rows, warnings
+        As in `Reduced`; only from the first stage.
+    """
+
+    events: TimingEvents
+    time_bin: NDArray[np.int64] | None
+    cells: tuple[Cell, ...]
+    keys: NDArray[np.int64] | None = None
+    cut_flow: Mapping[str, int] | None = None
+    rows: Rows | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TimingCalibration(PairwiseCalibration):
+    """Offset of each telescope's time, from the arrival of the light of the same showers."""
+
+    options: TimingCalibrationOptions
+    name: ClassVar[str] = "timing-calibration"
+    version: ClassVar[int] = 1
+    table: ClassVar[str] = f"{MONITORING}/timing_calibration"
+    state: ClassVar[type[State]] = TimingFit
+
+    truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
+
+    @property
+    def network(self) -> NetworkOptions:
+        """The options of the estimator: one network, or one for each type."""
+        section = self.options.section
+        types = {} if self.layout is None else self._types
+        reference = section.reference_telescope
+        kind = types.get(reference, "") if reference is not None else ""
+        half = section.max_residual
+        return NetworkOptions(
+            estimator=f"log-{section.estimator}",  # type: ignore[arg-type]
+            n_min=section.n_min,
+            clip_sigma=section.clip_sigma,
+            normalisation=section.normalisation,
+            reference_telescopes=((kind, reference),) if kind and reference is not None else (),
+            reference_type=(kind or next(iter(types.values()), ""))
+            if section.mixed_types
+            else None,
+            observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
+        )
+
+    @property
+    def timing(self) -> TimingOptions:
+        """The options of all stages."""
+        section = self.options.section
+        n_bins = max(ROUGH_BINS, int(np.ceil(4 * section.max_offset / section.max_residual)))
+        rough = Observable("difference", -section.max_offset, section.max_offset, n_bins, "ns")
+        return TimingOptions(self.network, rough, section.impact_bins)
+
+    @property
+    def _types(self) -> dict[int, str]:
+        return dict(zip(self.telescopes.tel_id, self.telescopes.tel_type, strict=True))
+
+    def summary_type(self, stage: int) -> type[Summary]:
+        """Give scores in the last stage, moments of pairs before."""
+        return TimingScores if stage == n_stages(self.timing) - 1 else PairSummary
+
+    @property
+    def needs(self) -> Needs:
+        """The columns to read: those of the front, the times, and what the selection mentions."""
+        section, geometry = self.options.section, self.options.geometry_reconstructor
+        names = ["alt", "az", "core_x", "core_y", "is_valid"]
+        if section.front == "spherical":
+            names.append("h_max")
+        columns = {f"{geometry}_{name}" for name in names} | {"time"}
+        if section.time != "trigger":
+            columns.add(section.time)
+        columns |= set(self.options.quality_criteria.columns)
+        columns |= {column for _, column, _ in self.options.minima}
+        base = self.options.impact_column
+        return Needs(base, tuple(sorted(columns - {base})))
+
+    def fit_config(self) -> Mapping[str, Any]:
+        """Give what only the fit depends on, the telescopes without data among it."""
+        return {**self.options.fit_options(), "telescopes": self.fit_telescopes()}
+
+    # -- planning -------------------------------------------------------------------------------
+
+    def survey(self, source: InputRef) -> Survey:
+        """Look at a DL2 file; refuse one whose heights cannot be related to its ground."""
+        survey = super().survey(source)
+        self._altitude_m(survey.facts.info.layout, source.path)
+        return survey
+
+    def _altitude_m(self, layout: ArrayLayout, path: str) -> float:
+        """Height of the ground in the system in which h_max is given."""
+        section = self.options.section
+        if section.front == "plane" or section.h_max_above == "ground":
+            return 0.0
+        if section.observatory_altitude is not None:
+            return section.observatory_altitude
+        if layout.reference_itrs_m is None or not np.isfinite(layout.reference_itrs_m).all():
+            raise MissingInput(
+                f"{path}: does not tell where on Earth the array is, so the height of a shower's"
+                " maximum above the ground is not known: set"
+                " CalculateTimingCalibration.observatory_altitude, or h_max_above to ground"
+            )
+        return geodetic_height_m(*layout.reference_itrs_m)
+
+    def warnings(self) -> Sequence[str]:
+        """Tell what was odd about configuration and layout."""
+        reference = self.options.section.reference_telescope
+        if self.layout is None or reference is None or reference in self._types:
+            return self.notes
+        note = f"reference telescope {reference} is not among the inputs: another one is taken"
+        return [*self.notes, f"{note} and flagged"]
+
+    # -- map ------------------------------------------------------------------------------------
+
+    def read(self, shard: Shard, rows: Rows | None) -> Any:
+        """Read telescope events, or the times kept by the first stage."""
+        if rows is not None:
+            return TimingData(_events_of(rows), rows.get("time_bin"), shard.cells)
+        path = shard.inputs[0].path
+        data = self.read_events(shard)
+        time = data.columns["time"]
+        if time.shape != (len(data.tel_id), 2):
+            raise CorruptedInput(
+                f"{path}: /dl1/event/telescope/trigger has time as {time.dtype}, which does not"
+                " resolve a nanosecond: ctapipe 0.32 writes seconds and quarters of a nanosecond"
+                " (ctao_high_res); convert the file"
+            )
+        for name in ("alt", "az"):
+            column = f"{self.options.geometry_reconstructor}_{name}"
+            if data.units[column] not in _RADIANS:
+                raise CorruptedInput(
+                    f"{path}: has {column} in {data.units[column]!r}, not in deg or rad"
+                )
+        return shard, data, self._altitude_m(data.layout, path)
+
+    def _arrival(
+        self, data: TelescopeEvents, altitude_m: float
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
+        """Time of each telescope event less that of the front, ns, and what it has to fulfil."""
+        section, geometry = self.options.section, self.options.geometry_reconstructor
+        columns = data.columns
+        alt, az = (
+            columns[f"{geometry}_{name}"] * _RADIANS[data.units[f"{geometry}_{name}"]]
+            for name in ("alt", "az")
+        )
+        place = np.zeros((int(data.layout.tel_id.max(initial=0)) + 1, 3))
+        place[data.layout.tel_id] = data.layout.position_m
+        position_m = place[data.tel_id]
+        position_m[:, 0] -= columns[f"{geometry}_core_x"]
+        position_m[:, 1] -= columns[f"{geometry}_core_y"]
+        distance_m = np.full(len(alt), np.inf)
+        if section.front == "spherical":
+            distance_m = (columns[f"{geometry}_h_max"] - altitude_m) / np.sin(alt)
+        delay_ns = front_delay_ns(section.front, position_m, alt, az, distance_m)
+        time_ns = since_first_ns(columns["time"], data.event, data.n_events)
+        if section.time != "trigger":
+            # The window opens with the trigger: together they tell when the light arrived, up to
+            # a delay of the camera, whatever made the trigger late. Alone neither window nor peak
+            # has a time in common with another telescope.
+            time_ns = time_ns + columns[section.time]
+        return time_ns - delay_ns, {
+            "time known": np.isfinite(time_ns),
+            "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
+        }
+
+    def _pair_up(
+        self, data: TelescopeEvents, altitude_m: float, cells: tuple[Cell, ...]
+    ) -> TimingData:
+        """Select the pairs of a shard, and keep the telescope events in them."""
+        residual_ns, known = self._arrival(data, altitude_m)
+        pairs = select_pairs(data, self.options, layout_of_file(data.layout), known)
+        kept, both = np.unique(np.concatenate([pairs.row_1, pairs.row_2]), return_inverse=True)
+        row_1, row_2 = both.astype(np.int32).reshape(2, -1)
+        event = data.event[kept]
+        rows: dict[str, NDArray[Any]] = {
+            "event": event.astype(np.int32),
+            "tel_id": data.tel_id[kept],
+            "residual_ns": residual_ns[kept],
+            "impact_m": data.columns[self.options.impact_column][kept].astype(np.float32),
+            "row_1": row_1,
+            "row_2": row_2,
+        }
+        if self.bins is not None and data.event_time_ns is not None:
+            rows["time_bin"] = self.bins.index(data.event_time_ns)[event]
+        keys = event_keys(event, data.obs_id[kept], data.event_id[kept])
+        flow = {**pairs.cut_flow, "events with a pair": len(keys)}
+        return TimingData(
+            _events_of(rows), rows.get("time_bin"), cells, keys, flow, rows, pairs.warnings
+        )
+
+    def reduce(self, stage: int, data: Any, given: Mapping[Cell, Any]) -> Reduced:
+        """Summarise the pairs' times, or the events' scores about a fit."""
+        if isinstance(data, tuple):
+            shard, events, altitude_m = data
+            data = self._pair_up(events, altitude_m, shard.cells)
+        telescopes = self._fit_rows()
+        summaries: dict[Cell, Summary] = {
+            cell: reduce_timing(stage, self.timing, events, telescopes, given.get(cell))
+            for cell, events in _split(data, given if stage else data.cells).items()
+        }
+        if stage > 0:
+            return Reduced(summaries)
+        return Reduced(summaries, data.cut_flow or {}, data.rows, data.keys, data.warnings)
+
+    def _fit_rows(self) -> Telescopes:
+        return Telescopes(np.array(self.telescopes.tel_id), np.array(self.telescopes.tel_type))
+
+    # -- fit and products -----------------------------------------------------------------------
+
+    def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> Any:
+        """Fit rough offsets, then the network, then finish it with its errors."""
+        options, telescopes = self.timing, self._fit_rows()
+        fitted = fit_timing(stage, options, total, given, telescopes)
+        if stage > 0 or total.difference.n.sum():
+            return fitted
+        if cell == ALL:
+            raise NotEnoughData(
+                "no pair of telescopes has a selected event with known times in common: nothing to"
+                " calibrate"
+            )
+        # A time bin without pairs has rows without values, and costs the others nothing.
+        robust = options.network.estimator != "log-mean"
+        nothing = PairSummary.identity(options.network.observable, histogram=robust)
+        network = fit_stage(0, options.network, nothing, None, telescopes)
+        return replace(fitted, network=replace(network, done=True))
+
+    def combine(self, states: Mapping[Cell, Any]) -> Any:
+        """Give the fits in the order of time.
+
+        Raises
+        ------
+        NotEnoughData
+            No time bin has a pair.
+        """
+        networks = {cell: fit.network for cell, fit in states.items() if fit.network is not None}
+        if len(networks) == len(states):
+            super().combine(networks)
+        return {cell: states[cell] for cell in sorted(states)}
+
+    def tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
+        """Give offsets, pairs, covariance and components, or the values of a fit not done.
+
+        Beside what every network has: the systematic and the total error of each offset, the
+        covariance of the former, and the residuals by impact distance.
+        """
+        networks = {cell: fit.network for cell, fit in result.items()}
+        from astropy.table import QTable
+
+        if any(network is None for network in networks.values()):
+            return {}  # rough offsets are good to some nanoseconds only
+        tables = super().tables(networks)
+        if not all(fit.done for fit in result.values()):
+            return tables
+        self._add_systematic(tables, result)
+        of_cells = [
+            (cell, residual_columns(fit, self.options.section.impact_bins))
+            for cell, fit in result.items()
+        ]
+        names = list(of_cells[0][1])
+        tables[f"{self.table}_residuals"] = QTable(
+            self._times(of_cells)
+            | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
+            units={"impact_low": "m", "impact_high": "m", "residual": "ns", "residual_error": "ns"},
+            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+        )
+        return tables
+
+    def _add_systematic(self, tables: Mapping[str, QTable], result: Mapping[Cell, Any]) -> None:
+        """Add the systematic and the total error, and the covariance of the former."""
+        offsets, covariance = tables[self.table], tables[f"{self.table}_covariance"]
+        variances, entries = [], []
+        for fit in result.values():
+            network, floor = fit.network, systematic_covariance(fit)
+            variances.append(np.diagonal(floor))
+            together = network.component[:, None] == network.component
+            one, two = np.nonzero(together & (network.component >= 0))
+            order = np.argsort(network.component[one], kind="stable")  # as in `coefficients`
+            entries.append(floor[one[order], two[order]])
+        has_value = np.isfinite(np.asarray(offsets["value"]))
+        systematic = np.where(has_value, np.sqrt(np.concatenate(variances)), np.nan)
+        unit = offsets["error"].unit
+        offsets["systematic"] = systematic * unit
+        offsets["error_total"] = np.hypot(np.asarray(offsets["error"]), systematic) * unit
+        covariance["systematic_covariance"] = np.concatenate(entries) * unit**2
+        for name, text in _DESCRIPTIONS.items():
+            offsets[name].info.description = text
+
+    def product(self, result: Mapping[Cell, Any]) -> Mapping[str, str]:
+        """Describe the monitoring table."""
+        del result
+        return {
+            "description": "Offsets of telescope times, to be subtracted",
+            "data_level": "DL2",
+            "process_type": self.process_type,
+        }
+
+
+_DESCRIPTIONS = {
+    "value": "What the telescope's time reads too late: subtract it",
+    "error": "Statistical error, each shower counted once",
+    "systematic": "Scatter of the residuals between bins of the impact distance",
+    "error_total": "Statistical and systematic error together",
+}
+
+_RADIANS = {"deg": np.pi / 180, "rad": 1.0}
+
+
+def _events_of(rows: Rows) -> TimingEvents:
+    names = ("event", "tel_id", "residual_ns", "impact_m", "row_1", "row_2")
+    return TimingEvents(*(rows[name] for name in names))
+
+
+def _split(data: TimingData, cells: Iterable[Cell]) -> dict[Cell, TimingEvents]:
+    """Give each cell its pairs; the rows that they point to stay together."""
+    events = data.events
+    if data.time_bin is None:
+        return dict.fromkeys(cells, events)
+    of_pair = data.time_bin[events.row_1]
+    order = np.argsort(of_pair, kind="stable")
+    sorted_bins = of_pair[order]
+    parts = {}
+    for cell in cells:
+        begin, end = np.searchsorted(sorted_bins, [cell[0], int(cell[0]) + 1])
+        mine = order[begin:end]
+        parts[cell] = replace(events, row_1=events.row_1[mine], row_2=events.row_2[mine])
+    return parts
