@@ -95,6 +95,11 @@ JOBS: dict[str, Job] = {
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
             "calibdask.array.jobs",
         ),
+        Job(
+            "timing-calibration",
+            "Offsets of the telescopes' times, from the arrival of the same shower's light.",
+            "calibdask.array.jobs",
+        ),
     )
 }
 

@@ -10,6 +10,7 @@ from calibdask.array.calibration import (
     InterCalibration,
 )
 from calibdask.array.config import load_array_config
+from calibdask.array.timing import TimingCalibration
 from calibdask.config import Slurm
 from calibdask.registry import Prepared
 
@@ -40,6 +41,11 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
         case "image-asymmetry-estimation":
             section = config.image_asymmetry
             calibration = ImageAsymmetryEstimation(section, shard_bytes, config.notes)
+        case "timing-calibration":
+            section = config.timing_calibration
+            calibration = TimingCalibration(
+                section, shard_bytes, config.notes, bins=config.campaign.bins
+            )
         case _:
             section = config.energy_asymmetry
             calibration = EnergyAsymmetryEstimation(section, shard_bytes, config.notes)
