@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tables as pytables
@@ -141,6 +143,26 @@ def spoil(path, folder):
                 column=np.zeros(table.nrows, bool), colname="RandomForestRegressor_tel_is_valid"
             )
     return copy
+
+
+@pytest.mark.parametrize("jumping", [7, 5])  # 5 is held fixed
+def test_a_telescope_that_jumps_is_flagged_where_it_does(tmp_path, jumping):
+    options = replace(
+        OPTIONS, n_events=400, jumping_telescope=jumping, jump_time_s=1200.0, jump_factor=0.8
+    )
+    made = simulate_array(tmp_path / "dl2", options)
+    tables = run(made.paths, tmp_path / "out.h5", bins(20)).tables
+    table, drift = tables[TABLE], tables[f"{TABLE}_drift"]
+    jumps = np.array(["J" in flags for flags in table["flags"].tolist()])
+    assert list(zip(table["tel_id"][jumps], table["time_bin"][jumps], strict=True)) == [
+        (jumping, 1)
+    ]
+    row = drift[drift["tel_id"] == jumping][0]
+    assert row["flags"] == "JV"
+    assert row["step_time_bin"] == 1
+    assert row["step_sigma"] > row["limit_sigma"]
+    assert row["step"] == pytest.approx(np.log(0.8), abs=4 * row["step_error"])
+    assert drift["flags"].tolist().count("") == len(drift) - 1
 
 
 def test_asymmetries_have_no_times(simulated, tmp_path):
