@@ -447,8 +447,9 @@ class CalculateTimingCalibration(_CalculateAsymmetry):
     )
     reference_telescope: _TelId | None = Field(
         default=None,
-        description="Number of the telescope whose offset is 0. Where none is given or it has no "
-        "usable pair, another one takes its place and the result is flagged F.",
+        description="Number of the telescope whose offset is 0; unless given, the first of the "
+        "array. Where it has no usable pair, another one takes its place and the result is flagged "
+        "F.",
         examples=[5],
     )
     estimator: Annotated[TimingEstimator, caseless("mean", "median", "clipped")] = Field(

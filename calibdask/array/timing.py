@@ -89,18 +89,19 @@ class TimingCalibration(PairwiseCalibration):
         """The options of the estimator: one network, or one for each type."""
         section = self.options.section
         types = {} if self.layout is None else self._types
+        # The same one in all time bins, whichever has most events there.
         reference = section.reference_telescope
-        kind = types.get(reference, "") if reference is not None else ""
+        if reference is None:
+            reference = next(iter(types), -1)
+        first_type = next(iter(types.values()), "")
         half = section.max_residual
         return NetworkOptions(
             estimator=f"log-{section.estimator}",  # type: ignore[arg-type]
             n_min=section.n_min,
             clip_sigma=section.clip_sigma,
             normalisation=section.normalisation,
-            reference_telescopes=((kind, reference),) if kind and reference is not None else (),
-            reference_type=(kind or next(iter(types.values()), ""))
-            if section.mixed_types
-            else None,
+            reference_telescopes=((types[reference], reference),) if reference in types else (),
+            reference_type=types.get(reference, first_type) if section.mixed_types else None,
             observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
         )
 

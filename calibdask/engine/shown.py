@@ -39,7 +39,8 @@ def _for_people(table: QTable) -> QTable:
     """Give a view of a table that prints five digits of real numbers instead of seventeen."""
     shown = table.copy(copy_data=False)
     for column in shown.columns.values():
-        if column.dtype.kind == "f":
+        dtype = getattr(column, "dtype", None)  # times have none
+        if dtype is not None and dtype.kind == "f":
             column.info.format = ".5g"
     return shown
 
