@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type Columns = dict[str, NDArray[Any]]
     type Block = Paragraph | Notice | TableBlock | FigureBlock
 
-__all__ = ["TelescopeLayout", "inter_calibration_sections"]
+__all__ = ["THROUGHPUT", "Quantity", "TelescopeLayout", "inter_calibration_sections"]
 
 COEFFICIENTS = "/dl2/monitoring/subarray/inter_calibration"
 PAIRS = f"{COEFFICIENTS}_pairs"
@@ -45,6 +45,63 @@ COLUMNS = {
     COMPONENTS: "tel_type component reference_tel_id n_telescopes n_pairs n_events chi2 ndf "
     "p_value flags",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """What the telescopes are calibrated for, in words.
+
+    Attributes
+    ----------
+    job : str
+        Name of the job.
+    table : str
+        Path of the table of telescopes.
+    name, symbol : str
+        What a value is called in text, and at an axis.
+    text : str
+        What it is and how it was found.
+    baseline : float
+        Value of a telescope like its reference.
+    difference, column : str
+        What the pairs compare, in words and as a column.
+    unit : str
+        Unit of values and differences; "" for ratios, whose deviations are given in percent.
+    """
+
+    job: str
+    table: str
+    name: str
+    symbol: str
+    text: str
+    baseline: float
+    difference: str
+    column: str
+    unit: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name as a heading."""
+        return self.name.capitalize()
+
+    def columns(self, table: str) -> list[str]:
+        """Names of the columns that a table of the result needs to have."""
+        kind = table.removeprefix(self.table)
+        names = COLUMNS[f"{COEFFICIENTS}{kind}"].replace("log_ratio", self.column).split()
+        return [name for name in names if not self.unit or not name.endswith("_asymmetry")]
+
+
+THROUGHPUT = Quantity(
+    job="inter-calibration",
+    table=COEFFICIENTS,
+    name="throughput",
+    symbol="throughput c",
+    text="The relative throughput c of each telescope, from the ratio of what two telescopes see "
+    "of the same shower (Mitchell et al. 2016, Astropart. Phys. 75, 1).",
+    baseline=1.0,
+    difference="ln ratio",
+    column="log_ratio",
+)
 
 MILD_FLAGS = "RSUI"
 """Flags that say how a coefficient came about; every other one restricts what it is good for."""
@@ -94,8 +151,9 @@ def inter_calibration_sections(
     layout: TelescopeLayout,
     *,
     truth: Mapping[int, float] | None = None,
+    quantity: Quantity = THROUGHPUT,
 ) -> list[Section]:
-    """Describe an inter-calibration result.
+    """Describe an inter-calibration result, or that of another network of pairs.
 
     Parameters
     ----------
@@ -104,50 +162,55 @@ def inter_calibration_sections(
     layout : TelescopeLayout
         Positions of the telescopes of the array, whether or not they have a value.
     truth : mapping of int to float, optional
-        True throughput by telescope number, where it is known from a simulation.
+        True value by telescope number, where it is known from a simulation.
+    quantity : Quantity
+        What was calibrated.
 
     Returns
     -------
     list of Section
-        What needs attention, throughputs, comparison with the truth, map, pairs, network fit.
+        What needs attention, values, comparison with the truth, map, pairs, network fit.
 
     Raises
     ------
     MissingInput
         A table, or a column of one, is not there.
     """
-    telescopes = _columns(tables, COEFFICIENTS, ["tel_type", "tel_id"])
-    pairs = _columns(tables, PAIRS, ["tel_type", "tel_id_1", "tel_id_2"])
-    components = _columns(tables, COMPONENTS, ["tel_type", "component"])
-    covariance = _columns(tables, COVARIANCE, ["tel_id_1", "tel_id_2"])
+    table = quantity.table
+    telescopes = _columns(tables, quantity, table, ["tel_type", "tel_id"])
+    pairs = _columns(tables, quantity, f"{table}_pairs", ["tel_type", "tel_id_1", "tel_id_2"])
+    components = _columns(tables, quantity, f"{table}_components", ["tel_type", "component"])
+    covariance = _columns(tables, quantity, f"{table}_covariance", ["tel_id_1", "tel_id_2"])
     telescopes["is_reference"] = np.isin(telescopes["tel_id"], components["reference_tel_id"])
     telescopes["is_restricted"] = np.array(
         [bool(set(flags) - set(MILD_FLAGS)) for flags in telescopes["flags"].tolist()], dtype=bool
     )
     sections = [
         Section("What needs attention", _attention(telescopes, pairs, components, layout)),
-        Section("Throughput", _throughput(telescopes)),
+        Section(quantity.title, _values(telescopes, quantity)),
     ]
     if truth is not None:
-        blocks = _truth(telescopes, pairs, covariance, truth)
+        blocks = _truth(telescopes, pairs, covariance, truth, quantity)
         sections.append(Section("Comparison with the truth", blocks))
     return [
         *sections,
-        Section("Map", _map(telescopes, pairs, layout)),
-        Section("Pairs", _pairs(pairs)),
-        Section("Network fit", _network(telescopes, components, covariance)),
+        Section("Map", _map(telescopes, pairs, layout, quantity)),
+        Section("Pairs", _pairs(pairs, quantity)),
+        Section("Network fit", _network(telescopes, components, covariance, quantity)),
     ]
 
 
-def _columns(tables: Mapping[str, QTable], path: str, order: Sequence[str]) -> Columns:
+def _columns(
+    tables: Mapping[str, QTable], quantity: Quantity, path: str, order: Sequence[str]
+) -> Columns:
     """Plain arrays of a table's columns, sorted by the columns `order`."""
     if path not in tables:
-        raise MissingInput(f"the result has no table {path}: run inter-calibration again")
-    names = COLUMNS[path].split()
+        raise MissingInput(f"the result has no table {path}: run {quantity.job} again")
+    names = quantity.columns(path)
     missing = [name for name in names if name not in tables[path].colnames]
     if missing:
         raise MissingInput(
-            f"table {path} has no columns {', '.join(missing)}: run inter-calibration again"
+            f"table {path} has no columns {', '.join(missing)}: run {quantity.job} again"
         )
     columns = {name: np.asarray(tables[path][name]) for name in names}
     for name in {"tel_type", "flags"} & set(names):
@@ -262,7 +325,7 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
     return notices
 
 
-def _throughput(telescopes: Columns) -> list[Block]:
+def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
     if not len(telescopes["tel_id"]):
         return [Notice("warning", "The result holds no telescopes.")]
     ranges = []
@@ -273,26 +336,25 @@ def _throughput(telescopes: Columns) -> list[Block]:
         ranges.append(f"{tel_type}: {len(finite)} of {len(values)} have a value{extent}")
     return [
         Paragraph(
-            "The relative throughput c of each telescope, from the ratio of what two telescopes "
-            "see of the same shower (Mitchell et al. 2016, Astropart. Phys. 75, 1). The error "
-            "counts each shower once, however many pairs saw it; the independent error, given for "
-            "comparison, takes the pairs as independent."
+            f"{quantity.text} The error counts each shower once, however many pairs saw it; the "
+            "independent error, given for comparison, takes the pairs as independent."
         ),
         _draw_panels(
             telescopes,
             telescopes["value"],
             telescopes["error"],
-            label="throughput c",
-            baseline=1.0,
-            alt=f"Throughput by telescope. {'; '.join(ranges)}. The numbers are in the table.",
-            caption="Throughput by telescope, with its standard error. The letters are flags. "
-            "Where a type has several components, each has its own colour.",
+            label=quantity.symbol,
+            baseline=quantity.baseline,
+            alt=f"{quantity.title} by telescope. {'; '.join(ranges)}. The numbers are in the "
+            "table.",
+            caption=f"{quantity.title} by telescope, with its standard error. The letters are "
+            "flags. Where a type has several components, each has its own colour.",
         ),
         TableBlock(
             columns={
                 "Type": telescopes["tel_type"],
                 "Telescope": telescopes["tel_id"],
-                "Throughput": telescopes["value"],
+                quantity.title: telescopes["value"],
                 "Error": telescopes["error"],
                 "Independent error": telescopes["error_independent"],
                 "Pairs": telescopes["n_pairs"],
@@ -303,7 +365,7 @@ def _throughput(telescopes: Columns) -> list[Block]:
             caption="Every telescope. A dash is no value; component -1 is none; a reference has "
             "error 0 because it is held fixed. Marked: flags that restrict the use.",
             formats={"Independent error": ".2g", "Pairs": ",d", "Events": ",d"},
-            error_of={"Throughput": "Error"},
+            error_of={quantity.title: "Error"},
             marked=telescopes["is_restricted"],
         ),
     ]
@@ -434,21 +496,33 @@ def _states(
 
 
 def _truth(
-    telescopes: Columns, pairs: Columns, covariance: Columns, truth: Mapping[int, float]
+    telescopes: Columns,
+    pairs: Columns,
+    covariance: Columns,
+    truth: Mapping[int, float],
+    quantity: Quantity,
 ) -> list[Block]:
-    """Compare with the true throughputs, after putting these on the scale of each component."""
+    """Compare with the true values, after putting these on the scale of each component."""
     value, error = telescopes["value"], telescopes["error"]
     expected = np.array([truth.get(tel, math.nan) for tel in telescopes["tel_id"].tolist()])
     keys = zip(telescopes["tel_type"].tolist(), telescopes["component"].tolist(), strict=True)
     for tel_type, component in sorted(set(keys)):
         rows = (telescopes["tel_type"] == tel_type) & (telescopes["component"] == component)
-        expected[rows] *= _truth_scale(_take(telescopes, rows), pairs, expected[rows])
+        expected[rows] = _scaled_truth(_take(telescopes, rows), pairs, expected[rows], quantity)
     pull = np.full(len(value), math.nan)
     np.divide(value - expected, error, out=pull, where=error > 0)
-    relative, tested = value / expected - 1, np.isfinite(pull)
+    tested = np.isfinite(pull)
     if not tested.any():
-        return [Notice("warning", "No telescope has a true throughput and a value with an error.")]
-    rms_relative = math.sqrt(np.mean(relative[tested] ** 2))
+        text = f"No telescope has a true {quantity.name} and a value with an error."
+        return [Notice("warning", text)]
+    if quantity.unit:
+        kind, deviation, bars = "", value - expected, error
+        label = f"deviation, {quantity.unit}"
+        rms = f"{math.sqrt(np.mean(deviation[tested] ** 2)):.3g} {quantity.unit}"
+    else:
+        kind, label = "relative ", "deviation, %"
+        deviation, bars = 100 * (value / expected - 1), 100 * error / expected
+        rms = f"{math.sqrt(np.mean(deviation[tested] ** 2)):.2f}%"
     rms_pull = math.sqrt(np.mean(pull[tested] ** 2))
     n_beyond = int((np.abs(pull[tested]) > 3).sum())
     chi2, ndf = _correlated_chi2(
@@ -456,8 +530,8 @@ def _truth(
     )
     return [
         Paragraph(
-            f"{int(tested.sum())} telescopes have a known true throughput. The root mean square "
-            f"of the relative deviation is {rms_relative:.2%}, that of the pulls (deviation over "
+            f"{int(tested.sum())} telescopes have a known true {quantity.name}. The root mean "
+            f"square of the {kind}deviation is {rms}, that of the pulls (deviation over "
             f"error) {rms_pull:.2f}; {n_beyond} deviate by more than three errors. Telescopes of "
             "one component share the error of its reference, so their pulls move together: with "
             f"the full covariance chi2 is {chi2:.1f} for {ndf} degrees of freedom, and honest "
@@ -466,19 +540,19 @@ def _truth(
         ),
         _draw_panels(
             telescopes,
-            100 * relative,
-            100 * error / expected,
-            label="deviation, %",
+            deviation,
+            bars,
+            label=label,
             baseline=0.0,
-            alt=f"Relative deviation from the true throughput by telescope: root mean square "
-            f"{rms_relative:.2%}, of the pulls {rms_pull:.2f}.",
-            caption="Deviation from the true throughput, with its standard error.",
+            alt=f"{kind.capitalize()}deviation from the true {quantity.name} by telescope: root "
+            f"mean square {rms}, of the pulls {rms_pull:.2f}.",
+            caption=f"Deviation from the true {quantity.name}, with its standard error.",
         ),
         TableBlock(
             columns={
                 "Type": telescopes["tel_type"],
                 "Telescope": telescopes["tel_id"],
-                "Throughput": value,
+                quantity.title: value,
                 "Error": error,
                 "Truth": expected,
                 "Pull": pull,
@@ -486,30 +560,39 @@ def _truth(
             },
             caption="Value and truth of every telescope. Marked: more than three errors apart.",
             formats={"Pull": "z.2f"},
-            error_of={"Throughput": "Error", "Truth": "Error"},
+            error_of={quantity.title: "Error", "Truth": "Error"},
             marked=np.abs(pull) > 3,
         ),
     ]
 
 
-def _truth_scale(telescopes: Columns, pairs: Columns, expected: NDArray[np.float64]) -> float:
-    """Factor that puts the truth of one component on the scale of its values.
+def _scaled_truth(
+    telescopes: Columns, pairs: Columns, expected: NDArray[np.float64], quantity: Quantity
+) -> NDArray[np.float64]:
+    """Truth of one component, on the scale of its values.
 
-    Without a reference the weighted mean of ln c is fixed, and the weight of a telescope is that
-    of its pairs, as in the fit.
+    Without a reference the weighted mean of ln c (or of the offsets) is fixed, and the weight of a
+    telescope is that of its pairs, as in the fit.
     """
-    usable = (telescopes["value"] > 0) & (expected > 0)
+    value = telescopes["value"]
+    usable = np.isfinite(value) & np.isfinite(expected)
+    if not quantity.unit:
+        usable &= (value > 0) & (expected > 0)
     if (usable & telescopes["is_reference"]).any():
         usable &= telescopes["is_reference"]
-    used = pairs["used"] & (pairs["log_ratio_error"] > 0)
+    error = pairs[f"{quantity.column}_error"]
+    used = pairs["used"] & (error > 0)
     weights = np.zeros(len(expected))
     for side in ("tel_id_1", "tel_id_2"):
         ends = telescopes["tel_id"][:, None] == pairs[side][used]
-        weights += ends @ (pairs["log_ratio_error"][used] ** -2.0)
+        weights += ends @ (error[used] ** -2.0)
     if not weights[usable].any():
-        return math.nan
-    log_ratio = np.log(telescopes["value"][usable] / expected[usable])
-    return math.exp(np.average(log_ratio, weights=weights[usable]))
+        return np.full(len(expected), math.nan)
+    if quantity.unit:
+        shift = np.average(value[usable] - expected[usable], weights=weights[usable])
+        return np.asarray(expected + shift)
+    log_ratio = np.log(value[usable] / expected[usable])
+    return np.asarray(expected * math.exp(np.average(log_ratio, weights=weights[usable])))
 
 
 def _correlated_chi2(
@@ -526,7 +609,9 @@ def _correlated_chi2(
     return float(np.sum(projected**2 / eigenvalues[free])), int(free.sum())
 
 
-def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout) -> list[Block]:
+def _map(
+    telescopes: Columns, pairs: Columns, layout: TelescopeLayout, quantity: Quantity
+) -> list[Block]:
     placed = layout.placed
     if not placed.any():
         return [Notice("warning", "No telescope has a known position.")]
@@ -578,7 +663,7 @@ def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout) -> list[B
             )
         if filled.any():
             figure.colorbar(
-                colours, ax=axes, label="throughput c", fraction=0.12, pad=0.03, shrink=0.8
+                colours, ax=axes, label=quantity.symbol, fraction=0.12, pad=0.03, shrink=0.8
             )
         handles = [
             Line2D([], [], linestyle="", color=GREY, marker=marker, label=name)
@@ -593,10 +678,10 @@ def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout) -> list[B
             paint,
             size_in=(9.0, 8.0),
             margins_in=(0.8, 0.1, 0.55, 0.4),
-            alt=f"Map of {int(placed.sum())} telescopes coloured by throughput, with a line for "
-            f"each of {int(pairs['used'].sum())} pairs.",
-            caption="The array to scale, coloured by throughput. Lines are the pairs in the fit, "
-            "wider with more events; dotted pairs were left out. Compare colours only within a "
+            alt=f"Map of {int(placed.sum())} telescopes coloured by {quantity.name}, with a line "
+            f"for each of {int(pairs['used'].sum())} pairs.",
+            caption=f"The array to scale, coloured by {quantity.name}. Lines are the pairs in the "
+            "fit, wider with more events; dotted pairs were left out. Compare colours only within a "
             "component.",
         )
     ]
@@ -622,7 +707,7 @@ def _paint_pair_lines(axes: Axes, pairs: Columns, layout: TelescopeLayout) -> No
         axes.add_collection(LineCollection(lines, linewidths=widths[rows], zorder=1, **style))
 
 
-def _pairs(pairs: Columns) -> list[Block]:
+def _pairs(pairs: Columns, quantity: Quantity) -> list[Block]:
     if not len(pairs["used"]):
         return [Notice("warning", "No two telescopes of a type share an event.")]
     blocks: list[Block] = []
@@ -630,32 +715,40 @@ def _pairs(pairs: Columns) -> list[Block]:
     n_fitted = len(fitted["pull"])
     if n_fitted:
         worst = np.argsort(-np.abs(fitted["pull"]), kind="stable")[:N_WORST_PAIRS]
-        blocks.append(_draw_residuals(fitted))
+        blocks.append(_draw_residuals(fitted, quantity))
         if n_fitted > N_WORST_PAIRS:
             caption = f"The {N_WORST_PAIRS} pairs that fit worst, by pull."
-            blocks.append(_pair_table(_take(fitted, worst), caption))
+            blocks.append(_pair_table(_take(fitted, worst), caption, quantity))
     else:
         blocks.append(Notice("warning", "No pair took part in a fit."))
-    blocks.append(_pair_table(pairs, "Every pair. Marked: left out of the fit."))
+    blocks.append(_pair_table(pairs, "Every pair. Marked: left out of the fit.", quantity))
     return blocks
 
 
-def _pair_table(pairs: Columns, caption: str) -> TableBlock:
-    error = "Error of ln ratio"
+def _pair_table(pairs: Columns, caption: str, quantity: Quantity) -> TableBlock:
+    d, column = quantity.difference, quantity.column
+    error = f"Error of {d}"
+    asymmetries = (
+        {}
+        if quantity.unit
+        else {
+            "Mean asymmetry": pairs["mean_asymmetry"],
+            "Std of asymmetry": pairs["std_asymmetry"],
+        }
+    )
     return TableBlock(
         columns={
             "Type": pairs["tel_type"],
             "i": pairs["tel_id_1"],
             "j": pairs["tel_id_2"],
             "Events": pairs["n_events"],
-            "ln ratio": pairs["log_ratio"],
-            error: pairs["log_ratio_error"],
-            "Model": pairs["model_log_ratio"],
+            d: pairs[column],
+            error: pairs[f"{column}_error"],
+            "Model": pairs[f"model_{column}"],
             "Residual": pairs["residual"],
             "Pull": pairs["pull"],
-            "Std of ln ratio": pairs["std_log_ratio"],
-            "Mean asymmetry": pairs["mean_asymmetry"],
-            "Std of asymmetry": pairs["std_asymmetry"],
+            f"Std of {d}": pairs[f"std_{column}"],
+            **asymmetries,
             "In the fit": pairs["used"],
             "Flags": pairs["flags"],
         },
@@ -663,17 +756,18 @@ def _pair_table(pairs: Columns, caption: str) -> TableBlock:
         formats={
             "Events": ",d",
             "Pull": "z.2f",
-            "Std of ln ratio": ".3f",
-            "Mean asymmetry": "z.4f",
-            "Std of asymmetry": ".3f",
+            f"Std of {d}": ".3f",
+            **({} if quantity.unit else {"Mean asymmetry": "z.4f", "Std of asymmetry": ".3f"}),
         },
-        error_of={"ln ratio": error, "Model": error, "Residual": error},
+        error_of={d: error, "Model": error, "Residual": error},
         marked=~pairs["used"],
     )
 
 
-def _draw_residuals(pairs: Columns) -> FigureBlock:
-    """Draw the histogram of pulls, and the residuals against the measured ln ratio."""
+def _draw_residuals(pairs: Columns, quantity: Quantity) -> FigureBlock:
+    """Draw the histogram of pulls, and the residuals against what was measured."""
+    d = quantity.difference
+    unit = f", {quantity.unit}" if quantity.unit else ""
     pull = pairs["pull"]
     n_pairs, mean, rms = len(pull), pull.mean(), math.sqrt(np.mean(pull**2))
     n_beyond = int((np.abs(pull) > PULL_RANGE).sum())
@@ -695,9 +789,9 @@ def _draw_residuals(pairs: Columns) -> FigureBlock:
         for index, tel_type in enumerate(types):
             rows = pairs["tel_type"] == tel_type
             right.errorbar(
-                pairs["log_ratio"][rows],
+                pairs[quantity.column][rows],
                 pairs["residual"][rows],
-                yerr=pairs["log_ratio_error"][rows],
+                yerr=pairs[f"{quantity.column}_error"][rows],
                 fmt=TYPE_MARKERS[index % len(TYPE_MARKERS)],
                 color=PALETTE[index % len(PALETTE)],
                 markersize=3.5,
@@ -707,8 +801,8 @@ def _draw_residuals(pairs: Columns) -> FigureBlock:
             )
         right.axhline(0, color=DARK, linewidth=0.9, zorder=1)
         right.set_title("Residuals")
-        right.set_xlabel("measured ln ratio of the pair")
-        right.set_ylabel("measured - fitted")
+        right.set_xlabel(f"measured {d} of the pair{unit}")
+        right.set_ylabel(f"measured - fitted{unit}")
         figure.legend(loc="upper right", ncols=len(types), handles=right.containers)
 
     return draw_figure(
@@ -716,14 +810,16 @@ def _draw_residuals(pairs: Columns) -> FigureBlock:
         size_in=(10.5, 3.9),
         alt=f"Histogram of the pulls of {n_pairs} pairs (mean {mean:.2f}, root mean square "
         f"{rms:.2f}, {n_beyond} beyond {PULL_RANGE:g}) against a unit normal, and residuals "
-        "against the measured ln ratio.",
+        f"against the measured {d}.",
         caption=f"Pulls: mean {mean:.2f}, root mean square {rms:.2f}. A fit uses up some of the "
         "scatter: with ndf degrees of freedom for n pairs, honest errors of independent pairs "
         "give sqrt(ndf/n), which comes near 1 only for many pairs per telescope.",
     )
 
 
-def _network(telescopes: Columns, components: Columns, covariance: Columns) -> list[Block]:
+def _network(
+    telescopes: Columns, components: Columns, covariance: Columns, quantity: Quantity
+) -> list[Block]:
     chi2, ndf, p_value = components["chi2"], components["ndf"], components["p_value"]
     if not len(chi2):
         return [Notice("warning", "No network could be fitted.")]
@@ -756,12 +852,12 @@ def _network(telescopes: Columns, components: Columns, covariance: Columns) -> l
     off_diagonal = correlation[~np.eye(len(correlation), dtype=bool)]
     if np.isfinite(off_diagonal).any():
         low, high = np.nanmin(off_diagonal), np.nanmax(off_diagonal)
-        blocks.append(_draw_correlation(telescopes["tel_id"], correlation, low, high))
+        blocks.append(_draw_correlation(telescopes["tel_id"], correlation, low, high, quantity))
     return blocks
 
 
 def _correlation(tel_id: NDArray[Any], covariance: Columns) -> NDArray[np.float64]:
-    """Correlation matrix of the throughputs, shape (n_telescopes, n_telescopes).
+    """Correlation matrix of the values, shape (n_telescopes, n_telescopes).
 
     NaN across components, and for a fixed reference, which has no variance.
     """
@@ -777,7 +873,11 @@ def _correlation(tel_id: NDArray[Any], covariance: Columns) -> NDArray[np.float6
 
 
 def _draw_correlation(
-    tel_id: NDArray[Any], correlation: NDArray[np.float64], low: float, high: float
+    tel_id: NDArray[Any],
+    correlation: NDArray[np.float64],
+    low: float,
+    high: float,
+    quantity: Quantity,
 ) -> FigureBlock:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -796,9 +896,10 @@ def _draw_correlation(
         paint,
         size_in=(6.4, 5.2),
         margins_in=(0.75, 0.1, 0.6, 0.15),
-        alt="Matrix of the correlations between the throughputs of telescopes: between "
+        alt=f"Matrix of the correlations between the {quantity.name}s of telescopes: between "
         f"{low:.2f} and {high:.2f}.",
-        caption="Correlation of the throughputs. Grey: a fixed reference, which has no error, or "
-        "telescopes of different components. The error of a ratio of two telescopes needs the "
-        "covariance, which the result file holds.",
+        caption=f"Correlation of the {quantity.name}s. Grey: a fixed reference, which has no "
+        f"error, or telescopes of different components. The error of a "
+        f"{'difference' if quantity.unit else 'ratio'} of two telescopes needs the covariance, "
+        "which the result file holds.",
     )
