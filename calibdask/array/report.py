@@ -681,8 +681,8 @@ def _map(
             alt=f"Map of {int(placed.sum())} telescopes coloured by {quantity.name}, with a line "
             f"for each of {int(pairs['used'].sum())} pairs.",
             caption=f"The array to scale, coloured by {quantity.name}. Lines are the pairs in the "
-            "fit, wider with more events; dotted pairs were left out. Compare colours only within a "
-            "component.",
+            "fit, wider with more events; dotted pairs were left out. Compare colours only within "
+            "a component.",
         )
     ]
 

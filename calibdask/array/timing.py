@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from calibdask.array.config import TimingCalibrationOptions
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
+    from calibdask.report import Section
 
 __all__ = ["TimingCalibration"]
 
@@ -345,6 +346,13 @@ class TimingCalibration(PairwiseCalibration):
         covariance["systematic_covariance"] = np.concatenate(entries) * unit**2
         for name, text in _DESCRIPTIONS.items():
             offsets[name].info.description = text
+
+    def report(self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the report: offsets, systematic error, residuals, map, network."""
+        from calibdask.array.timing_report import timing_sections
+
+        del result
+        return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
 
     def product(self, result: Mapping[Cell, Any]) -> Mapping[str, str]:
         """Describe the monitoring table."""
