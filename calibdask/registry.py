@@ -33,8 +33,10 @@ class Prepared:
         Whether the configuration allows to replace an output.
     config : mapping
         The whole configuration, for provenance.
-    input_url, output_url : str or None
-        Files that the configuration names; the command line wins.
+    input_url : str, tuple of str, or None
+        Inputs that the configuration names; the command line wins.
+    output_url : str or None
+        Output that the configuration names; the command line wins.
     slurm : mapping
         Options of dask-jobqueue.
     """
@@ -43,7 +45,7 @@ class Prepared:
     campaign: Campaign
     overwrite: bool
     config: Mapping[str, Any]
-    input_url: str | None = None
+    input_url: str | tuple[str, ...] | None = None
     output_url: str | None = None
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,6 +95,11 @@ JOBS: dict[str, Job] = {
         Job(
             "inter-calibration",
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
+            "calibdask.array.jobs",
+        ),
+        Job(
+            "cross-calibration",
+            "Throughput of telescopes of all types on one scale, from DL2 files and muons.",
             "calibdask.array.jobs",
         ),
         Job(

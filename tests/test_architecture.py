@@ -26,9 +26,11 @@ FOR_DOMAINS = {"stats", "select", "config", "errors", "engine.protocol"}
 MORE_FOR_GLUE = {
     "calibration.py": {"io"},  # the only place of a domain that reads and writes
     "pairwise.py": {"io"},  # what calibrations of the array share
+    "cross.py": {"io"},
     "timing.py": {"io"},
     "jobs.py": {"registry"},
     "report.py": {"report"},
+    "timing_report.py": {"report"},
 }
 
 

@@ -323,7 +323,7 @@ class InterCalibration(PairwiseCalibration):
     def survey(self, source: InputRef) -> Survey:
         """Look at a DL2 file or a file of asymmetries."""
         kind = file_kind(source.path)
-        if kind == "other":
+        if kind not in ("DL2 events", "asymmetries"):
             raise WrongKind(f"{source.path}: holds neither DL2 events nor event-wise asymmetries")
         if kind == "DL2 events":
             return super().survey(source)

@@ -49,6 +49,7 @@ __all__ = [
     "CalculateImageAsymmetry",
     "CalculateInterCalibration",
     "CalculateTimingCalibration",
+    "CrossCalibrationOptions",
     "EnergyAsymmetryOptions",
     "EnergyEventFilters",
     "EventPreprocessor",
@@ -361,11 +362,43 @@ class CalculateImageAsymmetry(_CalculateAsymmetry):
     )
 
 
-class CalculateCrossCalibration(_CalculateAsymmetry):
-    """Scale of the telescope types relative to a reference type."""
+class ThroughputNormalisation(Section):
+    """Overall scale of the throughputs of each telescope type."""
 
+    LST: float = Field(default=1.0, gt=0.0)
+    MST: float = Field(default=1.0, gt=0.0)
+    SST: float = Field(default=1.0, gt=0.0)
+
+
+class CalculateCrossCalibration(_CalculateAsymmetry):
+    """Throughputs of telescopes of all types on one scale.
+
+    From DL2 files alone: one network of all telescopes. With an inter-calibration among the inputs:
+    its ratios within each type, and a scaling factor for each type. With muon throughputs among
+    them: the absolute scale. Options of the fit are those of RelativeThroughputFitter.
+    """
+
+    input_url: str | None = Field(
+        default=None,
+        description="File of an inter-calibration, where the command line names no input (-i).",
+        examples=["inter_calibration.h5"],
+    )
     input_data_url: str | None = Field(
-        default=None, description="Directory of the DL2 files.", examples=["dl2/"]
+        default=None,
+        description="Directory of the DL2 files, where the command line names no input (-i).",
+        examples=["dl2/"],
+    )
+    muon_url: str | None = Field(
+        default=None,
+        description="File of optical throughputs from muon rings, where the command line names no "
+        "input (-i).",
+        examples=["muon_throughput.h5"],
+    )
+    nominal_throughput: ThroughputNormalisation = Field(
+        default=ThroughputNormalisation(),
+        description="Optical throughput, as muons give it, of a telescope whose energies are right "
+        "as they are: that of the simulation the reconstruction was trained with. Muon throughputs "
+        "are divided by it.",
     )
     event_filters: EnergyEventFilters = Field(
         default=EnergyEventFilters(), description="Which events of a pair are used."
@@ -492,14 +525,6 @@ class CalculateTimingCalibration(_CalculateAsymmetry):
         "compared: their scatter is the systematic error.",
         json_schema_extra={"unit": "m"},
     )
-
-
-class ThroughputNormalisation(Section):
-    """Overall scale of the throughputs of each telescope type."""
-
-    LST: float = Field(default=1.0, gt=0.0)
-    MST: float = Field(default=1.0, gt=0.0)
-    SST: float = Field(default=1.0, gt=0.0)
 
 
 class ReferenceTelescopes(Section):
@@ -632,6 +657,13 @@ JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "image-asymmetry-estimation": (*_IMAGE_STEP_1, *ENGINE_SECTIONS),
     # It reads DL2 files, too, and then does step 1 on the way.
     "inter-calibration": (*_STEP_2, *_STEP_1, "CalculateImageAsymmetry", *ENGINE_SECTIONS),
+    "cross-calibration": (
+        "CalculateCrossCalibration",
+        "RelativeThroughputFitter",
+        "QualityQuery",
+        "PairFinder",
+        *ENGINE_SECTIONS,
+    ),
     "timing-calibration": (
         "CalculateTimingCalibration",
         "QualityQuery",
@@ -787,6 +819,72 @@ class EnergyAsymmetryOptions(AsymmetryOptions):
                 "gammaness_reconstructor": self.gammaness_reconstructor,
             }
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossCalibrationOptions(EnergyAsymmetryOptions):
+    """Options of the cross-calibration, resolved.
+
+    Attributes
+    ----------
+    min_telescopes : int
+        Selected telescopes of both types that an event needs for pairs of two types.
+    reference_type : str
+        Type whose scale is held fixed.
+    nominal_throughput : tuple of (str, float)
+        What muon throughputs are divided by, by telescope type, sorted.
+    fitter : RelativeThroughputFitter
+        Options of the fit.
+    input_data_url, muon_url : str or None
+        Further files named in the configuration; the command line wins.
+    """
+
+    min_telescopes: int
+    reference_type: str
+    nominal_throughput: tuple[tuple[str, float], ...]
+    fitter: RelativeThroughputFitter
+    input_data_url: str | None
+    muon_url: str | None
+
+    mixed_types: ClassVar[bool] = True
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All files named in the configuration."""
+        named = (self.input_data_url, self.input_url, self.muon_url)
+        return tuple(url for url in named if url is not None)
+
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the rows of a shard depend on, ready for JSON."""
+        # Named, since with slots and a decorator the short super() finds another class.
+        return {
+            **EnergyAsymmetryOptions.map_options(self),
+            "min_telescopes": self.min_telescopes,
+        }
+
+    def fit_options(self) -> dict[str, Any]:
+        """Give the options that only the fit depends on, ready for JSON."""
+        fitter = self.fitter
+        return {
+            "reference_type": self.reference_type,
+            "estimator": fitter.estimator,
+            "n_min": fitter.n_min,
+            "clip_sigma": fitter.clip_sigma,
+            "normalisation": fitter.normalisation,
+            "throughput_normalisation": dict(self.throughput_normalisation),
+            "reference_telescopes": dict(self.reference_telescopes),
+        }
+
+    @property
+    def throughput_normalisation(self) -> tuple[tuple[str, float], ...]:
+        """Scale by telescope type, sorted."""
+        return tuple(sorted(self.fitter.throughput_normalisation.model_dump().items()))
+
+    @property
+    def reference_telescopes(self) -> tuple[tuple[str, int], ...]:
+        """Reference by telescope type, sorted; types without one are left out."""
+        references = self.fitter.reference_telescopes.model_dump()
+        return tuple(sorted((kind, tel) for kind, tel in references.items() if tel is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -993,6 +1091,8 @@ class ArrayConfig:
         Options of step 1 of image sizes.
     inter_calibration : InterCalibrationOptions
         Options of step 2.
+    cross_calibration : CrossCalibrationOptions
+        Options of the cross-calibration of types.
     timing_calibration : TimingCalibrationOptions
         Options of the telescope timing.
     campaign : Campaign
@@ -1006,6 +1106,7 @@ class ArrayConfig:
     energy_asymmetry: EnergyAsymmetryOptions
     image_asymmetry: ImageAsymmetryOptions
     inter_calibration: InterCalibrationOptions
+    cross_calibration: CrossCalibrationOptions
     timing_calibration: TimingCalibrationOptions
     campaign: Campaign
     notes: tuple[str, ...]
@@ -1070,6 +1171,7 @@ def load_array_config(
         energy_asymmetry=energy_options,
         image_asymmetry=image_options,
         inter_calibration=inter_options,
+        cross_calibration=_cross_options(document, notes),
         timing_calibration=_timing_options(document, notes),
         campaign=document.get("Campaign", Campaign),
         notes=tuple(notes),
@@ -1100,6 +1202,30 @@ def _image_options(document: Configuration, notes: list[str]) -> ImageAsymmetryO
         image_reconstructor=section.image_reconstructor,
         minimum_individual_intensity=filters.minimum_individual_intensity,
         equidistant_event_selection=filters.equidistant_event_selection,
+    )
+
+
+def _cross_options(document: Configuration, notes: list[str]) -> CrossCalibrationOptions:
+    name = "CalculateCrossCalibration"
+    section = document.get(name, CalculateCrossCalibration)
+    filters = section.event_filters
+    own_notes: list[str] = []
+    common = _common_options(document, name, section, own_notes)
+    if document.find(name, CalculateCrossCalibration) is not None:
+        notes += [note for note in own_notes if note not in notes]
+    return CrossCalibrationOptions(
+        **common,
+        energy_reconstructor=section.energy_reconstructor,
+        gammaness_reconstructor=section.gammaness_reconstructor,
+        max_distance_asymmetry=filters.max_distance_asymmetry,
+        min_gammaness=filters.min_gammaness,
+        min_energy=filters.min_energy,
+        min_telescopes=section.min_triggered_telescopes_per_subsystem,
+        reference_type=section.reference_subsystem,
+        nominal_throughput=tuple(sorted(section.nominal_throughput.model_dump().items())),
+        fitter=document.get("RelativeThroughputFitter", RelativeThroughputFitter),
+        input_data_url=section.input_data_url,
+        muon_url=section.muon_url,
     )
 
 

@@ -9,7 +9,8 @@ from calibdask.array.calibration import (
     ImageAsymmetryEstimation,
     InterCalibration,
 )
-from calibdask.array.config import load_array_config
+from calibdask.array.config import CrossCalibrationOptions, load_array_config
+from calibdask.array.cross import CrossCalibration
 from calibdask.array.timing import TimingCalibration
 from calibdask.config import Slurm
 from calibdask.registry import Prepared
@@ -41,6 +42,11 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
         case "image-asymmetry-estimation":
             section = config.image_asymmetry
             calibration = ImageAsymmetryEstimation(section, shard_bytes, config.notes)
+        case "cross-calibration":
+            section = config.cross_calibration
+            calibration = CrossCalibration(
+                section, shard_bytes, config.notes, bins=config.campaign.bins
+            )
         case "timing-calibration":
             section = config.timing_calibration
             calibration = TimingCalibration(
@@ -54,7 +60,7 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
         config.campaign,
         section.overwrite,
         dict(config.document.values),
-        section.input_url,
+        section.inputs if isinstance(section, CrossCalibrationOptions) else section.input_url,
         section.output_url,
         config.document.get("Slurm", Slurm).model_extra or {},
     )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from calibdask.stats.histogram import Histogram
     from calibdask.stats.moments import CoMoments
 
-__all__ = ["NetworkFit", "coefficients", "column_units", "fit_stage", "values_so_far"]
+__all__ = ["NetworkFit", "coefficients", "column_units", "fit_stage", "has_error", "values_so_far"]
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its MAD (Rousseeuw & Croux 1993, eq. 1.2)."""
@@ -678,7 +678,7 @@ def _slope(fit: NetworkFit) -> NDArray[np.float64]:
     return np.ones_like(fit.theta) if fit.kind == "difference" else _value(fit)
 
 
-def _has_error(fit: NetworkFit) -> NDArray[np.bool_]:
+def has_error(fit: NetworkFit) -> NDArray[np.bool_]:
     """Telescopes with enough events, their reference included, for an error of their own."""
     enough = fit.n_events >= MIN_EVENTS_FOR_ERROR
     for reference in np.flatnonzero(fit.is_reference & ~enough):
@@ -689,7 +689,7 @@ def _has_error(fit: NetworkFit) -> NDArray[np.bool_]:
 
 def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     has_value = (fit.component >= 0) & np.isfinite(fit.theta)
-    has_error = _has_error(fit) & has_value
+    known_error = has_error(fit) & has_value
     value = _value(fit)
     n_tel = len(fit.tel_id)
 
@@ -705,7 +705,7 @@ def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         "tel_type": fit.tel_type,
         "tel_id": fit.tel_id,
         "value": value,
-        "error": np.where(has_error, error(fit.covariance), np.nan),
+        "error": np.where(known_error, error(fit.covariance), np.nan),
         "error_independent": np.where(has_value, error(fit.covariance_independent), np.nan),
         "n_pairs": of_pairs(fit.used),
         "n_events": fit.n_events,
@@ -716,7 +716,7 @@ def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
             D=(fit.component >= 0) & ~fit.is_main,
             N=~has_value,
             S=of_pairs(np.strings.find(fit.pair_flags, "S") >= 0) > 0,
-            B=has_value & ~has_error,
+            B=has_value & ~known_error,
             U=of_pairs(np.strings.find(fit.pair_flags, "U") >= 0) > 0,
             I=of_pairs(fit.n_invalid > 0) > 0,
         ),
@@ -768,14 +768,14 @@ def _covariance_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     one, two = np.nonzero((fit.component[:, None] == fit.component) & (fit.component >= 0))
     order = np.argsort(fit.component[one], kind="stable")
     one, two = one[order], two[order]
-    slope, has_error = _slope(fit), _has_error(fit)
+    slope, known_error = _slope(fit), has_error(fit)
     covariance = slope[one] * slope[two] * fit.covariance[one, two]
     return {
         "tel_type": np.asarray(pair_types(fit.tel_type[one], fit.tel_type[two]), np.str_),
         "component": fit.component[one],
         "tel_id_1": fit.tel_id[one],
         "tel_id_2": fit.tel_id[two],
-        "covariance": np.where(has_error[one] & has_error[two], covariance, np.nan),
+        "covariance": np.where(known_error[one] & known_error[two], covariance, np.nan),
     }
 
 
@@ -794,7 +794,7 @@ def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     reference = np.full(n_components, -1)
     reference[fit.component[fit.is_reference]] = fit.tel_id[fit.is_reference]
     bad = np.zeros(n_components, np.bool_)
-    bad[fit.component[(fit.component >= 0) & ~_has_error(fit)]] = True
+    bad[fit.component[(fit.component >= 0) & ~has_error(fit)]] = True
     slope: dict[str, NDArray[np.generic]] = {}
     if fit.distance_term:
         _, pair = np.unique(pair_component, return_index=True)

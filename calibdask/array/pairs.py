@@ -87,6 +87,8 @@ class PairRows:
         Rows of the telescope events, ``tel_id[row_1] < tel_id[row_2]``.
     limit : ndarray of float64, shape (M,)
         What the asymmetry of the two impact distances stayed below; inf without such a cut.
+    selected : ndarray of int64, shape (S,)
+        Rows that passed the cuts on telescope events, in a pair or not.
     cut_flow : mapping of str to int
         What was left after each selection.
     warnings : tuple of str
@@ -96,6 +98,7 @@ class PairRows:
     row_1: NDArray[np.int64]
     row_2: NDArray[np.int64]
     limit: NDArray[np.float64]
+    selected: NDArray[np.int64]
     cut_flow: Mapping[str, int]
     warnings: tuple[str, ...]
 
@@ -181,7 +184,7 @@ def select_pairs(
         near = distance_asymmetry(impact_m[row_1], impact_m[row_2]) < limit
         row_1, row_2, limit = row_1[near], row_2[near], limit[near]
         flow["equidistant pairs"] = len(row_1)
-    return PairRows(row_1, row_2, limit, flow, tuple(warnings))
+    return PairRows(row_1, row_2, limit, rows, flow, tuple(warnings))
 
 
 def _limit(

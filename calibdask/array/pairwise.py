@@ -512,35 +512,25 @@ class PairwiseCalibration(FromDl2):
 
     def tables(self, result: Mapping[Cell, NetworkFit]) -> dict[str, QTable]:
         """Give coefficients, pairs, covariance and components, or the values of a fit not done."""
-        from astropy.table import QTable
-
         done = all(fit.done for fit in result.values())
         parts: list[tuple[Cell, dict[str, dict[str, NDArray[Any]]]]] = []
         for cell, fit in result.items():
-            named = coefficients(fit, self.table) if fit.done else {self.table: values_so_far(fit)}
+            named = self.columns_of(cell, fit) if fit.done else {self.table: values_so_far(fit)}
             if not done:
-                named = {self.table: named[self.table]}
-                named[self.table].pop("n_events", None)
+                shown = values_so_far(replace(fit, done=False))
+                named = {self.table: {name: named[self.table][name] for name in shown}}
             parts.append((cell, named))
-        units = column_units(self.network.observable)
-        tables = {}
+        tables: dict[str, QTable] = {}
         drift = self._drift(result, parts) if self.bins is not None and done else None
         if drift is not None:
             for (_, named), jumps in zip(parts, drift.jumps, strict=True):
                 flags = np.asarray(named[self.table]["flags"], np.str_)
                 named[self.table]["flags"] = np.strings.add(flags, np.where(jumps, "J", ""))
         for path in parts[0][1]:
-            of_cells = [(cell, named[path]) for cell, named in parts]
-            columns = {
-                name: np.concatenate([columns[name] for _, columns in of_cells])
-                for name in of_cells[0][1]
-            }
-            tables[path] = QTable(
-                self._times(of_cells) | columns,
-                units={name: unit for name, unit in units.items() if name in columns},
-                meta={"obs_id": np.array(self.obs_ids, np.uint64)},
-            )
+            tables[path] = self.stack([(cell, named[path]) for cell, named in parts])
         if drift is not None:
+            from astropy.table import QTable
+
             first = next(iter(result.values()))
             unit = self.network.observable.unit
             tables[f"{self.table}_drift"] = QTable(
@@ -568,6 +558,26 @@ class PairwiseCalibration(FromDl2):
                 meta={"obs_id": np.array(self.obs_ids, np.uint64)},
             )
         return tables
+
+    def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
+        """Give the columns of all tables from one finished fit, by path."""
+        del cell
+        return coefficients(fit, self.table)
+
+    def stack(self, of_cells: Sequence[tuple[Cell, Mapping[str, NDArray[Any]]]]) -> QTable:
+        """Make one table of the columns of all cells, with the times of their bins."""
+        from astropy.table import QTable
+
+        columns = {
+            name: np.concatenate([columns[name] for _, columns in of_cells])
+            for name in of_cells[0][1]
+        }
+        units = column_units(self.network.observable)
+        return QTable(
+            self._times(of_cells) | columns,
+            units={name: unit for name, unit in units.items() if name in columns},
+            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+        )
 
     def _drift(
         self,

@@ -11,11 +11,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "file_kind"]
 
-Kind = Literal["DL2 events", "asymmetries", "other"]
+Kind = Literal["DL2 events", "asymmetries", "throughputs", "other"]
+
+_THROUGHPUTS = (
+    "/dl2/monitoring/subarray/inter_calibration",
+    "/dl1/monitoring/telescope/calibration/optical_throughput/muon",
+)
 
 
 def file_kind(path: Path | str) -> Kind:
-    """Tell whether a file holds DL2 events, event-wise asymmetries, or neither.
+    """Tell whether a file holds DL2 events, event-wise asymmetries, throughputs, or none of them.
+
+    Throughputs of muons may stand in a file of DL1 events, where ctao-calibpipe puts them.
 
     Raises
     ------
@@ -23,7 +30,11 @@ def file_kind(path: Path | str) -> Kind:
         As `calibdask.io.hdf5.open_hdf5`.
     """
     with open_hdf5(path) as file:
-        if "/dl1/event" in file or "/dl2/event" in file:
+        if "/dl2/event" in file:
+            return "DL2 events"
+        if any(table in file for table in _THROUGHPUTS):
+            return "throughputs"
+        if "/dl1/event" in file:
             return "DL2 events"
         if "/energy_asymmetry/events" in file or "/image_asymmetry/events" in file:
             return "asymmetries"

@@ -1,0 +1,260 @@
+"""Throughputs of all types on one scale: ratios from a network, types tied by given ratios, muons.
+
+The network of pairs knows ratios of throughputs and their covariance; muon rings know the
+throughput of single telescopes. Together they are one generalised least squares problem, whose chi2
+tells whether they agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calibdask.array.model import connected_components, gauge_inverse, laplacian
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from calibdask.array.network import NetworkFit
+
+__all__ = ["Combined", "TypeScales", "combine_with_muons", "pool_chunks", "tie_types"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Combined:
+    """Network and muons together.
+
+    Attributes
+    ----------
+    log_value : ndarray of float64, shape (T,)
+        ln of the throughputs.
+    covariance : ndarray of float64, shape (T, T)
+        Its covariance.
+    residual, pull : ndarray of float64, shape (T,)
+        ln of the muon throughput less `log_value`, and that over its standard deviation; NaN
+        without muons, and no pull where they alone set the scale.
+    chi2 : float
+        Of the muons against the network's ratios.
+    ndf : int
+        Muon throughputs less one.
+    p_value : float
+        Probability of a larger chi2 by chance; NaN without degrees of freedom.
+    """
+
+    log_value: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    pull: NDArray[np.float64]
+    chi2: float
+    ndf: int
+    p_value: float
+
+
+def combine_with_muons(
+    theta: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    log_muon: NDArray[np.float64],
+    muon_variance: NDArray[np.float64],
+    n_events: int,
+) -> Combined | None:
+    """Find throughputs that fit the network's ratios and the muons' throughputs best.
+
+    Minimises (D theta - D phi)^T (D S D^T)^-1 (D theta - D phi) + sum_t (y_t - phi_t)^2/v_t over
+    phi = ln c, where D takes the differences to one telescope: theta is known up to a constant,
+    which the muons fix. The inverse of a covariance estimated from n events is too large by
+    (n - 1)/(n - p - 2) for p differences (Hartlap, Simon & Schneider 2007, A&A 464, 399, eq. 17).
+
+    Parameters
+    ----------
+    theta : ndarray of float64, shape (T,)
+        ln of the throughputs in the network, with any constant.
+    covariance : ndarray of float64, shape (T, T)
+        Its covariance S.
+    log_muon, muon_variance : ndarray of float64, shape (T,)
+        ln of the muon throughputs y and its variance v; NaN where there is none.
+    n_events : int
+        Events behind the covariance.
+
+    Returns
+    -------
+    Combined, or None
+        None without any muon throughput, or with too few events for the covariance.
+    """
+    from scipy.special import chdtrc
+
+    n_tel = len(theta)
+    has_muon = np.isfinite(log_muon) & (muon_variance > 0)
+    if not has_muon.any():
+        return None
+    weight = np.where(has_muon, 1.0 / np.where(has_muon, muon_variance, 1.0), 0.0)
+    y = np.where(has_muon, log_muon, 0.0)
+    precision = np.zeros((n_tel, n_tel))
+    if n_tel > 1:
+        correction = (n_events - n_tel - 1) / (n_events - 1) if n_events > n_tel + 1 else 0.0
+        difference = np.eye(n_tel)[1:] - np.eye(n_tel)[0]
+        spread = difference @ covariance @ difference.T
+        size = np.sqrt(np.diagonal(spread))
+        if correction <= 0 or not np.all(size > 0):
+            return None
+        eigenvalues, vectors = np.linalg.eigh(spread / np.outer(size, size))
+        if eigenvalues[0] <= n_tel * np.finfo(np.float64).eps * eigenvalues[-1]:
+            return None
+        inverse = np.outer(1 / size, 1 / size) * ((vectors / eigenvalues) @ vectors.T)
+        precision = correction * difference.T @ inverse @ difference
+    # About a first guess of the constant, so that no digits are lost.
+    constant = np.average((y - theta)[has_muon], weights=weight[has_muon])
+    start = theta + constant
+    combined = np.linalg.inv(precision + np.diag(weight))
+    combined = 0.5 * (combined + combined.T)
+    shift = combined @ (weight * (y - start))
+    phi = start + shift
+    residual = np.where(has_muon, log_muon - phi, np.nan)
+    chi2 = float(
+        shift @ precision @ shift + np.sum(np.where(has_muon, weight * (y - phi) ** 2, 0.0))
+    )
+    ndf = int(has_muon.sum()) - 1
+    with np.errstate(invalid="ignore"):
+        free = muon_variance - np.diagonal(combined)
+        pull = residual / np.sqrt(np.where(free > 1e-9 * muon_variance, free, np.nan))
+    return Combined(
+        log_value=phi,
+        covariance=combined,
+        residual=residual,
+        pull=pull,
+        chi2=chi2 if ndf else 0.0,
+        ndf=ndf,
+        p_value=float(chdtrc(ndf, chi2)) if ndf else float("nan"),
+    )
+
+
+def pool_chunks(
+    tel_id: NDArray[np.int64],
+    mean: NDArray[np.float64],
+    sem: NDArray[np.float64],
+    n_rings: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Mean throughput of each telescope over all its chunks, as if their rings were one chunk.
+
+    Weighted with the rings, not with 1/sem^2: a chunk whose rings agree by chance does not count
+    more. The error is of the mean over this time; whether the chunks agree is another question.
+
+    Returns
+    -------
+    tel_id : ndarray of int64, shape (M,)
+        Telescopes, sorted.
+    mean, sem : ndarray of float64, shape (M,)
+    n_rings : ndarray of int64, shape (M,)
+    """
+    ids, index = np.unique(tel_id, return_inverse=True)
+    total = np.bincount(index, n_rings)
+    pooled = np.bincount(index, n_rings * mean) / total
+    error = np.sqrt(np.bincount(index, (n_rings * sem) ** 2)) / total
+    return ids, pooled, error, total.astype(np.int64)
+
+
+# -- types tied together by given ratios --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TypeScales:
+    """Scale of each type relative to the reference type, S in ln; K types.
+
+    Attributes
+    ----------
+    types : tuple of str
+        Sorted.
+    log_scale : ndarray of float64, shape (K,)
+        NaN for a type without pairs with another.
+    component : ndarray of int64, shape (K,)
+        Connected types; -1 without pairs.
+    inverse : ndarray of float64, shape (K, K)
+        (M^T A^T W A M)^-1 with the reference type held fixed.
+    pull_of_given : ndarray of float64, shape (K, T)
+        Derivative of `log_scale` by the given ln c of each telescope.
+    """
+
+    types: tuple[str, ...]
+    log_scale: NDArray[np.float64]
+    component: NDArray[np.int64]
+    inverse: NDArray[np.float64]
+    pull_of_given: NDArray[np.float64]
+
+
+def tie_types(
+    fit: NetworkFit, given: NDArray[np.float64], reference_type: str
+) -> tuple[NetworkFit, TypeScales]:
+    """Fit one scale per type to pairs of different types, with the ratios within types given.
+
+    The model of a pair is ln c_i + S_type(i) - ln c_j - S_type(j): with M the telescopes' types,
+    S = (M^T A^T W A M)^-1 M^T A^T W (m - A ln c). The reference type has S = 0; among types that
+    are not connected with it, the first.
+
+    Parameters
+    ----------
+    fit : NetworkFit
+        Of a stage before the last, with weights and centres of the pairs.
+    given : ndarray of float64, shape (T,)
+        ln c within the type; NaN where there is none.
+    reference_type : str
+        Type whose scale stays 1.
+
+    Returns
+    -------
+    NetworkFit
+        With theta = ln c + S of the telescopes' types, only pairs of different types in use, and as
+        `covariance_independent` that of S spread over the telescopes: what the last stage needs to
+        give the covariance of S with events as clusters.
+    TypeScales
+    """
+    n_tel = len(fit.tel_id)
+    types, number = np.unique(fit.tel_type, return_inverse=True)
+    known = np.isfinite(given)
+    used = (
+        fit.used & (number[fit.first] != number[fit.second]) & known[fit.first] & known[fit.second]
+    )
+    first, second = fit.first[used], fit.second[used]
+    weight = fit.weight[used]
+    component = connected_components(len(types), number[first], number[second])
+    log_scale = np.full(len(types), np.nan)
+    inverse = np.zeros((len(types), len(types)))
+    leads = np.zeros(len(types), np.bool_)
+    normal = laplacian(len(types), number[first], number[second], weight)
+    known_first = np.nan_to_num(given)
+    flow = weight * (fit.centre[used] - known_first[first] + known_first[second])
+    pushed = np.bincount(number[first], flow, len(types))
+    pushed -= np.bincount(number[second], flow, len(types))
+    # M^T A^T W A: how much each telescope's given value takes part.
+    share = np.zeros((len(types), n_tel))
+    for sign, end in ((1.0, first), (-1.0, second)):
+        np.add.at(share, (number[first], end), sign * weight)
+        np.add.at(share, (number[second], end), -sign * weight)
+    for c in range(int(component.max(initial=-1)) + 1):
+        member = np.flatnonzero(component == c)
+        fixed = member[types[member] == reference_type]
+        held = fixed[0] if len(fixed) else member[0]
+        leads[member] = len(fixed) > 0
+        block = np.ix_(member, member)
+        found = gauge_inverse(normal[block], (member == held).astype(np.float64))
+        if found is not None:
+            inverse[block] = found
+            log_scale[member] = found @ pushed[member]
+    pull_of_given = -inverse @ share
+    has_value = known & (component[number] >= 0) & np.isfinite(log_scale[number])
+    theta = np.where(has_value, known_first + log_scale[number], np.nan)
+    spread = np.eye(len(types))[number]
+    tied = replace(
+        fit,
+        used=used & has_value[fit.first] & has_value[fit.second],
+        component=np.where(has_value, component[number], -1),
+        scale=np.ones(n_tel),
+        theta=theta,
+        covariance_independent=spread @ inverse @ spread.T,
+        component_n_events=np.zeros(int(component.max(initial=-1)) + 1, np.int64),
+        is_reference=np.zeros(n_tel, np.bool_),
+        is_main=leads[number] & has_value,
+        is_fallback=~leads[number] & has_value,
+        weight=np.where(used, fit.weight, 0.0),
+    )
+    return tied, TypeScales(tuple(types.tolist()), log_scale, component, inverse, pull_of_given)

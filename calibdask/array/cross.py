@@ -1,0 +1,650 @@
+"""Cross-calibration of telescope types: glue between files, model and engine.
+
+Two forms. With DL2 files alone, pairs of one type and of two types make one network, whose
+covariance knows that all its telescopes see the same showers. With an inter-calibration among the
+inputs, the ratios within each type are taken from it, and pairs of two types give one scaling
+factor for each type, as in ctao-calibpipe (without the further factor by which that multiplies).
+Muon throughputs among the inputs set the absolute scale.
+
+What both assume: energies of either type are right on average wherever a shower falls and whatever
+its energy, but for the factor that the throughput makes. What an energy reconstruction does wrong
+in one type and not in the other goes into the scale of the type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from calibdask.array.absolute import combine_with_muons, pool_chunks, tie_types
+from calibdask.array.model import NetworkOptions
+from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error
+from calibdask.array.pairs import PairRows, select_pairs
+from calibdask.array.pairwise import (
+    MONITORING,
+    PairData,
+    PairwiseCalibration,
+    SurveyedDl2,
+    layout_of_file,
+)
+from calibdask.array.summary import STAGES
+from calibdask.engine.protocol import Cell, InputRef, Piece, Rows, Shard, Survey, WrongKind
+from calibdask.errors import ConfigError, MissingInput
+from calibdask.io.dl2 import Needs, TelescopeEvents
+from calibdask.io.kinds import file_kind
+from calibdask.io.throughput import InterCalibrationTable, MuonThroughputs, read_throughputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.array.absolute import Combined, TypeScales
+    from calibdask.array.config import CrossCalibrationOptions
+    from calibdask.report import Section
+
+__all__ = ["CrossCalibration", "Given"]
+
+CROSS = f"{MONITORING}/cross_calibration"
+COEFFICIENTS = f"{CROSS}/coefficients"
+SCALING_FACTORS = f"{CROSS}/scaling_factors"
+MUONS = f"{CROSS}/muons"
+CONSISTENCY = f"{CROSS}/consistency"
+INTER_CALIBRATION = f"{MONITORING}/inter_calibration"
+
+_TABLES = (("table", "throughputs"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Ratios within each type from an inter-calibration, as plain values.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    tel_id : tuple of int
+        Telescopes.
+    tel_type : tuple of str
+        Their types.
+    value, error : tuple of float
+        Their throughputs.
+    covariance : tuple of tuple of float
+        Covariance of the values.
+    """
+
+    path: str
+    tel_id: tuple[int, ...]
+    tel_type: tuple[str, ...]
+    value: tuple[float, ...]
+    error: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, path: str, table: InterCalibrationTable) -> Self:
+        """Keep what a file says."""
+        return cls(
+            path,
+            tuple(table.tel_id.tolist()),
+            table.tel_type,
+            tuple(table.value.tolist()),
+            tuple(table.error.tolist()),
+            tuple(tuple(row) for row in table.covariance.tolist()),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scaled:
+    """Values of all telescopes of one fit, with what muons make of them; T telescopes."""
+
+    log_value: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    known: NDArray[np.bool_]  # an error
+    is_absolute: NDArray[np.bool_]
+    muon: NDArray[np.float64]
+    muon_error: NDArray[np.float64]
+    n_rings: NDArray[np.int64]
+    residual: NDArray[np.float64]
+    pull: NDArray[np.float64]
+    fits: tuple[tuple[int, int, Combined | None], ...]  # component, muons, their fit
+
+
+@dataclass(frozen=True)
+class CrossCalibration(PairwiseCalibration):
+    """Throughput of the telescopes of all types on one scale."""
+
+    options: CrossCalibrationOptions
+    name: ClassVar[str] = "cross-calibration"
+    version: ClassVar[int] = 1
+    table: ClassVar[str] = COEFFICIENTS
+
+    given: Given | None = None
+    muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
+    truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
+
+    @property
+    def network(self) -> NetworkOptions:
+        """The options of the estimator: one network whose scale is that of the reference type."""
+        fitter = self.options.fitter
+        return NetworkOptions(
+            estimator=fitter.estimator,
+            n_min=fitter.n_min,
+            clip_sigma=fitter.clip_sigma,
+            normalisation=fitter.normalisation,
+            reference_telescopes=self.options.reference_telescopes,
+            throughput_normalisation=self.options.throughput_normalisation,
+            reference_type=self.options.reference_type,
+        )
+
+    @property
+    def needs(self) -> Needs:
+        """The columns to read."""
+        options = self.options
+        columns = set(options.quality_criteria.columns)
+        columns |= {column for _, column, _ in options.minima}
+        if options.window is not None:
+            columns.add(options.impact_column)
+        return Needs(options.value_column, tuple(sorted(columns - {options.value_column})))
+
+    # -- planning -------------------------------------------------------------------------------
+
+    def survey(self, source: InputRef) -> Survey:
+        """Look at a DL2 file, or read the throughputs that another calibration found."""
+        kind = file_kind(source.path)
+        if kind == "DL2 events":
+            return super().survey(source)
+        if kind != "throughputs":
+            raise WrongKind(
+                f"{source.path}: holds neither DL2 events, nor an inter-calibration, nor muon"
+                " throughputs"
+            )
+        return Survey(source, facts=read_throughputs(source.path))
+
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Unite the layouts; take throughputs from the files that have them.
+
+        Raises
+        ------
+        ConfigError
+            Inputs that do not belong together.
+        MissingInput
+            No DL2 files.
+        """
+        events = [one for one in surveys if isinstance(one.facts, SurveyedDl2)]
+        tables = [one for one in surveys if not isinstance(one.facts, SurveyedDl2)]
+        if not events:
+            named = ", ".join(one.source.path for one in tables)
+            raise MissingInput(
+                f"there are no DL2 files among the inputs, but only throughputs ({named}): give the"
+                " DL2 files, too"
+            )
+        planned = super().planned(events)
+        inter = [one for one in tables if one.facts.inter_calibration is not None]
+        if len(inter) > 1:
+            raise ConfigError(
+                f"two inter-calibrations: {inter[0].source.path} and {inter[1].source.path}; give"
+                " one, or none for one network of all telescopes"
+            )
+        muons: list[tuple[int, float, float, int, int | None, int | None]] = []
+        for one in tables:
+            if one.facts.muons is not None:
+                muons += planned._muon_rows(one.source.path, one.facts.muons)
+        planned = replace(planned, muons=tuple(muons))
+        if not inter:
+            return planned
+        path, table = inter[0].source.path, inter[0].facts.inter_calibration
+        if self.bins is not None:
+            raise ConfigError(
+                f"{path}: an inter-calibration of all data has no place in time bins: leave it out"
+                " for one network of all telescopes in each time bin"
+            )
+        planned._check_inter(path, table, events)
+        return replace(planned, given=Given.of(path, table))
+
+    def _muon_rows(
+        self, path: str, muons: MuonThroughputs
+    ) -> list[tuple[int, float, float, int, int | None, int | None]]:
+        unknown = set(muons.tel_id.tolist()) - set(self.telescopes.tel_id)
+        if unknown:
+            raise ConfigError(
+                f"{path}: holds muon throughputs of telescopes {sorted(unknown)}, which the DL2"
+                " files do not have: they are of another array"
+            )
+        if self.bins is not None and (muons.start_ns is None or muons.end_ns is None):
+            raise ConfigError(
+                f"{path}: its muon throughputs do not tell from when they are, which time bins need"
+            )
+        starts: list[Any] = [None] * len(muons.tel_id)
+        ends = list(starts)
+        if muons.start_ns is not None and muons.end_ns is not None:
+            starts, ends = muons.start_ns.tolist(), muons.end_ns.tolist()
+        columns = (muons.tel_id, muons.mean, muons.sem, muons.n_rings)
+        return list(zip(*(column.tolist() for column in columns), starts, ends, strict=True))
+
+    def _check_inter(
+        self, path: str, table: InterCalibrationTable, events: Sequence[Survey]
+    ) -> None:
+        """Refuse an inter-calibration of other data, or of another array."""
+        theirs = set(table.obs_ids)
+        foreign = {
+            one.source.path: sorted(set(one.facts.info.obs_ids) - theirs)
+            for one in events
+            if set(one.facts.info.obs_ids) - theirs
+        }
+        if foreign:
+            listed = "; ".join(f"{name} has {ids}" for name, ids in foreign.items())
+            raise ConfigError(
+                f"{path} is from other observations (obs_id {_shorten(table.obs_ids)}): {listed};"
+                " give the DL2 files it was made from, or none of its kind"
+            )
+        if lacking := sorted(theirs - set(self.obs_ids)):
+            raise ConfigError(
+                f"{path} is also from observations {_shorten(lacking)}, of which there is no DL2"
+                " file among the inputs: give all the DL2 files it was made from"
+            )
+        known = dict(zip(self.telescopes.tel_id, self.telescopes.tel_type, strict=True))
+        for number, kind in zip(table.tel_id.tolist(), table.tel_type, strict=True):
+            if known.get(number) != kind:
+                raise ConfigError(
+                    f"{path}: has telescope {number} as {kind}, but the DL2 files have it as"
+                    f" {known.get(number, 'no telescope at all')}: they are of different arrays"
+                )
+        if len(set(self.telescopes.tel_type)) < 2:
+            raise ConfigError(
+                f"all telescopes are {self.telescopes.tel_type[0]}: with an inter-calibration given"
+                f" ({path}) there is nothing to find; cross-calibration needs two types"
+            )
+
+    def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
+        """Cut DL2 files into ranges of events; a table of throughputs is a shard without events.
+
+        So it is accounted for like any input, and a change during the run is noticed.
+        """
+        events = [one for one in surveys if isinstance(one.facts, SurveyedDl2)]
+        pieces = list(super().pieces(events))
+        yield from pieces
+        cells = tuple(sorted({cell for piece in pieces for cell in piece.cells}))
+        for one in surveys:
+            if not isinstance(one.facts, SurveyedDl2):
+                size = one.source.size
+                yield Piece((one.source,), _TABLES, cells=cells, n_bytes=size, peak_bytes=size)
+
+    def fit_config(self) -> Mapping[str, Any]:
+        """Give what only the fit depends on, the ratios within types among it."""
+        given = self.given
+        return {
+            **self.options.fit_options(),
+            "telescopes": self.fit_telescopes(),
+            "given": None if given is None else [list(given.tel_id), list(map(repr, given.value))],
+        }
+
+    def warnings(self) -> Sequence[str]:
+        """Tell what was odd about configuration and layout."""
+        if self.layout is None:
+            return self.notes
+        notes = list(self.notes)
+        types = sorted(set(self.layout.tel_type))
+        reference = self.options.reference_type
+        if len(types) < 2:
+            notes.append(f"all telescopes are {types[0]}: there is no other type to compare with")
+        if reference not in types:
+            notes.append(
+                f"the reference type {reference} is not among the telescopes ({', '.join(types)}):"
+                " another scale is taken and flagged"
+            )
+        known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
+        number = dict(self.options.reference_telescopes).get(reference)
+        if number is not None and reference in types and known.get(number) != reference:
+            notes.append(
+                f"reference telescope {number} of {reference} is not among the {reference} of the"
+                " inputs: another one is taken and flagged"
+            )
+        if self.given is not None and (lacking := set(known) - set(self.given.tel_id)):
+            notes.append(
+                f"{self.given.path} has no throughput of telescopes {sorted(lacking)}: they get"
+                " none here"
+            )
+        return notes
+
+    # -- map ------------------------------------------------------------------------------------
+
+    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
+        """Read telescope events, or the pairs kept by the first stage."""
+        if shard.part != _TABLES:
+            return super().read(shard, rows)
+        nothing: dict[str, NDArray[Any]] = {
+            "event": np.zeros(0, np.int32),
+            "tel_id_1": np.zeros(0, np.uint16),
+            "tel_id_2": np.zeros(0, np.uint16),
+            "x_1": np.zeros(0),
+            "x_2": np.zeros(0),
+        }
+        if self.bins is not None:
+            nothing["time_bin"] = np.zeros(0, np.int64)
+        events = self.pair_events(nothing)
+        return PairData(events, nothing.get("time_bin"), shard.cells, rows=nothing)
+
+    def select(self, data: TelescopeEvents) -> PairRows:
+        """Select pairs; those of two types only in events that have enough of both types."""
+        layout = layout_of_file(data.layout)
+        pairs = select_pairs(data, self.options, layout)
+        types = np.unique(layout.tel_type)
+        number = np.zeros(max(layout.tel_id) + 1, np.int64)
+        number[list(layout.tel_id)] = np.searchsorted(types, layout.tel_type)
+        kind = number[data.tel_id]
+        code = data.event * len(types) + kind
+        count = np.bincount(code[pairs.selected], minlength=data.n_events * len(types))
+        one, two = pairs.row_1, pairs.row_2
+        enough = np.minimum(count[code[one]], count[code[two]]) >= self.options.min_telescopes
+        keep = np.flatnonzero(enough | (kind[one] == kind[two]))
+        flow = {**pairs.cut_flow, "enough telescopes of both types": len(keep)}
+        return replace(
+            pairs, row_1=one[keep], row_2=two[keep], limit=pairs.limit[keep], cut_flow=flow
+        )
+
+    def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
+        """Give the energies, TeV."""
+        return data.columns[self.options.value_column]
+
+    # -- fit ------------------------------------------------------------------------------------
+
+    def _given_for(self, tel_id: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
+        """Give ln c, shape (T,), and its covariance, (T, T), from the inter-calibration."""
+        given = self.given
+        log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
+        if given is None:
+            return log_value, covariance
+        row = {number: k for k, number in enumerate(given.tel_id)}
+        mine = np.array([k for k, number in enumerate(tel_id.tolist()) if number in row], int)
+        theirs = [row[number] for number in tel_id[mine].tolist()]
+        value = np.array(given.value)[theirs]
+        usable = np.isfinite(value) & np.isfinite(np.array(given.error)[theirs])
+        log_value[mine] = np.log(np.where(usable, value, np.nan))
+        of_value = np.nan_to_num(np.array(given.covariance))[np.ix_(theirs, theirs)]
+        covariance[np.ix_(mine, mine)] = of_value / np.outer(value, value)
+        return log_value, covariance
+
+    def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
+        """Fit the network, or one scale for each type with the ratios within types given."""
+        fitted = super().fit(stage, cell, total, given)
+        if self.given is None or stage == STAGES[self.network.estimator] - 1:
+            return fitted
+        return self._tie(fitted)[0]
+
+    def _tie(self, fit: NetworkFit) -> tuple[NetworkFit, TypeScales]:
+        return tie_types(fit, self._given_for(fit.tel_id)[0], self.options.reference_type)
+
+    # -- products -------------------------------------------------------------------------------
+
+    def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:
+        """Describe the monitoring table."""
+        del result
+        return {
+            "description": "Cross-calibration of telescope throughput over telescope types",
+            "data_level": "DL2",
+            "process_type": self.process_type,
+        }
+
+    def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
+        """Give coefficients, scaling factors, agreement with muons, and the network."""
+        named = super().columns_of(cell, fit)
+        scales = None
+        if self.given is not None:
+            scales = self._tie(fit)[1]
+            self._count_types(named[f"{COEFFICIENTS}_components"], fit)
+        scaled = self._scaled(cell, fit, scales)
+        self._rescale(named, scaled)
+        columns: dict[str, dict[str, NDArray[Any]]] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
+        columns[SCALING_FACTORS] = self._scaling_factors(fit, scaled, scales)
+        if self.muons:
+            columns[MUONS] = _muon_columns(fit, scaled)
+            columns[CONSISTENCY] = _consistency_columns(fit, scaled)
+        columns |= named
+        if self.given is not None:
+            columns[INTER_CALIBRATION] = {
+                "tel_type": np.array(self.given.tel_type),
+                "tel_id": np.array(self.given.tel_id),
+                "value": np.array(self.given.value),
+                "error": np.array(self.given.error),
+            }
+        return columns
+
+    def _count_types(self, components: dict[str, NDArray[Any]], fit: NetworkFit) -> None:
+        """Count degrees of freedom where each type has one scale, not each telescope."""
+        from scipy.special import chdtrc
+
+        n_types = np.array(
+            [len(np.unique(fit.tel_type[fit.component == c])) for c in components["component"]], int
+        )
+        ndf = components["n_pairs"] - n_types + 1
+        components["ndf"] = ndf
+        p_value = chdtrc(np.maximum(ndf, 1), components["chi2"])
+        components["p_value"] = np.where(ndf > 0, p_value, np.nan)
+
+    def _scaled(self, cell: Cell, fit: NetworkFit, scales: TypeScales | None) -> _Scaled:
+        """Values and covariance of all telescopes, with muons where there are any."""
+        n_tel = len(fit.tel_id)
+        log_value, covariance = fit.theta + np.log(fit.scale), fit.covariance.copy()
+        known = has_error(fit) & np.isfinite(log_value)
+        if scales is not None:
+            of_type = np.searchsorted(scales.types, fit.tel_type)
+            moves = np.eye(n_tel) + scales.pull_of_given[of_type]
+            covariance += moves @ self._given_for(fit.tel_id)[1] @ moves.T
+            many = fit.component_n_events >= MIN_EVENTS_FOR_ERROR
+            known = np.isfinite(log_value) & (fit.component >= 0)
+            known[known] = many[fit.component[known]]
+        muon, muon_error, n_rings = self._muons_of(cell, fit)
+        log_muon, variance = np.log(muon), (muon_error / muon) ** 2
+        residual, pull = np.full((2, n_tel), np.nan)
+        is_absolute = np.zeros(n_tel, np.bool_)
+        component, fits = fit.component.copy(), []
+        groups = [np.flatnonzero(component == c) for c in range(len(fit.component_n_events))]
+        groups += [np.array([t]) for t in np.flatnonzero((component < 0) & (n_rings > 0))]
+        for number, group in enumerate(groups):
+            alone = number >= len(fit.component_n_events)
+            member = group[known[group] | alone]
+            n_muons = int((n_rings[member] > 0).sum())
+            if not n_muons:
+                continue
+            block = np.ix_(member, member)
+            combined = combine_with_muons(
+                np.where(alone, 0.0, log_value[member]),
+                covariance[block],
+                log_muon[member],
+                variance[member],
+                0 if alone else int(fit.component_n_events[number]),
+            )
+            fits.append((-1 if alone else number, n_muons, combined))
+            if combined is None:
+                continue
+            shift = 0.0 if alone else float(np.mean(combined.log_value - log_value[member]))
+            log_value[group] += shift
+            log_value[member], covariance[block] = combined.log_value, combined.covariance
+            residual[member], pull[member] = combined.residual, combined.pull
+            is_absolute[group] = True
+            known[member] = True
+        return _Scaled(
+            log_value=log_value,
+            covariance=covariance,
+            known=known,
+            is_absolute=is_absolute,
+            muon=muon,
+            muon_error=muon_error,
+            n_rings=n_rings,
+            residual=residual,
+            pull=pull,
+            fits=tuple(fits),
+        )
+
+    def _muons_of(
+        self, cell: Cell, fit: NetworkFit
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Muon throughput over the nominal one, its error, and rings, of each telescope."""
+        n_tel = len(fit.tel_id)
+        muon, error, n_rings = np.full(n_tel, np.nan), np.full(n_tel, np.nan), np.zeros(n_tel, int)
+        rows = self.muons
+        if self.bins is not None:
+            start_ns, end_ns = self.bins.edges_ns(int(cell[0]))
+            rows = tuple(
+                row for row in rows if row[4] is not None and row[5] is not None
+                and row[4] < end_ns and row[5] >= start_ns
+            )  # fmt: skip
+        if not rows:
+            return muon, error, n_rings
+        tel_id, mean, sem, count, *_ = (np.array(column) for column in zip(*rows, strict=True))
+        ids, mean, sem, count = pool_chunks(tel_id, mean, sem, count)
+        where = {number: k for k, number in enumerate(fit.tel_id.tolist())}
+        row = [where[number] for number in ids.tolist()]
+        nominal = dict(self.options.nominal_throughput)
+        scale = np.array([nominal.get(kind, 1.0) for kind in fit.tel_type[row].tolist()])
+        muon[row], error[row], n_rings[row] = mean / scale, sem / scale, count
+        return muon, error, n_rings
+
+    def _rescale(self, named: Mapping[str, dict[str, NDArray[Any]]], scaled: _Scaled) -> None:
+        """Put final values, errors and covariance into the tables of the network."""
+        main = named[COEFFICIENTS]
+        value = np.exp(scaled.log_value)
+        if self.muons:
+            main["value_of_pairs"], main["error_of_pairs"] = main["value"], main["error"]
+            main["n_rings"] = scaled.n_rings
+        main["value"] = value
+        with np.errstate(invalid="ignore"):
+            error = value * np.sqrt(np.diagonal(scaled.covariance))
+        main["error"] = np.where(scaled.known, error, np.nan)
+        flags = np.strings.replace(np.asarray(main["flags"], np.str_), "B", "")
+        flags = np.where(scaled.is_absolute, np.strings.replace(flags, "R", ""), flags)
+        flags = np.strings.add(flags, np.where(np.isfinite(value) & ~scaled.known, "B", ""))
+        main["flags"] = np.strings.add(flags, np.where(scaled.is_absolute, "M", ""))
+        table = named[f"{COEFFICIENTS}_covariance"]
+        where = {number: k for k, number in enumerate(main["tel_id"].tolist())}
+        one, two = ([where[n] for n in table[f"tel_id_{k}"].tolist()] for k in (1, 2))
+        covariance = value[one] * value[two] * scaled.covariance[one, two]
+        known = scaled.known[one] & scaled.known[two]
+        table["covariance"] = np.where(known, covariance, np.nan)
+
+    def _scaling_factors(
+        self, fit: NetworkFit, scaled: _Scaled, scales: TypeScales | None
+    ) -> dict[str, NDArray[Any]]:
+        """Scale of each type relative to the reference type, from pairs alone.
+
+        In one network, the ratio of the types' reference telescopes, which is what makes
+        coefficients of an inter-calibration those of the network.
+        """
+        reference_type = self.options.reference_type
+        types = [kind for kind in np.unique(fit.tel_type).tolist() if kind != reference_type]
+        rows: list[tuple[str, str, float, float, int, int, int, str]] = []
+        held = self._reference_of(reference_type, fit)
+        mixed = fit.used & (fit.tel_type[fit.first] != fit.tel_type[fit.second])
+        for kind in types:
+            ends = {kind, reference_type}
+            between = [
+                {one, two} == ends
+                for one, two in zip(
+                    fit.tel_type[fit.first[mixed]].tolist(),
+                    fit.tel_type[fit.second[mixed]].tolist(),
+                    strict=True,
+                )
+            ]
+            mine = self._reference_of(kind, fit)
+            log_ratio = variance = np.nan
+            flags = "N"
+            if held is not None and mine is not None and fit.component[held] == fit.component[mine]:
+                flags = ""
+                if scales is not None:
+                    k = scales.types.index(kind)
+                    pull = scales.pull_of_given[k]
+                    log_ratio = scales.log_scale[k]
+                    variance = fit.covariance[mine, mine]
+                    variance += pull @ self._given_for(fit.tel_id)[1] @ pull
+                else:
+                    log_ratio = fit.theta[mine] - fit.theta[held]
+                    covariance = fit.covariance
+                    variance = covariance[mine, mine] + covariance[held, held]
+                    variance -= 2 * covariance[mine, held]
+                    configured = dict(self.options.reference_telescopes).get(kind)
+                    flags = "" if configured == fit.tel_id[mine] else "F"
+            factor = float(np.exp(log_ratio))
+            numbers = [
+                -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)
+            ]
+            error = factor * float(np.sqrt(variance))
+            if (
+                np.isfinite(factor)
+                and not scaled.known[[t for t in (mine, held) if t is not None]].all()
+            ):
+                error, flags = np.nan, flags + "B"
+            rows.append((kind, reference_type, factor, error, *numbers, sum(between), flags))
+        columns = list(zip(*rows, strict=True)) or [()] * 8
+        kinds: tuple[Any, ...] = ("U8", "U8", float, float, int, int, int, "U4")
+        names = (
+            "tel_type", "tel_ref", "scaling_factor", "scaling_factor_uncertainty", "tel_id",
+            "tel_id_ref", "n_pairs", "flags",
+        )  # fmt: skip
+        return {
+            name: np.array(column, kind)
+            for name, column, kind in zip(names, columns, kinds, strict=True)
+        }
+
+    def _reference_of(self, tel_type: str, fit: NetworkFit) -> int | None:
+        """Find the telescope of a type that stands for it: the configured one, or the busiest."""
+        usable = (fit.tel_type == tel_type) & (fit.component >= 0) & np.isfinite(fit.theta)
+        if not usable.any():
+            return None
+        configured = dict(self.options.reference_telescopes).get(tel_type)
+        chosen = np.flatnonzero(usable & (fit.tel_id == configured))
+        if len(chosen):
+            return int(chosen[0])
+        return int(np.argmax(np.where(usable, fit.n_events, -1)))
+
+    def report(
+        self, result: Mapping[Cell, NetworkFit], tables: Mapping[str, QTable]
+    ) -> Sequence[Section]:
+        """Give the sections of the report: types, muons, coefficients, pairs, map, network."""
+        from calibdask.array.report import cross_calibration_sections
+
+        del result
+        return cross_calibration_sections(
+            tables, self.places(tables), truth=dict(self.truth) or None
+        )
+
+
+def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
+    rows = np.flatnonzero(scaled.n_rings > 0)
+    return {
+        "tel_type": fit.tel_type[rows],
+        "tel_id": fit.tel_id[rows],
+        "muon_throughput": scaled.muon[rows],
+        "muon_throughput_error": scaled.muon_error[rows],
+        "n_rings": scaled.n_rings[rows],
+        "value": np.exp(scaled.log_value[rows]),
+        "residual": scaled.residual[rows],
+        "pull": scaled.pull[rows],
+        "component": fit.component[rows],
+    }
+
+
+def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
+    """Fit of network and muons in each component that has muons."""
+    rows = [one for one in scaled.fits if one[0] >= 0]
+    combined = [one[2] for one in rows]
+    return {
+        "component": np.array([one[0] for one in rows], int),
+        "tel_type": np.array(
+            ["-".join(np.unique(fit.tel_type[fit.component == one[0]]).tolist()) for one in rows],
+            "U32",
+        ),
+        "n_muons": np.array([one[1] for one in rows], int),
+        "chi2": np.array([np.nan if one is None else one.chi2 for one in combined], float),
+        "ndf": np.array([0 if one is None else one.ndf for one in combined], int),
+        "p_value": np.array([np.nan if one is None else one.p_value for one in combined], float),
+        "flags": np.array(["B" if one is None else "" for one in combined], "U1"),
+    }
+
+
+def _shorten(numbers: Sequence[int]) -> str:
+    """Write out numbers, the first ten of them."""
+    some = ", ".join(map(str, numbers[:10]))
+    return some if len(numbers) <= 10 else f"{some} and {len(numbers) - 10} more"

@@ -1,0 +1,214 @@
+"""Reading of throughputs that other calibrations found: from pairs of telescopes, from muon rings.
+
+The tables are those of ctao-calibpipe 0.8.0, or ours, which have more columns:
+
+* ``/dl2/monitoring/subarray/inter_calibration``: tel_type, tel_id, value, error, and the attribute
+  obs_id;
+* ``/dl1/monitoring/telescope/calibration/optical_throughput/muon/tel_NNN``: mean, sem, n_events,
+  time_start and time_end of each chunk of rings.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tables
+
+from calibdask.errors import CorruptedInput
+from calibdask.io.hdf5 import open_hdf5
+from calibdask.stats.timebins import ctao_time_ns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["InterCalibrationTable", "MuonThroughputs", "Throughputs", "read_throughputs"]
+
+_INTER_CALIBRATION = "/dl2/monitoring/subarray/inter_calibration"
+_MUON = "/dl1/monitoring/telescope/calibration/optical_throughput/muon"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InterCalibrationTable:
+    """Throughputs within each type of telescope.
+
+    Attributes
+    ----------
+    tel_id : ndarray of int64, shape (T,)
+        Telescopes.
+    tel_type : tuple of str
+        Type of each.
+    value, error : ndarray of float64, shape (T,)
+        Throughput relative to the type's reference; NaN where there is none.
+    covariance : ndarray of float64, shape (T, T)
+        Of the values: ours have it, of others only the diagonal is known.
+    obs_ids : tuple of int
+        Observation blocks it was made from.
+    """
+
+    tel_id: NDArray[np.int64]
+    tel_type: tuple[str, ...]
+    value: NDArray[np.float64]
+    error: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    obs_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MuonThroughputs:
+    """Optical throughputs from muon rings, one row for each telescope and chunk of rings.
+
+    Attributes
+    ----------
+    tel_id : ndarray of int64, shape (N,)
+        Telescope.
+    mean, sem : ndarray of float64, shape (N,)
+        Mean throughput of the rings, and the standard error of this mean.
+    n_rings : ndarray of int64, shape (N,)
+        Rings in the mean.
+    start_ns, end_ns : ndarray of int64, shape (N,), or None
+        Of the chunk, in ns of TAI since 1970; None where the table does not tell.
+    """
+
+    tel_id: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    sem: NDArray[np.float64]
+    n_rings: NDArray[np.int64]
+    start_ns: NDArray[np.int64] | None
+    end_ns: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Throughputs:
+    """What a file holds of throughputs; nothing is possible."""
+
+    inter_calibration: InterCalibrationTable | None
+    muons: MuonThroughputs | None
+
+
+def read_throughputs(path: Path | str) -> Throughputs:
+    """Read the tables of throughputs in a file.
+
+    Raises
+    ------
+    CorruptedInput
+        A table lacks a column, a telescope stands in it twice, or a value makes no sense; or as
+        `calibdask.io.hdf5.open_hdf5`.
+    MissingInput, TransientError
+        As `calibdask.io.hdf5.open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        inter = muons = None
+        if _INTER_CALIBRATION in file:
+            inter = _inter_calibration(Path(path), file)
+        if _MUON in file:
+            muons = _muons(Path(path), file)
+        return Throughputs(inter, muons)
+
+
+def _table(path: Path, file: tables.File, where: str) -> tables.Table:
+    node = file.get_node(where)
+    if not isinstance(node, tables.Table):
+        msg = f"{path}: {where} is not a table"
+        raise CorruptedInput(msg)
+    return node
+
+
+def _columns(path: Path, table: tables.Table, names: tuple[str, ...]) -> NDArray[np.void]:
+    if lacking := [name for name in names if name not in table.colnames]:
+        msg = f"{path}: {table._v_pathname} has no column {', '.join(lacking)}"
+        raise CorruptedInput(msg)
+    rows: NDArray[np.void] = table.read()
+    return rows
+
+
+def _inter_calibration(path: Path, file: tables.File) -> InterCalibrationTable:
+    table = _table(path, file, _INTER_CALIBRATION)
+    where = f"{path}: {table._v_pathname}"
+    if "time_bin" in table.colnames:
+        msg = (
+            f"{where} is binned in time: give the DL2 files alone, which makes one network of all"
+            " types by time bin, or an inter-calibration without bins"
+        )
+        raise CorruptedInput(msg)
+    rows = _columns(path, table, ("tel_type", "tel_id", "value", "error"))
+    tel_id = rows["tel_id"].astype(np.int64)
+    value, error = rows["value"].astype(np.float64), rows["error"].astype(np.float64)
+    ids, count = np.unique(tel_id, return_counts=True)
+    if (count > 1).any():
+        msg = f"{where} has telescope {ids[count > 1][0]} twice"
+        raise CorruptedInput(msg)
+    wrong = (np.isfinite(value) & (value <= 0)) | (error < 0)
+    if wrong.any():
+        row = np.flatnonzero(wrong)[0]
+        msg = f"{where} has value {value[row]} +- {error[row]} for telescope {tel_id[row]}"
+        raise CorruptedInput(msg)
+    if "obs_id" not in table.attrs:
+        msg = f"{where} does not tell by its attribute obs_id which observations it is from"
+        raise CorruptedInput(msg)
+    covariance = np.diag(error**2)
+    if f"{_INTER_CALIBRATION}_covariance" in file:
+        more = _table(path, file, f"{_INTER_CALIBRATION}_covariance")
+        entries = _columns(path, more, ("tel_id_1", "tel_id_2", "covariance"))
+        row = {number: k for k, number in enumerate(tel_id.tolist())}
+        ends = [[row.get(n, -1) for n in entries[f"tel_id_{k}"].tolist()] for k in (1, 2)]
+        if min(map(min, ends), default=0) < 0:
+            msg = f"{path}: {more._v_pathname} has telescopes that {table._v_pathname} has not"
+            raise CorruptedInput(msg)
+        covariance[ends[0], ends[1]] = entries["covariance"]
+    return InterCalibrationTable(
+        tel_id,
+        tuple(kind.decode("utf-8", "replace") for kind in rows["tel_type"].tolist()),
+        value,
+        error,
+        covariance,
+        tuple(np.unique(np.asarray(table.attrs["obs_id"], np.int64)).tolist()),
+    )
+
+
+def _muons(path: Path, file: tables.File) -> MuonThroughputs:
+    parts: dict[str, list[NDArray[np.generic]]] = {}
+    times: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = []
+    for name in sorted(file.get_node(_MUON)._v_children):
+        if not re.fullmatch(r"tel_\d+", name):
+            continue
+        table = _table(path, file, f"{_MUON}/{name}")
+        rows = _columns(path, table, ("mean", "sem", "n_events"))
+        where = f"{path}: {table._v_pathname}"
+        usable = np.isfinite(rows["mean"]) & np.isfinite(rows["sem"]) & (rows["n_events"] > 1)
+        wrong = usable & ~((rows["mean"] > 0) & (rows["sem"] > 0))
+        if wrong.any():
+            row = rows[wrong][0]
+            msg = f"{where} has a throughput of {row['mean']} +- {row['sem']}"
+            raise CorruptedInput(msg)
+        rows = rows[usable]
+        parts.setdefault("tel_id", []).append(np.full(len(rows), int(name[4:])))
+        for column in ("mean", "sem", "n_events"):
+            parts.setdefault(column, []).append(rows[column])
+        times.append(_chunk_times(rows))
+    if not parts:
+        return MuonThroughputs(
+            *(np.zeros(0, kind) for kind in (np.int64, float, float, np.int64)), None, None
+        )
+    known = [one for one in times if one is not None]
+    has_times = len(known) == len(times)
+    return MuonThroughputs(
+        tel_id=np.concatenate(parts["tel_id"]).astype(np.int64),
+        mean=np.concatenate(parts["mean"]).astype(np.float64),
+        sem=np.concatenate(parts["sem"]).astype(np.float64),
+        n_rings=np.concatenate(parts["n_events"]).astype(np.int64),
+        start_ns=np.concatenate([one[0] for one in known]) if has_times else None,
+        end_ns=np.concatenate([one[1] for one in known]) if has_times else None,
+    )
+
+
+def _chunk_times(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Begin and end of each chunk; None where they are not stored in high resolution."""
+    names = rows.dtype.names or ()
+    for name in ("time_start", "time_end"):
+        if name not in names or rows.dtype[name].shape != (2,):
+            return None
+    return ctao_time_ns(rows["time_start"]), ctao_time_ns(rows["time_end"])
