@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench scale faults statistics lint lock clean
+.PHONY: help install demo test bench scale faults statistics image-bias lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -53,6 +53,9 @@ faults: .venv/installed ## do to a real SLURM on this machine what can go wrong,
 
 statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/estimator.py
+
+image-bias: .venv/installed ## effect by effect, the biases of image sizes and what corrects them (1 min)
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/image_bias.py
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .

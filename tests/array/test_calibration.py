@@ -111,7 +111,7 @@ def test_rows_keep_each_energy_with_its_telescope(simulated):
     assert len(rows["event_id"]) > 100
     for i in (1, 2):
         keys = zip(rows["event_id"].tolist(), rows[f"tel_id_{i}"].tolist(), strict=True)
-        assert rows[f"energy_{i}_tev"].tolist() == [energy[key] for key in keys]
+        assert rows[f"x_{i}"].tolist() == [energy[key] for key in keys]
     assert (rows["tel_id_1"] < rows["tel_id_2"]).all()
 
 
@@ -174,12 +174,6 @@ def test_other_files_are_no_input(tmp_path, kind):
     assert isinstance(calibration, kind)
     with pytest.raises(WrongKind, match=r"other\.h5"):
         calibration.survey(identify(path))
-
-
-def test_image_asymmetries_come_from_files_of_them(simulated):
-    settings = {"CalculateInterCalibration.asymmetry_label": "image_asymmetry"}
-    with pytest.raises(ConfigError, match="not from DL2 files"):
-        plan(JOB, simulated.paths, overrides=settings)
 
 
 def test_nothing_in_common(simulated):

@@ -22,7 +22,9 @@ JOB_SCRIPTS = [path for path in SCRIPTS if path.stem.replace("_", "-") in JOBS]
 
 
 def _job(path):
-    return path.stem.replace("_", "-")
+    """Job of a file; one that shows a variant begins with the name of the job."""
+    name = path.stem.replace("_", "-")
+    return max((job for job in JOBS if name.startswith(job)), key=len, default=name)
 
 
 def _environment():
