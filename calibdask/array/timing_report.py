@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.array.report import Quantity, TelescopeLayout, inter_calibration_sections
+from calibdask.array.timing_summary import MIN_EVENTS_PER_IMPACT_BIN
 from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def _systematic(
         "shrink with more showers. Offsets are relative, so that of the reference comes on top. "
         "What is the same at all distances does not show here."
     )
-    known = np.isfinite(residuals["residual_error"])
+    known = residuals["n_events"] >= MIN_EVENTS_PER_IMPACT_BIN
     if not known.any():
-        return [text, Notice("warning", "No telescope has residuals: nothing is known of it.")]
+        return [text, Notice("warning", "No bin has enough events: nothing is known of it.")]
     return [
         text,
         _draw_residuals({name: values[known] for name, values in residuals.items()}),
@@ -124,7 +125,8 @@ def _draw_residuals(residuals: Mapping[str, NDArray[Any]]) -> FigureBlock:
 
     def paint(figure: Figure) -> None:
         gaps = {"hspace": gap_in / panel_in}
-        panels = figure.subplots(len(types), 1, squeeze=False, gridspec_kw=gaps)[:, 0]
+        panels = figure.subplots(len(types), 1, squeeze=False, sharex=True, gridspec_kw=gaps)
+        panels = panels[:, 0]
         for panel, tel_type in zip(panels, types, strict=True):
             rows = residuals["tel_type"] == tel_type
             centre = 0.5 * (residuals["impact_low"] + residuals["impact_high"])
@@ -143,10 +145,6 @@ def _draw_residuals(residuals: Mapping[str, NDArray[Any]]) -> FigureBlock:
                 capsize=2,
             )
             panel.axhline(0, color="#333333", linewidth=0.9, zorder=1)
-            # Few events in a bin scatter widely: they do not set the scale.
-            reach = 1.3 * max(abs(m) + error[x] for x, m in mean.items())
-            near = np.percentile(np.abs(residuals["residual"][rows]), 90)
-            panel.set_ylim(-max(reach, near), max(reach, near))
             panel.set_title(tel_type)
             panel.set_ylabel("residual, ns")
         panels[-1].set_xlabel("impact distance, m")
@@ -157,7 +155,8 @@ def _draw_residuals(residuals: Mapping[str, NDArray[Any]]) -> FigureBlock:
         margins_in=(0.8, 0.15, below_in, above_in),
         alt=f"Mean residual by impact distance, one panel per type. {'; '.join(spreads)}.",
         caption="Residual of the times against the fit by impact distance: grey, the mean of each "
-        "telescope; blue, that of its type with its error.",
+        f"telescope; blue, that of its type with its error. Bins of {MIN_EVENTS_PER_IMPACT_BIN} "
+        "events of the telescope or more.",
     )
 
 

@@ -111,6 +111,12 @@ class TimingScores:
     scores: ScoreSummary
     residuals: Moments
 
+    @classmethod
+    def identity(cls, n_telescopes: int, n_components: int, n_bins: int) -> Self:
+        """No events: merging it changes nothing."""
+        scores = ScoreSummary.identity(n_telescopes, n_components)
+        return cls(scores, Moments.identity((n_telescopes, n_bins)))
+
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
         return type(self)(self.scores.merge(other.scores), self.residuals.merge(other.residuals))
