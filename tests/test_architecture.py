@@ -31,6 +31,8 @@ MORE_FOR_GLUE = {
     "jobs.py": {"registry"},
     "report.py": {"report"},
     "timing_report.py": {"report"},
+    "cross_report.py": {"report"},
+    "drift_report.py": {"report"},
 }
 
 

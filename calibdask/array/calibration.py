@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         InterCalibrationOptions,
     )
     from calibdask.array.network import NetworkFit
+    from calibdask.array.report import Quantity
     from calibdask.report import Section
 
 __all__ = ["EnergyAsymmetryEstimation", "ImageAsymmetryEstimation", "InterCalibration"]
@@ -583,13 +584,17 @@ class InterCalibration(PairwiseCalibration):
             "process_type": self.process_type,
         }
 
-    def report(
-        self, result: Mapping[Cell, NetworkFit], tables: Mapping[str, QTable]
-    ) -> Sequence[Section]:
+    @property
+    def quantity(self) -> Quantity:
+        """What is calibrated, in words."""
+        from calibdask.array.report import THROUGHPUT
+
+        return THROUGHPUT
+
+    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: coefficients, residuals, map, components."""
         from calibdask.array.report import inter_calibration_sections
 
-        del result
         return inter_calibration_sections(
             tables, self.places(tables), truth=dict(self.truth) or None
         )

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from calibdask.array.absolute import Combined, TypeScales
     from calibdask.array.config import CrossCalibrationOptions
+    from calibdask.array.report import Quantity
     from calibdask.report import Section
 
 __all__ = ["CrossCalibration", "Given"]
@@ -599,13 +600,17 @@ class CrossCalibration(PairwiseCalibration):
             return int(chosen[0])
         return int(np.argmax(np.where(usable, fit.n_events, -1)))
 
-    def report(
-        self, result: Mapping[Cell, NetworkFit], tables: Mapping[str, QTable]
-    ) -> Sequence[Section]:
-        """Give the sections of the report: types, muons, coefficients, pairs, map, network."""
-        from calibdask.array.report import cross_calibration_sections
+    @property
+    def quantity(self) -> Quantity:
+        """What is calibrated, in words."""
+        from calibdask.array.cross_report import CROSS_THROUGHPUT
 
-        del result
+        return CROSS_THROUGHPUT
+
+    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+        """Give the sections of the report: types, muons, coefficients, pairs, map, network."""
+        from calibdask.array.cross_report import cross_calibration_sections
+
         return cross_calibration_sections(
             tables, self.places(tables), truth=dict(self.truth) or None
         )

@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.drift import Drift
-    from calibdask.array.report import TelescopeLayout
+    from calibdask.array.report import Quantity, TelescopeLayout
+    from calibdask.report import Section
     from calibdask.select import TelescopePatterns
     from calibdask.stats.timebins import TimeBins
 
@@ -620,6 +621,25 @@ class PairwiseCalibration(FromDl2):
             "time_start": to_time(start_ns),
             "time_end": to_time(start_ns + self.bins.width_ns),
         }
+
+    @property
+    def quantity(self) -> Quantity:
+        """What is calibrated, in words."""
+        raise NotImplementedError
+
+    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+        """Give the sections of the report about one fit."""
+        raise NotImplementedError
+
+    def report(self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the report; of all time bins their drift, and the last one."""
+        from calibdask.array.drift_report import drift_sections, last_bin
+
+        del result
+        if self.bins is None:
+            return self.sections(tables)
+        _, last = last_bin(tables, self.table)
+        return [*drift_sections(tables, self.quantity), *self.sections(last)]
 
     def places(self, tables: Mapping[str, QTable]) -> TelescopeLayout:
         """Give the positions of the telescopes in the tables, for the report."""

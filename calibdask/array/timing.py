@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.config import TimingCalibrationOptions
+    from calibdask.array.report import Quantity
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
     from calibdask.report import Section
@@ -144,8 +145,13 @@ class TimingCalibration(PairwiseCalibration):
     # -- planning -------------------------------------------------------------------------------
 
     def survey(self, source: InputRef) -> Survey:
-        """Look at a DL2 file; refuse one whose heights cannot be related to its ground."""
+        """Look at a DL2 file; refuse one without telescope times, or without a known ground."""
         survey = super().survey(source)
+        if not survey.facts.info.has_telescope_times:
+            raise MissingInput(
+                f"{source.path}: has no trigger times of its telescopes"
+                " (/dl1/event/telescope/trigger, column time): offsets need them"
+            )
         self._altitude_m(survey.facts.info.layout, source.path)
         return survey
 
@@ -347,11 +353,17 @@ class TimingCalibration(PairwiseCalibration):
         for name, text in _DESCRIPTIONS.items():
             offsets[name].info.description = text
 
-    def report(self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]) -> Sequence[Section]:
+    @property
+    def quantity(self) -> Quantity:
+        """What is calibrated, in words."""
+        from calibdask.array.timing_report import OFFSET
+
+        return OFFSET
+
+    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: offsets, systematic error, residuals, map, network."""
         from calibdask.array.timing_report import timing_sections
 
-        del result
         return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
 
     def product(self, result: Mapping[Cell, Any]) -> Mapping[str, str]:
