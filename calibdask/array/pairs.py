@@ -174,6 +174,14 @@ def select_pairs(
         passed &= holds
         flow[name] = int(np.count_nonzero(passed))
     rows = np.flatnonzero(passed)
+    if ALTITUDE in events.columns:
+        lost = rows[np.isnan(events.columns[ALTITUDE][rows])]
+        if len(lost):
+            listed = ", ".join(map(str, np.unique(events.tel_id[lost]).tolist()))
+            warnings.append(
+                f"{len(lost)} telescope events have no altitude, of telescopes {listed}: no"
+                " pointing table, or their times are outside of it; they are in no equidistant pair"
+            )
     one, two = pair_events(events.event[rows], events.tel_id[rows], *_pairs_of(options, layout))
     row_1, row_2 = rows[one], rows[two]
     flow["pairs"] = len(row_1)
