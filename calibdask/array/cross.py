@@ -510,15 +510,19 @@ class CrossCalibration(PairwiseCalibration):
         value = np.exp(scaled.log_value)
         if self.muons:
             main["value_of_pairs"], main["error_of_pairs"] = main["value"], main["error"]
-            main["n_rings"] = scaled.n_rings
+            main["n_rings"], main["absolute"] = scaled.n_rings, scaled.is_absolute
         main["value"] = value
         with np.errstate(invalid="ignore"):
             error = value * np.sqrt(np.diagonal(scaled.covariance))
         main["error"] = np.where(scaled.known, error, np.nan)
         flags = np.strings.replace(np.asarray(main["flags"], np.str_), "B", "")
         flags = np.where(scaled.is_absolute, np.strings.replace(flags, "R", ""), flags)
-        flags = np.strings.add(flags, np.where(np.isfinite(value) & ~scaled.known, "B", ""))
-        main["flags"] = np.strings.add(flags, np.where(scaled.is_absolute, "M", ""))
+        uncertain = np.isfinite(value) & ~scaled.known
+        main["flags"] = np.strings.add(flags, np.where(uncertain, "B", ""))
+        components = named[f"{COEFFICIENTS}_components"]
+        bad = [bool(uncertain[main["component"] == c].any()) for c in components["component"]]
+        letters = np.strings.replace(np.asarray(components["flags"], np.str_), "B", "")
+        components["flags"] = np.strings.add(letters, np.where(np.array(bad, bool), "B", ""))
         table = named[f"{COEFFICIENTS}_covariance"]
         where = {number: k for k, number in enumerate(main["tel_id"].tolist())}
         one, two = ([where[n] for n in table[f"tel_id_{k}"].tolist()] for k in (1, 2))

@@ -54,7 +54,6 @@ FLAGS: dict[str, str] = {
     "scatter below one histogram bin, or median outside the histogram)",
     "I": "some of its pair events were left out: a value was not finite and positive",
     "P": "preliminary: its error needs a later stage of the fit",
-    "M": "absolute: its scale is that of muon throughputs",
     "J": "jumps: the step from its last time bin to this one is too large for chance",
     "V": "varies: its values in all time bins are not those of a constant",
 }

@@ -103,7 +103,7 @@ THROUGHPUT = Quantity(
     column="log_ratio",
 )
 
-MILD_FLAGS = "RSUIM"
+MILD_FLAGS = "RSUI"
 """Flags that say how a coefficient came about; every other one restricts what it is good for."""
 
 P_VALUE_LIMIT = 1e-3
