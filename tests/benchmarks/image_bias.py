@@ -21,7 +21,7 @@ from calibdask.array.pairs import ALTITUDE, Layout, select_pairs
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.summary import PairEvents, reduce_stage
 
-__all__ = ["METHODS", "SETTINGS", "Bias", "biases", "study", "table"]
+__all__ = ["METHODS", "SETTINGS", "Bias", "biases", "rows_of", "study", "table"]
 
 INDIVIDUAL_PE = 80.0
 OPTIONS = {
@@ -142,7 +142,7 @@ class _Rows:
         return kept & (self.size >= least), least
 
 
-def _rows(simulation: ArraySimulation, n_blocks: int) -> _Rows:
+def rows_of(simulation: ArraySimulation, n_blocks: int) -> _Rows:
     parts, first_event = [], 0
     for block in range(n_blocks):
         events, layout = _events(simulation, block)
@@ -264,8 +264,8 @@ def study(setting: str, n_blocks: int) -> dict[str, dict[str, Bias]]:
     # The truth may select what no telescope triggers on.
     untriggered = replace(simulation, threshold_scale=0.2)
     rows = {
-        "true light": _rows(untriggered, n_blocks),
-        "each size": _rows(simulation, n_blocks),
+        "true light": rows_of(untriggered, n_blocks),
+        "each size": rows_of(simulation, n_blocks),
     }
     rows["pair's size"] = rows["each size"]
     results = {
