@@ -71,6 +71,7 @@ type Normalisation = Literal["reference", "weighted-mean"]
 type AsymmetryLabel = Literal["energy_asymmetry", "image_asymmetry"]
 type ArrivalTime = Literal["trigger", "peak_time_mean", "timing_intercept"]
 type Front = Literal["spherical", "plane"]
+type RemovedDelay = Literal["none", "pointing"]
 type HeightZero = Literal["sea-level", "ground"]
 type TimingEstimator = Literal["mean", "median", "clipped"]
 
@@ -461,6 +462,11 @@ class CalculateTimingCalibration(_CalculateAsymmetry):
     front: Annotated[Front, caseless("spherical", "plane")] = Field(
         default="spherical",
         description="Shape of the light's front: a sphere around the shower's maximum, or a plane.",
+    )
+    delay_removed: Annotated[RemovedDelay, caseless("none", "pointing")] = Field(
+        default="none",
+        description="Which delay was already taken out of the times: none of what clocks give; of "
+        "what sim_telarray writes, that of a plane front from where the array points.",
     )
     h_max_above: Annotated[HeightZero, caseless("sea-level", "ground")] = Field(
         default="sea-level",
@@ -996,6 +1002,7 @@ class TimingCalibrationOptions(AsymmetryOptions):
                 "gammaness_reconstructor": section.gammaness_reconstructor,
                 "time": section.time,
                 "front": section.front,
+                "delay_removed": section.delay_removed,
                 "h_max_above": section.h_max_above,
                 "observatory_altitude": section.observatory_altitude,
                 "mixed_types": section.mixed_types,

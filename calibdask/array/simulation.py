@@ -308,6 +308,9 @@ class ArraySimulation:
         Small images trigger late: by this times the square root of threshold over size.
     peak_follows_trigger : bool
         A late trigger opens the readout window late: what delays it is missing in the peak time.
+    pointing_delay_removed : bool
+        The delay of a plane front from the pointing is taken out of the telescopes' time stamps, as
+        sim_telarray does.
     time_outlier_fraction, time_outlier_ns : float
         Of the telescopes' time stamps: moved by anything up to this, as accidental triggers are.
     missing_time_fraction : float
@@ -388,6 +391,7 @@ class ArraySimulation:
     time_drift_ns_per_h: float = 0.0
     trigger_walk_ns: float = 0.0
     peak_follows_trigger: bool = False
+    pointing_delay_removed: bool = False
     time_outlier_fraction: float = 0.0
     time_outlier_ns: float = 500.0
     missing_time_fraction: float = 0.0
@@ -934,6 +938,11 @@ def _reconstruct(
         threshold_pe / np.maximum(images["intensity_pe"], 1.0)
     )
     delay_ns += walk_ns
+    if options.pointing_delay_removed:
+        alt, az = np.radians([options.pointing_alt_deg, options.pointing_az_deg])
+        level = np.cos(alt)
+        towards = np.array([level * np.cos(az), -level * np.sin(az), np.sin(alt)])
+        delay_ns += position_m @ towards * _NS_PER_M
     start_s = options.start_tai_s(block)
     events["time"] = ctao_time(start_s + events["time_s"], np.zeros(n_events))
     images["time"] = ctao_time(start_s + events["time_s"][event], delay_ns)

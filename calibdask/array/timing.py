@@ -27,6 +27,7 @@ from calibdask.array.timing_summary import (
 from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard, Summary, Survey
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.dl2 import Needs, TelescopeEvents
+from calibdask.io.pointing import read_block_pointing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -72,6 +73,28 @@ class TimingData:
     cut_flow: Mapping[str, int] | None = None
     rows: Rows | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What is read of a shard.
+
+    Attributes
+    ----------
+    shard : Shard
+        The shard.
+    events : TelescopeEvents
+        Its telescope events.
+    altitude_m : float
+        Height of the ground in the system in which h_max is given.
+    pointing : ndarray of float64, shape (N, 2), or None
+        Altitude and azimuth, in rad, of the direction whose delay was taken out of the times.
+    """
+
+    shard: Shard
+    events: TelescopeEvents
+    altitude_m: float
+    pointing: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -199,13 +222,17 @@ class TimingCalibration(PairwiseCalibration):
                 raise CorruptedInput(
                     f"{path}: has {column} in {data.units[column]!r}, not in deg or rad"
                 )
-        return shard, data, self._altitude_m(data.layout, path)
+        pointing = None
+        if self.options.section.delay_removed == "pointing":
+            of_block = read_block_pointing(path)
+            nowhere = (np.nan, np.nan)
+            pointing = np.array([of_block.get(i, nowhere) for i in data.obs_id.tolist()])
+        return _Read(shard, data, self._altitude_m(data.layout, path), pointing)
 
-    def _arrival(
-        self, data: TelescopeEvents, altitude_m: float
-    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
+    def _arrival(self, read: _Read) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
         """Time of each telescope event less that of the front, ns, and what it has to fulfil."""
         section, geometry = self.options.section, self.options.geometry_reconstructor
+        data = read.events
         columns = data.columns
         alt, az = (
             columns[f"{geometry}_{name}"] * _RADIANS[data.units[f"{geometry}_{name}"]]
@@ -213,14 +240,18 @@ class TimingCalibration(PairwiseCalibration):
         )
         place = np.zeros((int(data.layout.tel_id.max(initial=0)) + 1, 3))
         place[data.layout.tel_id] = data.layout.position_m
+        time_ns = since_first_ns(columns["time"], data.event, data.n_events)
         position_m = place[data.tel_id]
+        if read.pointing is not None:
+            time_ns += front_delay_ns(
+                "plane", position_m, *read.pointing.T, np.full(len(alt), np.inf)
+            )
         position_m[:, 0] -= columns[f"{geometry}_core_x"]
         position_m[:, 1] -= columns[f"{geometry}_core_y"]
         distance_m = np.full(len(alt), np.inf)
         if section.front == "spherical":
-            distance_m = (columns[f"{geometry}_h_max"] - altitude_m) / np.sin(alt)
+            distance_m = (columns[f"{geometry}_h_max"] - read.altitude_m) / np.sin(alt)
         delay_ns = front_delay_ns(section.front, position_m, alt, az, distance_m)
-        time_ns = since_first_ns(columns["time"], data.event, data.n_events)
         if section.time != "trigger":
             # The window opens with the trigger: together they tell when the light arrived, up to
             # a delay of the camera, whatever made the trigger late. Alone neither window nor peak
@@ -231,11 +262,10 @@ class TimingCalibration(PairwiseCalibration):
             "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
         }
 
-    def _pair_up(
-        self, data: TelescopeEvents, altitude_m: float, cells: tuple[Cell, ...]
-    ) -> TimingData:
+    def _pair_up(self, read: _Read) -> TimingData:
         """Select the pairs of a shard, and keep the telescope events in them."""
-        residual_ns, known = self._arrival(data, altitude_m)
+        data = read.events
+        residual_ns, known = self._arrival(read)
         pairs = select_pairs(data, self.options, layout_of_file(data.layout), known)
         kept, both = np.unique(np.concatenate([pairs.row_1, pairs.row_2]), return_inverse=True)
         row_1, row_2 = both.astype(np.int32).reshape(2, -1)
@@ -253,14 +283,19 @@ class TimingCalibration(PairwiseCalibration):
         keys = event_keys(event, data.obs_id[kept], data.event_id[kept])
         flow = {**pairs.cut_flow, "events with a pair": len(keys)}
         return TimingData(
-            _events_of(rows), rows.get("time_bin"), cells, keys, flow, rows, pairs.warnings
+            _events_of(rows),
+            rows.get("time_bin"),
+            read.shard.cells,
+            keys,
+            flow,
+            rows,
+            pairs.warnings,
         )
 
     def reduce(self, stage: int, data: Any, given: Mapping[Cell, Any]) -> Reduced:
         """Summarise the pairs' times, or the events' scores about a fit."""
-        if isinstance(data, tuple):
-            shard, events, altitude_m = data
-            data = self._pair_up(events, altitude_m, shard.cells)
+        if isinstance(data, _Read):
+            data = self._pair_up(data)
         telescopes = self._fit_rows()
         summaries: dict[Cell, Summary] = {
             cell: reduce_timing(stage, self.timing, events, telescopes, given.get(cell))

@@ -206,6 +206,8 @@ class Dl2Info:
         "CTA PRODUCT ID" of the file.
     process_type : str or None
         "CTA PROCESS TYPE": "Observation" or "Simulation".
+    has_telescope_times : bool
+        Whether each telescope has trigger times: else a column "time" is that of the event.
     """
 
     layout: ArrayLayout
@@ -215,6 +217,7 @@ class Dl2Info:
     bytes_needed: int
     product_id: str | None
     process_type: str | None
+    has_telescope_times: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -294,6 +297,10 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
             bytes_needed=_bytes_needed(wanted, n_rows),
             product_id=str(root["CTA PRODUCT ID"]) if "CTA PRODUCT ID" in root else None,
             process_type=str(root["CTA PROCESS TYPE"]) if "CTA PROCESS TYPE" in root else None,
+            has_telescope_times=any(
+                _TIME in source.dtypes
+                for source in reader._source(_TELESCOPE_TRIGGER, "telescope and event")
+            ),
         )
 
 

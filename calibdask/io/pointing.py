@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PLACES", "Pointing", "read_pointing", "require_pointing"]
+__all__ = ["PLACES", "Pointing", "read_block_pointing", "read_pointing", "require_pointing"]
 
 PLACES = ("/dl1/monitoring/telescope/pointing", "/dl0/monitoring/telescope/pointing")
 """Groups of the pointing tables, in the order in which they are looked for."""
+
+_BLOCKS = "/configuration/observation/observation_block"
+_ALTAZ = 0  # ctapipe.containers.CoordinateFrameType.ALTAZ
 
 _TO_RAD = {"rad": 1.0, "deg": np.pi / 180}
 
@@ -116,6 +119,48 @@ def read_pointing(path: Path | str, tel_ids: Iterable[int]) -> dict[int, Pointin
                 if where in file:
                     found[tel_id] = _read(Path(path), file.get_node(where))
                     break
+    return found
+
+
+def read_block_pointing(path: Path | str) -> dict[int, tuple[float, float]]:
+    """Read where the array was pointed in each observation block, altitude and azimuth in rad.
+
+    Blocks that follow a source in the sky have no such direction and are left out.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+
+    Raises
+    ------
+    MissingInput
+        No such file, or no block with a direction.
+    CorruptedInput
+        The directions have no unit of an angle; or as `calibdask.io.hdf5.open_hdf5`.
+    TransientError
+        As `calibdask.io.hdf5.open_hdf5`.
+    """
+    names = ("obs_id", "subarray_pointing_lat", "subarray_pointing_lon", "subarray_pointing_frame")
+    found: dict[int, tuple[float, float]] = {}
+    with open_hdf5(path) as file:
+        table = file.get_node(_BLOCKS) if _BLOCKS in file else None
+        if isinstance(table, tables.Table) and set(names) <= set(table.colnames):
+            factors = []
+            for name in names[1:3]:
+                unit_of = f"CTAFIELD_{table.colnames.index(name)}_UNIT"
+                unit = str(table.attrs[unit_of]) if unit_of in table.attrs else ""
+                if unit not in _TO_RAD:
+                    msg = f"{path}: {_BLOCKS} has {name} in {unit!r}, expected rad or deg"
+                    raise CorruptedInput(msg)
+                factors.append(_TO_RAD[unit])
+            for obs_id, lat, lon, frame in zip(*(table.col(name) for name in names), strict=True):
+                if frame == _ALTAZ and np.isfinite([lat, lon]).all():
+                    found[int(obs_id)] = float(lat) * factors[0], float(lon) * factors[1]
+    if not found:
+        raise MissingInput(
+            f"{path}: {_BLOCKS} does not tell where the array pointed (altitude and azimuth)"
+        )
     return found
 
 
