@@ -32,6 +32,7 @@ MORE_FOR_GLUE = {
     "report.py": {"report"},
     "timing_report.py": {"report"},
     "cross_report.py": {"report"},
+    "image_report.py": {"report"},
     "drift_report.py": {"report"},
 }
 

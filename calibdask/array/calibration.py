@@ -593,11 +593,36 @@ class InterCalibration(PairwiseCalibration):
 
     def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: coefficients, residuals, map, components."""
+        from calibdask.array.image_report import image_size_section
         from calibdask.array.report import inter_calibration_sections
 
-        return inter_calibration_sections(
+        sections = inter_calibration_sections(
             tables, self.places(tables), truth=dict(self.truth) or None
         )
+        if self.of_images:
+            # After what needs attention and the values.
+            what = image_size_section(tables, self.table, corrections=self._corrections())
+            sections.insert(2, what)
+        return sections
+
+    def _corrections(self) -> list[str]:
+        """Say what was done about the biases of image sizes."""
+        cut, estimator = self._inter.minimum_pair_intensity, self._inter.estimator
+        said = [
+            "No cut on the size of a pair was made."
+            if cut is None
+            else "A cut on the geometric mean of both sizes treats the two alike.",
+            "The mean asymmetry was fitted as it is, for comparison."
+            if estimator == "asymmetry"
+            else "Scatter leaves the centre of ln x1 - ln x2 where it is.",
+        ]
+        if self.distance_term:
+            said.append("What the two impact distances differ by was fitted, one slope by type.")
+        if HIGHER_CUT in self.selections:
+            said.append("A systematic error is told by a cut on the pair 1.5 times as high.")
+        if NARROWER_WINDOW in self.selections:
+            said.append("A systematic error is told by half of the window of equal distances.")
+        return said
 
 
 def _layout_of_rows(table: Asymmetries) -> Layout:

@@ -73,10 +73,12 @@ def harder_selections(
 def systematic(fit: NetworkFit, harder: Mapping[str, NetworkFit]) -> NDArray[np.float64]:
     """Systematic error of ln c, from fits to the rows that pass harder selections.
 
-    The rows of a harder selection are some of all rows, so a change D_i of ln c_i has the variance
-    V_i = var_harder - var_all by statistics alone (Barlow 2002, hep-ex/0207026, eq. 7). What
-    exceeds it, pooled over the telescopes of a component, is systematic:
-    s^2 = sum over selections of max(0, mean_i(D_i^2 - V_i)).
+    The rows of a harder selection are some of all rows, so by statistics alone the changes D of
+    ln c have the covariance V = C_harder - C_all (Barlow 2002, hep-ex/0207026, eq. 7). What exceeds
+    it is systematic. About the mean over the T telescopes of a component, P = 1 - 1 1^T/T, its
+    variance is s^2 = max(0, |P D|^2 - tr(P V))/(T - 1), summed over the selections. The same
+    independent error s of every telescope is then taken to where the fit has its zero, g . theta:
+    s_i^2 = s^2 (1 - 2 g_i + sum_j g_j^2), which is 2 s^2 against a reference telescope.
 
     Parameters
     ----------
@@ -91,28 +93,36 @@ def systematic(fit: NetworkFit, harder: Mapping[str, NetworkFit]) -> NDArray[np.
         0 for a reference, NaN for a telescope without value, or where no harder selection has
         values for two telescopes of the component.
     """
-    square = np.full(len(fit.tel_id), np.nan)
-    for other in harder.values():
-        row = {int(tel_id): i for i, tel_id in enumerate(other.tel_id)}
-        rows = np.array([row[int(tel_id)] for tel_id in fit.tel_id], np.int64)
-        change = other.theta[rows] - fit.theta
-        variance = np.diagonal(other.covariance)[rows] - np.diagonal(fit.covariance)
-        same_part = other.component[rows]
-        for c in range(len(fit.component_n_events)):
-            inside = (fit.component == c) & np.isfinite(change) & (same_part >= 0)
-            parts, counts = np.unique(same_part[inside], return_counts=True)
-            if not len(parts):
-                continue
-            inside &= same_part == parts[np.argmax(counts)]
-            gauge = np.where(inside, fit.gauge, 0.0)
-            if not gauge.any():  # the reference is not among them: compare with the mean
-                gauge = inside.astype(np.float64)
-            moved = change - np.sum(gauge[inside] * change[inside]) / gauge.sum()
-            inside &= ~fit.is_reference
-            if not inside.any():
-                continue
-            excess = np.mean(moved[inside] ** 2 - np.maximum(variance[inside], 0.0))
-            member = (fit.component == c) & np.isfinite(fit.theta)
-            square[member] = np.nan_to_num(square[member]) + max(excess, 0.0)
-    square[fit.is_reference & np.isfinite(square)] = 0.0
-    return np.sqrt(square)
+    error = np.full(len(fit.tel_id), np.nan)
+    for c in range(len(fit.component_n_events)):
+        member = (fit.component == c) & np.isfinite(fit.theta)
+        found = [
+            square
+            for other in harder.values()
+            if (square := _excess(fit, other, member)) is not None
+        ]
+        if found:
+            gauge = fit.gauge[member]
+            spread = np.maximum(1 - 2 * gauge + np.sum(gauge**2), 0.0)
+            error[member] = np.sqrt(sum(found) * spread)
+    return error
+
+
+def _excess(fit: NetworkFit, other: NetworkFit, member: NDArray[np.bool_]) -> float | None:
+    """s^2 of one harder selection; None where it lacks two telescopes in common."""
+    row = {int(tel_id): i for i, tel_id in enumerate(other.tel_id)}
+    mine = np.flatnonzero(member)
+    theirs = np.array([row.get(int(tel_id), -1) for tel_id in fit.tel_id[mine]], np.int64)
+    known = theirs >= 0
+    known[known] = np.isfinite(other.theta[theirs[known]])
+    parts, counts = np.unique(other.component[theirs[known]], return_counts=True)
+    if not len(parts) or counts.max() < 2:
+        return None
+    known[known] = other.component[theirs[known]] == parts[np.argmax(counts)]
+    mine, theirs = mine[known], theirs[known]
+    change = other.theta[theirs] - fit.theta[mine]
+    change -= change.mean()
+    covariance = other.covariance[np.ix_(theirs, theirs)] - fit.covariance[np.ix_(mine, mine)]
+    expected = np.trace(covariance) - covariance.sum() / len(mine)
+    excess = np.sum(change**2) - max(expected, 0.0)
+    return float(max(excess, 0.0) / (len(mine) - 1))

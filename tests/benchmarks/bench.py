@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "config.yaml"
+IMAGES = HERE / "config_images.yaml"
 CALIBDASK = Path(sys.executable).with_name("calibdask")
 SAMPLING_S = 0.1
 _PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
@@ -297,11 +298,13 @@ class Bench:
         """Give a new folder to work in."""
         return Path(tempfile.mkdtemp(dir=self.scratch, prefix=f"{name}-"))
 
-    def inter_calibration(self, paths: Iterable[Path], *options: str) -> tuple[Cost, int]:
+    def inter_calibration(
+        self, paths: Iterable[Path], *options: str, config: Path = CONFIG
+    ) -> tuple[Cost, int]:
         """Run the whole job from the shell; give its cost and the pairs it selected."""
         folder = self.folder("job")
         output = folder / "inter.h5"
-        cost = run([*_job(paths, output), *options], folder)
+        cost = run([*_job(paths, output, config), *options], folder)
         provenance = json.loads(output.with_suffix(".provenance.json").read_text("utf-8"))
         shutil.rmtree(folder)
         return cost, int(provenance["cut_flow"]["equidistant pairs"])
@@ -332,19 +335,21 @@ class Bench:
 
     # -- 2
 
-    def _peer_job(self, paths: Sequence[Path]) -> tuple[float, float, int]:
+    def _peer_job(
+        self, paths: Sequence[Path], kind: str = "energy", config: Path = CONFIG
+    ) -> tuple[float, float, int]:
         """Run both steps of the peer: CPU seconds, largest process in MB, pairs."""
         if self.peer is None:
             raise ValueError("there is no peer")
         folder = self.folder("peer")
         asymmetries = folder / "asymmetries"
         asymmetries.mkdir()
-        first = self.peer.with_name("calibpipe-energy-asymmetry-estimation")
+        first = self.peer.with_name(f"calibpipe-{kind}-asymmetry-estimation")
         second = self.peer.with_name("calibpipe-inter-calibration")
         commands: list[Command] = [
-            [first, "-c", CONFIG, "-i", path, "-o", asymmetries / path.name] for path in paths
+            [first, "-c", config, "-i", path, "-o", asymmetries / path.name] for path in paths
         ]
-        commands.append([second, "-c", CONFIG, "-i", asymmetries, "-o", folder / "inter.h5"])
+        commands.append([second, "-c", config, "-i", asymmetries, "-o", folder / "inter.h5"])
         costs = []
         for number, one in enumerate(commands):
             _say(f"peer: step {number + 1} of {len(commands)}")
@@ -352,7 +357,7 @@ class Bench:
         n_pairs = 0
         for path in asymmetries.glob("*.h5"):
             with tables.open_file(path) as file:
-                n_pairs += int(file.root.energy_asymmetry.events.nrows)
+                n_pairs += int(file.get_node(f"/{kind}_asymmetry/events").nrows)
         return sum(one.cpu_s for one in costs), max(one.total_mb for one in costs), n_pairs
 
     def job(self) -> list[Row]:
@@ -384,6 +389,20 @@ class Bench:
             label = f"whole job, {name}: memory, sum"
             rows.append(Row(label, total_mb, "MB", peer_mb, against))
         return rows
+
+    def images(self) -> list[Row]:
+        """Both steps of image sizes from the shell, corrections and systematic error included."""
+        paths = self.simulated(8, 1.2e6)
+        cost, n_pairs = self.inter_calibration(paths, "--cluster", "serial", config=IMAGES)
+        peer_s, peer_mb = math.nan, math.nan
+        if self.peer is not None:
+            peer_s, peer_mb, peer_pairs = self._peer_job(paths, "image", IMAGES)
+            _same(n_pairs, peer_pairs)
+        name = "image sizes, serial"
+        return [
+            Row(f"{name}: CPU", cost.cpu_s, "s", peer_s, "peer, 2 steps", 1 / 10),
+            Row(f"{name}: memory, sum", cost.total_mb, "MB", peer_mb, "peer's largest step"),
+        ]
 
     # -- 3
 
@@ -444,9 +463,9 @@ class Bench:
         ]
 
 
-def _job(paths: Iterable[Path], output: Path) -> Command:
+def _job(paths: Iterable[Path], output: Path, config: Path = CONFIG) -> Command:
     """Give the command of the inter-calibration."""
-    return [CALIBDASK, "inter-calibration", "-c", CONFIG, "-o", output, "-i", *paths]
+    return [CALIBDASK, "inter-calibration", "-c", config, "-o", output, "-i", *paths]
 
 
 def _simulate(folder: Path, n_files: int, n_telescope_events: int, scratch: Path) -> Cost:
@@ -497,6 +516,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     benchmarks: dict[str, Callable[[Bench], list[Row]]] = {
         "warm": Bench.warm,
         "job": Bench.job,
+        "images": Bench.images,
         "startup": Bench.startup,
         "memory": Bench.memory,
         "simulate": Bench.simulation,
