@@ -52,7 +52,8 @@ FLAGS: dict[str, str] = {
     "B": "bad: too few events for an error of its own (no error quoted)",
     "U": "some pair of it was dropped because its centre or scatter cannot be had (no scatter, "
     "scatter below one histogram bin, or median outside the histogram)",
-    "I": "some of its pair events were left out: a value was not finite and positive",
+    "I": "some of its pair events were left out: a value was not finite and positive, or a time "
+    "was too far off",
     "P": "preliminary: its error needs a later stage of the fit",
     "J": "jumps: the step from its last time bin to this one is too large for chance",
     "V": "varies: its values in all time bins are not those of a constant",

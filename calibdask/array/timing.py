@@ -20,6 +20,7 @@ from calibdask.array.timing_summary import (
     TimingScores,
     fit_timing,
     n_stages,
+    offset_network,
     reduce_timing,
     residual_columns,
     systematic_covariance,
@@ -243,9 +244,9 @@ class TimingCalibration(PairwiseCalibration):
         time_ns = since_first_ns(columns["time"], data.event, data.n_events)
         position_m = place[data.tel_id]
         if read.pointing is not None:
-            time_ns += front_delay_ns(
-                "plane", position_m, *read.pointing.T, np.full(len(alt), np.inf)
-            )
+            towards_alt, towards_az = read.pointing[:, 0], read.pointing[:, 1]
+            plane_m = np.full(len(alt), np.inf)
+            time_ns += front_delay_ns("plane", position_m, towards_alt, towards_az, plane_m)
         position_m[:, 0] -= columns[f"{geometry}_core_x"]
         position_m[:, 1] -= columns[f"{geometry}_core_y"]
         distance_m = np.full(len(alt), np.inf)
@@ -346,10 +347,11 @@ class TimingCalibration(PairwiseCalibration):
         Beside what every network has: the systematic and the total error of each offset, the
         covariance of the former, and the residuals by impact distance.
         """
-        networks = {cell: fit.network for cell, fit in result.items()}
         from astropy.table import QTable
 
-        if any(network is None for network in networks.values()):
+        found = {cell: offset_network(fit) for cell, fit in result.items()}
+        networks = {cell: network for cell, network in found.items() if network is not None}
+        if len(networks) < len(found):
             return {}  # rough offsets are good to some nanoseconds only
         tables = super().tables(networks)
         if not all(fit.done for fit in result.values()):

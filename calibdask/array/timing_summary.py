@@ -41,6 +41,7 @@ __all__ = [
     "TimingScores",
     "fit_timing",
     "n_stages",
+    "offset_network",
     "reduce_timing",
     "residual_columns",
     "systematic_covariance",
@@ -316,11 +317,7 @@ def fit_timing(
     network = fit_stage(stage - 1, options.network, scores, given.network, telescopes)
     if not isinstance(total, TimingScores):
         return replace(given, network=network)
-    return replace(
-        given,
-        network=_with_rough(network, np.nan_to_num(given.rough_ns)),
-        residuals=total.residuals,
-    )
+    return replace(given, network=_with_rough(network, given.rough_ns), residuals=total.residuals)
 
 
 def _rough_fit(
@@ -356,8 +353,16 @@ def _rough_fit(
     return TimingFit(tel_id, rough_ns, None, Moments.identity((len(tel_id), 0)))
 
 
+def offset_network(fit: TimingFit) -> NetworkFit | None:
+    """Give the network of the offsets themselves, at whatever stage; None before the second."""
+    if fit.network is None or fit.done:
+        return fit.network
+    return _with_rough(fit.network, fit.rough_ns)
+
+
 def _with_rough(fit: NetworkFit, rough_ns: NDArray[np.float64]) -> NetworkFit:
     """Fit of the offsets themselves, from the one about the rough offsets, in the same gauge."""
+    rough_ns = np.nan_to_num(rough_ns)
     has_component = fit.component >= 0
     n_components = int(fit.component.max(initial=-1)) + 1
     fixed = np.bincount(

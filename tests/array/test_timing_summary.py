@@ -20,6 +20,7 @@ from calibdask.array.timing_summary import (
     TimingScores,
     fit_timing,
     n_stages,
+    offset_network,
     reduce_timing,
     residual_columns,
     systematic_covariance,
@@ -29,6 +30,7 @@ from tests.laws import assert_same, check_summary_laws
 
 RADIUS_M = {"LST": 125.0, "MST": 125.0, "SST": 225.0}
 REFERENCE = 5
+FAR = {"LST": 0.0, "MST": 731.3, "SST": -1466.7}
 # As many events in all types as the files of a night: MSTs and LSTs see 1000 each, SSTs 200.
 NIGHT = ArraySimulation(n_files=1, n_events=2000)
 
@@ -155,8 +157,7 @@ def test_a_plane_front_is_measurably_worse():
 
 
 def test_offsets_of_camera_types_may_be_far_apart():
-    delay_ns = {"LST": 0.0, "MST": 731.3, "SST": -1466.7}
-    far = find(replace(NIGHT, seed=13), delay_ns=delay_ns)
+    far = find(replace(NIGHT, seed=13), delay_ns=FAR)
     near = find(replace(NIGHT, seed=13))
     assert far.rms_ns == pytest.approx(near.rms_ns, abs=0.03)
     assert far.table["flags"].tolist() == near.table["flags"].tolist()
@@ -305,6 +306,19 @@ def test_nothing_selected_has_no_values():
     assert set(table["flags"].tolist()) == {"N"}
     assert np.isnan(table["value"]).all()
     assert (residual_columns(state, options().impact_edges_m)["n_events"] == 0).all()
+
+
+def test_what_is_known_before_the_last_stage():
+    """Preliminary offsets are offsets, not what is left of them around rough ones."""
+    events, telescopes, _ = times(replace(NIGHT, seed=22), delay_ns=FAR)
+    timing = options()
+    states = [fit(timing, [events], telescopes, n=n) for n in range(1, n_stages(timing) + 1)]
+    assert offset_network(states[0]) is None
+    final = states[-1].network.theta
+    for state in states[1:]:
+        assert state.done == (state is states[-1])
+        np.testing.assert_allclose(offset_network(state).theta, final, atol=1.0)
+    assert np.ptp(final) > 2000
 
 
 # -- laws ---------------------------------------------------------------------------------------

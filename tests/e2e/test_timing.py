@@ -330,6 +330,9 @@ def test_a_telescope_that_jumps_is_flagged(tmp_path, calibdask):
         "2023-11-14T22:13:20",
     )  # fmt: skip
     assert said.code == 0, said.err
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "Telescope 7 jumps" in page
+    assert "Systematic error" in page
     table = read_table(tmp_path / "out.h5", OFFSETS)
     assert sorted(set(table["time_bin"])) == [0, 1, 2, 3, 4, 5]
     jumps = [
