@@ -475,13 +475,15 @@ class InterCalibration(PairwiseCalibration):
             cut_flow={**pairs.cut_flow, **self._large_flow(large)},
         )
 
-    def _of_pairs(self, data: TelescopeEvents, pairs: PairRows) -> tuple[NDArray[Any], ...]:
+    def _of_pairs(
+        self, data: TelescopeEvents, pairs: PairRows
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Telescopes and values of the pairs."""
         one, two, x = pairs.row_1, pairs.row_2, self.compare(data)
         return data.tel_id[one], data.tel_id[two], x[one], x[two]
 
     def _least(
-        self, layout: Layout, tel_id_1: NDArray[np.integer], tel_id_2: NDArray[np.integer]
+        self, layout: Layout, tel_id_1: NDArray[np.uint16], tel_id_2: NDArray[np.uint16]
     ) -> NDArray[np.float64] | None:
         """Least size of each pair, the greater one of its two telescopes; None for no cut."""
         patterns = self._inter.minimum_pair_intensity
@@ -495,8 +497,8 @@ class InterCalibration(PairwiseCalibration):
     def _large(
         self,
         layout: Layout,
-        tel_id_1: NDArray[np.integer],
-        tel_id_2: NDArray[np.integer],
+        tel_id_1: NDArray[np.uint16],
+        tel_id_2: NDArray[np.uint16],
         x_1: NDArray[np.float64],
         x_2: NDArray[np.float64],
     ) -> NDArray[np.bool_]:
@@ -514,8 +516,8 @@ class InterCalibration(PairwiseCalibration):
     def _image_rows(
         self,
         layout: Layout,
-        tel_id_1: NDArray[np.integer],
-        tel_id_2: NDArray[np.integer],
+        tel_id_1: NDArray[np.uint16],
+        tel_id_2: NDArray[np.uint16],
         x_1: NDArray[np.float64],
         x_2: NDArray[np.float64],
         impact_1_m: NDArray[np.float64] | None,

@@ -749,6 +749,10 @@ class AsymmetryOptions:
             return False
         return any(isinstance(v, tuple) and v[1] != 0 for _, _, v in self.window[1].patterns)
 
+    def map_options(self) -> dict[str, Any]:
+        """Give the options that the rows of a shard depend on, ready for JSON."""
+        raise NotImplementedError
+
     def _map_options(self, algorithms: dict[str, Any]) -> dict[str, Any]:
         filters = {option: patterns for option, _, patterns in self.minima}
         if self.window is not None:

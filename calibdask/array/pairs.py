@@ -215,7 +215,8 @@ def _limit(
     if ALTITUDE in events.columns:  # not read where it makes no difference
         altitude = events.columns[ALTITUDE]
         cosine = np.cos(np.maximum(altitude[row_1], altitude[row_2]))
-    return np.minimum(*(by_row[row, 0] + by_row[row, 1] * cosine for row in (row_1, row_2)))
+    one, two = (by_row[row, 0] + by_row[row, 1] * cosine for row in (row_1, row_2))
+    return np.asarray(np.minimum(one, two))
 
 
 def number_events(

@@ -512,10 +512,10 @@ def _oriented(
     if swap.any():
         one, two = np.where(swap, two, one), np.where(swap, one, two)
         x_1, x_2 = np.where(swap, x_2, x_1), np.where(swap, x_1, x_2)
-    log_distance = events.log_distance
-    if log_distance is not None:
-        log_distance = np.where(swap, -log_distance, log_distance).astype(np.float64)
-    return one, two, x_1, x_2, log_distance
+    if events.log_distance is None:
+        return one, two, x_1, x_2, None
+    log_distance = np.asarray(events.log_distance, np.float64)
+    return one, two, x_1, x_2, np.where(swap, -log_distance, log_distance)
 
 
 def _compare(
