@@ -193,6 +193,22 @@ def test_pairs_of_two_types_need_enough_telescopes_of_both(simulated):
     assert 0 < len(rows[strict].row_1) < len(rows[loose].row_1)
 
 
+def test_bad_data_cost_nobody_else_anything(simulated, run, tmp_path):
+    """Telescopes in any order, NaN energies said to be valid, one telescope with an event or two."""
+    odd = replace(
+        OPTIONS, unsorted_layout=True, nan_valid_fraction=0.02, sparse_telescopes={7: 1, 31: 2}
+    )
+    made = simulate_array(tmp_path / "dl2", odd)
+    assert made.throughput == simulated.throughput
+    result = run(*made.paths)
+    assert chance(result, made.throughput, 5) > 1e-3
+    table = result.tables[COEFFICIENTS]
+    flags = dict(zip(table["tel_id"].tolist(), table["flags"].tolist(), strict=True))
+    assert "N" in flags[7]
+    assert "N" in flags[31]
+    assert (table["error"] > 0).sum() == 14
+
+
 @pytest.mark.parametrize("estimator", ["log-median", "log-clipped"])
 def test_other_estimators(simulated, run, estimator):
     result = run(*simulated.paths, overrides={"RelativeThroughputFitter.estimator": estimator})
