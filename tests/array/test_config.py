@@ -382,6 +382,94 @@ def test_bad_configurations(load, text: str, fragments: list[str]) -> None:
         assert jargon not in message
 
 
+IMAGES = """\
+CalculateImageAsymmetry:
+  event_filters:
+    minimum_individual_intensity: [[type, "*", 80.0], [type, "SST*", 50.0]]
+    equidistant_event_selection: [0.05, 0.1]
+  QualityQuery: {quality_criteria: [["gammaness", "RandomForestClassifier_tel_prediction > 0.5"]]}
+CalculateInterCalibration: {asymmetry_label: image_asymmetry}
+"""
+
+
+def test_options_of_image_sizes(load) -> None:
+    config = load(IMAGES)
+    image, inter = config.image_asymmetry, config.inter_calibration
+    assert (image.label, image.value_column) == ("image_asymmetry", "hillas_intensity")
+    assert image.uncertainty_column is None
+    assert image.impact_column == "HillasReconstructor_tel_impact_distance"
+    assert [(name, column) for name, column, _ in image.minima] == [
+        ("minimum_individual_intensity", "hillas_intensity")
+    ]
+    assert image.window[0] == "equidistant_event_selection"
+    assert image.needs_altitude
+    assert [name for name, _ in image.quality_criteria.pairs] == ["gammaness"]
+    # Corrections are the default: a cut on the pair of twice the size, and the distance term.
+    assert inter.value_column == "hillas_intensity"
+    assert inter.distance_term is True
+    assert inter.minimum_pair_intensity.to_plain() == [
+        ["type", "*", 160.0],
+        ["type", "SST*", 100.0],
+    ]
+    assert config.notes == ()
+    level = load(IMAGES.replace("[0.05, 0.1]", "[0.05, 0]"))
+    assert not level.image_asymmetry.needs_altitude
+    assert not load(DOCUMENTED_STEP_1).energy_asymmetry.needs_altitude
+    assert not load("").image_asymmetry.needs_altitude
+
+
+@pytest.mark.parametrize(
+    ("fitter", "least", "distance_term"),
+    [
+        ("{estimator: asymmetry}", None, False),
+        ("{estimator: log-median}", 160.0, False),
+        ("{minimum_pair_intensity: 0, distance_term: False}", 0.0, False),
+        ("{minimum_pair_intensity: 200}", 200.0, True),
+        ("{estimator: asymmetry, minimum_pair_intensity: 120}", 120.0, False),
+    ],
+)
+def test_corrections_of_image_sizes_can_be_chosen(load, fitter, least, distance_term) -> None:
+    inter = load(IMAGES + f"RelativeThroughputFitter: {fitter}\n").inter_calibration
+    patterns = inter.minimum_pair_intensity
+    assert (None if patterns is None else patterns.patterns[0][2]) == least
+    assert inter.distance_term is distance_term
+
+
+def test_an_unknown_threshold_of_the_size_is_noted(load) -> None:
+    bare = "CalculateInterCalibration: {asymmetry_label: image_asymmetry}\n"
+    config = load(bare)
+    assert config.inter_calibration.minimum_pair_intensity is None
+    (note,) = config.notes
+    assert "no cut on the size of a pair" in note
+    assert load(bare + "RelativeThroughputFitter: {minimum_pair_intensity: 9}\n").notes == ()
+    assert load(bare + "RelativeThroughputFitter: {estimator: asymmetry}\n").notes == ()
+
+
+def test_options_of_image_sizes_are_in_the_addresses(load) -> None:
+    reference = load(IMAGES)
+    for option, value in (
+        ("CalculateImageAsymmetry__image_reconstructor", "other"),
+        ("CalculateImageAsymmetry__event_filters__minimum_individual_intensity", 90),
+        ("CalculateImageAsymmetry__event_filters__equidistant_event_selection", [0.05, 0.2]),
+    ):
+        other = load(IMAGES, **{option: value})
+        assert other.image_asymmetry.map_options() != reference.image_asymmetry.map_options()
+    for option, value in (("minimum_pair_intensity", 90), ("distance_term", False)):
+        other = load(IMAGES, **{f"RelativeThroughputFitter__{option}": value})
+        assert other.inter_calibration.map_options() != reference.inter_calibration.map_options()
+    assert load("").inter_calibration.map_options().keys() == {"asymmetry_label", "value_column"}
+
+
+def test_image_options_of_energies_are_refused(load) -> None:
+    for text in (
+        "RelativeThroughputFitter: {distance_term: True}\n",
+        "CalculateInterCalibration: {RelativeThroughputFitter: {minimum_pair_intensity: 9}}\n",
+    ):
+        with pytest.raises(ConfigError, match=r"config0.yaml:1: .*this is of image sizes"):
+            load(text)
+    assert load("RelativeThroughputFitter: {distance_term: False}\n")
+
+
 def test_algorithm_of_the_asymmetries_is_taken_over(load) -> None:
     text = "CalculateEnergyAsymmetry: {energy_reconstructor: A}\n"
     assert load(text).inter_calibration.value_column == "A_tel_energy"

@@ -245,6 +245,64 @@ def test_light_pool_shapes_trigger_and_images(large):
     assert np.nanmean(light[distance_m[30] > 250]) > np.nanmean(light[distance_m[30] < 120]) + 0.5
 
 
+def sizes_and_distances(path):
+    """Image size and true distance of all telescope events of the LSTs, and their throughput."""
+    size = read_telescopes(path, PARAMETERS)
+    distance = read_telescopes(path, IMPACT)
+    return {
+        t: (size[t]["hillas_intensity"], distance[t]["HillasReconstructor_tel_impact_distance"])
+        for t in (1, 2, 3, 4)
+    }
+
+
+def test_light_pool_photon_statistics_and_thresholds_can_be_taken_away(tmp_path):
+    exact = {"core_resolution_m": 0.0, "direction_resolution_deg": 0.0, "shower_fluctuation": 0.0}
+    # Light of the shower by the energy: exact, too, so that sizes can be predicted.
+    exact |= {"energy_resolution": 0.0, "photon_noise": 0.0, "invalid_fraction": 0.0}
+    _, path = one_file(tmp_path / "flat", light_fall_m=1e9, photon_statistics=False, **exact)
+    for tel_id, (size, distance_m) in sizes_and_distances(path).items():
+        assert distance_m.max() > 250
+        np.testing.assert_allclose(size, energies(path)[tel_id] * 100 * 0.15 * 370, rtol=1e-6)
+    # Half the scale of the fall squares the loss of light beyond the pool.
+    _, path = one_file(tmp_path / "steep", light_fall_m=30.0, photon_statistics=False, **exact)
+    for tel_id, (size, distance_m) in sizes_and_distances(path).items():
+        fall = np.exp(-np.maximum(distance_m - 120, 0) / 30)
+        expected = energies(path)[tel_id] * 100 * 0.15 * 370 * fall
+        np.testing.assert_allclose(size, expected, rtol=1e-6)
+        assert size.min() >= 60
+    _, path = one_file(tmp_path / "low", threshold_scale=0.25)
+    sizes = np.concatenate([size for size, _ in sizes_and_distances(path).values()])
+    assert 15 <= sizes.min() < 20
+
+
+def test_pointing_tables_where_and_how_long(tmp_path, plain):
+    both = read_telescopes(plain.paths[0], "/dl1/monitoring/telescope/pointing")
+    _, path = one_file(tmp_path / "dl0", pointing_levels=("dl0",))
+    with open_hdf5(path) as file:
+        assert "/dl1/monitoring/telescope/pointing" not in file
+    only = read_telescopes(path, "/dl0/monitoring/telescope/pointing")
+    np.testing.assert_array_equal(only[1], both[1])
+    simulated, path = one_file(tmp_path / "half", pointing_coverage=0.5)
+    half = read_telescopes(path, "/dl1/monitoring/telescope/pointing")[1]
+    start_s = simulated.options.start_tai_s(0)
+    assert half["time"][-1, 0] == int(start_s) + 600
+    np.testing.assert_array_equal(half, both[1][: len(half)])
+    for tel_id, values in energies(path).items():
+        np.testing.assert_array_equal(values, energies(plain.paths[0])[tel_id])
+
+
+def test_a_drifting_pointing_takes_the_showers_along(tmp_path):
+    simulated, path = one_file(tmp_path, pointing_drift_deg=10.0, n_events=400)
+    table = read_telescopes(path, "/dl1/monitoring/telescope/pointing")[1]
+    elapsed_s = table["time"][:, 0] - simulated.options.start_tai_s(0)
+    np.testing.assert_allclose(np.degrees(table["altitude"]), 70 + elapsed_s / 120, atol=0.01)
+    stereo, trigger = read(path, GEOMETRY), read(path, "/dl1/event/subarray/trigger")
+    elapsed_s = trigger["time"][:, 0] - simulated.options.start_tai_s(0)
+    apart_deg = stereo["HillasReconstructor_alt"] - (70 + elapsed_s / 120)
+    assert abs(np.mean(apart_deg)) < 0.15
+    assert 0.3 < np.std(apart_deg) < 0.7
+
+
 def test_trigger_times_follow_the_spherical_front(tmp_path):
     """Residuals from the reconstructed geometry are the jitter; their means are the offsets."""
     options = {"core_resolution_m": 0.0, "direction_resolution_deg": 0.0, "h_max_resolution": 0.0}
@@ -494,6 +552,9 @@ def test_shared_obs_id_with_events_of_their_own(tmp_path):
         ({"disconnected_groups": (1, 2)}, "disconnected_groups: must be of type tuple"),
         ({"sparse_telescopes": {"1": 2}}, "sparse_telescopes: must be of type dict"),
         ({"energy_range_tev": (1.0, 2.0, 3.0)}, "energy_range_tev: must be of type tuple"),
+        ({"light_fall_m": 0.0}, "light_fall_m: must be between 1 and 1e"),
+        ({"pointing_levels": ("dl2",)}, "pointing_levels: must be among dl0, dl1"),
+        ({"pointing_coverage": 2.0}, "pointing_coverage: must be between 0 and 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):
