@@ -404,6 +404,35 @@ class Bench:
             Row(f"{name}: memory, sum", cost.total_mb, "MB", peer_mb, "peer's largest step"),
         ]
 
+    def timing(self) -> list[Row]:
+        """The whole timing job from the shell, and how far its offsets are from the truth."""
+        paths = self.simulated(8, 1.2e6)
+        folder = self.folder("timing")
+        output = folder / "timing.h5"
+        command = [CALIBDASK, "timing-calibration", "-o", output, "--cluster", "serial"]
+        cost = run([*command, "-i", *paths], folder)
+        floor = run([sys.executable, HERE / "timing_floor.py", *paths], folder)
+        peer_s, peer_mb = math.nan, math.nan
+        if self.peer is not None:
+            peer_s, peer_mb, _ = self._peer_job(paths)
+        truth = json.loads((paths[0].parent / "truth.json").read_text("utf-8"))["time_offset_ns"]
+        with tables.open_file(output) as file:
+            found = file.get_node("/dl2/monitoring/subarray/timing_calibration").read()
+        true_ns = {int(tel_id): offset for tel_id, offset in truth.items()}
+        # The first telescope of the array is the reference.
+        deviation_ns = [
+            float(row["value"]) - true_ns[int(row["tel_id"])] + true_ns[int(found["tel_id"][0])]
+            for row in found[1:]
+        ]
+        rms_ns = math.sqrt(statistics.fmean(value**2 for value in deviation_ns))
+        name = "timing, serial"
+        return [
+            Row(f"{name}: CPU", cost.cpu_s, "s", peer_s, "peer's energy steps", 1 / 10),
+            Row(f"{name}: CPU", cost.cpu_s, "s", floor.cpu_s, "reading the tables"),
+            Row(f"{name}: memory, sum", cost.total_mb, "MB", peer_mb, "peer's largest step"),
+            Row(f"{name}: rms deviation of offsets", rms_ns, "ns", 0.1, "limit", 1.0),
+        ]
+
     # -- 3
 
     def startup(self) -> list[Row]:
@@ -517,6 +546,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         "warm": Bench.warm,
         "job": Bench.job,
         "images": Bench.images,
+        "timing": Bench.timing,
         "startup": Bench.startup,
         "memory": Bench.memory,
         "simulate": Bench.simulation,
