@@ -132,6 +132,82 @@ def test_shipped_configurations(name: str, load) -> None:
         assert config.energy_asymmetry == documented.energy_asymmetry
 
 
+def test_shipped_configurations_of_image_sizes(load) -> None:
+    paths = [
+        REPOSITORY / "configs" / f"{name}.yaml"
+        for name in ("image_asymmetry_estimation", "inter_calibration_of_image_sizes")
+    ]
+    config = load_array_config(paths)
+    assert config.image_asymmetry.needs_altitude
+    # What the file of step 2 spells out is what it would be with that of step 1 alone.
+    corrected = config.inter_calibration
+    assert corrected.minimum_pair_intensity.to_plain() == [["type", "*", 160.0]]
+    assert corrected.distance_term is True
+    derived = load_array_config(
+        paths[:1], {"CalculateInterCalibration.asymmetry_label": "image_asymmetry"}
+    ).inter_calibration
+    assert derived.minimum_pair_intensity == corrected.minimum_pair_intensity
+    assert derived.distance_term is True
+
+
+def test_shipped_configuration_of_the_timing(load) -> None:
+    text = (REPOSITORY / "configs" / "timing_calibration.yaml").read_text()
+    shipped = load(text).timing_calibration
+    assert shipped.section.reference_telescope == 5
+    assert shipped.quality_criteria.columns == ("HillasReconstructor_h_max",)
+    assert [name for name, *_ in shipped.minima] == ["minimum_individual_intensity"]
+    # Every option that is commented out is valid, and most show their default.
+    switched_on, count = re.subn(r"(?m)^( +)# (?=[a-z_]+: )", r"\1", text)
+    assert count == 8
+    config = load(switched_on).timing_calibration
+    assert config.section.observatory_altitude == 2158.0
+    assert (config.section.max_offset, config.section.max_residual) == (5000.0, 50.0)
+    assert [name for name, *_ in config.minima][0] == "min_gammaness"
+
+
+def test_options_of_the_timing(load) -> None:
+    default = load("").timing_calibration
+    assert default.map_options()["front"] == "spherical"
+    assert default.mixed_types
+    assert default.window is None
+    text = """
+CalculateTimingCalibration:
+  time: Peak_Time_Mean
+  max_residual: 0.1 us
+  mixed_types: False
+  event_filters: {max_distance_asymmetry: 0.2}
+"""
+    given = load(text).timing_calibration
+    assert given.map_options()["time"] == "peak_time_mean"
+    assert given.map_options()["max_residual"] == pytest.approx(100.0)
+    assert not given.mixed_types
+    assert given.window[0] == "max_distance_asymmetry"
+    # What only the fit sees does not make the map work again.
+    median = load("CalculateTimingCalibration: {n_min: 20, clip_sigma: 2}").timing_calibration
+    assert median.map_options() == default.map_options()
+    assert median.fit_options() != default.fit_options()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("time: gps", "trigger"),
+        ("impact_bins: [0, 50, 50]", "rise"),
+        ("impact_bins: [0, 50]", "three"),
+        ("impact_bins: [-1, 0, 50]", "below 0"),
+        ("max_residual: 3 m", "ns"),
+        ("max_offset: 20 ns", "max_residual"),
+        ("max_residual: 1 ns", "5"),
+        ("reference_telescope: LST", "telescope number"),
+        ("fornt: plane", "front"),
+    ],
+)
+def test_wrong_options_of_the_timing(load, option: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as told:
+        load(f"CalculateTimingCalibration:\n  {option}\n")
+    assert option.partition(":")[0] in str(told.value)
+
+
 @pytest.mark.parametrize("name", ["energy_asymmetry_estimation", "inter_calibration"])
 def test_commented_options_of_shipped_configurations_are_valid(name: str, load) -> None:
     text = (REPOSITORY / "configs" / f"{name}.yaml").read_text()
