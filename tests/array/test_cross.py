@@ -194,7 +194,7 @@ def test_pairs_of_two_types_need_enough_telescopes_of_both(simulated):
 
 
 def test_bad_data_cost_nobody_else_anything(simulated, run, tmp_path):
-    """Telescopes in any order, NaN energies said to be valid, one telescope with an event or two."""
+    """Telescopes in any order, NaN energies said to be valid, telescopes with an event or two."""
     odd = replace(
         OPTIONS, unsorted_layout=True, nan_valid_fraction=0.02, sparse_telescopes={7: 1, 31: 2}
     )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CONFIG = HERE / "config.yaml"
 IMAGES = HERE / "config_images.yaml"
+CROSS = HERE / "config_cross.yaml"
 CALIBDASK = Path(sys.executable).with_name("calibdask")
 SAMPLING_S = 0.1
 _PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
@@ -404,6 +405,38 @@ class Bench:
             Row(f"{name}: memory, sum", cost.total_mb, "MB", peer_mb, "peer's largest step"),
         ]
 
+    def cross(self) -> list[Row]:
+        """Scale of the types, with the ratios of an inter-calibration given, and in one network.
+
+        All pairs of telescopes of two types count, as the peer ignores filters of events.
+        """
+        paths = self.simulated(8, 1.2e6)
+        folder = self.folder("cross")
+        inter = folder / "inter.h5"
+        run([*_job(paths, inter), "--cluster", "serial", "--no-report"], folder)
+        command = [CALIBDASK, "cross-calibration", "-c", CROSS, "--cluster", "serial"]
+        peer_s, peer_mb, peer_off = math.nan, math.nan, math.nan
+        if self.peer is not None:
+            theirs = folder / "peer.h5"
+            shutil.copy(inter, theirs)  # it writes into the file that it reads
+            tool = self.peer.with_name("calibpipe-cross-calibration")
+            cost = run([tool, "-c", CROSS, "-i", theirs, "-d", paths[0].parent], folder)
+            peer_s, peer_mb = cost.cpu_s, cost.total_mb
+            peer_off = _off_scale(theirs, paths[0].parent)
+        rows = []
+        for name, more in (("ratios given", [inter]), ("one network", [])):
+            output = folder / f"{name}.h5".replace(" ", "_")
+            cost = run([*command, "-o", output, "-i", *paths, *more], folder)
+            off = _off_scale(output, paths[0].parent)
+            label = f"cross-calibration, {name}, serial"
+            rows += [
+                Row(f"{label}: CPU", cost.cpu_s, "s", peer_s, "peer", 1 / 10),
+                Row(f"{label}: memory, sum", cost.total_mb, "MB", peer_mb, "peer"),
+                Row(f"{label}: scale of a type, off by", off, "%", peer_off, "peer"),
+            ]
+        shutil.rmtree(folder)
+        return rows
+
     def timing(self) -> list[Row]:
         """The whole timing job from the shell, and how far its offsets are from the truth."""
         paths = self.simulated(8, 1.2e6)
@@ -497,6 +530,18 @@ def _job(paths: Iterable[Path], output: Path, config: Path = CONFIG) -> Command:
     return [CALIBDASK, "inter-calibration", "-c", config, "-o", output, "-i", *paths]
 
 
+def _off_scale(result: Path, folder: Path) -> float:
+    """Give the largest deviation of a type's scaling factor from the truth, in percent."""
+    true = json.loads((folder / "truth.json").read_text("utf-8"))["throughput"]
+    with tables.open_file(result) as file:
+        rows = file.get_node("/dl2/monitoring/subarray/cross_calibration/scaling_factors").read()
+    references = {b"LST": "1", b"MST": "5", b"SST": "30"}
+    return max(
+        100 * abs(float(row["scaling_factor"]) * true["5"] / true[references[row["tel_type"]]] - 1)
+        for row in rows
+    )
+
+
 def _simulate(folder: Path, n_files: int, n_telescope_events: int, scratch: Path) -> Cost:
     made: Command = [CALIBDASK, "simulate", "array", "-o", folder, "--files", str(n_files)]
     return run([*made, "--telescope-events", str(n_telescope_events)], scratch)
@@ -546,6 +591,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         "warm": Bench.warm,
         "job": Bench.job,
         "images": Bench.images,
+        "cross": Bench.cross,
         "timing": Bench.timing,
         "startup": Bench.startup,
         "memory": Bench.memory,
