@@ -511,16 +511,12 @@ class CalculateTimingCalibration(_CalculateAsymmetry):
     )
     max_offset: Annotated[float, read_with(_quantity("ns"))] = Field(
         default=5000.0,
-        ge=10.0,
-        le=1e6,
         description="Greatest difference of two telescopes' offsets; readout delays of camera "
         "types count as offsets.",
         json_schema_extra={"unit": "ns"},
     )
     max_residual: Annotated[float, read_with(_quantity("ns"))] = Field(
         default=50.0,
-        ge=5.0,
-        le=1000.0,
         description="Time differences farther from the pair's rough offset are no light of the "
         "same shower: they are left out, and flagged I.",
         json_schema_extra={"unit": "ns"},
@@ -1247,6 +1243,11 @@ def _timing_options(document: Configuration, notes: list[str]) -> TimingCalibrat
     common = _common_options(document, name, section, own_notes)
     if document.find(name, CalculateTimingCalibration) is not None:
         notes += [note for note in own_notes if note not in notes]
+    for option, low, high in (("max_residual", 5.0, 1e3), ("max_offset", 5.0, 1e6)):
+        value = getattr(section, option)
+        if not low <= value <= high:
+            text = f"{value:g} ns were given, expected are {low:g} to {high:g} ns"
+            raise document.error(text, name, option)
     if section.max_offset < section.max_residual:
         raise document.error(
             f"{section.max_offset} ns is below max_residual ({section.max_residual} ns)",

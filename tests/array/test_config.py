@@ -154,7 +154,7 @@ def test_shipped_configuration_of_the_timing(load) -> None:
     text = (REPOSITORY / "configs" / "timing_calibration.yaml").read_text()
     shipped = load(text).timing_calibration
     assert shipped.section.reference_telescope == 5
-    assert shipped.quality_criteria.columns == ("HillasReconstructor_h_max",)
+    assert shipped.quality_criteria.columns == {"HillasReconstructor_h_max"}
     assert [name for name, *_ in shipped.minima] == ["minimum_individual_intensity"]
     # Every option that is commented out is valid, and most show their default.
     switched_on, count = re.subn(r"(?m)^( +)# (?=[a-z_]+: )", r"\1", text)
@@ -162,7 +162,7 @@ def test_shipped_configuration_of_the_timing(load) -> None:
     config = load(switched_on).timing_calibration
     assert config.section.observatory_altitude == 2158.0
     assert (config.section.max_offset, config.section.max_residual) == (5000.0, 50.0)
-    assert [name for name, *_ in config.minima][0] == "min_gammaness"
+    assert next(name for name, *_ in config.minima) == "min_gammaness"
 
 
 def test_options_of_the_timing(load) -> None:

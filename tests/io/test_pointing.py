@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import create_hdf5, write_table
-from calibdask.io.pointing import PLACES, Pointing, read_pointing, require_pointing
+from calibdask.io.pointing import (
+    PLACES,
+    Pointing,
+    read_block_pointing,
+    read_pointing,
+    require_pointing,
+)
 
 SECOND = 1_000_000_000
 START_NS = 1_700_000_037 * SECOND
@@ -130,3 +136,47 @@ def test_tables_without_the_columns_are_refused(tmp_path):
         write_table(file, f"{PLACES[0]}/tel_001", {"time": ctao([0])})
     with pytest.raises(CorruptedInput, match="has no column altitude"):
         read_pointing(tmp_path / "p.h5", [1])
+
+
+# -- of observation blocks ------------------------------------------------------------------------
+
+
+def write_blocks(path, frame, *, units=("deg", "rad")):
+    columns = {
+        "obs_id": np.array([7, 9, 11], np.uint64),
+        "subarray_pointing_lat": np.array([70.0, 60.0, np.nan]),
+        "subarray_pointing_lon": np.array([1.0, 2.0, 3.0]),
+        "subarray_pointing_frame": np.array(frame),
+    }
+    names = ("subarray_pointing_lat", "subarray_pointing_lon")
+    with create_hdf5(path) as file:
+        write_table(
+            file,
+            "/configuration/observation/observation_block",
+            columns,
+            units=dict(zip(names, units, strict=True)),
+        )
+    return path
+
+
+def test_pointing_of_blocks(tmp_path):
+    found = read_block_pointing(write_blocks(tmp_path / "a.h5", [0, 0, 0]))
+    assert found == {7: (np.radians(70.0), 1.0), 9: (np.radians(60.0), 2.0)}
+    # Coordinates in the sky (1: ICRS) are no direction over the ground.
+    assert set(read_block_pointing(write_blocks(tmp_path / "b.h5", [1, 0, 0]))) == {9}
+
+
+def test_blocks_without_a_direction(tmp_path):
+    with pytest.raises(MissingInput, match=r"c.h5: .* where the array pointed"):
+        read_block_pointing(write_blocks(tmp_path / "c.h5", [1, 2, 0]))
+    with pytest.raises(CorruptedInput, match=r"lon in 'm', expected rad or deg"):
+        read_block_pointing(write_blocks(tmp_path / "d.h5", [0, 0, 0], units=("deg", "m")))
+    with create_hdf5(tmp_path / "e.h5") as file:
+        write_table(file, "/nothing", {"obs_id": np.array([1])})
+    with pytest.raises(MissingInput, match=r"e.h5: .* where the array pointed"):
+        read_block_pointing(tmp_path / "e.h5")
+
+
+def test_pointing_of_a_block_in_ctapipes_own_file(shared_array):
+    found = read_block_pointing(shared_array / "dl2_ctapipe_chain" / "run202.dl2.h5")
+    assert found == {202: (pytest.approx(np.radians(70.0)), 0.0)}
