@@ -75,11 +75,11 @@ def ctao_time_ns(stored: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def to_time(time_ns: ArrayLike) -> Time:
-    """Convert integers, ns of TAI since 1970, to times that astropy and people read."""
+    """Convert integers, ns of TAI since 1970, to times in UTC that astropy and people read."""
     from astropy.time import Time
 
     second, ns = np.divmod(np.asarray(time_ns, np.int64), _NS_PER_S)
-    time = Time(second, ns * 1e-9, format="unix_tai", precision=9)
+    time = Time(second, ns * 1e-9, format="unix_tai", precision=9).utc
     time.format = "isot"
     return time
 

@@ -9,8 +9,12 @@ import pytest
 import tables as pytables
 
 import calibdask
-from calibdask.api import plan
+from calibdask.api import load_config, plan
 from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.engine.plan import make_plan
+from calibdask.engine.preliminary import preliminary
+from calibdask.engine.store import Store
+from calibdask.engine.tasks import WorkContext
 from calibdask.errors import ConfigError, NotEnoughData
 from calibdask.io.dl2 import event_times
 
@@ -47,7 +51,11 @@ def bins(minutes, offset_s=0.0):
 
 def run(paths, output, overrides, **options):
     return calibdask.run(
-        JOB, paths, output, overrides=VALID | overrides, cluster="serial", report=False, **options
+        JOB,
+        paths,
+        output,
+        overrides=VALID | overrides,
+        **({"cluster": "serial", "report": False} | options),
     )
 
 
@@ -181,3 +189,49 @@ def test_asymmetries_have_no_times(simulated, tmp_path):
 def test_the_first_step_has_no_bins(simulated):
     with pytest.raises(ConfigError, match="time_bin"):
         plan("energy-asymmetry-estimation", simulated.paths, overrides=VALID | bins(10))
+
+
+def test_preliminary_values_of_a_campaign_in_bins(simulated, tmp_path):
+    """Of the bins whose shards are stored."""
+    config = load_config(JOB, overrides=VALID | bins(20))
+    first = make_plan(config.calibration, [str(path) for path in simulated.paths[:2]])
+    workdir = tmp_path / "out.h5.work"
+    run(simulated.paths[:2], tmp_path / "out.h5", bins(20), workdir=workdir)
+    context = WorkContext(first.calibration, Store(workdir / "store"))
+    done = preliminary(first, context)
+    assert done.done
+    assert f"{TABLE}_drift" in done.tables
+    whole = make_plan(config.calibration, [str(path) for path in simulated.paths])
+    seen = preliminary(whole, WorkContext(whole.calibration, Store(workdir / "store")))
+    table = seen.tables[TABLE]
+    assert np.unique(table["time_bin"]).tolist() == [0, 1]
+    assert np.isfinite(table["value"]).sum() > 20
+    assert "2 of 3 shards" in str(seen)
+    assert "1 of 3 cells cannot be fitted yet" in str(seen)
+
+
+def test_one_digest(simulated, tmp_path):
+    overrides = bins(7) | {"Campaign.shard_bytes": "3 MiB"}
+    paths = simulated.paths
+    results = [
+        run(some, tmp_path / f"{cluster}.h5", overrides | {"Campaign.seed": 1}, cluster=cluster)
+        for some, cluster in ((paths, "serial"), (paths[::-1], "threads"))
+    ]
+    assert results[0].digest == results[1].digest
+
+
+def test_times_as_ctapipe_stores_them_and_for_people(simulated, tmp_path):
+    result = run(simulated.paths, tmp_path / "out.h5", bins(20), report=True)
+    assert "2023-11-14T22:13:20" in (tmp_path / "out.ecsv").read_text()
+    page = (tmp_path / "out.html").read_text()
+    assert ">2023-11-14 22:13:20</td>" in page
+    assert "What follows is of the last time bin" in page
+    with pytables.open_file(tmp_path / "out.h5") as file:
+        stored = file.get_node(TABLE)
+        i = stored.colnames.index("time_start")
+        assert str(stored.attrs[f"CTAFIELD_{i}_TIME_FORMAT"]) == "ctao_high_res"
+        seconds = stored.col("time_start")
+    np.testing.assert_array_equal(
+        seconds[:, 0] - OPTIONS.start_tai_s(0), 1200 * np.asarray(result.tables[TABLE]["time_bin"])
+    )
+    assert not seconds[:, 1].any()

@@ -1,7 +1,7 @@
 """What made ctao-calibpipe 0.8.0 give wrong numbers, none or a traceback, through files.
 
 Each test has the fault in its data and checks our numbers against the truth of the simulation.
-Two faults of its cross-calibration (6 and 7) have no counterpart here.
+The faults of its cross-calibration (6 and 7) are in tests/array/test_cross.py.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibdask.config import Campaign
 from calibdask.errors import ConfigError
-from calibdask.stats.timebins import TimeBins, ctao_time_ns
+from calibdask.stats.timebins import TimeBins, ctao_time, ctao_time_ns, to_time
 
 HOUR_NS = 3_600_000_000_000
 
@@ -57,3 +57,17 @@ def test_a_wrong_width_is_refused(value):
 def test_a_wrong_epoch_is_refused():
     with pytest.raises((ConfigError, ValueError), match="date"):
         Campaign(epoch="yesterday")
+
+
+@settings(deadline=None)  # the first call imports astropy
+@given(st.lists(st.integers(10**17, 19 * 10**17), min_size=1))
+def test_times_come_back_from_what_astropy_makes_of_them(times):
+    stored = ctao_time(to_time(np.array(times)))
+    assert stored.dtype == np.uint32
+    assert ctao_time_ns(stored).tolist() == times
+
+
+def test_times_are_shown_in_utc():
+    assert to_time([1_700_000_037 * 10**9])[0].isot == "2023-11-14T22:13:20.000000000"
+    with pytest.raises(ValueError, match="before 1970 or after 2106"):
+        ctao_time(to_time([-(10**9)]))
