@@ -170,9 +170,9 @@ def _steps(
             contrast = -_shares(covariance, stays & (np.arange(n_tel) != t))
             contrast[t] = 1.0
             step[t] = contrast @ change
-            error[t] = np.sqrt(max(contrast @ covariance @ contrast, 0.0))
+            error[t] = np.sqrt(np.maximum(contrast @ covariance @ contrast, 0.0))
             p_value[t] = _two_sided(step[t], error[t], freedom[t])
-        worst = np.nanmin(np.where(stays, p_value, np.inf))
+        worst = float(np.nanmin(np.where(stays, p_value, np.inf)))
         if not worst < chance:
             break
         # Two that remain differ by the same from each other: both go.

@@ -114,7 +114,7 @@ def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
     ]
     if not blocks:
         blocks.append(Paragraph("No telescope jumps or varies by more than chance allows."))
-    step = "Largest step" + (f",{unit}" if unit else " of ln c")
+    heading = "Largest step" + (f",{unit}" if unit else " of ln c")
     return [
         *blocks,
         _draw(main, drift, quantity),
@@ -123,7 +123,7 @@ def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
                 "Type": np.asarray(drift["tel_type"]).astype(np.str_),
                 "Telescope": tel_id,
                 "Bins": np.asarray(drift["n_bins"]),
-                step: _plain(drift, "step"),
+                heading: _plain(drift, "step"),
                 "Error": _plain(drift, "step_error"),
                 "Sigma": np.asarray(drift["step_sigma"]),
                 "Limit": np.asarray(drift["limit_sigma"]),
@@ -137,7 +137,7 @@ def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
             f"chance passes in {100 * CHANCE:g} % of all campaigns; V: p below {CHANCE:g} over the "
             "number of telescopes.",
             formats={"Sigma": ".1f", "Limit": ".1f", "chi2": ".1f", "p": ".2g"},
-            error_of={step: "Error"},
+            error_of={heading: "Error"},
             marked=flags != "",
         ),
     ]

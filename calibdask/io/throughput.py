@@ -190,9 +190,8 @@ def _muons(path: Path, file: tables.File) -> MuonThroughputs:
             parts.setdefault(column, []).append(rows[column])
         times.append(_chunk_times(rows))
     if not parts:
-        return MuonThroughputs(
-            *(np.zeros(0, kind) for kind in (np.int64, float, float, np.int64)), None, None
-        )
+        whole, real = np.zeros(0, np.int64), np.zeros(0)
+        return MuonThroughputs(whole, real, real, whole, None, None)
     known = [one for one in times if one is not None]
     has_times = len(known) == len(times)
     return MuonThroughputs(
