@@ -98,7 +98,7 @@ def write_dng(path: Path, frame: NDArray[np.uint16], header: DngHeader) -> None:
 
 def _head(shape: tuple[int, ...], header: DngHeader) -> bytes:
     pattern = header.pattern
-    if pattern and sorted(pattern) != ["B", "G", "G", "R"]:
+    if pattern not in ("", "RGGB", "BGGR", "GRBG", "GBRG"):
         raise ConfigError(f"the colour pattern {pattern!r} is not one like 'RGGB'")
     if len(header.black_level) != (4 if pattern else 1):
         raise ConfigError(f"{len(header.black_level)} black levels do not fit {pattern!r}")
