@@ -4,8 +4,8 @@ A single outlier of n values is never further than (n - 1) / sqrt(n) standard de
 mean, because it is in both: of ten values none is beyond 2.85 sigma, whatever a cosmic ray did.
 So the bounds come from the sums without the least and the greatest value, which are known exactly;
 what that takes from the variance of normal noise is given back. A variance of few values is itself
-uncertain, so bounds are quantiles of Student's t: good noise is clipped as rarely as the same number
-of sigma of the normal distribution promises.
+uncertain, so the bounds are quantiles of Student's t: good noise is clipped as rarely as the same
+number of sigma of the normal distribution promises.
 """
 
 from __future__ import annotations
