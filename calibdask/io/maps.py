@@ -196,21 +196,23 @@ def read_product(path: Path | str) -> ProductMaps:
         raise MissingInput(
             f"{path}: holds no pixel maps ({MAPS}): give the output directory of a calibration"
         )
+    layouts = {}
     try:
-        members = zarr.open_group(root, mode="r", zarr_format=3).members(max_depth=None)
+        # What describes the groups may tell of the arrays as they once were: ask each array.
+        for about in sorted(root.rglob("zarr.json")):
+            if json.loads(about.read_text(encoding="utf-8"))["node_type"] != "array":
+                continue
+            array = zarr.open_array(about.parent, mode="r", zarr_format=3)
+            dims = array.metadata.dimension_names  # type: ignore[union-attr]
+            layouts[about.parent.relative_to(root).as_posix()] = MapLayout(
+                array.shape,
+                array.dtype.str,
+                array.chunks[0] if array.chunks else 1,
+                tuple(str(one) for one in dims or ()),
+                dict(array.attrs),
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptedInput(f"{root}: is no Zarr group that can be read: {error}") from error
-    layouts = {
-        name: MapLayout(
-            array.shape,
-            array.dtype.str,
-            array.chunks[0] if array.chunks else 1,
-            tuple(str(one) for one in array.metadata.dimension_names or ()),
-            dict(array.attrs),
-        )
-        for name, array in sorted(members)
-        if isinstance(array, zarr.Array)
-    }
     return ProductMaps(root, layouts)
 
 
