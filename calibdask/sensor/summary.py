@@ -148,8 +148,10 @@ class PixelSums:
     def moments(self, ddof: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Give mean and variance of every pixel; NaN where there are too few values."""
         mean, variance = np.empty(self.n.size), np.empty(self.n.size)
-        flat = (np.ascontiguousarray(one).reshape(-1) for one in (self.n, self.s1, self.s2))
-        mean_and_variance(*flat, ddof, mean, variance)
+        sums = (self.n, self.s1, self.s2)
+        n, s1, s2 = (np.ascontiguousarray(one).reshape(-1) for one in sums)
+        finish: Any = mean_and_variance
+        finish(n, s1, s2, ddof, mean, variance)
         return mean.reshape(self.shape), variance.reshape(self.shape)
 
     def mean(self) -> NDArray[np.float64]:
@@ -290,7 +292,8 @@ class StackSummary:
         for number, (key, exact) in enumerate(kinds):
             kind = PixelSums if exact else PixelMoments
             frames = Frames(*(arrays[f"{number}.{name}"] for name in _FRAMES))
-            stacks[key] = kind(*(arrays[f"{number}.{name}"] for name in _PIXELS[kind]), frames)
+            pixels = {name: arrays[f"{number}.{name}"] for name in _PIXELS[kind]}
+            stacks[key] = kind(**pixels, frames=frames)
         return cls(stacks)
 
 
@@ -322,6 +325,7 @@ class _Sums:
     def __init__(self, shape: tuple[int, int], saturation: float, *, exact: bool) -> None:
         self.shape = shape
         self.exact = exact
+        self.pixels: list[NDArray[Any]]
         if exact:
             self.pixels = [
                 np.zeros(shape, np.uint16),
@@ -356,22 +360,18 @@ class _Sums:
         clipped = np.zeros((len(tiles), len(batch)), np.uint32)
         for number, (top, bottom) in enumerate(tiles):
             here = slice(top, bottom)
-            pixels = [one[here].reshape(-1) for one in self.pixels]
-            limits = [] if bounds is None else [bounds.low[here], bounds.high[here]]
+            pixels: Any = [one[here].reshape(-1) for one in self.pixels]
+            limits: Any = [] if bounds is None else [bounds.low[here], bounds.high[here]]
             limits = [one.reshape(-1) for one in limits]
             first = top * columns
-            if not self.exact:
-                if not limits:
-                    limits = [np.full(pixels[0].size, -np.inf), np.full(pixels[0].size, np.inf)]
-                fold_floats(
-                    flat, first, *limits, *pixels, self.saturation, sums[number], clipped[number]
-                )
-            elif limits:
-                fold_clipped(
-                    flat, first, *limits, *pixels, self.saturation, sums[number], clipped[number]
-                )
-            else:
-                fold(flat, first, *pixels, self.saturation, sums[number])
+            if not limits and not self.exact:
+                limits = [np.full(pixels[0].size, -np.inf), np.full(pixels[0].size, np.inf)]
+            add: Any = fold
+            arguments = [flat, first, *limits, *pixels, self.saturation, sums[number]]
+            if limits:
+                add = fold_clipped if self.exact else fold_floats
+                arguments.append(clipped[number])
+            add(*arguments)
         self.ids += ids
         self.frame_sums.append(sums)
         self.frame_clipped.append(clipped)
@@ -387,7 +387,8 @@ class _Sums:
         kind = PixelSums if self.exact else PixelMoments
         for number, (top, bottom) in enumerate(tiles):
             frames = Frames(ids[order], sums[number], clipped[number])
-            yield kind(*(one[top:bottom] for one in self.pixels), frames)
+            pixels = dict(zip(_PIXELS[kind], (one[top:bottom] for one in self.pixels), strict=True))
+            yield kind(**pixels, frames=frames)
 
 
 def summarise(
