@@ -26,6 +26,7 @@ FOR_DOMAINS = {"stats", "select", "config", "errors", "engine.protocol"}
 MORE_FOR_GLUE = {
     "calibration.py": {"io"},  # the only place of a domain that reads and writes
     "jobs.py": {"registry"},
+    "metadata.py": {"io"},  # of frames: what stands beside them
     "report.py": {"report"},
 }
 
