@@ -633,10 +633,10 @@ class StackCalibration(Calibration):
                 stack.frames.frame_clipped.tolist(),
                 strict=True,
             )
-            placed = sorted((self._frames_by_name[name], sums) for name, *sums in rows)
+            placed = sorted((*self._frames_by_name[name], name, sums) for name, *sums in rows)
             frames[key] = tuple(
-                FrameSum(frame.info.path, frame.index, frame.info.time, total_dn, n_clipped)
-                for (_, frame), (total_dn, n_clipped) in placed
+                FrameSum(name, frame.info.path, frame.index, frame.info.time, *sums)
+                for _, frame, name, sums in placed
             )
         index = next(one.info for _, members in self.plan_frames for one in members).channel_index
         reps = (-(-sensor.shape[0] // 2), -(-sensor.shape[1] // 2))

@@ -59,6 +59,8 @@ class FrameSum:
 
     Attributes
     ----------
+    name : int
+        64 bits that stand for its content.
     path : str
         Its file.
     index : int
@@ -71,6 +73,7 @@ class FrameSum:
         How many of them were clipped.
     """
 
+    name: int
     path: str
     index: int
     time: str
