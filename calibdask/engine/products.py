@@ -373,6 +373,14 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
     )
 
 
+def _unit_text(unit: Any) -> str:
+    """Write a unit as ctapipe does; by its name where that standard has none (DN, electron)."""
+    try:
+        return str(unit.to_string("vounit"))
+    except ValueError:
+        return str(unit.to_string())
+
+
 def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[str, str]) -> None:
     import numpy as np
 
@@ -384,7 +392,7 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
             for name, column in table.columns.items():
                 unit = getattr(column, "unit", None)
                 if unit is not None and str(unit):
-                    units[name] = unit.to_string("vounit")
+                    units[name] = _unit_text(unit)
                 columns[name] = np.asarray(getattr(column, "value", column))
                 if column.info.description:
                     descriptions[name] = column.info.description
