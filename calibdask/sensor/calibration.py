@@ -494,7 +494,8 @@ class StackCalibration(Calibration):
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the sums depend on beside the frames."""
-        return {"saturation_dn": self._sensor.saturation_dn, "max_clipped": self.stacks.max_clipped}
+        saturation_dn = None if self.sensor is None else self.sensor.saturation_dn
+        return {"saturation_dn": saturation_dn, "max_clipped": self.stacks.max_clipped}
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what the fit depends on: options, other products, frames' order and sensor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -125,12 +126,22 @@ class StackImages(StackCalibration):
 
     options: config.StackImages = field(default_factory=config.StackImages)
 
+    @cached_property
+    def groups(self) -> dict[StackKey, str]:
+        """Name of each stack's group of maps; two that would be called the same are numbered."""
+        names: dict[StackKey, str] = {}
+        for key in self.keys:
+            name = group_of(key)
+            alike = sum(other == name or other.startswith(f"{name}~") for other in names.values())
+            names[key] = f"{name}~{alike + 1}" if alike else name
+        return names
+
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Finalise the sums."""
         maps: dict[str, NDArray[Any]] = {}
         scalars: dict[str, NDArray[Any]] = {}
         for key, stack in tile.stacks.items():
-            group = group_of(key)
+            group = self.groups[key]
             mean, variance = stack.moments()
             maps |= {
                 f"{group}/mean": mean,
@@ -160,7 +171,7 @@ class StackImages(StackCalibration):
         n_pixels = self._sensor.shape[0] * self._sensor.shape[1]
         records = []
         for key, planned in self.plan_frames:
-            group = group_of(key)
+            group = self.groups[key]
             if f"name {group}" not in tiles[0]:
                 continue
             names = tiles[0][f"name {group}"]
@@ -228,8 +239,9 @@ class StackImages(StackCalibration):
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give one row for each stack, and one for each frame."""
-        stacks = []
-        frames = []
+        from astropy.table import Column, QTable, vstack
+
+        stacks, frames = [], []
         for one in result:
             _, mean, _ = one.mean_map.total
             _, variance, _ = one.variance_map.total
@@ -249,18 +261,17 @@ class StackImages(StackCalibration):
                     **count_columns(one.mean_map),
                 }
             )
-            columns = (one.names, one.index, one.times, one.mean, one.n_clipped)
-            frames += [
-                {
-                    "group": one.group,
-                    "identity": f"{int(name):016x}",
-                    "index": int(index),
-                    "time": time or "unknown",
-                    "mean_dn": float(mean_dn),
-                    "n_clipped": int(clipped),
-                }
-                for name, index, time, mean_dn, clipped in zip(*columns, strict=True)
-            ]
+            of_stack = QTable()
+            of_stack["group"] = [one.group] * len(one.names)
+            of_stack["identity"] = Column(
+                [f"{name:016x}" for name in one.names.tolist()],
+                description="of the frame's content",
+            )
+            of_stack["index"] = Column(one.index, description="place in its file")
+            of_stack["time"] = [time or "unknown" for time in one.times]
+            of_stack["mean_dn"] = Column(one.mean, unit="DN", description="over all pixels")
+            of_stack["n_clipped"] = Column(one.n_clipped, description="pixels left out")
+            frames.append(of_stack)
         of_stacks = {
             "mean_dn": "mean over pixels that are never saturated",
             "variance_dn2": "mean variance of pixels that are never saturated",
@@ -268,10 +279,9 @@ class StackImages(StackCalibration):
             "n_clipped": "values left out as outliers",
             "n_saturated": "pixels that are saturated at least once",
         }
-        of_frames = {"identity": "of the frame's content", "index": "place in its file"}
         return {
             "/sensor/stacks": monitoring_table(self._sensor, stacks, of_stacks),
-            "/sensor/frames": monitoring_table(self._sensor, frames, of_frames),
+            "/sensor/frames": vstack(frames),
         }
 
     def product(self, result: Any) -> Mapping[str, str]:
