@@ -387,6 +387,13 @@ def _add_simulation(name: str) -> None:
             click.option("--telescope-events", "n_telescope_events", type=click.IntRange(1),
                          default=100_000, show_default=True, help="In all files together."),
         )  # fmt: skip
+    if name == "sensor":
+        sizes = (
+            click.option("--rows", type=click.IntRange(1), default=96, show_default=True),
+            click.option("--columns", type=click.IntRange(1), default=128, show_default=True),
+            click.option("--frames", "n_frames", type=click.IntRange(1), default=10,
+                         show_default=True, help="In each stack."),
+        )  # fmt: skip
 
     def show(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
         if value:

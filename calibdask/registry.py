@@ -90,6 +90,16 @@ JOBS: dict[str, Job] = {
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
             "calibdask.array.jobs",
         ),
+        Job(
+            "stack-images",
+            "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "calibrate-images",
+            "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
+            "calibdask.sensor.jobs",
+        ),
     )
 }
 
@@ -133,6 +143,11 @@ SIMULATIONS: dict[str, Simulation] = {
             "array",
             "DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them.",
             "calibdask.array.simulate",
+        ),
+        Simulation(
+            "sensor",
+            "Raw frames of a camera as DNG or FITS in SPECTACLE's folders, with truth.npz beside.",
+            "calibdask.sensor.simulate",
         ),
     )
 }
