@@ -37,6 +37,7 @@ _KINDS: Final = {
     "flatfield": "flatfield",
     "gain": "gain",
     "iso_normalisation": "iso_normalisation",
+    "light": "light",
     "linearity": "linearity",
     "linearity_jpeg": "linearity",
     "linearity_raw": "linearity",
@@ -44,7 +45,7 @@ _KINDS: Final = {
     "spectral_response_ispex": "spectral_response",
     "spectral_response_monochromator": "spectral_response",
 }
-"""Kinds of frames by the names of SPECTACLE's folders."""
+"""Kinds of frames by the names of SPECTACLE's folders; "light" is ours: frames to be calibrated."""
 
 _PRODUCTS: Final = frozenset({"stacks", "intermediaries", "analysis", "calibration"})
 _ISO: Final = re.compile(r"(?:^|_)iso(\d+)(?=_|$)", re.IGNORECASE)

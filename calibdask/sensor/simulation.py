@@ -669,7 +669,7 @@ def _expose_band(
     np.minimum(electrons, options.full_well_e, out=electrons)
     # Both read noises are normal, so that one number stands for their sum.
     noise = rng.standard_normal(electrons.shape, dtype=np.float32)
-    dn = truth.gain_dn_e[band] * electrons
+    dn: Map = truth.gain_dn_e[band] * electrons
     dn += truth.fpn_dn[band]
     dn *= options.amplification(spec.iso)
     dn += truth.black_dn[band]
