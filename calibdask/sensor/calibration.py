@@ -558,6 +558,7 @@ class StackCalibration(Calibration):
         bounds = None
         if stage:
             bounds = self._bounds({label for label, _ in data.frames}, given)
+        last = stage == self.stacks.clip_iterations
         saturation = self._sensor.saturation_dn
         summaries = summarise(
             data,
@@ -570,7 +571,7 @@ class StackCalibration(Calibration):
         return Reduced(
             {_cell_of(tile): one for tile, one in summaries.items()},
             {"frames": len(data.frames), "frames read": n_read},
-            warnings=tuple(self._much_clipped(summaries)) if stage else (),
+            warnings=tuple(self._much_clipped(summaries)) if last else (),
             lost=tuple(data.lost),
         )
 
