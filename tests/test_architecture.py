@@ -26,8 +26,10 @@ FOR_DOMAINS = {"stats", "select", "config", "errors", "engine.protocol"}
 MORE_FOR_GLUE = {
     "calibration.py": {"io"},  # the only place of a domain that reads and writes
     "jobs.py": {"registry"},
+    "camera.py": {"io"},  # makes the camera file of one image
     "metadata.py": {"io"},  # of frames: what stands beside them
     "report.py": {"report"},
+    "spectacle.py": {"io"},  # products in another software's format
 }
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput
 
@@ -223,6 +224,23 @@ class CameraSettings:
     iso_max: int
     exposure_min: str | float = -1
     exposure_max: str | float = -1
+
+    @classmethod
+    def of(cls, iso: tuple[int, int], exposure: tuple[str, str]) -> Self:
+        """Check and make them from two ranges (ConfigError where one is none)."""
+        seconds = []
+        for text in exposure:
+            try:
+                seconds.append(float(Fraction(text)))
+            except (ValueError, ZeroDivisionError) as error:
+                raise ConfigError(f"{text!r} is no exposure, like 0.5 or 1/8000") from error
+        if not 0 < iso[0] <= iso[1]:
+            raise ConfigError(f"ISO speeds from {iso[0]} to {iso[1]}: the first one is the lowest")
+        if min(seconds) > 0 and seconds[0] > seconds[1]:
+            raise ConfigError(f"exposures from {exposure[0]} s to {exposure[1]} s do not rise")
+        written = [text if "/" in text else _plain(value)
+                   for text, value in zip(exposure, seconds, strict=True)]  # fmt: skip
+        return cls(*iso, *written)
 
 
 _REQUIRED: Final = {
