@@ -49,7 +49,7 @@ from calibdask.sensor.metadata import (
     unused_rows,
 )
 from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
-from calibdask.sensor.tiles import FrameSum, SensorFacts, TileFit, TileStacks
+from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, TileStacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -309,7 +309,7 @@ class StackCalibration(Calibration):
         del result
         return {}
 
-    def more_arrays(self, result: Any) -> Mapping[str, tuple[MapLayout, NDArray[Any]]]:
+    def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
         """Give small arrays to be written beside the maps."""
         del result
         return {}
@@ -666,7 +666,13 @@ class StackCalibration(Calibration):
             for name, values in sorted(maps.items())
         }
         more = self.more_arrays(result)
-        layouts |= {name: layout for name, (layout, _) in more.items()}
+        layouts |= {
+            name: MapLayout(
+                one.values.shape, one.values.dtype.str, max(1, len(one.values)), one.dims,
+                one.attributes,
+            )
+            for name, one in more.items()
+        }  # fmt: skip
         sensor = self._sensor
         about = {
             "job": self.name,
@@ -678,8 +684,8 @@ class StackCalibration(Calibration):
             "last_frame": sensor.last,
         }
         create_maps(path, layouts, {"": about, **self.describe_groups(result)})
-        for name, (_, values) in more.items():
-            write_rows(path, name, 0, values)
+        for name, one in more.items():
+            write_rows(path, name, 0, one.values)
 
     def write_maps(self, path: Path, cell: Cell, state: TileFit, result: Any) -> None:
         """Write the maps of one tile: its rows are whole chunks."""

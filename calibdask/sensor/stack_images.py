@@ -15,7 +15,7 @@ from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.tiles import TileFit
+from calibdask.sensor.tiles import SideArray, TileFit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Arrays, Cell
-    from calibdask.io.maps import MapLayout, ProductMaps
+    from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.overview import Overview
@@ -216,10 +216,8 @@ class StackImages(StackCalibration):
             for one in result
         }
 
-    def more_arrays(self, result: Any) -> Mapping[str, tuple[MapLayout, NDArray[Any]]]:
+    def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
         """Give what is known of each frame, along a dimension of its own."""
-        from calibdask.io.maps import MapLayout
-
         arrays = {}
         for one in result:
             columns = {
@@ -231,10 +229,7 @@ class StackImages(StackCalibration):
                 "frame_identity": (one.names, {"long_name": "identity of the frame's content"}),
             }
             for name, (values, about) in columns.items():
-                layout = MapLayout(
-                    values.shape, values.dtype.str, max(1, len(values)), ("frame",), about
-                )
-                arrays[f"{one.group}/{name}"] = (layout, values)
+                arrays[f"{one.group}/{name}"] = SideArray(values, ("frame",), about)
         return arrays
 
     def tables(self, result: Any) -> Mapping[str, QTable]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.summary import Stack
 
-__all__ = ["FrameSum", "SensorFacts", "TileFit", "TileStacks"]
+__all__ = ["FrameSum", "SensorFacts", "SideArray", "TileFit", "TileStacks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,25 @@ class FrameSum:
     time: str
     total: float
     n_clipped: int
+
+
+@dataclass(frozen=True)
+class SideArray:
+    """A small array beside the maps.
+
+    Attributes
+    ----------
+    values : ndarray
+        All of it.
+    dims : tuple of str
+        Names of its dimensions.
+    attributes : mapping
+        JSON values: units, long_name, ...
+    """
+
+    values: NDArray[Any]
+    dims: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
