@@ -96,6 +96,46 @@ JOBS: dict[str, Job] = {
             "calibdask.sensor.jobs",
         ),
         Job(
+            "bias",
+            "Bias and read noise of each pixel and ISO speed.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "readnoise",
+            "Read noise of each pixel and ISO speed.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "iso-normalisation",
+            "Signal of a camera at each ISO speed relative to the lowest one.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "dark-current",
+            "Dark current of each pixel, hot pixels, and the law of its temperature.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "gain",
+            "Gain of each pixel and channel by photon transfer, read noise, full well.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "flatfield",
+            "Relative response of each pixel: vignetting and pixel response (PRNU).",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "emva1288",
+            "Characterisation of a sensor by the standard EMVA 1288.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "defects",
+            "Map of defect pixels from bias, dark and flat-field frames.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
             "calibrate-images",
             "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
             "calibdask.sensor.jobs",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from calibdask.config import Section
 
@@ -159,6 +159,12 @@ class FlatField(JobSection):
         "flagged.",
         json_schema_extra={"unit": "robust sigma"},
     )
+
+    @model_validator(mode="after")
+    def _spectacle_has_room(self) -> Self:
+        if self.spectacle and self.n_terms > 5:
+            raise ValueError("SPECTACLE's format holds 5 terms: take n_terms: 5, or fewer")
+        return self
 
 
 class Emva1288(JobSection):

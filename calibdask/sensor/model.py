@@ -32,6 +32,7 @@ __all__ = [
     "RadialModel",
     "SpatialSums",
     "TemperatureLaw",
+    "chi2_probability",
     "dark_current",
     "emva1288",
     "fit_iso_curve",
@@ -42,6 +43,7 @@ __all__ = [
     "full_well",
     "hot_pixels",
     "iso_ratios",
+    "local_response",
     "photon_transfer",
     "pixel_flag",
     "pool_noise",
@@ -50,7 +52,9 @@ __all__ = [
     "read_noise",
     "robust_centre",
     "spatial_variance",
+    "split_nonuniformity",
     "variance_of_variance",
+    "within_range",
 ]
 
 type Floats = NDArray[np.float64]
@@ -143,6 +147,15 @@ def robust_centre(values: Floats, good: Mask) -> tuple[float, float]:
         return math.nan, math.nan
     centre = float(np.median(kept))
     return centre, 1.4826 * float(np.median(np.abs(kept - centre)))
+
+
+def chi2_probability(chi2: ArrayLike, ndf: ArrayLike) -> Floats:
+    """Give the probability of a chi2 at least this large; NaN without degrees of freedom."""
+    from scipy.special import gammaincc
+
+    ndf = np.asarray(ndf, np.float64)
+    p = gammaincc(np.maximum(ndf, 1.0) / 2.0, np.maximum(chi2, 0.0) / 2.0)
+    return np.where(ndf > 0, p, np.nan)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,7 +343,12 @@ class IsoCurve:
         return 1.0 + self.slope * step, np.sqrt(np.maximum(variance, 0.0))
 
 
-def fit_iso_curve(iso: NDArray[Any], ratio: Floats, covariance: Floats) -> IsoCurve:
+def fit_iso_curve(
+    iso: NDArray[Any],
+    ratio: Floats,
+    covariance: Floats,
+    kind: Literal["auto", "linear", "knee"] = "auto",
+) -> IsoCurve:
     """Fit a line, and a line with a knee, to the signal at each ISO speed; keep the better by BIC.
 
     For a knee between two measured speeds the model is linear in the slope and the height of the
@@ -345,6 +363,8 @@ def fit_iso_curve(iso: NDArray[Any], ratio: Floats, covariance: Floats) -> IsoCu
         As from `iso_ratios`.
     covariance : ndarray of float64, shape (n_iso, n_iso)
         Of the ratios; that of entry 0 is not used.
+    kind : {"auto", "linear", "knee"}
+        Keep the better one, or this one.
 
     Returns
     -------
@@ -354,7 +374,7 @@ def fit_iso_curve(iso: NDArray[Any], ratio: Floats, covariance: Floats) -> IsoCu
     Raises
     ------
     NotEnoughData
-        Fewer than two ISO speeds.
+        Fewer than two ISO speeds, or fewer than three for a knee.
     """
     if len(iso) < 2:
         there = f"only ISO {iso[0]}" if len(iso) else "none"
@@ -383,14 +403,17 @@ def fit_iso_curve(iso: NDArray[Any], ratio: Floats, covariance: Floats) -> IsoCu
         if x[j] <= step < x[j + 1]:
             jacobian = np.array([[1.0, 0.0], [-plateau / slope**2, 1.0 / slope]])
             spread = jacobian @ spread @ jacobian.T
-        else:  # the best of this interval is at its end, where one parameter is left
-            step = float(x[j])
+        else:  # the best of this interval is at an end, where one parameter is left
+            last = j == n - 2 and step >= x[-1]  # right ends are the next interval's left ones
+            step = float(x[-1] if last else x[j])
             (slope,), one, chi2 = solve(np.minimum(x, step)[:, None])
             spread = np.array([[one[0, 0], 0.0], [0.0, 0.0]])
         if best is None or chi2 < best[0]:
             best = (chi2, float(slope), step, spread)
     bic_knee = best[0] + 2 * math.log(n) if best is not None else math.nan
-    if best is not None and bic_knee < bic_linear:
+    if best is None and kind == "knee":
+        raise NotEnoughData("a knee needs at least three ISO speeds, but there are two")
+    if best is not None and kind != "linear" and (kind == "knee" or bic_knee < bic_linear):
         chi2, slope, step, spread = best
         ndf = n - 2
     else:
@@ -925,6 +948,124 @@ def _radial_slope(r2: Floats, coefficients: Floats) -> Floats:
     return total
 
 
+def local_response(
+    signal: Floats, good: Mask, channel: NDArray[Any], block: int
+) -> tuple[Floats, Floats]:
+    """Compare each pixel with the plane through its neighbours of the same channel.
+
+    A plane follows vignetting across a block; what is left of a pixel is its own response.
+
+    Parameters
+    ----------
+    signal : ndarray of float64, shape (h, w)
+        Signal above the bias, DN.
+    good : ndarray of bool, shape (h, w)
+        Pixels that make the planes.
+    channel : ndarray of int, shape (h, w)
+        Colour channel of each.
+    block : int
+        Rows and columns of a block.
+
+    Returns
+    -------
+    deviation : ndarray of float64, shape (h, w)
+        Signal/plane - 1, of bad pixels, too; NaN where a block has fewer than four good pixels of
+        the channel.
+    freedom : ndarray of float64, shape (h, w)
+        Share of each good pixel in its block's degrees of freedom, (n - 3)/n: the expected
+        square of a deviation is the variance times this. 0 elsewhere.
+    """
+    cell, n_cells, rows, columns = _block_cells(signal.shape, channel, block)
+    use = good & np.isfinite(signal)
+    inside, value = cell[use], signal[use]
+    y, x = rows[use].astype(np.float64), columns[use].astype(np.float64)
+    count = np.bincount(inside, minlength=n_cells)
+    number = np.maximum(count, 1)
+
+    def total(values: NDArray[Any]) -> Floats:
+        result: Floats = np.bincount(inside, values, n_cells)
+        return result
+
+    centre_y, centre_x, centre = total(y) / number, total(x) / number, total(value) / number
+    y, x, value = y - centre_y[inside], x - centre_x[inside], value - centre[inside]
+    yy, xx, xy, ys, xs = (
+        total(y * y),
+        total(x * x),
+        total(x * y),
+        total(y * value),
+        total(x * value),
+    )
+    determinant = yy * xx - xy * xy
+    enough = (count >= 4) & (determinant > 1e-9 * yy * xx)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_y = np.where(enough, (ys * xx - xs * xy) / determinant, np.nan)
+        by_x = np.where(enough, (xs * yy - ys * xy) / determinant, np.nan)
+        plane = (
+            centre[cell]
+            + by_y[cell] * (rows - centre_y[cell])
+            + by_x[cell] * (columns - centre_x[cell])
+        )
+        deviation = np.where(plane > 0, signal / plane - 1.0, np.nan)
+    freedom = np.where(use & enough[cell], 1.0 - 3.0 / number[cell], 0.0)
+    return deviation, freedom
+
+
+def _block_cells(
+    shape: tuple[int, ...], channel: NDArray[Any], block: int
+) -> tuple[NDArray[Any], int, NDArray[Any], NDArray[Any]]:
+    """Give the block cell of each pixel, the number of cells, and rows and columns."""
+    height, width = shape
+    rows, columns = np.indices((height, width))
+    n_across = -(-width // block)
+    cell = (rows // block * n_across + columns // block) * 4 + channel
+    return cell, -(-height // block) * n_across * 4, rows, columns
+
+
+def within_range(
+    mean: Floats,
+    variance: Floats,
+    good: Mask,
+    channel: NDArray[Any],
+    limits: tuple[float, float],
+    block: int,
+    n_sigma: float = 3.0,
+) -> tuple[Mask, Mask]:
+    """Find where the noise is cut off by the ends of the converter, by blocks of pixels.
+
+    Whole blocks are taken or left: to leave out the single pixels that reached an end in some frame
+    would leave out those with upward noise, and what is left would be low by parts in a thousand.
+
+    Parameters
+    ----------
+    mean, variance : ndarray of float64, shape (h, w)
+        Of each pixel over the frames, DN and DN^2.
+    good : ndarray of bool, shape (h, w)
+        Pixels that count.
+    channel : ndarray of int, shape (h, w)
+        Colour channel of each.
+    limits : tuple of float
+        Lowest and highest value of the converter, DN.
+    block : int
+        Rows and columns of a block.
+    n_sigma : float
+        Distance that the mean of a block must keep from the limits, in standard deviations of
+        noise and pixels together.
+
+    Returns
+    -------
+    low, high : ndarray of bool, shape (h, w)
+        Where the noise reaches the lower and the upper limit.
+    """
+    cell, n_cells, _, _ = _block_cells(mean.shape, channel, block)
+    inside = cell[good]
+    number = np.maximum(np.bincount(inside, minlength=n_cells), 1)
+    centre = np.bincount(inside, mean[good], n_cells) / number
+    spread = np.bincount(inside, variance[good], n_cells) / number
+    spread += np.bincount(inside, (mean[good] - centre[inside]) ** 2, n_cells) / number
+    reach = n_sigma * np.sqrt(spread)
+    return (centre - reach <= limits[0])[cell], (centre + reach >= limits[1])[cell]
+
+
 def radial_blocks(
     signal: Floats,
     variance: Floats,
@@ -936,8 +1077,8 @@ def radial_blocks(
     """Average a map over blocks of one channel each, for the radial fit.
 
     The mean square distance of the pixels from their centroid is kept: a block's mean squared
-    radius is that of its centroid plus this number, which takes out the curvature of the model
-    within a block.
+    radius is that of its centroid plus this number, which takes out most of the curvature of the
+    model within a block.
 
     Parameters
     ----------
@@ -957,15 +1098,10 @@ def radial_blocks(
     ndarray of float64, shape (n_blocks, 7)
         Channel, row, column, mean square distance (px^2), signal, its variance, pixels.
     """
-    height, width = signal.shape
-    rows, columns = np.indices((height, width))
-    n_across = -(-width // block)
-    cell = (rows // block * n_across + columns // block) * 4 + channel
-    n_cells = -(-height // block) * n_across * 4
+    cell, n_cells, rows, columns = _block_cells(signal.shape, channel, block)
     use = good & np.isfinite(signal) & (variance > 0)
     cell, y, x = cell[use], rows[use] + float(corner[0]), columns[use] + float(corner[1])
     count = np.bincount(cell, minlength=n_cells)
-    there = count > 0
     number = np.maximum(count, 1)
 
     def mean(values: NDArray[Any]) -> Floats:
@@ -974,11 +1110,10 @@ def radial_blocks(
 
     mean_y, mean_x = mean(y), mean(x)
     spread = mean((y - mean_y[cell]) ** 2 + (x - mean_x[cell]) ** 2)
-    columns_out = [
-        np.arange(n_cells) % 4, mean_y, mean_x, spread, mean(signal[use]),
-        mean(variance[use]) / number, count,
-    ]  # fmt: skip
-    return np.column_stack(columns_out).astype(np.float64)[there]
+    noise = mean(variance[use]) / number
+    channels = np.arange(n_cells) % 4
+    blocks = np.stack([channels, mean_y, mean_x, spread, mean(signal[use]), noise, count], axis=1)
+    return blocks[count > 0].astype(np.float64)
 
 
 def fit_radial(
@@ -1032,7 +1167,7 @@ def fit_radial(
     def spread_r2(r2: Floats, centre: Floats) -> Floats:
         far_x = float(max(centre[0], 1 - centre[0])) * width
         far_y = float(max(centre[1], 1 - centre[1])) * height
-        return r2 + spread / (far_x**2 + far_y**2)
+        return r2 + np.asarray(spread) / (far_x**2 + far_y**2)
 
     def unpack(p: Floats) -> tuple[Floats, Floats, Floats]:
         return p[:n_terms], p[n_terms : n_terms + 2], p[n_terms + 2 :] * start_amplitude
@@ -1041,8 +1176,7 @@ def fit_radial(
         k, centre, amplitude = unpack(p)
         r2, _, _ = _radius2_slopes(y, x, shape, centre)
         model = member @ amplitude / radial_gain(spread_r2(r2, centre), k)
-        result: Floats = (model - value) * weight
-        return result
+        return np.asarray((model - value) * weight)
 
     def jacobian(p: Floats) -> Floats:
         k, centre, amplitude = unpack(p)
@@ -1054,13 +1188,12 @@ def fit_radial(
         parts = [by_g * r2 ** (i + 1) for i in range(n_terms)]
         parts += [by_g * slope * by_x, by_g * slope * by_y]
         shares = (member * start_amplitude / g[:, None]).T
-        result: Floats = (np.stack([*parts, *shares], axis=1) * weight[:, None]).astype(np.float64)
-        return result
+        return np.asarray(np.stack([*parts, *shares], axis=1) * weight[:, None])
 
     # First a parabola: from a flat start the centre has no slope.
     start = np.concatenate([[0.5], np.zeros(n_terms - 1), [0.5, 0.5], np.ones(len(names))])
     fit = least_squares(
-        residuals, start, jac=jacobian, x_scale="jac", xtol=1e-14, ftol=1e-14, gtol=1e-14
+        residuals, start, jac=jacobian, method="lm", xtol=1e-14, ftol=1e-14, gtol=1e-14
     )
     k, centre, amplitude = unpack(fit.x)
     chi2, ndf = 2.0 * float(fit.cost), len(value) - n_parameters
@@ -1111,6 +1244,39 @@ def spatial_variance(sums: SpatialSums) -> float:
     s_y^2 = s_measured^2 - sigma_stack^2/L (EMVA 1288, eq. 32).
     """
     return sums.m2 / (sums.n - 1) - sums.variance_sum / sums.n
+
+
+def split_nonuniformity(
+    sums: SpatialSums, row_means: Floats, column_means: Floats
+) -> tuple[float, float, float]:
+    """Split the spatial variance into that of rows, of columns, and of single pixels.
+
+    With independent parts, s_y^2 = row + column + pixel, the variance of row means is
+    row + pixel/N, and that of column means column + pixel/M, for M rows and N columns; each less
+    what temporal noise leaves in it (EMVA 1288, release 4.0, sec. 8.2).
+
+    Parameters
+    ----------
+    sums : SpatialSums
+        Of the whole sensor.
+    row_means : ndarray of float64, shape (M,)
+        Mean of each row of the mean image, DN.
+    column_means : ndarray of float64, shape (N,)
+        Mean of each column, DN.
+
+    Returns
+    -------
+    row, column, pixel : float
+        DN^2; small ones may come out negative. NaN for a single row or column.
+    """
+    m, n = len(row_means), len(column_means)
+    if m < 2 or n < 2 or m * n <= m + n:
+        return math.nan, math.nan, math.nan
+    noise = sums.variance_sum / sums.n
+    rows = float(row_means.var(ddof=1)) - noise / n
+    columns = float(column_means.var(ddof=1)) - noise / m
+    pixel = m * n / (m * n - m - n) * (spatial_variance(sums) - rows - columns)
+    return rows - pixel / n, columns - pixel / m, pixel
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -414,3 +414,34 @@ class TestEmva:
         few = model.EmvaPoints(*(np.array([1.0, 2.0]) for _ in range(6)))
         with pytest.raises(NotEnoughData, match="70 %"):
             model.emva1288(few, None, None)
+
+
+class TestLocalResponse:
+    def test_a_plane_leaves_nothing_and_a_pixel_stands_out(self):
+        rows, columns = np.indices((24, 32))
+        channel = np.tile(np.array([[0, 1], [3, 2]]), (12, 16))
+        signal = 1000.0 + 3 * rows + 5 * columns + 200 * channel
+        signal[5, 7] *= 1.5
+        good = np.ones(signal.shape, bool)
+        good[5, 7] = False
+        deviation, freedom = model.local_response(signal, good, channel, 8)
+        assert deviation[5, 7] == pytest.approx(0.5)
+        deviation[5, 7] = 0.0
+        assert np.abs(deviation).max() < 1e-12
+        assert freedom[5, 7] == 0.0
+        assert freedom[0, 0] == pytest.approx(13 / 16)
+
+    def test_the_scatter_of_the_response_is_found(self, rng):
+        rows, _ = np.indices((64, 64))
+        channel = np.zeros((64, 64), np.int8)
+        signal = (1000.0 + 10 * rows) * (1 + rng.normal(0, 0.02, (64, 64)))
+        deviation, freedom = model.local_response(signal, signal > 0, channel, 4)
+        scatter = np.sqrt((deviation**2).sum() / freedom.sum())
+        assert scatter == pytest.approx(0.02, rel=0.05)
+
+    def test_too_few_pixels_make_no_plane(self):
+        deviation, freedom = model.local_response(
+            np.ones((4, 4)), np.ones((4, 4), bool), np.tile([[0, 1], [3, 2]], (2, 2)), 2
+        )
+        assert np.isnan(deviation).all()
+        assert not freedom.any()
