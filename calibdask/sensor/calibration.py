@@ -344,7 +344,8 @@ class StackCalibration(Calibration):
     def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
         """Name the frames that do not go with the others."""
         infos = [survey.facts.info for survey in surveys]
-        found = dict(misfits(infos, self.frames))
+        conflicts = [survey.facts.conflicts for survey in surveys]
+        found = dict(misfits(infos, self.frames, conflicts))
         types: dict[StackKey, Counter[str]] = {}
         keys = [stack_key(info, self.frames.temperature_step_c) for info in infos]
         for place, (key, info) in enumerate(zip(keys, infos, strict=True)):

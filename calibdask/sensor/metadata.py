@@ -112,9 +112,11 @@ class Conflict:
 
     def __str__(self) -> str:
         """Say it in a sentence."""
-        return f"{self.path}: {self._statement()}"
+        return f"{self.path}: {self.statement}"
 
-    def _statement(self) -> str:
+    @property
+    def statement(self) -> str:
+        """The sentence without the frame."""
         return (
             f"{self.what} is {_shown(self.value)} by {self.winner}, which counts, and"
             f" {_shown(self.other)} by {self.loser}"
@@ -307,7 +309,7 @@ def conflict_warnings(conflicts: Iterable[Conflict]) -> tuple[str, ...]:
     """Say each contradiction once, with the number of frames and the first of them."""
     alike: dict[str, list[str]] = {}
     for conflict in conflicts:
-        alike.setdefault(conflict._statement(), []).append(conflict.path)
+        alike.setdefault(conflict.statement, []).append(conflict.path)
     return tuple(
         f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {statement}"
         for statement, paths in alike.items()
@@ -428,13 +430,16 @@ def group_frames(
     }
 
 
-def misfits(infos: Sequence[FrameInfo], frames: Frames | None = None) -> dict[int, CalibdaskError]:
+def misfits(
+    infos: Sequence[FrameInfo],
+    frames: Frames | None = None,
+    conflicts: Sequence[Sequence[Conflict]] = (),
+) -> dict[int, CalibdaskError]:
     """Find the frames that cannot be used together with the others.
 
     Frames are of one camera and shape, and of one colour pattern and bit depth: what most of them
-    have. Where a kind of frames needs an ISO speed or an exposure, or one
-    exposure for all, frames that lack or break it are left out, and so are frames that are too few
-    in their stack.
+    have. Where a kind of frames needs an ISO speed or an exposure, or one exposure for all, frames
+    that lack or break it are left out, and so are frames that are too few in their stack.
 
     Parameters
     ----------
@@ -443,6 +448,8 @@ def misfits(infos: Sequence[FrameInfo], frames: Frames | None = None) -> dict[in
     frames : Frames, optional
         How many frames a stack must have (two unless given; frames to be calibrated are in none),
         and the step of temperature of `stack_key`.
+    conflicts : sequence of sequence of Conflict, optional
+        What `describe` gave with each of the frames: said again with what is wrong.
 
     Returns
     -------
@@ -482,6 +489,9 @@ def misfits(infos: Sequence[FrameInfo], frames: Frames | None = None) -> dict[in
             found[place] = NotEnoughData(
                 f"{info.path}: is {number} of its stack ({key.label}), which needs {min_frames}"
             )
+    for place, error in found.items() if conflicts else ():
+        if more := "; ".join(conflict.statement for conflict in conflicts[place]):
+            found[place] = type(error)(f"{error} ({more})")
     return dict(sorted(found.items()))
 
 
