@@ -25,6 +25,7 @@ HEAVY = ["astropy", "ctapipe", "dask", "distributed", "numpy", "tables", "xarray
 FOR_DOMAINS = {"stats", "select", "config", "errors", "engine.protocol"}
 MORE_FOR_GLUE = {
     "calibration.py": {"io"},  # the only place of a domain that reads and writes
+    "calibrate.py": {"io"},  # writes the frames that it calibrates
     "jobs.py": {"registry"},
     "camera.py": {"io"},  # makes the camera file of one image
     "metadata.py": {"io"},  # of frames: what stands beside them

@@ -27,18 +27,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.sensor.overview import Overview
+    from calibdask.sensor.stack_images import StackRecord
 
     type Block = Paragraph | Notice | TableBlock | FigureBlock
     type Row = Mapping[str, Any]
 
 __all__ = [
     "bias_sections",
+    "calibrated_sections",
     "dark_sections",
     "defect_sections",
     "emva_sections",
     "flat_sections",
     "gain_sections",
     "iso_sections",
+    "stack_sections",
 ]
 
 CHANNEL_COLOURS = {"R": PALETTE[1], "G": PALETTE[2], "B": PALETTE[0], "G2": PALETTE[3]}
@@ -389,6 +392,123 @@ def defect_sections(result: Row) -> list[Section]:
 
 
 # -- parts ----------------------------------------------------------------------------------------
+
+
+# -- stacks and calibrated frames -----------------------------------------------------------------
+
+_MOST_MAPS = 12
+"""Stacks whose maps a report shows; all are in the product."""
+
+
+def stack_sections(result: Sequence[StackRecord]) -> list[Section]:
+    """Describe stacks of frames."""
+    rows, notices = [], []
+    for one in result:
+        mean, variance = one.mean_map.total[1], one.variance_map.total[1]
+        n_pixels = one.mean_map.n_pixels
+        rows.append(
+            {
+                "group": one.group,
+                "n_frames": len(one.names),
+                "mean": mean,
+                "noise": math.sqrt(variance) if variance >= 0 else math.nan,
+                "saturated": 100 * one.n_saturated / n_pixels,
+                "clipped": int(one.n_clipped.sum()),
+            }
+        )
+        if one.n_lost:
+            text = f"{one.group}: {one.n_lost} frames could not be read and are not in it."
+            notices.append(Notice("warning", text))
+        if len(one.names) < 2:
+            notices.append(Notice("warning", f"{one.group}: one frame only, so no variance."))
+        if one.n_saturated > MANY_FLAGGED * n_pixels:
+            share = 100 * one.n_saturated / n_pixels
+            text = f"{one.group}: {share:.1f} % of the pixels are saturated at least once."
+            notices.append(Notice("warning", text))
+    headings = {
+        "group": "Stack",
+        "n_frames": "Frames",
+        "mean": "Mean (DN)",
+        "noise": "Temporal noise (DN rms)",
+        "saturated": "Saturated pixels (%)",
+        "clipped": "Values left out",
+    }
+    caption = "Means over pixels that are never saturated."
+    blocks: list[Block] = [_table(rows, headings, caption), _draw_frames(result)]
+    shown: list[Block] = []
+    for one in result[:_MOST_MAPS]:
+        shown.append(_draw_map(one.mean_map, f"{one.group}/mean", "mean (DN)"))
+        if one.variance_map.total[0]:
+            shown.append(_draw_map(one.variance_map, f"{one.group}/variance", "variance (DN²)"))
+    if len(result) > _MOST_MAPS:
+        text = f"The first {_MOST_MAPS} of {len(result)} stacks; the product holds all of them."
+        shown.insert(0, Paragraph(text))
+    return [
+        Section("What needs attention", notices or [Paragraph("Nothing.")]),
+        Section("Stacks", blocks),
+        Section("Maps", shown),
+    ]
+
+
+def _draw_frames(result: Sequence[StackRecord]) -> FigureBlock:
+    """Draw the mean of each frame against its stack's: drifts and odd frames show."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, one in enumerate(result[:_MOST_MAPS]):
+            whole = one.mean.mean()
+            if whole:
+                axes.plot(
+                    np.arange(len(one.mean)),
+                    100 * (one.mean / whole - 1),
+                    color=PALETTE[number % len(PALETTE)],
+                    marker="o",
+                    ms=3,
+                    lw=1,
+                    label=one.group,
+                )
+        axes.set_xlabel("frame of the stack, by time")
+        axes.set_ylabel("mean of the frame, difference to the stack (%)")
+        axes.legend(fontsize="small")
+
+    return draw_figure(
+        paint,
+        size_in=(8.5, 3.8),
+        alt="Mean of each frame relative to that of its stack; the numbers are in tables.h5.",
+        caption="Mean of each frame: a lamp that drifts, a cloud, or a frame that went wrong.",
+    )
+
+
+def calibrated_sections(rows: Sequence[Row], units: str) -> list[Section]:
+    """Describe calibrated frames, one row for each."""
+    from calibdask.sensor.apply import IMAGE_FLAGS
+
+    notices: list[Block] = []
+    for row in rows:
+        bad = row["n_pixels"] - row["n_good"]
+        if bad > MANY_FLAGGED * row["n_pixels"]:
+            why = "; ".join(
+                f"{row[f'n_{flag}']:,} {flag} ({meaning})"
+                for flag, meaning in IMAGE_FLAGS.items()
+                if row[f"n_{flag}"]
+            )
+            share = 100 * bad / row["n_pixels"]
+            text = f"{row['file']}: {share:.1f} % of the pixels are flagged: {why}."
+            notices.append(Notice("warning", text))
+    headings = {
+        "file": "Frame",
+        "iso": "ISO",
+        "exposure_s": "Exposure (s)",
+        "median": f"Median ({units})",
+        "mean": f"Mean ({units})",
+        "n_good": "Good pixels",
+        **{f"n_{flag}": flag.capitalize() for flag in IMAGE_FLAGS},
+    }
+    table = _table(rows, headings, "Means and medians are over good pixels, then flags.")
+    return [
+        Section("What needs attention", notices or [Paragraph("Nothing.")]),
+        Section("Frames", [table]),
+    ]
 
 
 def _attention(maps: Mapping[str, Overview], rows: Sequence[Row], *names: str) -> list[Block]:

@@ -184,7 +184,7 @@ class StackImages(StackCalibration):
                     tuple(frame.info.path for frame in frames),
                     np.array([frame.index for frame in frames]),
                     tuple(frame.info.time for frame in frames),
-                    sum(tile[f"total {group}"] for tile in tiles) / n_pixels,
+                    np.sum([tile[f"total {group}"] for tile in tiles], axis=0) / n_pixels,
                     np.sum([tile[f"clipped {group}"] for tile in tiles], axis=0),
                     len(planned) - len(frames),
                     sum(int(tile[f"saturated {group}"]) for tile in tiles),
@@ -290,9 +290,10 @@ class StackImages(StackCalibration):
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
+        del tables
         from calibdask.sensor.report import stack_sections
 
-        return stack_sections(result, tables)
+        return stack_sections(result)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the stacks as SPECTACLE has them, if asked for."""
