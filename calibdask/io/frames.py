@@ -181,6 +181,12 @@ def inspect_frame(path: Path | str) -> FrameInfo:
                 return _inspect_array(path, _open_npy(path), {})
             case _:
                 array, attributes = _open_zarr(path)
+                if missing := array.nchunks - array.nchunks_initialized:
+                    # Zarr would read zeros.
+                    raise CorruptedInput(
+                        f"{path}: {missing} of {array.nchunks} chunks are missing; copy it again"
+                        " (stacks with empty frames are written with write_empty_chunks=True)"
+                    )
                 return _inspect_array(path, array, attributes)
 
 
