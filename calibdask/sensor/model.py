@@ -871,7 +871,8 @@ class RadialModel:
     shape : tuple of int
         Rows and columns of the sensor.
     centre : ndarray of float64, shape (2,)
-        Optical centre (x, y) as a fraction of width and height.
+        Optical centre (x, y) as a fraction of width and height: pixel x lies at x/width, as
+        SPECTACLE counts.
     centre_error : ndarray of float64, shape (2,)
         Standard errors.
     coefficients : ndarray of float64, shape (n_terms,)
@@ -930,7 +931,7 @@ def _radius2_slopes(
     cx, cy = float(centre[0]), float(centre[1])
     far_x, far_y = max(cx, 1.0 - cx) * width, max(cy, 1.0 - cy) * height
     scale = far_x**2 + far_y**2
-    dx, dy = x + 0.5 - cx * width, y + 0.5 - cy * height
+    dx, dy = x - cx * width, y - cy * height
     r2 = (dx**2 + dy**2) / scale
     # The farthest corner moves with the centre.
     grow_x = 2.0 * far_x * width * (1.0 if cx > 0.5 else -1.0)

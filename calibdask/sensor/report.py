@@ -46,6 +46,7 @@ __all__ = [
 
 CHANNEL_COLOURS = {"R": PALETTE[1], "G": PALETTE[2], "B": PALETTE[0], "G2": PALETTE[3]}
 GREY = "#777777"
+_MARGINS = (1.0, 0.2, 0.55, 0.2)
 MANY_FLAGGED = 0.05
 """Fraction of flagged pixels from which a map asks for a look."""
 
@@ -646,6 +647,7 @@ def _draw_iso(rows: Sequence[Row], curve: Any) -> FigureBlock:
     return draw_figure(
         paint,
         size_in=(7.5, 4.6),
+        margins_in=_MARGINS,
         alt="Signal against ISO speed, measured and fitted; the numbers are in the table.",
         caption="Signal against ISO speed, and what is left beside the curve.",
     )
@@ -676,6 +678,7 @@ def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
     return draw_figure(
         paint,
         size_in=(6.5, 3.4),
+        margins_in=_MARGINS,
         alt="Dark current against temperature; the numbers are in the table.",
         caption="Dark current against temperature.",
     )
@@ -720,6 +723,7 @@ def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], iso: int) -> FigureBlo
     return draw_figure(
         paint,
         size_in=(7.5, 5.2),
+        margins_in=_MARGINS,
         alt=f"{where}: variance against signal by channel; the numbers are in the tables.",
         caption=f"{where}: photon transfer. Hollow: not part of the fit; dotted: full well."
         " Below: the points of the fit beside it.",
@@ -766,6 +770,7 @@ def _draw_profile(blocks: NDArray[np.float64], model: Any) -> FigureBlock:
     return draw_figure(
         paint,
         size_in=(7.5, 4.8),
+        margins_in=_MARGINS,
         alt="Signal of blocks of pixels against their distance from the optical centre, with the"
         " radial model.",
         caption="Vignetting: means over blocks of pixels, and the model.",
@@ -840,6 +845,7 @@ def _draw_emva_transfer(row: Row, points: Sequence[Row]) -> FigureBlock:
     return draw_figure(
         paint,
         size_in=(7.5, 3.6),
+        margins_in=_MARGINS,
         alt=f"Photon transfer: K = {row['k_dn_per_electron']:.5g} DN per electron.",
         caption="Photon transfer up to 70 % of saturation (filled).",
     )
@@ -873,6 +879,7 @@ def _draw_emva_linearity(row: Row, points: Sequence[Row]) -> FigureBlock:
     return draw_figure(
         paint,
         size_in=(10.0, 3.4),
+        margins_in=_MARGINS,
         alt=f"Linearity: deviations from {row['linearity_min_percent']:.3g} to"
         f" {row['linearity_max_percent']:.3g} per cent.",
         caption="Signal against light, and its deviation from a line between 5 and 95 % of"

@@ -41,7 +41,7 @@ class Camera:
         rng = np.random.default_rng([self.seed, 0])
         y, x = np.indices(self.shape)
         height, width = self.shape
-        r2 = ((y + 0.5 - 0.487 * height) ** 2 + (x + 0.5 - 0.515 * width) ** 2) / (
+        r2 = ((y - 0.487 * height) ** 2 + (x - 0.515 * width) ** 2) / (
             (0.515 * width) ** 2 + (0.513 * height) ** 2
         )
         dark = rng.gamma(4.0, 0.25, self.shape)  # electrons/s
