@@ -586,14 +586,8 @@ def _inspect_fits(path: Path) -> FrameInfo:
         if len(axes) > 3:
             raise WrongKind(f"{path}: an image of {len(axes)} axes is no frame and no stack")
         _check_fits_size(path, hdu)
-        bitpix, zero = header["BITPIX"], header.get("BZERO", 0)
-        scaled = header.get("BSCALE", 1) != 1
-        if bitpix == 8 or (bitpix == 16 and zero == 32768 and not scaled):
-            dtype = "uint16"
-        else:
-            dtype = "float32" if bitpix == -32 else "float64"
-            if bitpix == 16 and (scaled or zero):
-                dtype = "float32"  # astropy's choice
+        # Header cards and the type that comes of them are astropy's business: one pixel tells.
+        pixel = hdu.section[(slice(0, 1),) * len(axes)]
         white = next(
             (int(v) for k in ("SATURATE", "WHITELEV") if (v := _positive(header.get(k)))), None
         )
@@ -615,7 +609,7 @@ def _inspect_fits(path: Path) -> FrameInfo:
         return FrameInfo(
             str(path),
             (int(axes[-2]), int(axes[-1])),
-            dtype,
+            _dtype(path, pixel.dtype).name,
             n_frames=int(axes[0]) if len(axes) == 3 else 1,
             bit_depth=None if white is None else _bits(white),
             white_level=white,
@@ -638,6 +632,19 @@ def _exposure(value: Any) -> float | None:
     return number if number is not None and number >= 0 else None  # a bias frame has 0 s
 
 
+def _is_unsigned(header: Any) -> bool:
+    """Tell whether an image is of 16 bits without sign, which FITS has as signed ones plus 2^15."""
+    return (header["BITPIX"], header.get("BZERO", 0), header.get("BSCALE", 1)) == (16, 32768, 1)
+
+
+def _is_plain(path: Path, hdu: Any) -> bool:
+    """Tell whether neither the file nor the image in it is compressed."""
+    from astropy.io import fits
+
+    with path.open("rb") as file:
+        return not isinstance(hdu, fits.CompImageHDU) and file.read(6) == b"SIMPLE"
+
+
 def _check_fits_size(path: Path, hdu: Any) -> None:
     place = hdu.fileinfo()
     if path.suffix.lower() == ".gz":
@@ -651,15 +658,21 @@ def _read_fits(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
     with _fits(path) as hdu:
         _check_fits_size(path, hdu)
         axes = hdu.shape
+        plain = _is_unsigned(hdu.header) and _is_plain(path, hdu)
         for index in range(start, stop):
-            if len(axes) == 2 and index == 0:
-                frame = hdu.data
-            elif len(axes) == 3 and index < axes[0]:
-                frame = hdu.section[index]
-            else:
+            if index >= (axes[0] if len(axes) == 3 else 1):
                 return
-            # The memory is the file's, which is closed when the caller goes on.
-            yield np.array(frame, frame.dtype.newbyteorder("="))
+            if plain:
+                # As they lie in the file: with the sign bit the other way round.
+                n_pixels = axes[-2] * axes[-1]
+                place = hdu.fileinfo()["datLoc"] + 2 * n_pixels * index
+                signed = np.fromfile(path, ">u2", n_pixels, offset=place).astype(np.uint16)
+                signed ^= 0x8000
+                yield signed.reshape(axes[-2:])
+            else:
+                frame = hdu.data if len(axes) == 2 else hdu.section[index]
+                # The memory is the file's, which is closed when the caller goes on.
+                yield np.array(frame, frame.dtype.newbyteorder("="))
 
 
 # -- images ----------------------------------------------------------------------------------------

@@ -260,12 +260,30 @@ def test_fits_cube_and_floats(tmp_path):
         np.testing.assert_array_equal(read_frame(path, 2), data[2])
 
 
+@pytest.mark.parametrize("cards", [{"BZERO": -128}, {"BSCALE": 0.5}, {"BZERO": 1000}])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_fits_of_scaled_numbers(tmp_path, cards, bits):
+    path = tmp_path / "one.fits"
+    hdu = fits.PrimaryHDU(pixels((8, 10), 100).astype(np.uint8 if bits == 8 else np.int16))
+    hdu.writeto(path)
+    with fits.open(path, mode="update", do_not_scale_image_data=True) as file:
+        file[0].header.update(cards)
+    with fits.open(path) as file:
+        wanted = np.array(file[0].data)
+    frame = read_frame(path)
+    assert frame.dtype == inspect_frame(path).dtype
+    np.testing.assert_array_equal(frame, wanted)
+
+
 def test_compressed_fits(tmp_path):
     frame = pixels((64, 50))
     path = tmp_path / "one.fits.fz"
     fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(frame)]).writeto(path)
     assert inspect_frame(path).shape == (64, 50)
     np.testing.assert_array_equal(read_frame(path), frame)
+    hidden = tmp_path / "compressed.fits"
+    hidden.write_bytes(path.read_bytes())
+    np.testing.assert_array_equal(read_frame(hidden), frame)
     zipped = tmp_path / "one.fits.gz"
     fits.PrimaryHDU(frame).writeto(zipped)
     np.testing.assert_array_equal(read_frame(zipped), frame)
