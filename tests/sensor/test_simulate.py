@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import rawpy
 import yaml
+from click.testing import CliRunner
 
+from calibdask.cli import app
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput
 from calibdask.io.frames import inspect_frame, read_frame
 from calibdask.io.spectacle import find_root, read_camera_file, read_settings
@@ -113,6 +115,25 @@ def test_flat_folder_of_fits_with_its_configuration(tmp_path, pattern):
     assert len(group_frames([describe(inspect_frame(p), frames)[0] for p in made.frames], 1.0)) == (
         2 + 2 * 2 * 5 + 2
     )
+
+
+def test_from_the_command_line(tmp_path):
+    result = CliRunner().invoke(
+        app,
+        ["simulate", "sensor", "-o", str(tmp_path), "--rows", "30", "--columns", "40", "--frames",
+         "2", "--seed", "3", "--set", "kinds=[gain]", "--set", "gain_levels=[0.2, 0.5]"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    written = result.output.split()
+    assert len(written) == 4 + 4  # frames; truth in two files, camera file, settings
+    options = SensorSimulation(
+        rows=30, columns=40, n_frames=2, seed=3, kinds=("gain",), gain_levels=(0.2, 0.5)
+    )
+    np.testing.assert_array_equal(
+        read_frame(written[3]), expose(true_sensor(options), frame_specs(options)[3])
+    )
+    listed = CliRunner().invoke(app, ["simulate", "sensor", "--list"]).output
+    assert "n_truncated = 0" in listed
 
 
 # -- streams ---------------------------------------------------------------------------------------
