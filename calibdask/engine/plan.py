@@ -245,9 +245,24 @@ class Plan:
             ("digest", self.digest),
         ]
         facts += [("rejected", failure.describe()) for failure in self.rejected]
-        facts += [("skipped", f"{path}: {reason}") for path, reason in self.skipped]
+        facts += [("skipped", f"{where}: {reason}") for where, reason in self.skipped_alike()]
         facts += [("warning", warning) for warning in self.warnings]
         return facts
+
+    def skipped_alike(self) -> list[tuple[str, str]]:
+        """Give what was skipped and why for people: files of one reason together."""
+        alike: dict[str, list[str]] = {}
+        for path, reason in self.skipped:
+            alike.setdefault(reason.removeprefix(f"{path}: "), []).append(path)
+        return [
+            (
+                paths[0]
+                if len(paths) == 1
+                else f"{len(paths)} files below {os.path.commonpath(map(os.path.dirname, paths))}",
+                reason,
+            )
+            for reason, paths in alike.items()
+        ]
 
     def _costs(self) -> list[tuple[str, str]]:
         few, many = (self.estimate(workers) for workers in _FEW_AND_MANY)

@@ -323,7 +323,7 @@ def _activity(
 
 
 def _warnings(run: Finished) -> list[str]:
-    skipped = [f"{path} was left out: {reason}" for path, reason in run.plan.skipped]
+    skipped = [f"{where} left out: {reason}" for where, reason in run.plan.skipped_alike()]
     return [*run.plan.warnings, *skipped, *run.account.total.warnings, *run.account.notes]
 
 

@@ -607,8 +607,8 @@ def run_calibration(
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
             emit(events.Message("ERROR", failure.describe()))
-        for path, reason in plan.skipped:
-            emit(events.Message("WARNING", f"{path} is left out: {reason}"))
+        for where, reason in plan.skipped_alike():
+            emit(events.Message("WARNING", f"{where} left out: {reason}"))
         for warning in plan.warnings:
             emit(events.Message("WARNING", warning))
         store = Store(workdir / "store")

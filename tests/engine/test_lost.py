@@ -11,7 +11,7 @@ import pytest
 from tiny import MeanCounts
 
 from calibdask.engine.plan import make_plan
-from calibdask.engine.protocol import Piece, Reduced, Values
+from calibdask.engine.protocol import Piece, Reduced, Values, WrongKind
 from calibdask.engine.run import RunOptions, run_calibration
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
 
@@ -180,3 +180,28 @@ def test_copies_still_end_the_planning_of_events(tmp_path):
     (folder / "d.npy").write_bytes((folder / "c5.npy").read_bytes())
     with pytest.raises(ConfigError, match="the same data twice"):
         make_plan(MeanCounts(), [folder])
+
+
+def test_skipped_files_of_one_reason_are_told_together(tmp_path):
+    @dataclass(frozen=True)
+    class Picky(MeanCounts):
+        patterns: ClassVar[tuple[str, ...]] = ("**/*.npy",)
+
+        def survey(self, source):
+            if "c9" not in source.path:
+                odd = "0.npy" in source.path
+                raise WrongKind(f"{source.path}: is {'odd' if odd else 'of another kind'}")
+            return super().survey(source)
+
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "a")
+    rng = np.random.default_rng(9)
+    (tmp_path / "in" / "b").mkdir()
+    np.save(tmp_path / "in" / "b" / "x.npy", rng.poisson(3, 9))
+    plan = make_plan(Picky(), [tmp_path / "in"])
+    assert len(plan.skipped) == 10
+    assert plan.skipped_alike() == [
+        (str(tmp_path / "in" / "a" / "c0.npy"), "is odd"),
+        (f"9 files below {tmp_path / 'in'}", "is of another kind"),
+    ]
+    assert str(plan).count("\nskipped ") == 2
