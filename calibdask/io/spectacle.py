@@ -22,7 +22,6 @@ __all__ = [
     "CameraSettings",
     "NamedFrame",
     "camera_file_of",
-    "find_root",
     "is_product",
     "parse_names",
     "read_camera_file",
@@ -104,28 +103,8 @@ def is_product(path: Path) -> bool:
     )
 
 
-def find_root(path: Path) -> Path:
-    """Give the root folder: the nearest above a path (or itself) that holds a camera file.
-
-    Raises
-    ------
-    MissingInput
-        There is none.
-    ConfigError
-        It holds two camera files.
-    """
-    start = path.absolute()
-    for folder in (start, *start.parents):
-        if _camera_file_in(folder) is not None:
-            return folder
-    raise MissingInput(
-        f"{path}: no folder above it holds a camera file (*data.json), by which SPECTACLE knows a"
-        " camera's root folder; make one with 'calibdask generate-metadata'"
-    )
-
-
 def camera_file_of(path: Path) -> Path | None:
-    """Give the camera file of a frame in ``images``; None where there is none.
+    """Give the camera file of a frame in ``images``, beside which it lies; None without one.
 
     Raises
     ------

@@ -36,6 +36,7 @@ from calibdask.engine.protocol import (
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
 from calibdask.io.frames import FRAME_PATTERNS, FrameInfo, inspect_frame, read_frame, read_frames
 from calibdask.io.maps import TABLES, MapLayout, ProductMaps, create_maps, read_product, write_rows
+from calibdask.io.spectacle import camera_file_of
 from calibdask.sensor.clipping import clip_bounds
 from calibdask.sensor.config import Frames, Stacks
 from calibdask.sensor.kernel import check_frame_count
@@ -393,8 +394,19 @@ class StackCalibration(Calibration):
                 *self.notes,
                 *conflict_warnings(one for survey in surveys for one in survey.facts.conflicts),
                 *unused_rows(self.frames, [info.path for info in infos]),
+                *self._without_camera_file(infos[0].path),
             ),
         )
+
+    def _without_camera_file(self, path: str) -> Iterator[str]:
+        """Say it where a product of SPECTACLE is asked for, which is named after the camera."""
+        options = getattr(self, "options", None)
+        if getattr(options, "spectacle", False) and camera_file_of(Path(path)) is None:
+            yield (
+                f"{path}: lies in no folder 'images' beside a camera file (*data.json), by which"
+                " SPECTACLE knows a camera; its products get the name that the frames state."
+                " 'calibdask generate-metadata' writes that file"
+            )
 
     def _look_at_products(self, sensor: SensorFacts) -> Iterator[tuple[str, str]]:
         from calibdask.io.hdf5 import digest_hdf5

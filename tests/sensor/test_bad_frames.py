@@ -15,6 +15,7 @@ from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
 from calibdask.io.maps import read_product
 from calibdask.io.spectacle import read_camera_file, write_camera_file
 from calibdask.sensor.config import Frames
+from calibdask.sensor.config import StackImages as StackImagesOptions
 from calibdask.sensor.simulate import SensorSimulation, simulate_sensor
 from calibdask.sensor.simulation import FAULTS
 from calibdask.sensor.stack_images import StackImages
@@ -125,3 +126,16 @@ def test_two_camera_files_in_the_root(tmp_path):
         ConfigError, match=r"2 camera files \(camera_data\.json, other_data\.json\)"
     ):
         make_plan(StackImages(), [made.root / "images"])
+
+
+def test_no_camera_file_where_spectacle_needs_it(tmp_path):
+    """Its products are named after the camera: said where they are asked for, and only there."""
+    options = SensorSimulation(rows=24, columns=24, n_frames=2, kinds=("flatfield",))
+    made = simulate_sensor(tmp_path, options)
+    asked = StackImages(options=StackImagesOptions(spectacle=True))
+    assert not make_plan(asked, [made.root / "images"]).warnings
+    (tmp_path / "camera_data.json").unlink()
+    (said,) = make_plan(asked, [made.root / "images"]).warnings
+    assert "beside a camera file (*data.json)" in said
+    assert "calibdask generate-metadata" in said
+    assert not make_plan(StackImages(), [made.root / "images"]).warnings

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from calibdask.cli import app
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, MissingInput
 from calibdask.io.dng import DngHeader, write_dng
-from calibdask.io.spectacle import find_root, read_camera_file, read_settings
+from calibdask.io.spectacle import camera_file_of, read_camera_file, read_settings
 from calibdask.sensor.camera import generate_metadata
 
 BLACK = (100, 110, 120, 130)
@@ -53,7 +53,7 @@ def test_from_a_saturated_image(tmp_path):
         "ISO_min": 100, "ISO_max": 6400, "exposure_min": "1/8000", "exposure_max": 30,
     }  # fmt: skip
     # Unlike SPECTACLE's, it leaves one camera file, so that what comes next finds the root.
-    assert find_root(root / "images") == root
+    assert camera_file_of(root / "images" / "gain" / "x.dng") == root / "camera_data.json"
 
 
 @pytest.mark.parametrize("bits", [8, 10, 14, 16])

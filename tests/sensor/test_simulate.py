@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from calibdask.cli import app
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput
 from calibdask.io.frames import inspect_frame, read_frame
-from calibdask.io.spectacle import find_root, read_camera_file, read_settings
+from calibdask.io.spectacle import read_camera_file, read_settings
 from calibdask.sensor.config import Frames
 from calibdask.sensor.metadata import describe, group_frames, misfits
 from calibdask.sensor.simulate import SensorSimulation, simulate_sensor
@@ -74,7 +74,7 @@ def test_frames_come_into_their_stacks(made):
 
 
 def test_camera_file_and_settings(made):
-    root = find_root(next(iter(made.frames)))
+    root = made.root
     camera = read_camera_file(root / "camera_data.json")
     assert (camera.pattern, camera.black_level) == ("RGGB", SMALL.black_level)
     with rawpy.imread(str(next(root.glob("images/gain/**/*.dng")))) as raw:
