@@ -274,6 +274,8 @@ def _format(path: Path) -> str:
             return name
     if suffix in _OTHERS:
         return suffix
+    if path.name.startswith("EMVA1288"):
+        raise WrongKind(f"{path}: is read when its images are given, or the folder they are in")
     raise WrongKind(
         f"{path}: no frame by its name; read are raw files ({', '.join(sorted(_RAW))}), FITS, TIFF,"
         " PNG, npy, and Zarr stacks"
@@ -370,6 +372,9 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
     with _libraw(path, pixels=False) as raw:
         sizes, other = raw.sizes, raw.other
         rows, columns = sizes.raw_height, sizes.raw_width
+        if not any(raw.black_level_per_channel):
+            # LibRaw may find it in masked pixels, for which it must decode them all.
+            raw.unpack()
         filters = raw.raw_pattern
         if raw.num_colors == 1 or (filters is not None and filters.shape == (1, 1)):
             pattern = ""

@@ -181,6 +181,8 @@ def test_a_camera_of_1997(shared_sensor):
     assert (info.iso, info.exposure_s, info.time) == (84, 0.00435, "1997-04-23T08:00:47")
     with rawpy.imread(str(path)) as raw:
         np.testing.assert_array_equal(read_frame(path), raw.raw_image)
+        assert list(info.black_level) == raw.black_level_per_channel
+        assert info.white_level == raw.white_level
 
 
 def test_a_camera_of_1997_cut_short(shared_sensor, tmp_path):
@@ -416,6 +418,8 @@ def test_what_is_no_frame(tmp_path):
     tifffile.imwrite(tmp_path / "colour.tif", np.zeros((8, 8, 3), np.uint8), photometric="rgb")
     fits.PrimaryHDU().writeto(tmp_path / "empty.fits")
     (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(WrongKind, match="is read when its images are given"):
+        inspect_frame(tmp_path / "EMVA1288_Data.txt")
     for name in ("colour.png", "colour.tif", "empty.fits", "notes.txt"):
         with pytest.raises(WrongKind, match=name):
             inspect_frame(tmp_path / name)
