@@ -312,12 +312,23 @@ def _positive(value: Any) -> float | None:
 
 
 def _ratio(value: Any) -> Any:
-    """Give a TIFF rational, or the first of several numbers, as one number."""
+    """Give a TIFF rational as one number."""
     if isinstance(value, tuple):
-        if len(value) == 2:
-            return value[0] / value[1] if value[1] else None
-        return value[0] if value else None
+        return value[0] / value[1] if len(value) == 2 and value[1] else None
     return value
+
+
+def _exif(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what the tags of a TIFF directory and its EXIF say about a frame."""
+    exposure = _ratio(tags.get("ExposureTime"))
+    return {
+        "make": str(tags.get("Make", "")).strip("\0 "),
+        "model": str(tags.get("Model", "")).strip("\0 "),
+        "iso": _iso(next(iter(_several(tags.get("ISOSpeedRatings"))), None)),
+        "exposure_s": _positive(exposure),
+        "time": _exif_time(tags.get("DateTimeOriginal", tags.get("DateTime"))),
+        "temperature_c": _finite(_ratio(tags.get("Temperature"))),
+    }
 
 
 def _exif_time(value: Any) -> str:
@@ -339,15 +350,14 @@ def _iso_time(value: Any) -> str:
 
 
 @contextmanager
-def _libraw(path: Path, *, pixels: bool) -> Iterator[rawpy.RawPy]:
-    """Open a raw file; its arrays must be copied before it is closed, which frees them."""
+def _libraw(path: Path) -> Iterator[rawpy.RawPy]:
+    """Decode a raw file; its arrays must be copied before it is closed, which frees them."""
     import rawpy
 
     with rawpy.RawPy() as raw:
         try:
             raw.open_file(str(path))
-            if pixels:
-                raw.unpack()
+            raw.unpack()
             yield raw
         except rawpy.LibRawFileUnsupportedError as error:
             path.stat()  # LibRaw says the same of a file that is not there
@@ -359,22 +369,33 @@ def _libraw(path: Path, *, pixels: bool) -> Iterator[rawpy.RawPy]:
             ) from error
 
 
+_decoded: dict[tuple[Any, ...], FrameInfo] = {}
+"""Files that were decoded for their metadata, by all that tells whether others are like them."""
+
+
 def _inspect_raw(path: Path) -> FrameInfo:
-    tags = _tiff_tags(path)
     if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
         strip.check_size(path)
         if strip.says_all:
             return strip.info(path)
-    return _inspect_libraw(path, tags)
+    tags, layout = _raw_tags(path)
+    said = _exif(tags)
+    if not layout or None in (said["iso"], said["exposure_s"]) or not said["time"]:
+        return _inspect_libraw(path, tags)
+    # LibRaw tells pattern and levels only once it has decoded all pixels. They are the same in all
+    # files of a folder in which a camera says the same of ISO speed and of all its images.
+    folder = path.absolute().parent
+    alike = (folder, folder.stat().st_mtime_ns, said["make"], said["model"], said["iso"], layout)
+    if alike not in _decoded:
+        if len(_decoded) >= 256:
+            _decoded.clear()
+        _decoded[alike] = _inspect_libraw(path, tags)
+    return replace(_decoded[alike], path=str(path), **said)
 
 
 def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
-    with _libraw(path, pixels=False) as raw:
+    with _libraw(path) as raw:
         sizes, other = raw.sizes, raw.other
-        rows, columns = sizes.raw_height, sizes.raw_width
-        if not any(raw.black_level_per_channel):
-            # LibRaw may find it in masked pixels, for which it must decode them all.
-            raw.unpack()
         filters = raw.raw_pattern
         if raw.num_colors == 1 or (filters is not None and filters.shape == (1, 1)):
             pattern = ""
@@ -395,21 +416,23 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
             black = tuple(float(raw.black_level_per_channel[index]) for index in indices)
         white = int(raw.white_level)
         exposure = _positive(other.shutter_speed)
+        taken = other.timestamp
+        said = _exif(tags)
+        told = {
+            "iso": _iso(other.iso_speed),
+            # LibRaw has it as float32.
+            "exposure_s": None if exposure is None else float(f"{exposure:.6g}"),
+            "time": "" if taken.year <= 1970 else taken.isoformat(),
+        }
         return FrameInfo(
             str(path),
-            (rows, columns),
+            (sizes.raw_height, sizes.raw_width),
             "uint16",
             bit_depth=_bits(white),
             white_level=white,
-            make=str(tags.get("Make", "")).strip("\0 "),
-            model=str(tags.get("Model", "")).strip("\0 "),
             pattern=pattern,
             black_level=black,
-            iso=_iso(other.iso_speed),
-            # LibRaw has it as float32.
-            exposure_s=None if exposure is None else float(f"{exposure:.6g}"),
-            time=_raw_time(other.timestamp),
-            temperature_c=_temperature(tags),
+            **{name: value or told.get(name, value) for name, value in said.items()},
         )
 
 
@@ -419,29 +442,34 @@ def _iso(value: Any) -> int | None:
     return None if number is None or round(number) in (0, 65535) else round(number)
 
 
-def _raw_time(moment: datetime | None) -> str:
-    return "" if moment is None or moment.year <= 1970 else moment.isoformat()
-
-
-def _temperature(tags: Mapping[str, Any]) -> float | None:
-    return _finite(_ratio(tags.get("Temperature")))
-
-
 def _read_raw(path: Path) -> NDArray[Any]:
     if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
         strip.check_size(path)
         return strip.read(path)
-    with _libraw(path, pixels=True) as raw:
+    with _libraw(path) as raw:
         if raw.raw_image is None:
             raise WrongKind(f"{path}: holds a picture in colour, not the pixels of a sensor")
         image: NDArray[Any] = raw.raw_image.copy()
         return image
 
 
-def _tiff_tags(path: Path) -> dict[str, Any]:
-    """Give the tags of a raw file's first directory and its EXIF; none if it is not a TIFF."""
-    with _tiff(path) as tiff:
-        return {} if tiff is None else _page_tags(tiff.pages.first)
+def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Give the tags of a raw file's first directory and its EXIF, and the layout of its images.
+
+    Both are empty where it is no TIFF, or an odd one: LibRaw may still know it.
+    """
+    try:
+        with _tiff(path) as tiff:
+            if tiff is None:
+                return {}, ()
+            first = tiff.pages.first
+            layout = tuple(
+                (page.shape, page.compression, page.bitspersample)
+                for page in (first, *(first.pages or ()))
+            )
+            return _page_tags(first), layout
+    except _NONSENSE:
+        return {}, ()
 
 
 @contextmanager
@@ -479,6 +507,13 @@ class _Strip:
 
     @classmethod
     def of(cls, path: Path) -> _Strip | None:
+        try:
+            return cls._of(path)
+        except _NONSENSE:  # a broken directory: LibRaw says what it is
+            return None
+
+    @classmethod
+    def _of(cls, path: Path) -> _Strip | None:
         with _tiff(path) as tiff:
             if tiff is None or "DNGVersion" not in tiff.pages.first.tags:
                 return None
@@ -541,14 +576,9 @@ class _Strip:
             "uint16",
             bit_depth=_bits(white),
             white_level=white,
-            make=str(tags.get("Make", "")).strip("\0 "),
-            model=str(tags.get("Model", "")).strip("\0 "),
             pattern="".join(_COLOURS[index] for index in tags["CFAPattern"]),
             black_level=black if len(black) == 4 else black * 4,
-            iso=_iso(_ratio(tags.get("ISOSpeedRatings"))),
-            exposure_s=_positive(_ratio(tags.get("ExposureTime"))),
-            time=_exif_time(tags.get("DateTimeOriginal", tags.get("DateTime"))),
-            temperature_c=_temperature(tags),
+            **_exif(tags),
         )
 
     def read(self, path: Path) -> NDArray[Any]:
@@ -700,18 +730,12 @@ def _inspect_tiff(path: Path) -> FrameInfo:
         )
         if (size := path.stat().st_size) < wanted:
             raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
-        tags = _page_tags(page)
         return FrameInfo(
             str(path),
             (int(page.shape[0]), int(page.shape[1])),
             _dtype(path, np.dtype(page.dtype)).name,
             n_frames=len(tiff.pages),
-            make=str(tags.get("Make", "")).strip("\0 "),
-            model=str(tags.get("Model", "")).strip("\0 "),
-            iso=_iso(_ratio(tags.get("ISOSpeedRatings"))),
-            exposure_s=_positive(_ratio(tags.get("ExposureTime"))),
-            time=_exif_time(tags.get("DateTimeOriginal", tags.get("DateTime"))),
-            temperature_c=_temperature(tags),
+            **_exif(_page_tags(page)),
         )
 
 

@@ -62,14 +62,14 @@ def test_without_libraw_the_same(tmp_path, pattern, shape):
     dng(path, shape, pattern, temperature_c=-10.5)
     strip = frames._Strip.of(path)
     assert (strip is not None) is bool(pattern)  # a DNG without filters goes through LibRaw
-    by_libraw = frames._inspect_libraw(path, frames._tiff_tags(path))
+    by_libraw = frames._inspect_libraw(path, frames._raw_tags(path)[0])
     assert inspect_frame(path) == by_libraw
     assert by_libraw == FrameInfo(
         str(path), shape, "uint16", bit_depth=12, white_level=4095, make="Acme", model="Acme One",
         pattern=pattern, black_level=BLACK if pattern else BLACK[:1], iso=800,
         exposure_s=0.004, time="2025-03-04T05:06:07", temperature_c=-10.5,
     )  # fmt: skip
-    with frames._libraw(path, pixels=True) as raw:
+    with frames._libraw(path) as raw:
         theirs = raw.raw_image.copy()
     np.testing.assert_array_equal(read_frame(path), theirs)
 
@@ -157,7 +157,7 @@ def test_a_dng_without_exif(tmp_path):
     dng(path, iso=None, exposure_s=None, time=None)
     info = inspect_frame(path)
     assert (info.iso, info.exposure_s, info.time, info.time_s) == (None, None, "", None)
-    assert info == frames._inspect_libraw(path, frames._tiff_tags(path))
+    assert info == frames._inspect_libraw(path, frames._raw_tags(path)[0])
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,35 @@ def test_damage_among_compressed_pixels_shows_in_reading(tmp_path, name):
     inspect_frame(path)
     with pytest.raises(CorruptedInput, match=name):
         read_frame(path)
+
+
+def test_files_of_one_camera_are_decoded_once_for_their_metadata(tmp_path, monkeypatch):
+    """LibRaw tells levels only after decoding, which would take as long as the whole job."""
+    decoded = []
+    inspect = frames._inspect_libraw
+    monkeypatch.setattr(
+        frames, "_inspect_libraw", lambda path, tags: decoded.append(path) or inspect(path, tags)
+    )
+    for number in range(6):
+        iso = 100 if number < 4 else 200
+        path = tmp_path / f"{number}.dng"
+        dng(path, pattern="", iso=iso, exposure_s=number + 1.0, temperature_c=float(number))
+    dng(tmp_path / "size.dng", (30, 40), pattern="")
+    dng(tmp_path / "silent.dng", pattern="", iso=None)
+    (tmp_path / "other").mkdir()
+    dng(tmp_path / "other" / "0.dng", pattern="", iso=100)
+    paths = sorted(tmp_path.rglob("*.dng"))
+    infos = {path: inspect_frame(path) for path in paths}
+    assert [path.stem for path in decoded] == ["0", "4", "0", "silent", "size"]
+    for path, info in infos.items():
+        assert info == inspect(path, frames._raw_tags(path)[0])
+    assert (infos[paths[3]].exposure_s, infos[paths[3]].temperature_c) == (4.0, 3.0)
+    again = len(decoded)
+    dng(
+        tmp_path / "more.dng", pattern="", iso=100
+    )  # the folder changed: nothing is taken for known
+    inspect_frame(paths[0])
+    assert len(decoded) == again + 1
 
 
 def test_emva_png(shared_sensor):
