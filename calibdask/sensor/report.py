@@ -17,7 +17,7 @@ from calibdask.report import (
     draw_figure,
 )
 from calibdask.sensor.model import PIXEL_FLAGS
-from calibdask.sensor.pixels import BIAS_SOURCES
+from calibdask.sensor.pixels import BIAS_SOURCES, iso_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -77,8 +77,14 @@ def bias_sections(result: Row) -> list[Section]:
             {"bias_dn": "bias_dn_error", "readnoise_dn": "readnoise_dn_error"},
         ),
     ]
-    shown = [(name, "bias (DN)") for name in maps if name.endswith("/bias")]
-    shown += [(name, "read noise (DN)") for name in maps if name.endswith("/readnoise")]
+    # The lowest and the highest speed: what lies between looks alike.
+    ends = {iso_name(rows[0]["iso"]), iso_name(rows[-1]["iso"])}
+    labels = {"bias": "bias (DN)", "readnoise": "read noise (DN)"}
+    shown = [
+        (name, labels[last])
+        for name, (_, group, last) in ((name, name.split("/")) for name in maps)
+        if last in labels and group in ends
+    ]
     return [
         Section("What needs attention", _attention(maps, rows, "bias", "readnoise")),
         Section("Bias and read noise", blocks),
