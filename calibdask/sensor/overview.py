@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,22 +100,25 @@ def overview(
         Scalars for a `TileFit`; `overviews` reads them.
     """
     good = (mask == 0) & np.isfinite(values)
-    moments = Moments.from_groups(tile.channel[good].astype(np.int64), values[good], N_CHANNELS)
+    filled = np.where(good, values, 0.0)
+    moments = _channel_moments(tile.channel, filled, good)
     height, width = tile.sensor.shape
     step = max(2, -(-max(height, width) // _THUMBNAIL))
-    rows, columns = np.indices(values.shape)
     n_rows, n_columns = -(-height // step), -(-width // step)
     first = tile.y0 // step
-    here = -(-(tile.y0 + values.shape[0]) // step) - first
-    cell = ((rows + tile.y0) // step - first) * n_columns + columns // step
-    count = np.bincount(cell[good], minlength=here * n_columns)
-    total = np.bincount(cell[good], values[good], here * n_columns)
+    # Blocks are counted from the sensor's first row, so the first of a tile may be cut.
+    down = np.maximum(np.arange(first * step, tile.y1, step) - tile.y0, 0)
+    across = np.arange(0, width, step)
+    count, total = (
+        np.add.reduceat(np.add.reduceat(one, down, axis=0), across, axis=1).ravel()
+        for one in (good.astype(np.float64), filled)
+    )
     stride = max(1, height * width // _SAMPLE)
-    # Counted over the whole sensor, so that tiles do not matter. The golden section keeps the
-    # picks from falling on the same columns, and channels, in every row.
-    place = (rows + tile.y0) * width + columns
-    picked = (place * 0.6180339887498949) % stride < 1.0 if stride > 1 else np.ones_like(good)
-    bits = [int(np.count_nonzero(mask & (1 << bit))) for bit in range(len(PIXEL_FLAGS))]
+    picked = _picked(tile.y0 * width, tile.y1 * width, stride)
+    sample = values.ravel()[picked][good.ravel()[picked]]
+    bits = [0] * len(PIXEL_FLAGS)
+    if mask.any():
+        bits = [int(np.count_nonzero(mask & (1 << bit))) for bit in range(len(PIXEL_FLAGS))]
     fields = {
         "n": moments.n,
         "mean": moments.mean,
@@ -123,9 +127,38 @@ def overview(
         "block": np.array([first, n_rows, n_columns, step], np.int64),
         "count": count.astype(np.int64),
         "sum": total,
-        "sample": values[good & picked].astype(np.float64),
+        "sample": sample.astype(np.float64),
     }
     return {f"overview:{name}:{field}": value for field, value in fields.items()}
+
+
+def _channel_moments(
+    channel: NDArray[np.int8], filled: NDArray[np.float64], good: NDArray[np.bool_]
+) -> Moments:
+    """Give the moments of each channel; the four places of the filter pattern one by one."""
+    total = Moments.identity(N_CHANNELS)
+    for place in np.ndindex(*np.minimum(channel.shape, 2)):
+        here = tuple(slice(one, None, 2) for one in place)
+        n = int(np.count_nonzero(good[here]))
+        if n:
+            mean = filled[here].sum() / n
+            m2 = np.square(np.where(good[here], filled[here] - mean, 0.0)).sum()
+            one = Moments(np.zeros(N_CHANNELS, np.int64), *np.zeros((2, N_CHANNELS)))
+            one.n[channel[place]], one.mean[channel[place]], one.m2[channel[place]] = n, mean, m2
+            total = total.merge(one)
+    return total
+
+
+@lru_cache(maxsize=8)
+def _picked(first: int, stop: int, stride: int) -> NDArray[np.int64]:
+    """Pick about one pixel of `stride`, evenly; counted over the sensor, so tiles do not matter.
+
+    The golden section keeps the picks from falling on the same columns, and channels, in every row.
+    """
+    place = np.arange(first, stop)
+    picked = np.flatnonzero((place * 0.6180339887498949) % stride < 1.0)
+    picked.flags.writeable = False
+    return picked
 
 
 def overviews(tiles: Iterable[Arrays]) -> dict[str, Overview]:
