@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench scale faults statistics image-bias lint lock clean
+.PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -40,6 +40,9 @@ test: .venv/installed ## run all tests
 
 bench: .venv/installed .venv-peer/installed ## measure time and memory (BENCH="--only warm", see --help)
 	@$(BIN)/python tests/benchmarks/bench.py --peer .venv-peer/bin/python $(BENCH)
+
+bench-sensor: .venv/installed ## measure stacks of raw frames (30 GB of disk; SENSOR="--only ram files")
+	@$(BIN)/python tests/benchmarks/sensor.py $(SENSOR)
 
 scale: .venv/installed ## measure the engine from ten shards to ten thousand (SCALE="--scale 0.1")
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py $(SCALE)

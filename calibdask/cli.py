@@ -387,6 +387,13 @@ def _add_simulation(name: str) -> None:
             click.option("--telescope-events", "n_telescope_events", type=click.IntRange(1),
                          default=100_000, show_default=True, help="In all files together."),
         )  # fmt: skip
+    if name == "sensor":
+        sizes = (
+            click.option("--rows", type=click.IntRange(1), default=96, show_default=True),
+            click.option("--columns", type=click.IntRange(1), default=128, show_default=True),
+            click.option("--frames", "n_frames", type=click.IntRange(1), default=10,
+                         show_default=True, help="In each stack."),
+        )  # fmt: skip
 
     def show(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
         if value:
@@ -494,6 +501,50 @@ def check_config(
 
     load_config(job, list(config), _overrides(settings, time_bin, epoch))
     click.echo(f"{', '.join(map(str, config)) or 'the default configuration'}: fine for {job}")
+
+
+@app.command("generate-metadata")
+@click.argument("image", type=_PATH)
+@click.option(
+    "-o",
+    "--output",
+    type=_PATH,
+    default=Path(),
+    metavar="DIR",
+    help="The camera's root folder [default: here].",
+)
+@click.option("--name", help="What people call the camera [default: its model].")
+@click.option("--manufacturer", help="Instead of what the image says.")
+@click.option("--model", help="Instead of what the image says.")
+@click.option(
+    "--bit-depth", type=click.IntRange(8, 16), help="Instead of what the largest pixel tells."
+)
+@click.option(
+    "--iso",
+    type=(int, int),
+    metavar="MIN MAX",
+    help="Range of ISO speeds: the settings file is written as well.",
+)
+@click.option(
+    "--exposure",
+    type=(str, str),
+    default=("-1", "-1"),
+    metavar="MIN MAX",
+    help="Range of exposures in s, as 0.5 or 1/8000, for the settings file.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the camera file that is there.")
+def generate_metadata_command(
+    image: Path, output: Path, iso: tuple[int, int] | None, exposure: tuple[str, str], **given: Any
+) -> None:
+    """Write the camera file of SPECTACLE, camera_data.json, from a saturated raw image."""
+    from calibdask.io.spectacle import CameraSettings
+    from calibdask.sensor.camera import generate_metadata
+
+    settings = None if iso is None else CameraSettings.of(iso, exposure)
+    if settings is None and exposure != ("-1", "-1"):
+        raise ConfigError("--exposure goes into the settings file, which needs --iso MIN MAX")
+    for path in generate_metadata(image, output, settings=settings, **given):
+        click.echo(path)
 
 
 @app.command()

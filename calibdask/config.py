@@ -781,7 +781,7 @@ def _describe_options(model: type[Section], indent: str) -> list[str]:
         lines += _comment(text, indent)
         default = getattr(defaults, attribute)
         inner = _section_type(field.annotation)
-        if inner is not None and default is not None:
+        if inner is not None and isinstance(default, Section):
             lines += [f"{indent}{name}:", *_describe_options(inner, indent + "  ")]
         elif default is None:
             example = field.examples[0] if field.examples else ({} if inner else "...")

@@ -107,6 +107,56 @@ JOBS: dict[str, Job] = {
             "Offsets of the telescopes' times, from the arrival of the same shower's light.",
             "calibdask.array.jobs",
         ),
+        Job(
+            "stack-images",
+            "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "bias",
+            "Bias and read noise of each pixel and ISO speed.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "readnoise",
+            "Read noise of each pixel and ISO speed.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "iso-normalisation",
+            "Signal of a camera at each ISO speed relative to the lowest one.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "dark-current",
+            "Dark current of each pixel, hot pixels, and the law of its temperature.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "gain",
+            "Gain of each pixel and channel by photon transfer, read noise, full well.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "flatfield",
+            "Relative response of each pixel: vignetting and pixel response (PRNU).",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "emva1288",
+            "Characterisation of a sensor by the standard EMVA 1288.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "defects",
+            "Map of defect pixels from bias, dark and flat-field frames.",
+            "calibdask.sensor.jobs",
+        ),
+        Job(
+            "calibrate-images",
+            "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
+            "calibdask.sensor.jobs",
+        ),
     )
 }
 
@@ -150,6 +200,11 @@ SIMULATIONS: dict[str, Simulation] = {
             "array",
             "DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them.",
             "calibdask.array.simulate",
+        ),
+        Simulation(
+            "sensor",
+            "Raw frames of a camera as DNG or FITS in SPECTACLE's folders, with truth.npz beside.",
+            "calibdask.sensor.simulate",
         ),
     )
 }

@@ -28,12 +28,16 @@ MORE_FOR_GLUE = {
     "pairwise.py": {"io"},  # what calibrations of the array share
     "cross.py": {"io"},
     "timing.py": {"io"},
+    "calibrate.py": {"io"},  # writes the frames that it calibrates
     "jobs.py": {"registry"},
+    "camera.py": {"io"},  # makes the camera file of one image
+    "metadata.py": {"io"},  # of frames: what stands beside them
     "report.py": {"report"},
     "timing_report.py": {"report"},
     "cross_report.py": {"report"},
     "image_report.py": {"report"},
     "drift_report.py": {"report"},
+    "spectacle.py": {"io"},  # products in another software's format
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from calibdask import errors
@@ -79,6 +79,8 @@ class Envelope:
         Processor classes it was computed on: bits may differ between classes.
     warnings : tuple of str
         What people should know.
+    lost : tuple of Failure
+        Inputs that could not be read although others of their shard could.
     """
 
     shards: Ranges = ()
@@ -89,6 +91,7 @@ class Envelope:
     peak_bytes: int = 0
     cpu_classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    lost: tuple[Failure, ...] = ()
 
     def merge(self, other: Envelope) -> Envelope:
         """Join the accounts of different shards (CalibdaskError where one occurs twice)."""
@@ -104,6 +107,7 @@ class Envelope:
             max(self.peak_bytes, other.peak_bytes),
             tuple(sorted({*self.cpu_classes, *other.cpu_classes})),
             self.warnings + other.warnings,
+            self.lost + other.lost,
         )
 
     def to_header(self) -> dict[str, Any]:
@@ -118,6 +122,7 @@ class Envelope:
             "peak_bytes": self.peak_bytes,
             "cpu_classes": list(self.cpu_classes),
             "warnings": list(self.warnings),
+            "lost": [asdict(failure) for failure in self.lost],
         }
 
     @classmethod
@@ -135,6 +140,7 @@ class Envelope:
             header["peak_bytes"],
             tuple(header["cpu_classes"]),
             tuple(header["warnings"]),
+            tuple(Failure(**failure) for failure in header.get("lost", ())),
         )
 
 

@@ -7,7 +7,9 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,10 @@ from calibdask.errors import ConfigError, CorruptedInput, MissingInput, Transien
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Found", "Identities", "check_unchanged", "find_inputs", "identify"]
+__all__ = ["Found", "Identities", "check_unchanged", "find_inputs", "identify", "is_store"]
 
 _MIB = 1 << 20
+_STORE_FILES = ("zarr.json", ".zgroup", ".zarray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +63,17 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
             if not entries:
                 raise ConfigError(f"the list of inputs {listing} names no file")
             found.extend(find_inputs([listing.parent / entry for entry in entries], patterns))
-        elif Path(text).is_dir():
+        elif Path(text).is_dir() and not _is_wanted_store(Path(text), patterns):
             files = {path for pattern in patterns for path in Path(text).glob(pattern)}
-            files = {path for path in files if path.is_file() and not path.name.startswith(".")}
+            files = {path for path in files if path.is_file() or is_store(path)}
+            files = {path for path in files if not path.name.startswith(".")}
             if not files:
                 wanted = ", ".join(patterns)
                 raise ConfigError(f"no file named {wanted} in the directory {text}")
             found.extend(Found(path, named=False) for path in sorted(files))
         elif not Path(text).exists() and glob.has_magic(text):
-            matches = sorted(path for path in map(Path, glob.glob(text)) if path.is_file())  # noqa: PTH207  Path.glob takes no absolute patterns
+            matches = sorted(map(Path, glob.glob(text)))  # noqa: PTH207  Path.glob takes no absolute patterns
+            matches = [path for path in matches if path.is_file() or is_store(path)]
             if not matches:
                 raise ConfigError(f"no file matches {text!r}")
             found.extend(Found(path, named=False) for path in matches)
@@ -79,18 +84,78 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
     return found
 
 
+def is_store(path: Path) -> bool:
+    """Tell whether a directory is a Zarr store: one input, though it is many files."""
+    return path.is_dir() and any((path / name).is_file() for name in _STORE_FILES)
+
+
+def _is_wanted_store(path: Path, patterns: Sequence[str]) -> bool:
+    names = {pattern.rpartition("/")[2] for pattern in patterns}
+    return is_store(path) and any(fnmatch(path.name, name) for name in names)
+
+
+def _files(path: Path) -> list[tuple[str, os.stat_result]]:
+    """List the files of a store by their place in it."""
+    return [
+        (one.relative_to(path).as_posix(), one.stat())
+        for one in sorted(path.rglob("*"))
+        if one.is_file()
+    ]
+
+
+def _status(path: Path) -> tuple[int, int]:
+    """Give bytes and time of last modification of a file, or of all that a store holds."""
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size, status.st_mtime_ns
+    inside = [status for _, status in _files(path)]
+    return sum(one.st_size for one in inside), max((one.st_mtime_ns for one in inside), default=0)
+
+
 def _full_digest(path: Path) -> str:
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for name, _ in _files(path):
+            digest.update(f"{name}:{_full_digest(path / name)}\n".encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parts_digest(path: Path) -> tuple[str, int, int]:
+    """Hash the first, middle and last MiB of a file; give its size and time as well."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        if size <= 3 * _MIB:
+            digest.update(file.read())
+        else:
+            for start in (0, (size - _MIB) // 2, size - _MIB):
+                file.seek(start)
+                digest.update(file.read(_MIB))
+    return digest.hexdigest(), size, status.st_mtime_ns
+
+
+def _store_digest(path: Path) -> tuple[str, int, int]:
+    """Do the same for a store: names and sizes of its files, parts of first, middle and last."""
+    files = _files(path)
+    listing = [(name, status.st_size) for name, status in files]
+    digest = hashlib.sha256(json.dumps(listing).encode())
+    for place in sorted({0, len(files) // 2, len(files) - 1}):
+        digest.update(_parts_digest(path / files[place][0])[0].encode())
+    return digest.hexdigest(), *_status(path)
 
 
 def identify(path: Path, *, full: bool = False) -> InputRef:
     """Identify a file by its size and the sha256 of its first, middle and last MiB.
 
+    A Zarr store is identified by the names and sizes of its files, and that of three of them.
+
     Parameters
     ----------
     path : Path
-        The file.
+        The file, or the directory of a Zarr store.
     full : bool
         Hash every byte as well.
 
@@ -104,28 +169,22 @@ def identify(path: Path, *, full: bool = False) -> InputRef:
         The file system answered with an error that may pass.
     """
     try:
-        if not path.is_file():
-            if path.exists():
-                raise CorruptedInput(f"{path}: is not a regular file")
+        if path.is_file():
+            digest, size, mtime_ns = _parts_digest(path)
+        elif is_store(path):
+            digest, size, mtime_ns = _store_digest(path)
+        elif path.exists():
+            raise CorruptedInput(f"{path}: is not a regular file")
+        else:
             raise MissingInput(f"{path}: no such file")
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            digest = hashlib.sha256()
-            size = status.st_size
-            if size <= 3 * _MIB:
-                digest.update(file.read())
-            else:
-                for start in (0, (size - _MIB) // 2, size - _MIB):
-                    file.seek(start)
-                    digest.update(file.read(_MIB))
-        identity = f"{size}:{digest.hexdigest()}"
+        identity = f"{size}:{digest}"
         if full:
             identity += f":{_full_digest(path)}"
     except PermissionError as error:
         raise MissingInput(f"{path}: may not be read: {error.strerror}") from error
     except OSError as error:
         raise TransientError(f"{path}: {error.strerror or error}") from error
-    return InputRef(str(path), identity, size, status.st_mtime_ns)
+    return InputRef(str(path), identity, size, mtime_ns)
 
 
 def check_unchanged(ref: InputRef) -> None:
@@ -139,15 +198,15 @@ def check_unchanged(ref: InputRef) -> None:
         Its size or time of modification differ.
     """
     try:
-        status = Path(ref.path).stat()
+        size, mtime_ns = _status(Path(ref.path))
     except FileNotFoundError as error:
         raise MissingInput(f"{ref.path}: was there when the run was planned and is gone") from error
     except OSError as error:
         raise TransientError(f"{ref.path}: {error.strerror or error}") from error
-    if (status.st_size, status.st_mtime_ns) != (ref.size, ref.mtime_ns):
+    if (size, mtime_ns) != (ref.size, ref.mtime_ns):
         raise CorruptedInput(
             f"{ref.path}: changed between plan and run ({ref.size} bytes then,"
-            f" {status.st_size} now); run the same command again to plan anew"
+            f" {size} now); run the same command again to plan anew"
         )
 
 

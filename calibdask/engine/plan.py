@@ -19,7 +19,7 @@ from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.protocol import Calibration, Cell, InputRef, Shard, Survey, WrongKind
 from calibdask.engine.shown import facts_html
-from calibdask.errors import CalibdaskError, ConfigError, NotEnoughData
+from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -245,9 +245,24 @@ class Plan:
             ("digest", self.digest),
         ]
         facts += [("rejected", failure.describe()) for failure in self.rejected]
-        facts += [("skipped", f"{path}: {reason}") for path, reason in self.skipped]
+        facts += [("skipped", f"{where}: {reason}") for where, reason in self.skipped_alike()]
         facts += [("warning", warning) for warning in self.warnings]
         return facts
+
+    def skipped_alike(self) -> list[tuple[str, str]]:
+        """Give what was skipped and why for people: files of one reason together."""
+        alike: dict[str, list[str]] = {}
+        for path, reason in self.skipped:
+            alike.setdefault(reason.removeprefix(f"{path}: "), []).append(path)
+        return [
+            (
+                paths[0]
+                if len(paths) == 1
+                else f"{len(paths)} files below {os.path.commonpath(map(os.path.dirname, paths))}",
+                reason,
+            )
+            for reason, paths in alike.items()
+        ]
 
     def _costs(self) -> list[tuple[str, str]]:
         few, many = (self.estimate(workers) for workers in _FEW_AND_MANY)
@@ -297,6 +312,10 @@ def _survey_all(
             alike = seen.setdefault(":".join(ref.identity.split(":")[:2]), [])
             for identity, path in alike if ref.size else ():
                 if identity.startswith(ref.identity) or ref.identity.startswith(identity):
+                    if calibration.rejects_copies:
+                        raise CorruptedInput(
+                            f"{one.path}: holds the same data as {path}, which is used"
+                        )
                     raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
                         f"the same data twice: {path} and {one.path} have the same content, and"
                         " counting events twice would make the errors too small; leave one of them"
@@ -360,6 +379,11 @@ def make_plan(
     memory = None if workdir is None else workdir / "inputs.json"
     identities = Identities(memory, full=verify_full)
     surveys, rejected, skipped = _survey_all(calibration, found, identities, progress)
+    misfits = calibration.misfits(surveys) if surveys else {}
+    rejected += [
+        Failure.of(error, surveys[place].source.path) for place, error in sorted(misfits.items())
+    ]
+    surveys = [survey for place, survey in enumerate(surveys) if place not in misfits]
     if not surveys:
         if rejected:
             raise rejected[0].error(

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from calibdask.engine.provenance import cta_attributes, describe_activity, iso_time, new_id
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
+from calibdask.io.maps import TABLES, digest_maps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,14 +42,36 @@ def digest_output(path: Path) -> str:
 
     if not path.is_dir():
         return digest_hdf5(path)
+    if path.suffix == ".zarr":
+        return digest_maps(path)
     files = sorted(path / name for name in _manifest(path))
     files = files or sorted(one for one in path.iterdir() if one.suffix in (".h5", ".hdf5"))
     if not files:
         raise MissingInput(f"{path}: holds no HDF5 file")
     total = hashlib.sha256()
     for file in files:
-        total.update(f"{file.name} {digest_hdf5(file)}\n".encode())
+        total.update(f"{file.name} {_digest_part(file)}\n".encode())
     return total.hexdigest()
+
+
+def _digest_part(path: Path) -> str:
+    """Give the digest of something in a product's directory: of its numbers, or of its bytes."""
+    from calibdask.io.hdf5 import digest_hdf5
+
+    if path.suffix in (".h5", ".hdf5"):
+        return digest_hdf5(path)
+    if path.suffix == ".zarr":
+        return digest_maps(path)
+    try:
+        if not path.is_dir():
+            with path.open("rb") as content:
+                return hashlib.file_digest(content, "sha256").hexdigest()
+        total = hashlib.sha256()
+        for file in sorted(one for one in path.rglob("*") if one.is_file()):
+            total.update(f"{file.relative_to(path).as_posix()} {_digest_part(file)}\n".encode())
+        return total.hexdigest()
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path}: {_MANIFEST} beside it names it, but it is gone") from error
 
 
 def _manifest(directory: Path) -> list[str]:
@@ -57,9 +80,23 @@ def _manifest(directory: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        return [Path(name).name for name in json.loads(path.read_text(encoding="utf-8"))["files"]]
+        names = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return [name for name in map(_name, names) if name]
     except (ValueError, KeyError, TypeError) as error:
         raise CalibdaskError(f"{path}: is broken; remove it and run again") from error
+
+
+def _name(path: str) -> str:
+    """Give the last part of a path: what a list names outside of its directory is not touched."""
+    name = Path(path).name
+    return "" if name == ".." else name
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -75,13 +112,13 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run of which only the writing is left."""
+    """A run of which only the writing is left; `directory` is where workers wrote, if they did."""
 
     plan: Plan
     account: Account
     result: Any
     tables: Mapping[str, QTable]
-    files: Sequence[Path]
+    directory: Path | None
     options: RunOptions
     config: Mapping[str, Any]
 
@@ -159,7 +196,7 @@ class Products:
             finished.rename(self.output)  # at once: nobody sees half of it
             return
         for name in _manifest(self.output):
-            (self.output / name).unlink(missing_ok=True)
+            _remove(self.output / name)
         for file in sorted(finished.iterdir()):
             file.replace(self.output / file.name)
         finished.rmdir()
@@ -185,18 +222,20 @@ class Products:
 
         So a run that is killed here leaves no product, and the same command writes it.
         """
-        if not run.files:
+        if run.directory is None:
             with _replacing(self.output) as product:
                 ids = new_id(), new_id()
                 _write_hdf5(product, run.tables, _attributes(run, *ids))
                 self.paths = [self.output]
                 return self._write_companions(run, product, self.output.with_suffix(""), ids)
-        directory = run.files[0].parent
-        names = [file.name for file in run.files]
+        directory = run.directory
+        ids = new_id(), new_id()
+        if run.plan.calibration.has_maps and run.tables:
+            _write_hdf5(directory / TABLES, run.tables, _attributes(run, *ids))
+        names = sorted(file.name for file in directory.iterdir())
         text = json.dumps({"files": names}, indent=1)
         (directory / _MANIFEST).write_text(text, encoding="utf-8")
         self.paths = [self.output / name for name in names]
-        ids = new_id(), new_id()
         digest = self._write_companions(run, directory, directory / "calibdask", ids)
         self._take_directory(directory)
         return digest
@@ -206,7 +245,7 @@ class Products:
     ) -> str:
         """Write the text table, the report and the provenance of a product; give its digest."""
         digest = digest_output(product)
-        home = self.output if run.files else self.output.parent
+        home = self.output.parent if run.directory is None else self.output
 
         def place(ending: str) -> Path:
             path = stem.with_name(stem.name + ending)
@@ -235,7 +274,7 @@ class Products:
 
 
 def _n_missing(run: Finished) -> int:
-    return len(run.account.failed_shards) + len(run.plan.rejected)
+    return len(run.account.missing(run.plan))
 
 
 def _attributes(run: Finished, activity_id: str, product_id: str) -> dict[str, str]:
@@ -273,9 +312,7 @@ def _activity(
             "product_id": product_id,
             "digest": digest,
             "plan": plan.digest,
-            "missing": [
-                failure.describe() for failure in (*plan.rejected, *account.failed_shards.values())
-            ],
+            "missing": [failure.describe() for _, failure in account.missing(plan)],
             "skipped": [list(one) for one in plan.skipped],
             "cut_flow": dict(account.total.cut_flow or {}),
             "cpu_classes": list(account.total.cpu_classes),
@@ -289,7 +326,7 @@ def _activity(
 
 
 def _warnings(run: Finished) -> list[str]:
-    skipped = [f"{path} was left out: {reason}" for path, reason in run.plan.skipped]
+    skipped = [f"{where} left out: {reason}" for where, reason in run.plan.skipped_alike()]
     return [*run.plan.warnings, *skipped, *run.account.total.warnings, *run.account.notes]
 
 
@@ -298,14 +335,17 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
     from calibdask.report import FailureRecord, InputRecord, RunRecord
 
     plan, account = run.plan, run.account
+    lost = {failure.where for failure in account.total.lost}
     shards_of: dict[str, list[int]] = {}
     for shard in plan.shards:
         for ref in shard.inputs:
             shards_of.setdefault(ref.path, []).append(shard.index)
     inputs = []
     for ref in plan.inputs:
-        lost = account.failed_shards.keys() & shards_of[ref.path]
-        status = f"{len(lost)} shards failed" if lost else "done"
+        failed = account.failed_shards.keys() & shards_of[ref.path]
+        status = f"{len(failed)} shards failed" if failed else "done"
+        if ref.path in lost:
+            status = "failed"
         inputs.append(InputRecord(ref.path, ref.size, len(shards_of[ref.path]), status))
     inputs += [InputRecord(one.where, 0, 0, "rejected") for one in plan.rejected]
     inputs += [InputRecord(path, 0, 0, "left out") for path, _ in plan.skipped]
@@ -327,16 +367,21 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
         cut_flow=account.total.cut_flow or {},
         failures=[
             FailureRecord(index, one.where, one.exit_code, one.message)
-            for index, one in (
-                *((None, one) for one in plan.rejected),
-                *sorted(account.failed_shards.items()),
-            )
+            for index, one in account.missing(plan)
         ],
         warnings=_warnings(run),
         wall_s=account.wall_seconds,
         cpu_s=account.cpu_seconds,
         peak_memory_bytes=account.total.peak_bytes or None,
     )
+
+
+def _unit_text(unit: Any) -> str:
+    """Write a unit as ctapipe does; by its name where that standard has none (DN, electron)."""
+    try:
+        return str(unit.to_string("vounit"))
+    except ValueError:
+        return str(unit.to_string())
 
 
 def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[str, str]) -> None:
@@ -356,7 +401,7 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
                     continue
                 unit = getattr(column, "unit", None)
                 if unit is not None and str(unit):
-                    units[name] = unit.to_string("vounit")
+                    units[name] = _unit_text(unit)
                 columns[name] = np.asarray(getattr(column, "value", column))
                 if column.info.description:
                     descriptions[name] = column.info.description

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from calibdask.errors import MissingInput
+from calibdask.errors import CalibdaskError, MissingInput
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -181,7 +181,10 @@ class Shard:
     @property
     def label(self) -> str:
         """Name for people: the file names and the part."""
-        names = "+".join(Path(ref.path).name for ref in self.inputs)
+        files = [Path(ref.path).name for ref in self.inputs]
+        if len(files) > 3:
+            files = [files[0], "...", f"{files[-1]} ({len(files)} files)"]
+        names = "+".join(files)
         part = ",".join(f"{name}={value}" for name, value in self.part)
         return f"{names}[{part}]" if part else names
 
@@ -212,6 +215,9 @@ class Reduced:
         two shards: the engine checks.
     warnings : tuple of str
         What people should know about this shard although it could be used.
+    lost : tuple of (path, CalibdaskError)
+        Inputs of this shard that could not be read and are not in the summaries, while the others
+        are: named, and counted as missing. In each stage they must be the same.
     """
 
     summaries: Mapping[Cell, Summary]
@@ -219,6 +225,7 @@ class Reduced:
     rows: Rows | None = None
     keys: NDArray[np.int64] | None = None
     warnings: tuple[str, ...] = ()
+    lost: tuple[tuple[str, CalibdaskError], ...] = ()
 
 
 class Calibration:
@@ -245,6 +252,13 @@ class Calibration:
     bins_time: ClassVar[bool] = False
     """Whether it has cells by time bin (``Campaign.time_bin``); otherwise bins are refused."""
 
+    has_maps: ClassVar[bool] = False
+    """Whether it writes maps of pixels, cell by cell: the output is then a directory."""
+
+    rejects_copies: ClassVar[bool] = False
+    """Whether the second of two files with the same data is rejected and the rest is used; if not,
+    nothing is."""
+
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that the map step imports when it needs them: local workers begin with them."""
 
@@ -259,6 +273,11 @@ class Calibration:
             The input cannot be used; the others still are.
         """
         return Survey(source)
+
+    def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
+        """Tell which inputs, by their place, cannot be used with the others: they are rejected."""
+        del surveys
+        return {}
 
     def planned(self, surveys: Sequence[Survey]) -> Self:
         """Give this calibration with what it must know of all inputs together.
@@ -313,7 +332,11 @@ class Calibration:
         raise NotImplementedError
 
     def combine(self, states: Mapping[Cell, Any]) -> Any:
-        """Join the final states of all cells into the result. Small; runs on the driver."""
+        """Join the final states of all cells into the result. Small; runs on the driver.
+
+        Each state is read from the store when it is asked for, and not held: states may be larger
+        together than memory, their result may not.
+        """
         return states
 
     # -- products ---------------------------------------------------------------------------------
@@ -336,6 +359,17 @@ class Calibration:
     def write_file(self, path: Path, shards: Sequence[Shard], parts: Iterable[Rows]) -> None:
         """Write one of :meth:`files` from the kept rows of its shards, one shard at a time."""
         raise NotImplementedError
+
+    def create_maps(self, path: Path, states: Mapping[Cell, Any], result: Any) -> None:
+        """Make the Zarr directory of the maps, for :meth:`write_maps` to fill; on the driver."""
+        raise NotImplementedError
+
+    def write_maps(self, path: Path, cell: Cell, state: Any, result: Any) -> None:
+        """Write the maps of one cell, whole chunks of them; on a worker."""
+        raise NotImplementedError
+
+    def finish_maps(self, path: Path, result: Any) -> None:
+        """Write other files beside the finished maps, if there are any; on the driver."""
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""

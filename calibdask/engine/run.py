@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,16 +31,18 @@ from calibdask.engine.progress import ProgressFile
 from calibdask.engine.shown import facts_html, facts_text, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
+    States,
     Task,
     WorkContext,
     fit_cell,
     kept_arrays,
-    load_state,
     map_shard,
     merge_node,
     write_file,
+    write_maps,
 )
 from calibdask.errors import CalibdaskError, CorruptedInput
+from calibdask.io.maps import MAPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
 
     from calibdask.engine.executors import Executor
-    from calibdask.engine.protocol import Calibration, Cell, State
+    from calibdask.engine.protocol import Calibration, Cell
 
 __all__ = ["Account", "RunOptions", "RunResult", "execute", "run_calibration"]
 
@@ -76,7 +78,7 @@ class RunOptions:
     overwrite : bool
         Replace an output that is there.
     allow_missing : float
-        Fraction of the shards that may be missing in a product.
+        Fraction of the inputs or shards that may be missing in a product.
     verify_full : bool
         Hash inputs in full.
     retries : int
@@ -162,6 +164,18 @@ class Account:
     started: float = field(default_factory=time.time)
     stopped: float = 0.0
 
+    def missing(self, plan: Plan) -> list[tuple[int | None, Failure]]:
+        """Give what is not in the product, in plan order, with the shard where it is a whole one.
+
+        First the inputs that were rejected, then shards that failed, then inputs that were lost
+        from shards that did not.
+        """
+        return [
+            *((None, failure) for failure in plan.rejected),
+            *sorted(self.failed_shards.items()),
+            *((None, failure) for failure in self.total.lost),
+        ]
+
     @property
     def wall_seconds(self) -> float:
         """Time from start to stop."""
@@ -200,7 +214,7 @@ class RunResult:
 
     def _summary(self) -> list[tuple[str, str]]:
         account = self.account
-        n_missing = len(account.failed_shards) + len(self.plan.rejected)
+        n_missing = len(account.missing(self.plan))
         shards = f"{len(self.plan.shards) - len(account.failed_shards)} used"
         shards += f" ({account.computed} computed now, {account.cached} found in the store)"
         if n_missing:
@@ -305,6 +319,8 @@ def _run_tasks(
             if task.group == "map" and stage == 0 and failure is None:
                 account.cached += outcome.cached
                 account.computed += not outcome.cached
+                for lost in outcome.envelope.lost if outcome.envelope is not None else ():
+                    emit(events.Message("ERROR", lost.describe()))
             text = None if failure is None else failure.describe()
             if failure is not None and failure.trace:
                 emit(events.Message("DEBUG", failure.trace))
@@ -394,12 +410,12 @@ def execute(
     executor: Executor,
     account: Account,
     emit: events.Listener,
-) -> tuple[dict[Cell, State], dict[int, str]]:
+) -> tuple[States, dict[int, str]]:
     """Run all stages of a plan.
 
     Returns
     -------
-    states : dict of Cell to State
+    states : States
         The final state of every cell that could be fitted.
     rows : dict of int to str
         Where the first stage's result of every good shard lies.
@@ -410,8 +426,10 @@ def execute(
         An event is in two inputs, or a shard that was already fitted with failed in a later stage.
     """
     active = plan.cells
+    late: list[str] = []  # warnings of later stages
     given: dict[Cell, Outcome] = {}
     rows: dict[int, str] = {}
+    lost: dict[int, tuple[Failure, ...]] = {}
     for number in range(_MAX_STAGES):
         stage = _Stage(context, plan, number, active, given, rows)
         outcomes = _run_tasks(executor, number, stage.tasks, account, emit)
@@ -426,9 +444,14 @@ def execute(
                         " shard: run the same command again)"
                     )
                 account.failed_shards[index] = outcome.failure
-            elif number == 0 and outcome.envelope is not None and outcome.address is not None:
+            elif outcome.envelope is not None and outcome.address is not None:
+                if number > 0:
+                    _check_lost(number, lost[index], outcome.envelope.lost)
+                    late += outcome.envelope.warnings
+                    continue
                 envelopes.append(outcome.envelope)
                 rows[index] = outcome.address
+                lost[index] = outcome.envelope.lost
         if number == 0:
             account.total = _merge_all(envelopes)
             _check_keys(context, plan, account.total, rows)
@@ -452,12 +475,20 @@ def execute(
         raise CalibdaskError(
             f"{plan.job}: cells {list(active)[:3]} were not done after {_MAX_STAGES} stages"
         )
-    states = {
-        cell: load_state(context, outcome.address)
-        for cell, outcome in given.items()
-        if outcome.address is not None
+    account.total = replace(account.total, warnings=(*account.total.warnings, *late))
+    final = {
+        cell: outcome.address for cell, outcome in given.items() if outcome.address is not None
     }
-    return states, rows
+    return States(context, final), rows
+
+
+def _check_lost(stage: int, before: Sequence[Failure], now: Sequence[Failure]) -> None:
+    """Check that a later stage could read what the first one could, and no more."""
+    if changed := {*before} ^ {*now}:
+        raise min(changed, key=lambda failure: failure.where).error(
+            f"\n(it could be read in one stage and not in another, here stage {stage}: run the"
+            " same command again)"
+        )
 
 
 def _check_complete(
@@ -489,8 +520,11 @@ def _judge(plan: Plan, account: Account, allow_missing: float, workdir: Path) ->
     CalibdaskError
         The first failure in plan order, with its exit code.
     """
-    n_missing = len(account.failed_shards) + len(plan.rejected)
-    n_all = len(plan.shards) + len(plan.rejected)
+    # A shard of many inputs weighs as many, so that one that failed alone is a small part of it.
+    weights = [len(shard.inputs) for shard in plan.shards]
+    n_missing = sum(weights[index] for index in account.failed_shards)
+    n_missing += len(plan.rejected) + len(account.total.lost)
+    n_all = sum(weights) + len(plan.rejected)
     allowed = n_missing <= allow_missing * n_all
     if allowed and not account.failed_cells:
         return
@@ -500,10 +534,9 @@ def _judge(plan: Plan, account: Account, allow_missing: float, workdir: Path) ->
         raise account.failed_cells[0].error(
             f"\nWhat was left after each selection: {flow}" if flow else ""
         )
-    shards = [account.failed_shards[index] for index in sorted(account.failed_shards)]
-    failures = [*plan.rejected, *shards]
-    good = len(plan.shards) - len(account.failed_shards)
-    raise failures[0].error(
+    (_, first), *_ = account.missing(plan)
+    good = n_all - n_missing
+    raise first.error(
         f"\n{n_missing} of {n_all} inputs or shards failed; the other {good} are stored in"
         f" {workdir}. No product was written. Mend or leave out what failed and run the same"
         " command again, or accept the loss with --allow-missing FRACTION"
@@ -569,12 +602,13 @@ def run_calibration(
             verify_full=options.verify_full,
             progress=lambda done, total: emit(events.Progress("looking at inputs", done, total)),
         )
-        products.check_kind(directory=bool(plan.calibration.files(plan.shards)))
+        directory = plan.calibration.has_maps or bool(plan.calibration.files(plan.shards))
+        products.check_kind(directory=directory)
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
             emit(events.Message("ERROR", failure.describe()))
-        for path, reason in plan.skipped:
-            emit(events.Message("WARNING", f"{path} is left out: {reason}"))
+        for where, reason in plan.skipped_alike():
+            emit(events.Message("WARNING", f"{where} left out: {reason}"))
         for warning in plan.warnings:
             emit(events.Message("WARNING", warning))
         store = Store(workdir / "store")
@@ -598,8 +632,14 @@ def run_calibration(
             executor.announce((plan, context))
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
-            files = _write_files(plan, context, executor, account, emit, products, rows)
-        result = calibration.combine(states)
+            result = calibration.combine(states)
+            partial = products.partial_directory(plan.digest) if directory else None
+            if partial is not None:
+                files = _file_tasks(plan, context, partial, rows)
+                maps = _maps_tasks(context, partial / MAPS, states, result)
+                _write(executor, files + maps, account, emit)
+                if maps:
+                    calibration.finish_maps(partial / MAPS, result)
         tables = calibration.tables(result)
         account.stopped = time.time()
         for warning in account.total.warnings:
@@ -612,7 +652,7 @@ def run_calibration(
             account.notes.append(note)
             emit(events.Message("WARNING", note))
         digest = products.write(
-            Finished(plan, account, result, tables, files, options, config or {})
+            Finished(plan, account, result, tables, partial, options, config or {})
         )
         for written in products.paths:
             emit(events.Written(str(written)))
@@ -621,39 +661,44 @@ def run_calibration(
                 digest,
                 account.computed,
                 account.cached,
-                len(account.failed_shards) + len(plan.rejected),
+                len(account.missing(plan)),
                 account.wall_seconds,
             )
         )
     return RunResult(plan.job, digest, tables, result, tuple(products.paths), plan, account)
 
 
-def _write_files(
-    plan: Plan,
-    context: WorkContext,
-    executor: Executor,
-    account: Account,
-    emit: events.Listener,
-    products: Products,
-    rows: Mapping[int, str],
-) -> list[Path]:
-    """Let the workers write a directory of files under a temporary name."""
-    wanted = plan.calibration.files(plan.shards)
-    if not wanted:
-        return []
-    partial = products.partial_directory(plan.digest)
-    tasks, paths = [], []
-    for name, indices in wanted.items():
+def _file_tasks(
+    plan: Plan, context: WorkContext, directory: Path, rows: Mapping[int, str]
+) -> list[Task]:
+    """Name what is to be done to write a calibration's files, each from the rows of its shards."""
+    tasks = []
+    for name, indices in plan.calibration.files(plan.shards).items():
         good = [index for index in indices if index in rows]
-        if not good:
-            continue
-        path = partial / name
-        shards = [plan.shards[index] for index in good]
-        args = (context, str(path), shards, [rows[index] for index in good])
-        tasks.append(Task(f"write-{name}", "write", name, write_file, args))
-        paths.append(path)
-    outcomes = _run_tasks(executor, 0, tasks, account, emit)
-    for outcome in outcomes.values():
+        if good:
+            shards = [plan.shards[index] for index in good]
+            args = (context, str(directory / name), shards, [rows[index] for index in good])
+            tasks.append(Task(f"write-{name}", "write", name, write_file, args))
+    return tasks
+
+
+def _maps_tasks(context: WorkContext, path: Path, states: States, result: Any) -> list[Task]:
+    """Make a calibration's maps, and name what is to be done to fill them, cell by cell."""
+    if not context.calibration.has_maps:
+        return []
+    context.calibration.create_maps(path, states, result)
+    tasks = []
+    for number, (cell, address) in enumerate(states.addresses.items()):
+        args = (context, str(path), cell, address, result)
+        label = "/".join(map(str, cell)) or "everything"
+        tasks.append(Task(f"maps-{number}", "write", label, write_maps, args))
+    return tasks
+
+
+def _write(
+    executor: Executor, tasks: Sequence[Task], account: Account, emit: events.Listener
+) -> None:
+    """Let the workers write under a temporary name (the first failure is raised)."""
+    for outcome in _run_tasks(executor, 0, tasks, account, emit).values():
         if outcome.failure is not None:
             raise outcome.failure.error()
-    return paths

@@ -10,6 +10,7 @@ from __future__ import annotations
 import resource
 import time
 import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,12 @@ from calibdask.engine.store import CorruptResult, Store
 from calibdask.errors import CalibdaskError, NotEnoughData, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from calibdask.engine.protocol import Calibration, Cell, Rows, Shard, State, Summary
 
 __all__ = [
+    "States",
     "Task",
     "WorkContext",
     "fit_cell",
@@ -39,6 +41,7 @@ __all__ = [
     "map_shard",
     "merge_node",
     "write_file",
+    "write_maps",
 ]
 
 
@@ -127,6 +130,23 @@ def load_state(context: WorkContext, address: str) -> State:
         raise
 
 
+class States(Mapping["Cell", "State"]):
+    """States of cells in the store, each read when it is asked for and not held."""
+
+    def __init__(self, context: WorkContext, addresses: Mapping[Cell, str]) -> None:
+        self._context = context
+        self.addresses = addresses
+
+    def __getitem__(self, cell: Cell) -> State:
+        return load_state(self._context, self.addresses[cell])
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.addresses)
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+
 def load_summary(
     context: WorkContext, stage: int, cell: Cell, level: int, address: str
 ) -> Summary | None:
@@ -202,7 +222,7 @@ def map_shard(
         rows = None
         if rows_address is not None:
             rows = kept_arrays(context, shard, rows_address, "rows")
-        states = {cell: load_state(context, place) for cell, place in given.items()}
+        states = States(context, given)
         data = context.calibration.read(shard, rows)
         reduced = context.calibration.reduce(stage, data, states)
         del data
@@ -218,6 +238,7 @@ def map_shard(
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             cpu_classes=(cpu_class(),),
             warnings=reduced.warnings,
+            lost=tuple(Failure.of(error, path) for path, error in reduced.lost),
         )
         groups: dict[str, Rows] = {
             _cell_group(cell): summary.to_arrays() for cell, summary in reduced.summaries.items()
@@ -386,6 +407,17 @@ def write_file(
         return Outcome()
 
     return _guarded(context, path, work)
+
+
+def write_maps(context: WorkContext, path: str, cell: Cell, state: str, result: Any) -> Outcome:
+    """Write the maps of one cell from its state."""
+
+    def work() -> Outcome:
+        before = load_state(context, state)
+        context.calibration.write_maps(Path(path), cell, before, result)
+        return Outcome()
+
+    return _guarded(context, f"maps of {_cell_name(cell)}", work)
 
 
 def _cell_name(cell: Cell) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "create_hdf5",
     "digest_hdf5",
     "open_hdf5",
+    "read_tables",
     "standard_unit",
     "write_root_attributes",
     "write_table",
@@ -296,6 +297,26 @@ def standard_unit(unit: str) -> tuple[float, str]:
         if unit in factors:
             return factors[unit], standard
     return 1.0, unit
+
+
+def read_tables(path: Path | str) -> dict[str, dict[str, NDArray[Any]]]:
+    """Read all tables of a small file.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file (errors as for `open_hdf5`).
+
+    Returns
+    -------
+    dict of str to dict of str to ndarray
+        The columns of each table by its path in the file. Text stays bytes.
+    """
+    with open_hdf5(path) as file:
+        return {
+            node._v_pathname: {name: node.col(name) for name in node.colnames}
+            for node in file.walk_nodes("/", "Table")
+        }
 
 
 def digest_hdf5(path: Path | str) -> str:

@@ -10,6 +10,9 @@ import pytest
 
 from calibdask.array.simulate import ArraySimulation, SimulatedArray, simulate_array
 from calibdask.cli import main
+from calibdask.registry import JOBS
+from calibdask.sensor.simulate import simulate_sensor
+from calibdask.sensor.simulation import SensorSimulation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,3 +82,44 @@ def calibdask(capsys, monkeypatch):
         return Said(int(end.value.code), out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def camera(tmp_path_factory) -> Path:
+    """Frames of a small camera for the sensor's jobs: read only."""
+    options = SensorSimulation(
+        rows=40,
+        columns=64,
+        n_frames=3,
+        isos=(100, 400),
+        iso_knee=None,
+        kinds=(
+            *("bias_readnoise", "dark_current", "flatfield", "gain", "iso_normalisation"),
+            "light",
+        ),
+    )
+    return simulate_sensor(tmp_path_factory.mktemp("camera"), options).root
+
+
+@pytest.fixture(scope="session")
+def emva_set(tmp_path_factory) -> Path:
+    """A small data set for EMVA 1288: read only."""
+    options = SensorSimulation(
+        rows=40, columns=64, n_frames=3, emva_points=9, emva_frames=4, kinds=("emva1288",)
+    )
+    return simulate_sensor(tmp_path_factory.mktemp("emva"), options).root
+
+
+@pytest.fixture
+def inputs_of(request):
+    """Give the inputs of a job: ``inputs_of("inter-calibration")``."""
+
+    def find(job: str) -> tuple[Path, ...]:
+        if job == "emva1288":
+            return (request.getfixturevalue("emva_set"),)
+        if JOBS[job].module.startswith("calibdask.sensor"):
+            return (request.getfixturevalue("camera"),)
+        paths: tuple[Path, ...] = request.getfixturevalue("campaign").paths
+        return paths
+
+    return find

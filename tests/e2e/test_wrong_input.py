@@ -183,7 +183,7 @@ def test_file_of_another_kind(run, dl2, tmp_path):
     assert "weather.h5: holds neither DL2 events nor event-wise asymmetries" in named.err
     found = run(tmp_path / "dl2")
     assert found.code == 0
-    assert "weather.h5 is left out" in found.err
+    assert "weather.h5 left out" in found.err
 
 
 def test_the_same_content_under_another_name(run, dl2, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from pathlib import Path
@@ -235,3 +236,46 @@ def test_a_file_gone_since_planning_is_missing(tmp_path):
     (tmp_path / "x").unlink()
     with pytest.raises(MissingInput, match="is gone"):
         check_unchanged(ref)
+
+
+def _store(path, value=0, files=5):
+    (path / "c").mkdir(parents=True)
+    (path / "zarr.json").write_text("{}")
+    for number in range(files):
+        (path / "c" / str(number)).write_bytes(bytes([value + number]) * 10)
+    return path
+
+
+def test_a_zarr_store_is_one_input(tmp_path):
+    for name in ("a.zarr", "sub/b.zarr", ".hidden.zarr"):
+        _store(tmp_path / name)
+    (tmp_path / "c.zarr").mkdir()  # no store
+    patterns = ["**/*.[zZ]arr", "**/[0-9]"]
+    assert [one.path.name for one in find_inputs([tmp_path], patterns[:1])] == ["a.zarr", "b.zarr"]
+    (named,) = find_inputs([tmp_path / "a.zarr"], patterns)
+    assert (named.path.name, named.named) == ("a.zarr", True)
+    assert _names(find_inputs([f"{tmp_path}/*.zarr"], patterns)) == ["a.zarr"]
+    # Whoever does not ask for stores sees a directory.
+    assert len(find_inputs([tmp_path / "a.zarr"], ["**/[0-9]"])) == 5
+
+
+def test_what_identifies_a_zarr_store(tmp_path):
+    one, same, other = (_store(tmp_path / n, v) for n, v in (("a", 0), ("b", 0), ("c", 9)))
+    ref = identify(one)
+    assert ref.size == 52
+    assert ref.identity == identify(same).identity
+    assert ref.identity != identify(other).identity
+    check_unchanged(ref)
+    middle = same / "c" / "1"  # not one of the three that are looked into
+    middle.write_bytes(b"9" * 10)
+    assert identify(same).identity == ref.identity
+    assert identify(same, full=True).identity != identify(one, full=True).identity
+    (one / "c" / "9").write_bytes(b"more")
+    with pytest.raises(CorruptedInput, match="changed between plan and run"):
+        check_unchanged(ref)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorruptedInput, match="is not a regular file"):
+        identify(tmp_path / "empty")
+    gone = dataclasses.replace(ref, path=str(tmp_path / "gone"))
+    with pytest.raises(MissingInput, match="is gone"):
+        check_unchanged(gone)

@@ -11,6 +11,10 @@ WORDS = (
     *("calibdask", "inter-calibration", "-c", "configs/inter_calibration.yaml"),
     *("-i", "demo/dl2", "-o", "inter_calibration.h5"),
 )
+GAIN = (
+    *("calibdask", "gain", "-c", "configs/gain.yaml", "-i", "camera", "-o", "gain"),
+    *("--set", "Gain.bias=bias"),
+)
 
 
 def examples() -> dict[str, str]:
@@ -22,7 +26,11 @@ def examples() -> dict[str, str]:
     head = BatchJob(
         (*WORDS, "--cluster", "slurm", "--workers", "2:8"), 1, 1, "1-00:00:00", "2G", setup=setup
     )
+    gain = BatchJob(
+        (*GAIN, "--cluster", "allocation"), 2, 4, "01:00:00", "3G", requeue=True, setup=setup
+    )
     return {
+        "gain.sbatch": gain.script(),
         "inter_calibration.sbatch": inside.script(),
         "inter_calibration_head.sbatch": head.script(),
     }

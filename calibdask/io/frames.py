@@ -1,0 +1,892 @@
+"""Raw frames from whatever a camera writes: what a file says about them, and their pixels.
+
+Raw files go through LibRaw (rawpy), FITS through astropy, TIFF through tifffile, PNG through
+Pillow; NumPy arrays and Zarr stacks hold bare pixels. `inspect_frame` reads metadata only,
+`read_frame` gives one whole raw image. A DNG whose pixels lie in one piece and uncompressed is read
+without LibRaw, which gives the same bits and takes a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import tokenize
+import warnings
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from calibdask.engine.protocol import WrongKind
+from calibdask.errors import CorruptedInput, MissingInput, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import rawpy
+    import tifffile
+    from numpy.typing import NDArray
+    from PIL import Image
+
+__all__ = ["FRAME_PATTERNS", "FrameInfo", "inspect_frame", "read_frame", "read_frames"]
+
+_RAW: Final = frozenset({
+    "3fr", "arw", "bay", "cap", "cr2", "cr3", "crw", "dcr", "dng", "erf", "iiq", "k25", "kdc",
+    "mef", "mos", "mrw", "nef", "nrw", "orf", "pef", "raf", "raw", "rw2", "rwl", "sr2", "srf",
+    "srw", "x3f",
+})  # fmt: skip
+_FITS: Final = frozenset({"fits", "fit", "fts", "fz"})
+_TIFF: Final = frozenset({"tif", "tiff"})
+_OTHERS: Final = frozenset({"png", "npy"})
+
+
+def _any_case(suffix: str) -> str:
+    letters = "".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix)
+    return f"**/*.{letters}"
+
+
+FRAME_PATTERNS: Final = tuple(
+    _any_case(suffix) for suffix in sorted({*_RAW, *_FITS, *_TIFF, *_OTHERS, "zarr"})
+)
+"""Which files of a directory, and of those below it, may be frames."""
+
+_CFA: Final = 32803
+_PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_COLOURS: Final = "RGB"
+_BAYER: Final = frozenset({"RGGB", "BGGR", "GRBG", "GBRG"})
+_NONSENSE: Final = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError,
+    SyntaxError, TypeError, ValueError, struct.error, tokenize.TokenError,
+    zlib.error,
+)  # fmt: skip
+"""What libraries raise when the bytes of a file make no sense to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameInfo:
+    """What is known about the frames of one file without their pixels.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    n_frames : int
+        How many frames it holds: stacks and cubes hold several of one kind.
+    shape : (int, int)
+        Rows and columns of the whole raw image, masked borders included.
+    dtype : str
+        Type that `read_frame` gives: "uint16", "float32" or "float64".
+    bit_depth : int or None
+        Bits of the analogue-to-digital converter.
+    white_level : int or None
+        Value in DN from which a pixel counts as saturated.
+    make, model : str
+        The camera; empty where unknown.
+    pattern : str
+        Colours of the 2 x 2 filter pattern from the first pixel on, row by row, e.g. "RGGB"; empty
+        for a sensor without filters.
+    black_level : tuple of float
+        In DN and in the order of `pattern`; one for a sensor without filters, empty where unknown.
+    iso : int or None
+        ISO speed.
+    exposure_s : float or None
+        Time of exposure, in s.
+    time : str
+        When it was taken, as the camera's clock says (ISO 8601); empty where unknown.
+    temperature_c : float or None
+        Temperature of the sensor, or what the file has for it, in degrees Celsius.
+    kind : str
+        What it was taken for (see `calibdask.sensor.metadata.KINDS`); empty where unknown.
+    level : str
+        Name of the illumination; empty where it has none.
+    photons : float or None
+        Mean number of photons a pixel received.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    dtype: str
+    n_frames: int = 1
+    bit_depth: int | None = None
+    white_level: int | None = None
+    make: str = ""
+    model: str = ""
+    pattern: str = ""
+    black_level: tuple[float, ...] = ()
+    iso: int | None = None
+    exposure_s: float | None = None
+    time: str = ""
+    temperature_c: float | None = None
+    kind: str = ""
+    level: str = ""
+    photons: float | None = None
+
+    @property
+    def camera(self) -> str:
+        """Make and model, without saying the make twice; empty where unknown."""
+        if self.model.lower().startswith(self.make.lower()):
+            return self.model
+        return f"{self.make} {self.model}".strip()
+
+    @property
+    def time_s(self) -> float | None:
+        """Unix time in s, the camera's clock taken to be in UTC; None where unknown."""
+        if not self.time:
+            return None
+        moment = datetime.fromisoformat(self.time)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+    @property
+    def channel_index(self) -> NDArray[np.int8]:
+        """LibRaw's colour index of the first 2 x 2 pixels: 0 R, 1 G beside R, 2 B, 3 G beside B."""
+        index = [_COLOURS.index(colour) for colour in self.pattern] if self.pattern else [0] * 4
+        channels = np.array(index, np.int8).reshape(2, 2)
+        for row in channels:
+            if 2 in row:
+                row[row == 1] = 3
+        return channels
+
+
+def inspect_frame(path: Path | str) -> FrameInfo:
+    """Read what a file says about its frames, without the pixels.
+
+    Raises
+    ------
+    MissingInput
+        There is no such file.
+    WrongKind
+        It holds no raw frame, e.g. a picture in colour.
+    CorruptedInput
+        It is cut short, or broken in another way that shows without reading the pixels.
+    TransientError
+        The file system answered with an error that may pass.
+    """
+    path = Path(path)
+    with _named_errors(path):
+        match _format(path):
+            case "raw":
+                return _inspect_raw(path)
+            case "fits":
+                return _inspect_fits(path)
+            case "tiff":
+                return _inspect_tiff(path)
+            case "png":
+                return _inspect_png(path)
+            case "npy":
+                return _inspect_array(path, _open_npy(path), {})
+            case _:
+                array, attributes = _open_zarr(path)
+                if missing := array.nchunks - array.nchunks_initialized:
+                    # Zarr would read zeros.
+                    raise CorruptedInput(
+                        f"{path}: {missing} of {array.nchunks} chunks are missing; copy it again"
+                        " (stacks with empty frames are written with write_empty_chunks=True)"
+                    )
+                return _inspect_array(path, array, attributes)
+
+
+def read_frame(path: Path | str, index: int = 0) -> NDArray[Any]:
+    """Read one whole raw image.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    index : int
+        Which of its frames.
+
+    Returns
+    -------
+    ndarray, shape (H, W)
+        Of type uint16, float32 or float64, contiguous.
+
+    Raises
+    ------
+    MissingInput, WrongKind, CorruptedInput, TransientError
+        As `inspect_frame`; a file that is damaged among its pixels shows only here.
+    """
+    (frame,) = read_frames(path, index, index + 1)
+    return frame
+
+
+def read_frames(path: Path | str, start: int, stop: int) -> Iterator[NDArray[Any]]:
+    """Read frames `start` to `stop` of a file one after the other (see `read_frame`).
+
+    Raises
+    ------
+    MissingInput, WrongKind, CorruptedInput, TransientError
+        As `read_frame`.
+    """
+    path = Path(path)
+    with _named_errors(path):
+        match _format(path):
+            case "raw":
+                frames = iter([_read_raw(path)])
+            case "fits":
+                frames = _read_fits(path, start, stop)
+            case "tiff":
+                frames = _read_tiff(path, start, stop)
+            case "png":
+                frames = iter([_read_png(path)])
+            case "npy":
+                frames = _slices(_open_npy(path), start, stop)
+            case _:
+                frames = _slices(_open_zarr(path)[0], start, stop)
+    for _ in range(start, stop):
+        with _named_errors(path):
+            frame = next(frames, None)
+        if frame is None:
+            raise CorruptedInput(f"{path}: has no frames {start} to {stop - 1}")
+        yield np.ascontiguousarray(frame, _dtype(path, frame.dtype))
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingInput(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise MissingInput(f"{path}: may not be read: {error.strerror}") from error
+    except OSError as error:
+        # Libraries for images say that a file is broken in this way too, but then without number.
+        if error.errno is None:
+            raise CorruptedInput(f"{path}: cannot be read: {error}") from error
+        raise TransientError(f"{path}: {error.strerror or error}") from error
+    except _NONSENSE as error:
+        raise CorruptedInput(f"{path}: cannot be understood, it may be damaged: {error}") from error
+
+
+def _format(path: Path) -> str:
+    suffixes = [one.lower().lstrip(".") for one in path.suffixes]
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix == "gz" and len(suffixes) > 1 and suffixes[-2] in _FITS:
+        return "fits"
+    if suffix == "zarr" or path.is_dir():
+        return "zarr"
+    for name, known in (("raw", _RAW), ("fits", _FITS), ("tiff", _TIFF)):
+        if suffix in known:
+            return name
+    if suffix in _OTHERS:
+        return suffix
+    if path.name.startswith("EMVA1288"):
+        raise WrongKind(f"{path}: is read when its images are given, or the folder they are in")
+    raise WrongKind(
+        f"{path}: no frame by its name; read are raw files ({', '.join(sorted(_RAW))}), FITS, TIFF,"
+        " PNG, npy, and Zarr stacks"
+    )
+
+
+def _dtype(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Give the type that pixels of a type are read as: no value changes."""
+    if dtype.kind == "u" and dtype.itemsize <= 2:
+        return np.dtype(np.uint16)
+    if dtype.kind in "iu":
+        return np.dtype(np.float64)
+    if dtype.kind == "f":
+        return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
+    raise WrongKind(f"{path}: pixels of type {dtype} are no frame; real numbers are")
+
+
+def _bits(white_level: int) -> int:
+    return max(int(white_level).bit_length(), 1)
+
+
+def _finite(value: Any) -> float | None:
+    """Give a number of a header, or None where it says nothing."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return number if isfinite(number) else None
+
+
+def _positive(value: Any) -> float | None:
+    number = _finite(value)
+    return number if number is not None and number > 0 else None
+
+
+def _ratio(value: Any) -> Any:
+    """Give a TIFF rational as one number."""
+    if isinstance(value, tuple):
+        return value[0] / value[1] if len(value) == 2 and value[1] else None
+    return value
+
+
+def _exif(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what the tags of a TIFF directory and its EXIF say about a frame."""
+    exposure = _ratio(tags.get("ExposureTime"))
+    return {
+        "make": str(tags.get("Make", "")).strip("\0 "),
+        "model": str(tags.get("Model", "")).strip("\0 "),
+        "iso": _iso(next(iter(_several(tags.get("ISOSpeedRatings"))), None)),
+        "exposure_s": _positive(exposure),
+        "time": _exif_time(tags.get("DateTimeOriginal", tags.get("DateTime"))),
+        "temperature_c": _finite(_ratio(tags.get("Temperature"))),
+    }
+
+
+def _exif_time(value: Any) -> str:
+    """Give ``YYYY:MM:DD HH:MM:SS`` in ISO 8601; empty where it is no time."""
+    try:
+        return datetime.strptime(str(value).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()  # noqa: DTZ007  cameras know no zone
+    except ValueError:
+        return ""
+
+
+def _iso_time(value: Any) -> str:
+    try:
+        return datetime.fromisoformat(str(value).strip()).isoformat()
+    except ValueError:
+        return ""
+
+
+# -- raw files -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _libraw(path: Path) -> Iterator[rawpy.RawPy]:
+    """Decode a raw file; its arrays must be copied before it is closed, which frees them."""
+    import rawpy
+
+    with rawpy.RawPy() as raw:
+        try:
+            raw.open_file(str(path))
+            raw.unpack()
+            yield raw
+        except rawpy.LibRawFileUnsupportedError as error:
+            path.stat()  # LibRaw says the same of a file that is not there
+            raise CorruptedInput(f"{path}: LibRaw does not know this as a raw file") from error
+        except rawpy.LibRawError as error:
+            reason = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+            raise CorruptedInput(
+                f"{path}: LibRaw cannot read it, it may be cut short: {reason}"
+            ) from error
+
+
+_decoded: dict[tuple[Any, ...], FrameInfo] = {}
+"""Files that were decoded for their metadata, by all that tells whether others are like them."""
+
+
+def _inspect_raw(path: Path) -> FrameInfo:
+    if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
+        strip.check_size(path)
+        if strip.says_all:
+            return strip.info(path)
+    tags, layout = _raw_tags(path)
+    said = _exif(tags)
+    if not layout or None in (said["iso"], said["exposure_s"]) or not said["time"]:
+        return _inspect_libraw(path, tags)
+    # LibRaw tells pattern and levels only once it has decoded all pixels. They are the same in all
+    # files of a folder in which a camera says the same of ISO speed and of all its images.
+    folder = path.absolute().parent
+    alike = (folder, folder.stat().st_mtime_ns, said["make"], said["model"], said["iso"], layout)
+    if alike not in _decoded:
+        if len(_decoded) >= 256:
+            _decoded.clear()
+        _decoded[alike] = _inspect_libraw(path, tags)
+    return replace(_decoded[alike], path=str(path), **said)
+
+
+def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
+    with _libraw(path) as raw:
+        sizes, other = raw.sizes, raw.other
+        filters = raw.raw_pattern
+        if raw.num_colors == 1 or (filters is not None and filters.shape == (1, 1)):
+            pattern = ""
+            black: tuple[float, ...] = (float(raw.black_level_per_channel[0]),)
+        elif filters is None or filters.shape != (2, 2):
+            size = "no" if filters is None else f"a {len(filters)} x {len(filters)}"
+            raise WrongKind(
+                f"{path}: has {size} colour pattern; read are sensors with one of 2 x 2 pixels and"
+                " sensors without"
+            )
+        else:
+            # Counted from the corner of the whole image, where raw_pattern is of the visible part.
+            indices = [int(raw.raw_color(row, column)) for row in (0, 1) for column in (0, 1)]
+            names = raw.color_desc.decode()
+            pattern = "".join(names[index] for index in indices)
+            if pattern not in _BAYER:
+                raise WrongKind(f"{path}: the colours {pattern} are not red, green and blue")
+            black = tuple(float(raw.black_level_per_channel[index]) for index in indices)
+        white = int(raw.white_level)
+        exposure = _positive(other.shutter_speed)
+        taken = other.timestamp
+        said = _exif(tags)
+        told = {
+            "iso": _iso(other.iso_speed),
+            # LibRaw has it as float32.
+            "exposure_s": None if exposure is None else float(f"{exposure:.6g}"),
+            "time": "" if taken.year <= 1970 else taken.isoformat(),
+        }
+        return FrameInfo(
+            str(path),
+            (sizes.raw_height, sizes.raw_width),
+            "uint16",
+            bit_depth=_bits(white),
+            white_level=white,
+            pattern=pattern,
+            black_level=black,
+            **{name: value or told.get(name, value) for name, value in said.items()},
+        )
+
+
+def _iso(value: Any) -> int | None:
+    number = _positive(value)
+    # 65535 is what EXIF says of a larger one, which stands in a tag of its own.
+    return None if number is None or round(number) in (0, 65535) else round(number)
+
+
+def _read_raw(path: Path) -> NDArray[Any]:
+    if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
+        strip.check_size(path)
+        return strip.read(path)
+    with _libraw(path) as raw:
+        if raw.raw_image is None:
+            raise WrongKind(f"{path}: holds a picture in colour, not the pixels of a sensor")
+        image: NDArray[Any] = raw.raw_image.copy()
+        return image
+
+
+def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Give the tags of a raw file's first directory and its EXIF, and the layout of its images.
+
+    Both are empty where it is no TIFF, or an odd one: LibRaw may still know it.
+    """
+    try:
+        with _tiff(path) as tiff:
+            if tiff is None:
+                return {}, ()
+            first = tiff.pages.first
+            layout = tuple(
+                (page.shape, page.compression, page.bitspersample)
+                for page in (first, *(first.pages or ()))
+            )
+            return _page_tags(first), layout
+    except _NONSENSE:
+        return {}, ()
+
+
+@contextmanager
+def _tiff(path: Path) -> Iterator[tifffile.TiffFile | None]:
+    import tifffile
+
+    # It writes to the log what it finds odd; what matters to us becomes an error of ours.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    with path.open("rb") as file:
+        if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            yield None
+            return
+        file.seek(0)
+        with tifffile.TiffFile(file, name=path.name) as tiff:
+            yield tiff
+
+
+def _page_tags(page: Any) -> dict[str, Any]:
+    tags = {tag.name: tag.value for tag in page.tags}
+    exif = tags.get("ExifTag")
+    return {**tags, **exif} if isinstance(exif, dict) else tags
+
+
+@dataclass(frozen=True, slots=True)
+class _Strip:
+    """The pixels of an uncompressed DNG, which lie in the file as they are.
+
+    `of` gives None wherever LibRaw would do more than copy them, or the tags leave a doubt.
+    """
+
+    offset: int
+    shape: tuple[int, int]
+    byte_order: str
+    tags: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, path: Path) -> _Strip | None:
+        try:
+            return cls._of(path)
+        except _NONSENSE:  # a broken directory: LibRaw says what it is
+            return None
+
+    @classmethod
+    def _of(cls, path: Path) -> _Strip | None:
+        with _tiff(path) as tiff:
+            if tiff is None or "DNGVersion" not in tiff.pages.first.tags:
+                return None
+            first = _page_tags(tiff.pages.first)
+            pages = [tiff.pages.first, *(tiff.pages.first.pages or ())]
+            mosaics = [_page_tags(page) for page in pages if page.photometric == _CFA]
+            if len(mosaics) != 1:
+                return None
+            (tags,) = mosaics
+            in_one_piece = (
+                tags.get("Compression") == 1
+                and tags.get("BitsPerSample") == 16
+                and tags.get("SamplesPerPixel", 1) == 1
+                and len(_several(tags.get("StripOffsets"))) == 1
+                and "TileOffsets" not in tags
+                and "LinearizationTable" not in tags
+                and tags.get("SampleFormat", 1) in (1, (1,))
+            )
+            if not in_one_piece:
+                return None
+            (offset,) = _several(tags["StripOffsets"])
+            shape = int(tags["ImageLength"]), int(tags["ImageWidth"])
+            return cls(int(offset), shape, tiff.byteorder, {**first, **tags})
+
+    def check_size(self, path: Path) -> None:
+        wanted = self.offset + 2 * self.shape[0] * self.shape[1]
+        if (size := path.stat().st_size) < wanted:
+            raise CorruptedInput(
+                f"{path}: cut short: {size} bytes of at least {wanted}; copy it again"
+            )
+
+    @property
+    def says_all(self) -> bool:
+        """Whether the tags are so plain that LibRaw is not needed for the metadata either."""
+        tags = self.tags
+        pattern = tags.get("CFAPattern")
+        black = _several(tags.get("BlackLevel", 0))
+        return (
+            tags.get("CFARepeatPatternDim") == (2, 2)
+            and pattern is not None
+            and "".join(_COLOURS[index] for index in pattern if index < 3) in _BAYER
+            and tuple(tags.get("CFAPlaneColor", b"\0\1\2")) == (0, 1, 2)
+            and tags.get("CFALayout", 1) == 1
+            and (
+                (len(black) == 4 and tags.get("BlackLevelRepeatDim") == (2, 2))
+                or (len(black) == 1 and tags.get("BlackLevelRepeatDim", (1, 1)) == (1, 1))
+            )
+            and not {"BlackLevelDeltaH", "BlackLevelDeltaV", "MaskedAreas"} & tags.keys()
+            and tuple(tags.get("ActiveArea", (0, 0, *self.shape))) == (0, 0, *self.shape)
+            and isinstance(tags.get("WhiteLevel"), int)
+        )
+
+    def info(self, path: Path) -> FrameInfo:
+        tags = self.tags
+        black = tuple(float(level) for level in _several(tags.get("BlackLevel", 0)))
+        white = int(tags["WhiteLevel"])
+        return FrameInfo(
+            str(path),
+            self.shape,
+            "uint16",
+            bit_depth=_bits(white),
+            white_level=white,
+            pattern="".join(_COLOURS[index] for index in tags["CFAPattern"]),
+            black_level=black if len(black) == 4 else black * 4,
+            **_exif(tags),
+        )
+
+    def read(self, path: Path) -> NDArray[Any]:
+        rows, columns = self.shape
+        pixels = np.fromfile(path, f"{self.byte_order}u2", rows * columns, offset=self.offset)
+        return pixels.reshape(self.shape)
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """Give the numbers of a tag that may hold one or several, rationals as numbers."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (tuple, list, bytes)) else (value,)
+
+
+# -- FITS ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _fits(path: Path) -> Iterator[Any]:
+    """Give the first HDU with an image."""
+    from astropy.io import fits
+    from astropy.utils.exceptions import AstropyWarning
+
+    with warnings.catch_warnings(), path.open("rb") as file:
+        # Said again by us, in one sentence that names the file.
+        warnings.simplefilter("ignore", AstropyWarning)
+        with fits.open(file, memmap=False) as hdus:
+            for hdu in hdus:
+                if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
+                    yield hdu
+                    return
+            raise WrongKind(f"{path}: holds no image")
+
+
+def _inspect_fits(path: Path) -> FrameInfo:
+    with _fits(path) as hdu:
+        header = hdu.header
+        axes = hdu.shape
+        if len(axes) > 3:
+            raise WrongKind(f"{path}: an image of {len(axes)} axes is no frame and no stack")
+        _check_fits_size(path, hdu)
+        # Header cards and the type that comes of them are astropy's business: one pixel tells.
+        pixel = hdu.section[(slice(0, 1),) * len(axes)]
+        white = next(
+            (int(v) for k in ("SATURATE", "WHITELEV") if (v := _positive(header.get(k)))), None
+        )
+        pattern = str(header.get("BAYERPAT", "")).strip().upper()
+        if pattern and pattern not in _BAYER:
+            raise WrongKind(f"{path}: BAYERPAT {pattern!r} is not one like 'RGGB'")
+        shift = int(header.get("YBAYROFF", 0)) % 2, int(header.get("XBAYROFF", 0)) % 2
+        if pattern:
+            pattern = "".join(
+                pattern[2 * ((row + shift[0]) % 2) + (column + shift[1]) % 2]
+                for row in (0, 1)
+                for column in (0, 1)
+            )
+        black = tuple(
+            value
+            for index in range(4 if pattern else 1)
+            if (value := _finite(header.get(f"BLACKLV{index}"))) is not None
+        )
+        return FrameInfo(
+            str(path),
+            (int(axes[-2]), int(axes[-1])),
+            _dtype(path, pixel.dtype).name,
+            n_frames=int(axes[0]) if len(axes) == 3 else 1,
+            bit_depth=None if white is None else _bits(white),
+            white_level=white,
+            make=str(header.get("MAKE", "")).strip(),
+            model=str(header.get("INSTRUME", header.get("MODEL", ""))).strip(),
+            pattern=pattern,
+            black_level=black if len(black) == (4 if pattern else 1) else (),
+            iso=_iso(header.get("ISOSPEED", header.get("ISO"))),
+            exposure_s=_exposure(header.get("EXPTIME", header.get("EXPOSURE"))),
+            time=_iso_time(header.get("DATE-OBS", "")),
+            temperature_c=_finite(header.get("CCD-TEMP")),
+            kind=str(header.get("IMAGETYP", "")).strip(),
+            level=str(header.get("LEVEL", "")).strip(),
+            photons=_finite(header.get("PHOTONS")),
+        )
+
+
+def _exposure(value: Any) -> float | None:
+    number = _finite(value)
+    return number if number is not None and number >= 0 else None  # a bias frame has 0 s
+
+
+def _is_unsigned(header: Any) -> bool:
+    """Tell whether an image is of 16 bits without sign, which FITS has as signed ones plus 2^15."""
+    return (header["BITPIX"], header.get("BZERO", 0), header.get("BSCALE", 1)) == (16, 32768, 1)
+
+
+def _is_plain(path: Path, hdu: Any) -> bool:
+    """Tell whether neither the file nor the image in it is compressed."""
+    from astropy.io import fits
+
+    with path.open("rb") as file:
+        return not isinstance(hdu, fits.CompImageHDU) and file.read(6) == b"SIMPLE"
+
+
+def _check_fits_size(path: Path, hdu: Any) -> None:
+    place = hdu.fileinfo()
+    if path.suffix.lower() == ".gz":
+        return
+    wanted = place["datLoc"] + place["datSpan"]
+    if (size := path.stat().st_size) < wanted:
+        raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
+
+
+def _read_fits(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
+    with _fits(path) as hdu:
+        _check_fits_size(path, hdu)
+        axes = hdu.shape
+        plain = _is_unsigned(hdu.header) and _is_plain(path, hdu)
+        for index in range(start, stop):
+            if index >= (axes[0] if len(axes) == 3 else 1):
+                return
+            if plain:
+                # As they lie in the file: with the sign bit the other way round.
+                n_pixels = axes[-2] * axes[-1]
+                place = hdu.fileinfo()["datLoc"] + 2 * n_pixels * index
+                signed = np.fromfile(path, ">u2", n_pixels, offset=place).astype(np.uint16)
+                signed ^= 0x8000
+                yield signed.reshape(axes[-2:])
+            else:
+                frame = hdu.data if len(axes) == 2 else hdu.section[index]
+                # The memory is the file's, which is closed when the caller goes on.
+                yield np.array(frame, frame.dtype.newbyteorder("="))
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def _inspect_tiff(path: Path) -> FrameInfo:
+    with _tiff(path) as tiff:
+        if tiff is None:
+            raise CorruptedInput(f"{path}: is no TIFF file")
+        if "DNGVersion" in tiff.pages.first.tags:
+            raise WrongKind(f"{path}: is a DNG by its tags; give it the ending .dng")
+        page = tiff.pages.first
+        shapes = {one.shape for one in tiff.pages}
+        if len(shapes) != 1 or page.ndim != 2:
+            raise WrongKind(f"{path}: pages of shape {sorted(shapes)} are no raw frames")
+        wanted = max(
+            offset + count
+            for one in tiff.pages
+            for offset, count in zip(one.dataoffsets, one.databytecounts, strict=True)
+        )
+        if (size := path.stat().st_size) < wanted:
+            raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
+        return FrameInfo(
+            str(path),
+            (int(page.shape[0]), int(page.shape[1])),
+            _dtype(path, np.dtype(page.dtype)).name,
+            n_frames=len(tiff.pages),
+            **_exif(_page_tags(page)),
+        )
+
+
+def _read_tiff(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
+    with _tiff(path) as tiff:
+        if tiff is None:
+            raise CorruptedInput(f"{path}: is no TIFF file")
+        for index in range(start, min(stop, len(tiff.pages))):
+            page = tiff.pages[index]
+            if page.ndim != 2:
+                raise WrongKind(f"{path}: a page of shape {page.shape} is no raw frame")
+            yield page.asarray()
+
+
+@contextmanager
+def _png(path: Path) -> Iterator[Image.Image]:
+    from PIL import Image
+
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(file.tell() - len(_PNG_END), 0))
+        if file.read() != _PNG_END:
+            raise CorruptedInput(f"{path}: cut short: a PNG ends with IEND; copy it again")
+    with warnings.catch_warnings():
+        # Sensors are larger than what Pillow takes for an attack.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.mode not in ("L", "I;16", "I;16B", "I"):
+                    raise WrongKind(f"{path}: a picture of mode {image.mode} is no raw frame")
+                yield image
+        except Image.DecompressionBombError as error:
+            raise CorruptedInput(f"{path}: {error}; write frames of this size as TIFF") from error
+
+
+def _inspect_png(path: Path) -> FrameInfo:
+    from PIL.Image import Exif
+
+    exif = Exif()
+    with _png(path) as image:
+        # Asked for all of it, Pillow would decode the pixels to look behind them.
+        exif.load(image.info.get("exif", b""))
+        inner = exif.get_ifd(34665)
+        return FrameInfo(
+            str(path),
+            (image.height, image.width),
+            "uint16",
+            make=str(exif.get(271, "")).strip("\0 "),
+            model=str(exif.get(272, "")).strip("\0 "),
+            iso=_iso(inner.get(34855)),
+            exposure_s=_positive(inner.get(33434)),
+            time=_exif_time(inner.get(36867, exif.get(306))),
+        )
+
+
+def _read_png(path: Path) -> NDArray[Any]:
+    with _png(path) as image:
+        return np.asarray(image).astype(np.uint16)
+
+
+# -- arrays ----------------------------------------------------------------------------------------
+
+
+def _open_npy(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _NONSENSE as error:
+        raise CorruptedInput(
+            f"{path}: no array of numbers, or cut short (frames are written with numpy.save):"
+            f" {error}"
+        ) from error
+    return array
+
+
+def _open_zarr(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Give the stack of a Zarr store: the store itself, its array "frames", or its only array."""
+    import zarr
+    from zarr.errors import BaseZarrError
+
+    try:
+        store = zarr.open(str(path), mode="r")
+    except (BaseZarrError, FileNotFoundError, ValueError, KeyError) as error:
+        if not path.exists():
+            raise MissingInput(f"{path}: no such file") from error
+        raise CorruptedInput(f"{path}: cannot be opened as a Zarr store: {error}") from error
+    if isinstance(store, zarr.Array):
+        return store, dict(store.attrs)
+    arrays = dict(store.arrays())
+    if "frames" in arrays:
+        array = arrays["frames"]
+    elif len(arrays) == 1:
+        (array,) = arrays.values()
+    else:
+        raise WrongKind(
+            f"{path}: none of its arrays ({', '.join(sorted(arrays)) or 'there are none'}) is"
+            " named 'frames'"
+        )
+    return array, {**store.attrs, **array.attrs}
+
+
+def _inspect_array(path: Path, array: Any, attributes: Mapping[str, Any]) -> FrameInfo:
+    if array.ndim not in (2, 3):
+        raise WrongKind(f"{path}: an array of {array.ndim} axes is no frame and no stack of frames")
+    if 0 in array.shape:
+        raise WrongKind(f"{path}: an array of shape {array.shape} holds no pixel")
+    info = FrameInfo(
+        str(path),
+        (int(array.shape[-2]), int(array.shape[-1])),
+        _dtype(path, array.dtype).name,
+        n_frames=int(array.shape[0]) if array.ndim == 3 else 1,
+    )
+    black = attributes.get("black_level")
+    white = _positive(attributes.get("white_level"))
+    bits = _positive(attributes.get("bit_depth"))
+    pattern = str(attributes.get("pattern", ""))
+    if pattern and pattern not in _BAYER:
+        raise CorruptedInput(f"{path}: the attribute pattern {pattern!r} is not one like 'RGGB'")
+    if white is None and bits is not None:
+        white = 2**bits - 1
+    levels = [] if black is None else [_finite(level) for level in _several(black)]
+    if None in levels or len(levels) not in (0, 4 if pattern else 1):
+        raise CorruptedInput(
+            f"{path}: the attribute black_level {black!r} is not"
+            f" {'four numbers' if pattern else 'one number'}"
+        )
+    return replace(
+        info,
+        white_level=None if white is None else int(white),
+        bit_depth=None if white is None else _bits(int(white)),
+        make=str(attributes.get("make", "")),
+        model=str(attributes.get("model", "")),
+        pattern=pattern,
+        black_level=tuple(level for level in levels if level is not None),
+        iso=_iso(attributes.get("iso")),
+        exposure_s=_exposure(attributes.get("exposure_s")),
+        time=_iso_time(attributes.get("time", "")),
+        temperature_c=_finite(attributes.get("temperature_c")),
+        kind=str(attributes.get("kind", "")),
+        level=str(attributes.get("level", "")),
+        photons=_finite(attributes.get("photons")),
+    )
+
+
+def _slices(array: Any, start: int, stop: int) -> Iterator[NDArray[Any]]:
+    if array.ndim == 2:
+        if start == 0:
+            yield np.asarray(array[:])
+        return
+    chunk = max(getattr(array, "chunks", (1,))[0], 1)
+    index, stop = start, min(stop, array.shape[0])
+    while index < stop:
+        end = min((index // chunk + 1) * chunk, stop)  # each chunk is decoded once
+        yield from np.asarray(array[index:end])
+        index = end

@@ -1,0 +1,251 @@
+"""Pixel maps in Zarr: one group for each kind of map, readable with xarray.
+
+Workers write bands of rows, each a whole number of chunks, so none waits for another and none
+reads what another wrote. Names are paths: the last part is the variable, what stands before it the
+group, as in ``bias/iso100/bias_error``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibdask.errors import CorruptedInput, MissingInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MAPS",
+    "TABLES",
+    "MapLayout",
+    "ProductMaps",
+    "create_maps",
+    "digest_maps",
+    "read_product",
+    "write_rows",
+]
+
+MAPS = "maps.zarr"
+"""Name of the maps in a product's directory."""
+
+TABLES = "tables.h5"
+"""Name of the tables beside them."""
+
+_SLAB_BYTES = 32 << 20  # how much of a map is in memory while its digest is taken
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """An array to be made.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Its shape.
+    dtype : str
+        Its type.
+    chunk_rows : int
+        How many rows a chunk holds; other dimensions are not cut.
+    dims : tuple of str
+        Names of its dimensions.
+    attributes : mapping
+        JSON values: ``units``, ``long_name``, ``flag_masks`` and ``flag_meanings``, ...
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+    dims: tuple[str, ...] = ("y", "x")
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def create_maps(
+    path: Path,
+    layouts: Mapping[str, MapLayout],
+    attributes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Make the arrays, still without values.
+
+    Parameters
+    ----------
+    path : Path
+        The Zarr directory; replaced where it exists.
+    layouts : mapping of str to MapLayout
+        By name.
+    attributes : mapping of str to mapping, optional
+        What is to be said about groups.
+    """
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    for group, values in (attributes or {}).items():
+        (root.require_group(group) if group else root).attrs.update(dict(values))
+    for name, layout in layouts.items():
+        group, _, variable = name.rpartition("/")
+        kind = np.dtype(layout.dtype)
+        (root.require_group(group) if group else root).create_array(
+            variable,
+            shape=layout.shape,
+            dtype=kind,
+            chunks=(min(layout.chunk_rows, layout.shape[0]), *layout.shape[1:]),
+            compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")],
+            fill_value=np.nan if kind.kind == "f" else 0,
+            dimension_names=layout.dims,
+            attributes=dict(layout.attributes),
+        )
+    _consolidate(path, {name.rpartition("/")[0] for name in layouts} | {""})
+
+
+def _consolidate(path: Path, groups: set[str]) -> None:
+    """Put what describes a group's arrays into one file: xarray looks for it and warns if not."""
+    import zarr
+
+    with warnings.catch_warnings():
+        # Zarr 3 as a specification does not know it yet; every reader copes without.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        for group in sorted(groups, key=lambda name: -name.count("/")):
+            zarr.consolidate_metadata(str(path), path=group or None, zarr_format=3)
+
+
+def write_rows(path: Path, name: str, first: int, values: NDArray[Any]) -> None:
+    """Write rows of an array from row `first` on.
+
+    Parameters
+    ----------
+    path : Path
+        The Zarr directory.
+    name : str
+        Name of the array.
+    first : int
+        First row; a multiple of the rows of a chunk where others write at the same time.
+    values : ndarray
+        Whole rows.
+    """
+    import zarr
+
+    array = zarr.open_array(path / name, mode="r+", zarr_format=3)
+    array[first : first + len(values)] = values
+
+
+@dataclass(frozen=True)
+class ProductMaps:
+    """The maps of a finished product.
+
+    Attributes
+    ----------
+    path : Path
+        The Zarr directory.
+    layouts : mapping of str to MapLayout
+        What there is, by name.
+    """
+
+    path: Path
+    layouts: Mapping[str, MapLayout]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layouts
+
+    def rows(self, name: str, first: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Read rows of a map.
+
+        Raises
+        ------
+        MissingInput
+            There is no such map.
+        CorruptedInput
+            It cannot be read.
+        """
+        import zarr
+
+        if name not in self.layouts:
+            known = ", ".join(self.layouts) or "nothing"
+            raise MissingInput(f"{self.path}: holds no map {name!r}, but {known}")
+        try:
+            array = zarr.open_array(self.path / name, mode="r", zarr_format=3)
+            values: NDArray[Any] = np.asarray(array[first:stop])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CorruptedInput(f"{self.path}: map {name} cannot be read: {error}") from error
+        return values
+
+
+def read_product(path: Path | str) -> ProductMaps:
+    """Open the maps of a product: its directory, or the Zarr directory itself.
+
+    Raises
+    ------
+    MissingInput
+        There are no maps.
+    CorruptedInput
+        They cannot be read.
+    """
+    import zarr
+
+    root = Path(path)
+    root = root / MAPS if (root / MAPS).is_dir() else root
+    if not (root / "zarr.json").is_file():
+        raise MissingInput(
+            f"{path}: holds no pixel maps ({MAPS}): give the output directory of a calibration"
+        )
+    layouts = {}
+    try:
+        # What describes the groups may tell of the arrays as they once were: ask each array.
+        for about in sorted(root.rglob("zarr.json")):
+            if json.loads(about.read_text(encoding="utf-8"))["node_type"] != "array":
+                continue
+            array = zarr.open_array(about.parent, mode="r", zarr_format=3)
+            dims = array.metadata.dimension_names  # type: ignore[union-attr]
+            layouts[about.parent.relative_to(root).as_posix()] = MapLayout(
+                array.shape,
+                array.dtype.str,
+                array.chunks[0] if array.chunks else 1,
+                tuple(str(one) for one in dims or ()),
+                dict(array.attrs),
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptedInput(f"{root}: is no Zarr group that can be read: {error}") from error
+    return ProductMaps(root, layouts)
+
+
+def digest_maps(path: Path) -> str:
+    """Give the sha256 (hex) of all arrays: names, types, shapes, units and values.
+
+    How they are cut into chunks and compressed does not matter.
+
+    Parameters
+    ----------
+    path : Path
+        The Zarr directory.
+
+    Raises
+    ------
+    MissingInput, CorruptedInput
+        As for :func:`read_product`.
+    """
+    maps = read_product(path)
+    total = hashlib.sha256()
+    for name, layout in sorted(maps.layouts.items()):
+        kind = np.dtype(layout.dtype).newbyteorder("<")
+        about = [name, kind.str, list(layout.shape), layout.attributes.get("units", "")]
+        total.update(json.dumps(about).encode())
+        for first, stop in _slabs(layout):
+            values = maps.rows(name, first, stop)
+            total.update(np.ascontiguousarray(values, dtype=kind).data)
+    return total.hexdigest()
+
+
+def _slabs(layout: MapLayout) -> Sequence[tuple[int, int]]:
+    """Cut an array into whole chunks of a bounded size."""
+    n_rows = layout.shape[0] if layout.shape else 0
+    row_bytes = max(1, np.dtype(layout.dtype).itemsize * int(np.prod(layout.shape[1:])))
+    step = max(1, _SLAB_BYTES // row_bytes // layout.chunk_rows) * layout.chunk_rows
+    return [(first, min(first + step, n_rows)) for first in range(0, n_rows, step)]

@@ -1,0 +1,1 @@
+"""Sensor calibration from stacks of raw frames: cameras as in SPECTACLE and EMVA 1288."""

@@ -1,0 +1,209 @@
+"""Bias and read noise of each pixel and ISO speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.errors import NotEnoughData
+from calibdask.sensor import config
+from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.model import (
+    QUANTISATION_VARIANCE,
+    pixel_flag,
+    read_noise,
+    robust_centre,
+)
+from calibdask.sensor.monitoring import count_columns, monitoring_table
+from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.pixels import gather, iso_name, mask_attributes
+from calibdask.sensor.tiles import TileFit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.io.maps import ProductMaps
+    from calibdask.report import Section
+    from calibdask.sensor.pixels import Pixels
+    from calibdask.sensor.tiles import TileStacks
+
+__all__ = ["Bias", "ReadNoise", "bias_flags", "noise_flags"]
+
+type Floats = NDArray[np.float64]
+
+
+def bias_flags(tile: TileStacks, pixels: Pixels, n_sigma: float) -> NDArray[np.uint16]:
+    """Flag pixels whose bias is no good, or far from the median of their channel in the tile."""
+    mask = pixels.mask()
+    error = np.sqrt(np.nan_to_num(pixels.mean_variance))
+    for channel in np.unique(tile.channel):
+        here = (tile.channel == channel) & (mask == 0)
+        centre, scale = robust_centre(pixels.mean, here)
+        far = np.abs(pixels.mean - centre) > n_sigma * np.hypot(scale, error)
+        mask[here & far] |= pixel_flag("bad-bias")
+    return mask
+
+
+def noise_flags(
+    tile: TileStacks, pixels: Pixels, n_sigma: float
+) -> tuple[Floats, Floats, NDArray[np.uint16]]:
+    """Give read noise, its error, and flags where it is no good or far above the median."""
+    noise, error, undersampled = read_noise(pixels.variance, pixels.n)
+    mask = pixels.mask()
+    mask[undersampled] |= pixel_flag("undersampled")
+    for channel in np.unique(tile.channel):
+        here = (tile.channel == channel) & pixels.good
+        centre, scale = robust_centre(noise, here)
+        mask[here & (noise - centre > n_sigma * scale)] |= pixel_flag("noisy")
+    return noise, error, mask
+
+
+@dataclass(frozen=True)
+class _FromBiasFrames(StackCalibration):
+    """What both jobs share: the stacks, by ISO speed."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise",)
+    writes_bias: ClassVar[bool] = True
+
+    options: config.Bias | config.ReadNoise = field(default_factory=config.Bias)
+
+    def fit_options(self) -> Mapping[str, Any]:
+        """Give the options that the maps depend on."""
+        return self.options.model_dump(include={"near_saturation", "outlier_sigma"})
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Make the maps of one tile."""
+        stacks = gather(
+            tile,
+            "bias_readnoise",
+            lambda key: key.iso,
+            unknown_too=True,
+            near_saturation=self.options.near_saturation,
+        )
+        maps: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, NDArray[Any]] = {}
+        for iso, pixels in stacks.items():
+            n_sigma = self.options.outlier_sigma
+            noise, noise_error, noise_mask = noise_flags(tile, pixels, n_sigma)
+            group = f"readnoise/{iso_name(iso)}"
+            maps |= {
+                f"{group}/readnoise": noise,
+                f"{group}/readnoise_error": noise_error,
+                f"{group}/mask": noise_mask,
+            }
+            scalars |= overview(f"{group}/readnoise", tile, noise, noise_mask)
+            scalars |= overview(f"{group}/variance", tile, pixels.variance, noise_mask)
+            scalars[f"n_frames:{iso}"] = np.array([len(pixels.frame_means)])
+            if self.writes_bias:
+                group = f"bias/{iso_name(iso)}"
+                mask = bias_flags(tile, pixels, n_sigma)
+                maps |= {
+                    f"{group}/bias": pixels.mean,
+                    f"{group}/bias_error": np.sqrt(pixels.mean_variance),
+                    f"{group}/mask": mask,
+                }
+                scalars |= overview(f"{group}/bias", tile, pixels.mean, mask)
+                scalars |= overview(f"{group}/variance", tile, pixels.mean_variance, mask)
+        return TileFit(maps, scalars)
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Sum up the tiles: one row per ISO speed, and the maps in short."""
+        tiles = list(scalars.values())
+        maps = overviews(tiles)
+        rows = []
+        speeds = sorted(int(name[9:]) for name in tiles[0] if name.startswith("n_frames:"))
+        if not speeds:
+            raise NotEnoughData(
+                f"{self.name}: no bias frames among the inputs; name them in the section Frames"
+                " (kind: bias_readnoise), or put them into a folder bias_readnoise/iso<ISO>"
+            )
+        for iso in speeds:
+            row: dict[str, Any] = {
+                "iso": iso,
+                "n_frames": int(tiles[0][f"n_frames:{iso}"][0]),
+            }
+            if self.writes_bias:
+                short = maps[f"bias/{iso_name(iso)}/bias"]
+                n, mean, std = short.total
+                _, noise_left, _ = maps[f"bias/{iso_name(iso)}/variance"].total
+                row |= {
+                    "bias_dn": mean,
+                    "bias_dn_error": std / np.sqrt(n) if n else np.nan,
+                    # EMVA 1288, eq. 32: the scatter of the pixels less what noise leaves of it.
+                    "fixed_pattern_dn": np.sqrt(max(std**2 - noise_left, 0.0)) if n else np.nan,
+                }
+            _, variance, spread = maps[f"readnoise/{iso_name(iso)}/variance"].total
+            n_noise = max(maps[f"readnoise/{iso_name(iso)}/variance"].total[0], 1)
+            rms = np.sqrt(max(variance - QUANTISATION_VARIANCE, 0.0))
+            row |= {
+                "readnoise_dn": rms,
+                "readnoise_dn_error": spread / np.sqrt(n_noise) / (2 * rms) if rms > 0 else np.nan,
+            }
+            kind = "bias" if self.writes_bias else "readnoise"
+            row |= count_columns(maps[f"{kind}/{iso_name(iso)}/{kind}"])
+            rows.append(row)
+        return {"rows": rows, "overviews": maps}
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give units and meaning of a map."""
+        last = name.rpartition("/")[2]
+        if last == "mask":
+            return mask_attributes()
+        meaning = {
+            "bias": "mean of the bias frames",
+            "bias_error": "standard error of the bias",
+            "readnoise": "read noise, without that of rounding (1/12 DN^2)",
+            "readnoise_error": "standard error of the read noise",
+        }
+        return {"units": "DN", "long_name": meaning[last]}
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give the monitoring table."""
+        descriptions = {
+            "bias_dn": "mean over good pixels",
+            "bias_dn_error": "standard error of that mean, from the scatter of the pixels",
+            "fixed_pattern_dn": "standard deviation of the pixels' bias, less what noise leaves",
+            "readnoise_dn": "root mean square over good pixels, without rounding (1/12 DN^2)",
+            "n_flagged": "pixels with a flag",
+        }
+        return {
+            f"/sensor/{self.name}": monitoring_table(self._sensor, result["rows"], descriptions)
+        }
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import bias_sections
+
+        return bias_sections(result)
+
+    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
+        """Write the product in SPECTACLE's format, if asked for."""
+        if self.options.spectacle:
+            from calibdask.sensor.spectacle import write_bias
+
+            write_bias(directory, self, maps, [row["iso"] for row in result["rows"]])
+
+
+@dataclass(frozen=True)
+class Bias(_FromBiasFrames):
+    """Bias and read noise."""
+
+    name: ClassVar[str] = "bias"
+    options: config.Bias = field(default_factory=config.Bias)
+
+
+@dataclass(frozen=True)
+class ReadNoise(_FromBiasFrames):
+    """Read noise only."""
+
+    name: ClassVar[str] = "readnoise"
+    writes_bias: ClassVar[bool] = False
+    options: config.ReadNoise = field(default_factory=config.ReadNoise)

@@ -1,0 +1,533 @@
+"""The job calibrate-images: raw frames in, calibrated frames out, one file for each input."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from calibdask.engine.protocol import ALL, Cell, Piece, Reduced, Shard, State, Summary, Values
+from calibdask.errors import CalibdaskError, ConfigError, MissingInput
+from calibdask.sensor import config
+from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
+from calibdask.sensor.calibration import FrameStream, StackCalibration
+from calibdask.sensor.iso import IsoTable
+from calibdask.sensor.metadata import misfits
+from calibdask.sensor.monitoring import monitoring_table
+from calibdask.sensor.pixels import iso_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays, Rows, Survey
+    from calibdask.io.frames import FrameInfo
+    from calibdask.report import Section
+
+__all__ = ["Batch", "CalibrateImages", "CalibratedFrames"]
+
+_OUT_BYTES = 10  # of a calibrated pixel: value, error, mask
+_BAND = 64  # rows corrected at a time: their numbers stay in the cache
+_GROUP = re.compile(r"iso(?:(\d+)|_unknown)(?:_([+-]\d+)C)?")
+
+
+@dataclass(frozen=True)
+class CalibratedFrames:
+    """One row for each frame, sorted by its name; merging joins the rows."""
+
+    columns: Mapping[str, NDArray[Any]]
+
+    def merge(self, other: Self) -> Self:
+        """Join the rows of other frames."""
+        if not other.columns:
+            return self
+        if not self.columns:
+            return other
+        order = np.argsort(
+            np.concatenate([self.columns["name"], other.columns["name"]]), kind="stable"
+        )
+        joined = {
+            name: np.concatenate([values, other.columns[name]])[order]
+            for name, values in self.columns.items()
+        }
+        return type(self)(joined)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Give the columns."""
+        return dict(self.columns)
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make it again from its columns."""
+        return cls(dict(arrays))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames, and what is to be done to each."""
+
+    stream: FrameStream
+    corrections: Mapping[int, Corrections]  # by name of the frame
+
+
+@dataclass(frozen=True)
+class CalibrateImages(StackCalibration):
+    """Corrects frames for bias, ISO speed, dark current, flat field and gain."""
+
+    name: ClassVar[str] = "calibrate-images"
+    has_maps: ClassVar[bool] = False
+    summary: ClassVar[type[Summary]] = CalibratedFrames
+    state: ClassVar[type[State]] = Values
+    preload: ClassVar[tuple[str, ...]] = ()
+
+    options: config.CalibrateImages = field(default_factory=config.CalibrateImages)
+
+    # -- planning ---------------------------------------------------------------------------------
+
+    def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
+        """Name the frames that are of another sensor; each is calibrated by itself."""
+        infos = [replace(survey.facts.info, kind="light") for survey in surveys]
+        return misfits(infos, self.frames)
+
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Look at the calibrations, and whether they go with each frame.
+
+        Raises
+        ------
+        ConfigError
+            None is given, or one does not go with a frame.
+        MissingInput
+            One is not there.
+        """
+        if not self.products:
+            raise ConfigError(
+                "nothing to correct frames for: name the outputs of other jobs in CalibrateImages"
+                " (bias, iso, dark, flat, gain)"
+            )
+        planned = super().planned(surveys)
+        notes: list[str] = []
+        for iso, exposed, temperature_c in sorted(
+            {
+                (one.info.iso or -1, one.info.exposure_s is not None, _degrees(one.info))
+                for _, frames in planned.plan_frames
+                for one in frames
+            },
+            key=str,
+        ):
+            if not exposed and any(name == "dark" for name, _ in self.products):
+                raise ConfigError(
+                    "dark current is to be subtracted, but the exposure of some frames is not"
+                    " known: tell it in Frames.table, or leave CalibrateImages.dark out"
+                )
+            notes += planned.choice(iso, temperature_c).notes
+        return replace(planned, notes=(*planned.notes, *dict.fromkeys(notes)))
+
+    def choice(self, iso: int, temperature_c: float | None) -> _Choice:
+        """Choose maps for frames of an ISO speed (-1 for unknown) and temperature.
+
+        Raises
+        ------
+        MissingInput
+            A product has nothing for them.
+        """
+        table = self.given_tables("iso")
+        if table:
+            factors = IsoTable.from_tables(table)
+            return _Choice.of(dict(self.products), iso, temperature_c, factors, self._black_level)
+        if any(name == "iso" for name, _ in self.products):
+            raise MissingInput(f"{dict(self.products)['iso']}: holds no table of ISO factors")
+        return _Choice.of(dict(self.products), iso, temperature_c, None, self._black_level)
+
+    @property
+    def _black_level(self) -> tuple[float, ...]:
+        return self._sensor.black_level
+
+    def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
+        """Cut files of many frames; every other file is a shard."""
+        del surveys
+        n_maps = 0 if self.sensor is None else 3 * len(self.products)
+        for place, (key, frames) in enumerate(self.plan_frames):
+            frame_bytes, _ = self._bytes_of(frames[0])
+            n_pixels = frames[0].info.shape[0] * frames[0].info.shape[1]
+            out = n_pixels * _OUT_BYTES
+            size = max(1, self.shard_bytes // out)
+            by_file: dict[str, list[Any]] = {}
+            for frame in frames:
+                by_file.setdefault(frame.source.path, []).append(frame)
+            for number, mine in enumerate(by_file.values()):
+                for start in range(0, len(mine), size):
+                    run = mine[start : start + size]
+                    part = [("first", run[0].index), ("stop", run[-1].index + 1)]
+                    yield Piece(
+                        (run[0].source,),
+                        part=(*part, (key.label, len(run))),
+                        cells=(ALL,),
+                        order=(place, number, start),
+                        n_bytes=len(run) * frame_bytes,
+                        peak_bytes=len(run) * out + 3 * frame_bytes + n_maps * n_pixels * 4,
+                    )
+
+    def map_config(self) -> Mapping[str, Any]:
+        """Give what calibrated frames depend on."""
+        return {
+            **super().map_config(),
+            "products": [list(one) for one in self.product_digests],
+            "black_level": [] if self.sensor is None else list(self.sensor.black_level),
+            "frames": [  # metadata that is not in the files
+                [frame.name, frame.info.iso, frame.info.exposure_s, frame.info.temperature_c]
+                for _, frames in self.plan_frames
+                for frame in frames
+            ]
+            if self.frames.table
+            else [],
+        }
+
+    # -- map --------------------------------------------------------------------------------------
+
+    def read(self, shard: Shard, rows: Rows | None) -> Any:
+        """Give the frames of a shard and the maps to correct them with."""
+        stream = super().read(shard, rows)
+        corrections = {}
+        for _, frame in stream.frames:
+            choice = self.choice(frame.info.iso or -1, _degrees(frame.info))
+            saturation = self._sensor.saturation_dn
+            corrections[frame.name] = replace(
+                _load(choice, self.product_digests, self._sensor.shape, self._sensor.pattern),
+                saturation_dn=np.inf if saturation is None else float(saturation),
+            )
+        return Batch(stream, corrections)
+
+    def reduce(self, stage: int, data: Any, given: Mapping[Cell, Any]) -> Reduced:
+        """Correct the frames; keep them, and say what became of each."""
+        del stage, given
+        infos = {frame.name: frame.info for _, frame in data.stream.frames}
+        places = {frame.name: place for place, (_, frame) in enumerate(data.stream.frames)}
+        shape = (len(places), *self._sensor.shape)
+        # A frame that turns out to be lost keeps its place, so that a file has all of its frames.
+        kept: dict[str, NDArray[Any]] = {
+            "value": np.full(shape, np.nan, np.float32),
+            "error": np.full(shape, np.nan, np.float32),
+            "mask": np.full(shape, image_flag("no-value")),
+        }
+        rows: dict[str, list[Any]] = {}
+        for _, name, raw in data.stream:
+            frame = _calibrated(raw, data.corrections[name], infos[name].exposure_s)
+            for column, values in frame.items():
+                kept[column][places[name]] = values
+            mask = frame["mask"]
+            good = frame["value"][mask == 0]
+            row = {
+                "name": np.uint64(name),
+                "mean": np.mean(good, dtype=np.float64) if good.size else np.nan,
+                "median": np.median(good) if good.size else np.nan,
+                "n_pixels": mask.size,
+                "n_good": good.size,
+                **{
+                    f"n_{flag}": np.count_nonzero(mask & np.uint16(1 << bit))
+                    for bit, flag in enumerate(IMAGE_FLAGS)
+                },
+            }
+            for column, entry in row.items():
+                rows.setdefault(column, []).append(entry)
+        summary = CalibratedFrames({name: np.array(values) for name, values in rows.items()})
+        flow = {"frames": len(places), "frames calibrated": data.stream.n_read}
+        return Reduced({ALL: summary}, flow, rows=kept, lost=tuple(data.stream.lost))
+
+    # -- products ---------------------------------------------------------------------------------
+
+    def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> Any:
+        """Give the rows: there is nothing to fit."""
+        del stage, cell, given
+        return Values(total.columns)
+
+    def fit_config(self) -> Mapping[str, Any]:
+        """Nothing is fitted."""
+        return {}
+
+    def combine(self, states: Mapping[Cell, Any]) -> Any:
+        """Give the rows of all frames."""
+        return dict(states[ALL].arrays)
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give one row for each frame."""
+        rows = [{k: v for k, v in row.items() if k != "file"} for row in self._rows(result)]
+        about = {
+            "mean": f"over good pixels, in {self.units}",
+            "median": f"over good pixels, in {self.units}",
+            **{f"n_{flag}": f"pixels: {meaning}" for flag, meaning in IMAGE_FLAGS.items()},
+        }
+        return {"/sensor/calibrated": monitoring_table(self._sensor, rows, about)}
+
+    def _rows(self, result: Any) -> list[dict[str, Any]]:
+        rows = []
+        for number, name in enumerate(result["name"].tolist()):
+            _, frame = self._frames_by_name[name]
+            info, several = frame.info, f"[{frame.index}]" if frame.info.n_frames > 1 else ""
+            numbers = {
+                column: values[number].item()
+                for column, values in result.items()
+                if column != "name"
+            }
+            rows.append(
+                {
+                    "file": f"{Path(info.path).name}{several}",
+                    "identity": f"{name:016x}",
+                    "index": frame.index,
+                    "time": info.time or "unknown",
+                    "iso": -1 if info.iso is None else info.iso,
+                    "exposure_s": np.nan if info.exposure_s is None else info.exposure_s,
+                    **numbers,
+                }
+            )
+        return rows
+
+    @property
+    def units(self) -> str:
+        """Units of the calibrated frames."""
+        return "electron" if any(name == "gain" for name, _ in self.products) else "DN"
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """Name of the output of each input: like it, with its folders where two are alike."""
+        paths = sorted({frame.source.path for _, frames in self.plan_frames for frame in frames})
+        stems: dict[str, list[str]] = {}
+        for path in paths:
+            stems.setdefault(Path(path).stem, []).append(path)
+        home = os.path.commonpath([Path(path).absolute().parent for path in paths])
+        names = {}
+        for stem, mine in stems.items():
+            for path in mine:
+                folders = Path(path).absolute().parent.relative_to(home).parts
+                names[path] = "_".join((*folders, stem)) if len(mine) > 1 else stem
+        alike = [name for name in names.values() if list(names.values()).count(name) > 1]
+        if alike:
+            two = [path for path, name in names.items() if name == alike[0]][:2]
+            raise ConfigError(
+                f"{two[0]} and {two[1]} would both be written to {alike[0]}.{self.options.format}:"
+                " rename one, or calibrate them into different directories"
+            )
+        return names
+
+    def files(self, shards: Sequence[Shard]) -> Mapping[str, tuple[int, ...]]:
+        """Name one output file per input.
+
+        Raises
+        ------
+        ConfigError
+            Two would have the same name.
+        """
+        members: dict[str, list[int]] = {}
+        for shard in shards:
+            name = f"{self._names[shard.inputs[0].path]}.{self.options.format}"
+            members.setdefault(name, []).append(shard.index)
+        return {name: tuple(indices) for name, indices in members.items()}
+
+    def write_file(self, path: Path, shards: Sequence[Shard], parts: Iterable[Rows]) -> None:
+        """Write the calibrated frames of one input."""
+        from calibdask.io.calibrated import FrameHeader, write_fits, write_zarr
+
+        info = self._infos[shards[0].inputs[0].identity]
+        count = sum(int(value) for shard in shards for _, value in shard.part[2:])
+        header = FrameHeader(
+            n_frames=count,
+            shape=info.shape,
+            units=self.units,
+            flags=IMAGE_FLAGS,
+            time=info.time,
+            exposure_s=info.exposure_s,
+            iso=info.iso,
+            camera=info.camera,
+            products=dict(self.product_digests),
+        )
+        writer = write_fits if self.options.format == "fits" else write_zarr
+        writer(path, header, parts)
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import calibrated_sections
+
+        return calibrated_sections(self._rows(result), self.units)
+
+
+def _degrees(info: FrameInfo) -> float | None:
+    return None if info.temperature_c is None else float(round(info.temperature_c))
+
+
+def _calibrated(
+    raw: NDArray[Any], corrections: Corrections, exposure_s: float | None
+) -> dict[str, NDArray[Any]]:
+    """Correct a frame, some rows at a time; single precision is enough for what comes out."""
+    value, error = np.empty(raw.shape, np.float32), np.empty(raw.shape, np.float32)
+    mask = np.empty(raw.shape, np.uint16)
+    for first in range(0, len(raw), _BAND):
+        here = slice(first, first + _BAND)
+        one = calibrate(raw[here], corrections.rows(first, first + _BAND), exposure_s)
+        value[here], error[here], mask[here] = one.value, one.error, one.mask
+    return {"value": value, "error": error, "mask": mask}
+
+
+# -- which maps ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which maps correct a frame: (product, group, factor that the map is divided by)."""
+
+    maps: tuple[tuple[str, str, str, float], ...]  # product, its path, group, divisor
+    iso_factor: tuple[float, float] | None
+    black_level: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        products: Mapping[str, str],
+        iso: int,
+        temperature_c: float | None,
+        factors: IsoTable | None,
+        black_level: tuple[float, ...],
+    ) -> Self:
+        maps: list[tuple[str, str, str, float]] = []
+        notes: list[str] = []
+        for name in ("bias", "readnoise"):
+            if name in products:
+                group, found, _ = _nearest(products[name], name, iso, None, same=False)
+                maps.append((name, products[name], group, 1.0))
+                if found != iso:
+                    notes.append(
+                        f"{products[name]}: has no {name} for ISO {iso}; that of ISO {found} is"
+                        " used, which leaves fixed pattern behind"
+                    )
+        if "bias" not in products:
+            notes.append(
+                "no bias map is given: the black level that the files state is subtracted"
+                if black_level
+                else "no bias map is given, and the files state no black level: none is subtracted"
+            )
+        for name, variable in (("dark", "dark_current"), ("gain", "gain")):
+            if name not in products:
+                continue
+            if factors is not None and _is_normalised(products[name], variable):
+                maps.append((name, products[name], variable, 1.0))
+                continue
+            same = factors is None
+            group, found, _ = _nearest(products[name], variable, iso, temperature_c, same=same)
+            divisor = 1.0 if factors is None else factors(found)[0]
+            maps.append((name, products[name], group, divisor))
+        if "flat" in products:
+            maps.append(("flat", products["flat"], "flatfield", 1.0))
+        if "defects" in products:
+            maps.append(("defects", products["defects"], "defects", 1.0))
+        if "gain" not in products:
+            notes.append("no gain is given: errors do not hold photon noise")
+        if factors is not None and iso < 0:
+            raise ConfigError(
+                "an ISO normalisation is given, but the ISO speed of some frames is not known:"
+                " tell it in Frames.table"
+            )
+        factor = None if factors is None else factors(iso)
+        return cls(tuple(maps), factor, black_level, tuple(notes))
+
+
+def _is_normalised(path: str, variable: str) -> bool:
+    layouts = _product(path).layouts
+    layout = layouts.get(f"{variable}/{variable}")
+    return layout is not None and bool(layout.attributes.get("iso_normalised"))
+
+
+def _nearest(
+    path: str, variable: str, iso: int, temperature_c: float | None, *, same: bool
+) -> tuple[str, int, float | None]:
+    """Find the group of maps of an ISO speed, or of the nearest one."""
+    found = []
+    for name in _product(path).layouts:
+        parts = name.split("/")
+        if len(parts) == 3 and parts[0] == variable == parts[2]:
+            match = _GROUP.fullmatch(parts[1])
+            if match:
+                speed = int(match[1]) if match[1] else -1
+                found.append((speed, None if match[2] is None else float(match[2]), parts[1]))
+    fitting = [one for one in found if one[0] == iso or not same]
+    if not fitting:
+        there = ", ".join(sorted({iso_name(one[0]) for one in found})) or "none"
+        raise MissingInput(
+            f"{path}: has no {variable} for {iso_name(iso)}, only for {there}; give an ISO"
+            " normalisation (CalibrateImages.iso), or a product made at that ISO speed"
+        )
+
+    def distance(one: tuple[int, float | None, str]) -> tuple[float, float, str]:
+        warmer = 0.0
+        if one[1] is not None and temperature_c is not None:
+            warmer = abs(one[1] - temperature_c)
+        return abs(one[0] - iso), warmer, one[2]
+
+    speed, temperature, group = min(fitting, key=distance)
+    return f"{variable}/{group}", speed, temperature
+
+
+def _product(path: str) -> Any:
+    from calibdask.io.maps import read_product
+
+    stamp = Path(path).stat().st_mtime_ns if Path(path).exists() else 0
+    return _cached(read_product, path, stamp)
+
+
+@lru_cache(maxsize=32)
+def _cached(read: Any, path: str, _stamp: int) -> Any:
+    return read(path)
+
+
+@lru_cache(maxsize=2)
+def _load(
+    choice: _Choice,
+    _digests: tuple[tuple[str, str], ...],
+    shape: tuple[int, int],
+    pattern: str,
+) -> Corrections:
+    """Read maps, in single precision; a worker keeps them for its next frames."""
+    terms: dict[str, Term] = {}
+    for name, path, group, divisor in choice.maps:
+        maps = _product(path)
+        variable = group.split("/")[0]
+        mask = maps.rows(f"{group}/mask") != 0 if f"{group}/mask" in maps else None
+        if name == "defects":
+            terms[name] = Term(0.0, 0.0, mask)
+            continue
+        value, error = (
+            (maps.rows(f"{group}/{variable}{end}") / divisor).astype(np.float32)
+            for end in ("", "_error")
+        )
+        terms[name] = Term(value, error, mask)
+    bias = terms.get("bias")
+    if bias is None and choice.black_level:
+        bias = Term(_black_map(choice.black_level, shape, pattern))
+    factor = None if choice.iso_factor is None else Term(*choice.iso_factor)
+    defects = terms.get("defects")
+    return Corrections(
+        bias=bias,
+        readnoise=terms["readnoise"].value if "readnoise" in terms else 0.0,
+        iso_factor=factor,
+        dark=terms.get("dark"),
+        flat=terms.get("flat"),
+        gain=terms.get("gain"),
+        defects=None if defects is None else defects.bad,
+    )
+
+
+def _black_map(
+    level: tuple[float, ...], shape: tuple[int, int], pattern: str
+) -> NDArray[np.float32] | float:
+    """Lay the four levels of a filter pattern over the sensor."""
+    if len(level) == 1 or not pattern:
+        return level[0]
+    rows, columns = shape
+    cell = np.array(level, np.float32).reshape(2, 2)
+    return np.tile(cell, (-(-rows // 2), -(-columns // 2)))[:rows, :columns]

@@ -1,0 +1,728 @@
+"""Stacks of frames as a calibration of the engine: frames in, tiles to fit, maps out.
+
+A shard is a batch of frames of one stack, or of several small ones; its cells are tiles, bands of
+the sensor at full width. So frames are read once, as they lie in the files, while merges and fits
+work on a tile of all stacks each, in parallel and in bounded memory. A calibration derives from
+`StackCalibration` and says what it makes of one tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from calibdask.engine.protocol import (
+    Arrays,
+    Calibration,
+    Cell,
+    InputRef,
+    Piece,
+    Reduced,
+    Rows,
+    Shard,
+    State,
+    Summary,
+    Survey,
+    WrongKind,
+)
+from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
+from calibdask.io.frames import FRAME_PATTERNS, FrameInfo, inspect_frame, read_frame, read_frames
+from calibdask.io.maps import TABLES, MapLayout, ProductMaps, create_maps, read_product, write_rows
+from calibdask.io.spectacle import camera_file_of
+from calibdask.sensor.clipping import clip_bounds
+from calibdask.sensor.config import Frames, Stacks
+from calibdask.sensor.kernel import check_frame_count
+from calibdask.sensor.metadata import (
+    Conflict,
+    StackKey,
+    conflict_warnings,
+    describe,
+    misfits,
+    stack_key,
+    unused_rows,
+)
+from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
+from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, TileStacks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", "sensor_facts"]
+
+_PIXEL_BYTES = {True: 18, False: 36}  # of a summary: exact sums, or moments of floats
+_SMALLEST_RATIO = 4  # bytes read for each byte of summary, where there are frames enough
+_BATCH = 4  # frames in memory while they are folded: the sums are read and written less often
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What a look at a file's metadata gave, and where its sources contradict each other."""
+
+    info: FrameInfo
+    conflicts: tuple[Conflict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of the plan.
+
+    Attributes
+    ----------
+    source : InputRef
+        Its file.
+    info : FrameInfo
+        What is known of the file's frames.
+    index : int
+        Its place in the file.
+    """
+
+    source: InputRef
+    info: FrameInfo
+    index: int
+
+    @property
+    def name(self) -> int:
+        """64 bits that stand for its content and place: names of files play no part."""
+        text = f"{self.source.identity}#{self.index}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def frames_of(
+    surveys: Sequence[Survey], temperature_step_c: float | None = None
+) -> dict[StackKey, list[Frame]]:
+    """Put the frames of all files into stacks, in order of time and path.
+
+    Parameters
+    ----------
+    surveys : sequence of Survey
+        Their facts are `Surveyed`.
+    temperature_step_c : float, optional
+        As for `stack_key`.
+    """
+    stacks: dict[StackKey, list[Survey]] = {}
+    for survey in surveys:
+        stacks.setdefault(stack_key(survey.facts.info, temperature_step_c), []).append(survey)
+    return {
+        key: [
+            Frame(one.source, one.facts.info, index)
+            for one in sorted(members, key=_time_and_path)
+            for index in range(one.facts.info.n_frames)
+        ]
+        for key, members in sorted(stacks.items())
+    }
+
+
+def _time_and_path(survey: Survey) -> tuple[str, str]:
+    info: FrameInfo = survey.facts.info
+    return info.time, info.path
+
+
+def sensor_facts(infos: Sequence[FrameInfo], saturation_dn: int | None = None) -> SensorFacts:
+    """Tell what frames that go together have in common.
+
+    Parameters
+    ----------
+    infos : sequence of FrameInfo
+        At least one; of one sensor.
+    saturation_dn : int, optional
+        Where a value counts as saturated, if it is not what the files state.
+    """
+    levels = [one.white_level for one in infos if one.white_level is not None]
+    times = sorted(one.time for one in infos if one.time)
+    first = infos[0]
+    return SensorFacts(
+        camera=next((one.camera for one in infos if one.camera), ""),
+        shape=first.shape,
+        pattern=first.pattern,
+        black_level=next((one.black_level for one in infos if one.black_level), ()),
+        saturation_dn=min(levels, default=None) if saturation_dn is None else saturation_dn,
+        bit_depth=next((one.bit_depth for one in infos if one.bit_depth is not None), None),
+        first=times[0] if times else "",
+        last=times[-1] if times else "",
+    )
+
+
+class FrameStream:
+    """The frames of a shard, read one after the other while they are folded.
+
+    A frame that cannot be read is left out and kept in `lost`: the others are good.
+    """
+
+    def __init__(self, frames: Sequence[tuple[str, Frame]]) -> None:
+        self.frames = frames
+        self.lost: list[tuple[str, CalibdaskError]] = []
+        self.n_read = 0
+
+    def __iter__(self) -> Iterator[tuple[str, int, NDArray[Any]]]:
+        """Give label of the stack, name and values of each frame.
+
+        Raises
+        ------
+        TransientError
+            The file system does not answer.
+        CalibdaskError
+            None of the frames can be read: the error of the first.
+        """
+        for (label, path), members in groupby(
+            self.frames, key=lambda one: (one[0], one[1].source.path)
+        ):
+            yield from self._read(label, path, [frame for _, frame in members])
+        if self.lost and not self.n_read:
+            raise self.lost[0][1]
+
+    def _read(
+        self, label: str, path: str, frames: Sequence[Frame]
+    ) -> Iterator[tuple[str, int, NDArray[Any]]]:
+        """Read frames that lie side by side in one file."""
+        done = 0
+        try:
+            for frame, values in zip(frames, _values(path, frames), strict=True):
+                _check_values(frame, values)
+                done += 1
+                self.n_read += 1
+                yield label, frame.name, values
+        except TransientError:
+            raise
+        except CalibdaskError as error:
+            lost = len(frames) - done
+            if lost > 1:
+                error = type(error)(
+                    f"{error}; {lost} frames from number {frames[done].index} on are lost"
+                )
+            self.lost.append((path, error))
+
+
+def _values(path: str, frames: Sequence[Frame]) -> Iterator[NDArray[Any]]:
+    if frames[0].info.n_frames == 1:
+        yield read_frame(path)
+    else:
+        yield from read_frames(path, frames[0].index, frames[-1].index + 1)
+
+
+def _check_values(frame: Frame, values: NDArray[Any]) -> None:
+    """Refuse values that are not what the file's metadata promised."""
+    if values.shape != frame.info.shape or values.dtype != np.dtype(frame.info.dtype):
+        raise CorruptedInput(
+            f"{frame.info.path}: frame {frame.index} is {values.shape} {values.dtype}, but its"
+            f" metadata say {frame.info.shape} {frame.info.dtype}"
+        )
+
+
+class _Product(Mapping[str, "NDArray[Any]"]):
+    """Some rows of another calibration's maps, each read when it is asked for."""
+
+    def __init__(self, maps: ProductMaps, first: int, stop: int) -> None:
+        self._maps, self._first, self._stop = maps, first, stop
+        self._names = [name for name, one in maps.layouts.items() if one.dims == ("y", "x")]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._maps:
+            raise KeyError(name)
+        return self._maps.rows(name, self._first, self._stop)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class StackCalibration(Calibration):
+    """Base of what is calibrated from stacks of frames.
+
+    Attributes
+    ----------
+    frames : Frames
+        What the configuration says about frames.
+    stacks : Stacks
+        How frames are summed.
+    shard_bytes : int
+        How much of them a task reads.
+    products : tuple of (name, path)
+        Outputs of other calibrations that a fit needs; it finds their maps under these names.
+    product_digests : tuple of (name, digest)
+        Found while planning.
+    product_tables : mapping of name to tables
+        Found while planning: columns by table and product.
+    sensor : SensorFacts, optional
+        Found while planning.
+    plan_frames : tuple of (StackKey, tuple of Frame)
+        Found while planning.
+    notes : tuple of str
+        What is odd.
+    """
+
+    summary: ClassVar[type[Summary]] = StackSummary
+    state: ClassVar[type[State]] = TileFit
+    patterns: ClassVar[tuple[str, ...]] = FRAME_PATTERNS
+    has_maps: ClassVar[bool] = True
+    rejects_copies: ClassVar[bool] = True
+    preload: ClassVar[tuple[str, ...]] = ("calibdask.sensor.kernel",)
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Which kinds of frames it takes; all if empty. Frames of unknown kind are taken always."""
+
+    frames: Frames = field(default_factory=Frames)
+    stacks: Stacks = field(default_factory=Stacks)
+    shard_bytes: int = 256 << 20
+    products: tuple[tuple[str, str], ...] = ()
+    product_digests: tuple[tuple[str, str], ...] = ()
+    product_tables: Mapping[str, Mapping[str, Mapping[str, NDArray[Any]]]] = field(
+        default_factory=dict, compare=False
+    )
+    sensor: SensorFacts | None = None
+    plan_frames: tuple[tuple[StackKey, tuple[Frame, ...]], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    # -- what a calibration says ------------------------------------------------------------------
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Fit one tile: maps, and small numbers to be joined. Pure."""
+        raise NotImplementedError
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Join the small numbers of all tiles, from the first row on, into the result."""
+        return scalars
+
+    def finish_tile(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
+        """Change the maps of one tile with what is known of all, before they are written."""
+        del cell, result
+        return maps
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give the attributes of a map: units, long_name, ..."""
+        del name
+        return {}
+
+    def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Give the attributes of groups of maps."""
+        del result
+        return {}
+
+    def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
+        """Give small arrays to be written beside the maps."""
+        del result
+        return {}
+
+    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
+        """Write further files into the product's directory."""
+
+    def fit_options(self) -> Mapping[str, Any]:
+        """Give the options that the fit depends on (JSON values only)."""
+        return {}
+
+    # -- planning ---------------------------------------------------------------------------------
+
+    def survey(self, source: InputRef) -> Survey:
+        """Look at a file's metadata.
+
+        Raises
+        ------
+        WrongKind
+            It holds no frames, or frames of another kind.
+        CorruptedInput
+            It is broken.
+        """
+        info, conflicts = describe(inspect_frame(source.path), self.frames)
+        if self.kinds and info.kind and info.kind not in self.kinds:
+            raise WrongKind(
+                f"{source.path}: is a frame of kind {info.kind}, but {self.name} takes"
+                f" {', '.join(self.kinds)}"
+            )
+        return Survey(source, facts=Surveyed(info, conflicts))
+
+    def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
+        """Name the frames that do not go with the others."""
+        infos = [survey.facts.info for survey in surveys]
+        conflicts = [survey.facts.conflicts for survey in surveys]
+        found = dict(misfits(infos, self.frames, conflicts))
+        types: dict[StackKey, Counter[str]] = {}
+        keys = [stack_key(info, self.frames.temperature_step_c) for info in infos]
+        for place, (key, info) in enumerate(zip(keys, infos, strict=True)):
+            if place not in found:
+                types.setdefault(key, Counter())[info.dtype] += info.n_frames
+        for place, (key, info) in enumerate(zip(keys, infos, strict=True)):
+            if place in found:
+                continue
+            usual = min(types[key].items(), key=lambda one: (-one[1], one[0]))[0]
+            if info.dtype != usual:
+                found[place] = CorruptedInput(
+                    f"{info.path}: holds {info.dtype}, but most frames of its stack ({key.label})"
+                    f" {usual}: give them another level, or leave them out"
+                )
+        return found
+
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Put the frames into stacks and look at the products that the fit needs.
+
+        Raises
+        ------
+        ConfigError
+            There are too many frames in a stack, or a product is of another sensor.
+        MissingInput
+            A product is not there.
+        """
+        infos = [survey.facts.info for survey in surveys]
+        sensor = sensor_facts(infos, self.stacks.saturation_dn)
+        stacks = frames_of(surveys, self.frames.temperature_step_c)
+        labels = Counter(key.label for key in stacks)
+        for key, frames in stacks.items():
+            if labels[key.label] > 1:
+                raise AssertionError(f"two stacks are called {key.label}")
+            try:
+                check_frame_count(len(frames))
+            except OverflowError as error:
+                raise ConfigError(f"stack {key.label}: {error}") from error
+        return replace(
+            self,
+            sensor=sensor,
+            plan_frames=tuple((key, tuple(frames)) for key, frames in stacks.items()),
+            product_digests=tuple(self._look_at_products(sensor)),
+            product_tables=self._read_tables(),
+            notes=(
+                *self.notes,
+                *conflict_warnings(one for survey in surveys for one in survey.facts.conflicts),
+                *unused_rows(self.frames, [info.path for info in infos]),
+                *self._without_camera_file(infos[0].path),
+            ),
+        )
+
+    def _without_camera_file(self, path: str) -> Iterator[str]:
+        """Say it where a product of SPECTACLE is asked for, which is named after the camera."""
+        options = getattr(self, "options", None)
+        if getattr(options, "spectacle", False) and camera_file_of(Path(path)) is None:
+            yield (
+                f"{path}: lies in no folder 'images' beside a camera file (*data.json), by which"
+                " SPECTACLE knows a camera; its products get the name that the frames state."
+                " 'calibdask generate-metadata' writes that file"
+            )
+
+    def _look_at_products(self, sensor: SensorFacts) -> Iterator[tuple[str, str]]:
+        from calibdask.io.hdf5 import digest_hdf5
+        from calibdask.io.maps import digest_maps
+
+        for name, path in self.products:
+            maps = read_product(path)
+            for layout in maps.layouts.values():
+                if layout.dims == ("y", "x") and layout.shape != sensor.shape:
+                    raise ConfigError(
+                        f"{path}: is of another sensor: its maps have {layout.shape[0]} x"
+                        f" {layout.shape[1]} pixels, the frames {sensor.shape[0]} x"
+                        f" {sensor.shape[1]}"
+                    )
+            tables = Path(path) / TABLES
+            yield name, digest_maps(maps.path) + (digest_hdf5(tables) if tables.exists() else "")
+
+    def _read_tables(self) -> dict[str, dict[str, dict[str, NDArray[Any]]]]:
+        from calibdask.io.hdf5 import read_tables
+
+        files = ((name, Path(path) / TABLES) for name, path in self.products)
+        return {name: read_tables(file) for name, file in files if file.exists()}
+
+    def given_tables(self, product: str) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        """Give the tables of another calibration by their path; none where it is not configured."""
+        return self.product_tables.get(product, {})
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The tiles of the sensor."""
+        return tuple(tiles_of(self._sensor.shape[0], self.stacks.tile_rows))
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The tiles' cells."""
+        return tuple(_cell_of(tile) for tile in self.tiles)
+
+    @property
+    def keys(self) -> tuple[StackKey, ...]:
+        """The stacks, in order."""
+        return tuple(key for key, _ in self.plan_frames)
+
+    @property
+    def _sensor(self) -> SensorFacts:
+        if self.sensor is None:
+            raise ValueError(f"{self.name} has not been planned")
+        return self.sensor
+
+    def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
+        """Cut the stacks into batches of frames; put small stacks together."""
+        del surveys
+        open_runs: list[tuple[int, str, list[Frame]]] = []
+        n_bytes = summary_bytes = number = 0
+        for place, (key, frames) in enumerate(self.plan_frames):
+            frame_bytes, held = self._bytes_of(frames[0])
+            size = self._frames_per_task(frame_bytes, held)
+            for run in _runs(frames, size):
+                read = len(run) * frame_bytes
+                full = n_bytes + read > size * frame_bytes
+                if open_runs and (full or summary_bytes + held > self.shard_bytes):
+                    yield self._piece(open_runs, number)
+                    open_runs, n_bytes, summary_bytes, number = [], 0, 0, number + 1
+                open_runs.append((place, key.label, run))
+                n_bytes, summary_bytes = n_bytes + read, summary_bytes + held
+        if open_runs:
+            yield self._piece(open_runs, number)
+
+    def _bytes_of(self, frame: Frame) -> tuple[int, int]:
+        """How large a frame is in memory, and the sums of its stack."""
+        n_pixels = frame.info.shape[0] * frame.info.shape[1]
+        kind = np.dtype(frame.info.dtype)
+        exact = kind in (np.dtype(np.uint8), np.dtype(np.uint16))
+        return n_pixels * kind.itemsize, n_pixels * _PIXEL_BYTES[exact]
+
+    def _frames_per_task(self, frame_bytes: int, summary_bytes: int) -> int:
+        if self.stacks.frames_per_task is not None:
+            return self.stacks.frames_per_task
+        least = -(-_SMALLEST_RATIO * summary_bytes // frame_bytes)
+        return max(least, self.shard_bytes // frame_bytes)
+
+    def _piece(self, runs: Sequence[tuple[int, str, list[Frame]]], number: int) -> Piece:
+        frames = [frame for _, _, run in runs for frame in run]
+        sizes = [self._bytes_of(run[0]) for _, _, run in runs]
+        frame_bytes = max(size for size, _ in sizes)
+        held = sum(summary for _, summary in sizes)
+        clipping = 0 if self.stacks.clip_sigma is None else held // 4
+        part = [("first", frames[0].index), ("stop", frames[-1].index + 1)]
+        return Piece(
+            tuple(dict.fromkeys(frame.source for frame in frames)),
+            part=(*part, *((label, len(run)) for _, label, run in runs)),
+            cells=self.cells,
+            order=(runs[0][0], number),
+            n_bytes=sum(
+                len(run) * size for (_, _, run), (size, _) in zip(runs, sizes, strict=True)
+            ),
+            peak_bytes=(_BATCH + 3) * frame_bytes + held + clipping,
+        )
+
+    def map_config(self) -> Mapping[str, Any]:
+        """Give what the sums depend on beside the frames."""
+        saturation_dn = None if self.sensor is None else self.sensor.saturation_dn
+        return {"saturation_dn": saturation_dn, "max_clipped": self.stacks.max_clipped}
+
+    def fit_config(self) -> Mapping[str, Any]:
+        """Give what the fit depends on: options, other products, frames' order and sensor."""
+        sensor = self._sensor
+        return {
+            "options": dict(self.fit_options()),
+            "clip": [self.stacks.clip_sigma, self.stacks.clip_iterations],
+            "products": [list(one) for one in self.product_digests],
+            "sensor": [
+                list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,
+                sensor.bit_depth,
+            ],
+        }  # fmt: skip
+
+    def warnings(self) -> Sequence[str]:
+        """Tell what is odd about the frames."""
+        return self.notes
+
+    # -- map --------------------------------------------------------------------------------------
+
+    def read(self, shard: Shard, rows: Rows | None) -> FrameStream:
+        """Give the frames of a shard, to be read one after the other.
+
+        They are not read here: a batch of frames may be larger than memory should hold.
+        """
+        del rows
+        known = self._infos
+        all_frames = [
+            Frame(source, known[source.identity], index)
+            for source in shard.inputs
+            for index in range(known[source.identity].n_frames)
+        ]
+        first, stop = (int(value) for _, value in shard.part[:2])
+        last_file = known[shard.inputs[-1].identity].n_frames
+        all_frames = all_frames[first : len(all_frames) - last_file + stop]
+        frames: list[tuple[str, Frame]] = []
+        place = 0
+        for label, count in shard.part[2:]:
+            frames += [(label, frame) for frame in all_frames[place : place + int(count)]]
+            place += int(count)
+        return FrameStream(frames)
+
+    @cached_property
+    def _infos(self) -> dict[str, FrameInfo]:
+        return {
+            frame.source.identity: frame.info for _, frames in self.plan_frames for frame in frames
+        }
+
+    @cached_property
+    def _frames_by_name(self) -> dict[int, tuple[int, Frame]]:
+        """Place in its stack, and frame, by name."""
+        return {
+            frame.name: (place, frame)
+            for _, frames in self.plan_frames
+            for place, frame in enumerate(frames)
+        }
+
+    def reduce(self, stage: int, data: FrameStream, given: Mapping[Cell, TileFit]) -> Reduced:
+        """Sum the frames up, tile by tile; from the second pass on without outliers."""
+        bounds = None
+        if stage:
+            bounds = self._bounds({label for label, _ in data.frames}, given)
+        last = stage == self.stacks.clip_iterations
+        saturation = self._sensor.saturation_dn
+        summaries = summarise(
+            data,
+            self.tiles,
+            saturation=np.inf if saturation is None else saturation,
+            bounds=bounds,
+            batch=_BATCH,
+        )
+        n_read = sum(len(one.frames.frame_id) for one in summaries[self.tiles[0]].stacks.values())
+        return Reduced(
+            {_cell_of(tile): one for tile, one in summaries.items()},
+            {"frames": len(data.frames), "frames read": n_read},
+            warnings=tuple(self._much_clipped(summaries)) if last else (),
+            lost=tuple(data.lost),
+        )
+
+    def _bounds(self, labels: set[str], given: Mapping[Cell, TileFit]) -> dict[str, Bounds]:
+        """Join the bounds of all tiles for some stacks; one tile's state in memory at a time."""
+        shape = self._sensor.shape
+        whole: dict[str, Bounds] = {}
+        for tile in self.tiles:
+            top, bottom = tile
+            state = given[_cell_of(tile)]
+            for label in labels & state.bounds.keys():
+                mine = state.bounds[label]
+                if label not in whole:
+                    kind = mine.low.dtype
+                    whole[label] = Bounds(np.empty(shape, kind), np.empty(shape, kind))
+                whole[label].low[top:bottom] = mine.low
+                whole[label].high[top:bottom] = mine.high
+        return whole
+
+    def _much_clipped(self, summaries: Mapping[Tile, StackSummary]) -> Iterator[str]:
+        """Name frames of which many pixels are outliers: clouds, a lamp, a hand."""
+        n_pixels = self._sensor.shape[0] * self._sensor.shape[1]
+        clipped: Counter[int] = Counter()
+        for summary in summaries.values():
+            for stack in summary.stacks.values():
+                frames = zip(stack.frames.frame_id, stack.frames.frame_clipped, strict=True)
+                clipped.update({int(name): int(count) for name, count in frames})
+        for name, count in sorted(
+            clipped.items(), key=lambda one: self._frames_by_name[one[0]][1].info.path
+        ):
+            if count > self.stacks.max_clipped * n_pixels:
+                frame = self._frames_by_name[name][1]
+                yield (
+                    f"{frame.info.path}: {100 * count / n_pixels:.1f} % of the pixels of frame"
+                    f" {frame.index} are outliers of its stack and were left out: look at it"
+                )
+
+    # -- fit --------------------------------------------------------------------------------------
+
+    def fit(self, stage: int, cell: Cell, total: StackSummary, given: TileFit | None) -> TileFit:
+        """Give bounds for another pass, or fit the tile."""
+        del given
+        sigma = self.stacks.clip_sigma
+        if sigma is not None and stage < self.stacks.clip_iterations:
+            bounds = {label: clip_bounds(stack, sigma) for label, stack in total.stacks.items()}
+            return TileFit(bounds=bounds)
+        return self.fit_tile(self.tile(cell, total))
+
+    def tile(self, cell: Cell, total: StackSummary) -> TileStacks:
+        """Put together what a fit of one tile gets."""
+        sensor = self._sensor
+        top, bottom = _tile_of(cell)
+        stacks, frames = {}, {}
+        for key in self.keys:
+            if key.label not in total.stacks:
+                continue
+            stack = stacks[key] = total.stacks[key.label]
+            rows = zip(
+                stack.frames.frame_id.tolist(),
+                stack.frames.frame_sum.tolist(),
+                stack.frames.frame_clipped.tolist(),
+                strict=True,
+            )
+            placed = sorted((*self._frames_by_name[name], name, sums) for name, *sums in rows)
+            frames[key] = tuple(
+                FrameSum(name, frame.info.path, frame.index, frame.info.time, *sums)
+                for _, frame, name, sums in placed
+            )
+        index = next(one.info for _, members in self.plan_frames for one in members).channel_index
+        reps = (-(-sensor.shape[0] // 2), -(-sensor.shape[1] // 2))
+        channel = np.tile(index, reps)[top:bottom, : sensor.shape[1]]
+        given = {name: _Product(read_product(path), top, bottom) for name, path in self.products}
+        return TileStacks(top, bottom, channel, sensor, stacks, frames, given)
+
+    def combine(self, states: Mapping[Cell, TileFit]) -> Any:
+        """Join the small numbers of the tiles."""
+        return self.join({cell: states[cell].scalars for cell in self.cells if cell in states})
+
+    # -- maps -------------------------------------------------------------------------------------
+
+    def create_maps(self, path: Path, states: Mapping[Cell, TileFit], result: Any) -> None:
+        """Make the maps that the first tile has, at the sensor's size."""
+        cell = self.cells[0]
+        maps = self.finish_tile(cell, states[cell].maps, result)
+        layouts = {
+            name: MapLayout(
+                self._sensor.shape,
+                np.asarray(values).dtype.str,
+                self.stacks.tile_rows,
+                attributes=self.describe_map(name),
+            )
+            for name, values in sorted(maps.items())
+        }
+        more = self.more_arrays(result)
+        layouts |= {
+            name: MapLayout(
+                one.values.shape, one.values.dtype.str, max(1, len(one.values)), one.dims,
+                one.attributes,
+            )
+            for name, one in more.items()
+        }  # fmt: skip
+        sensor = self._sensor
+        about = {
+            "job": self.name,
+            "version": self.version,
+            "camera": sensor.camera,
+            "pattern": sensor.pattern,
+            "saturation_dn": sensor.saturation_dn,
+            "first_frame": sensor.first,
+            "last_frame": sensor.last,
+        }
+        create_maps(path, layouts, {"": about, **self.describe_groups(result)})
+        for name, one in more.items():
+            write_rows(path, name, 0, one.values)
+
+    def write_maps(self, path: Path, cell: Cell, state: TileFit, result: Any) -> None:
+        """Write the maps of one tile: its rows are whole chunks."""
+        for name, values in self.finish_tile(cell, state.maps, result).items():
+            write_rows(path, name, _tile_of(cell)[0], values)
+
+    def finish_maps(self, path: Path, result: Any) -> None:
+        """Let the calibration write what else it has."""
+        self.export(path.parent, read_product(path), result)
+
+
+def _cell_of(tile: Tile) -> Cell:
+    return ("rows", *tile)
+
+
+def _tile_of(cell: Cell) -> Tile:
+    _, top, bottom = cell
+    return int(top), int(bottom)
+
+
+def _runs(frames: Sequence[Frame], size: int) -> list[list[Frame]]:
+    """Cut a stack into runs of `size`; a short rest goes with the run before it."""
+    starts = list(range(0, len(frames), size))
+    if len(starts) > 1 and len(frames) - starts[-1] < size / 2:
+        starts.pop()
+    stops = [*starts[1:], len(frames)]
+    return [list(frames[start:stop]) for start, stop in zip(starts, stops, strict=True)]

@@ -1,0 +1,384 @@
+"""Options of the sensor calibrations: one YAML section per job, shared ones beside them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from calibdask.config import Section
+
+__all__ = [
+    "Bias",
+    "CalibrateImages",
+    "DarkCurrent",
+    "Defects",
+    "Emva1288",
+    "FlatField",
+    "Gain",
+    "IsoNormalisation",
+    "JobSection",
+    "ReadNoise",
+    "StackImages",
+    "Stacks",
+]
+
+
+class JobSection(Section):
+    """What the sections of all jobs have in common."""
+
+    overwrite: bool = Field(default=False, description="Replace an output that exists.")
+    near_saturation: float = Field(
+        default=0.95,
+        gt=0.0,
+        le=1.0,
+        description="A pixel counts as saturated where a frame reaches the white level, or where "
+        "the mean of its frames reaches this fraction of it.",
+    )
+    spectacle: bool = Field(
+        default=False,
+        description="Write the product in SPECTACLE's format, too: OUTPUT/calibration/.",
+    )
+
+
+_BIAS = Field(
+    default=None,
+    description="Output directory of the job bias. Without it, bias frames among the inputs are "
+    "used, or the black level that the files state.",
+    examples=["bias"],
+)
+_ISO = Field(
+    default=None,
+    description="Output directory of the job iso-normalisation. With it, the results of all ISO "
+    "speeds are brought to the lowest one and averaged.",
+    examples=["iso"],
+)
+_OUTLIER = "Pixels farther than this from the median of their channel in their tile are flagged."
+
+
+class Bias(JobSection):
+    """Bias and read noise of each pixel and ISO speed, from frames without light or exposure."""
+
+    outlier_sigma: float = Field(
+        default=10.0, gt=0.0, description=_OUTLIER, json_schema_extra={"unit": "robust sigma"}
+    )
+
+
+class ReadNoise(JobSection):
+    """Read noise of each pixel and ISO speed, from frames without light or exposure."""
+
+    outlier_sigma: float = Field(
+        default=10.0, gt=0.0, description=_OUTLIER, json_schema_extra={"unit": "robust sigma"}
+    )
+
+
+class IsoNormalisation(JobSection):
+    """Signal at each ISO speed relative to the lowest one, under constant light."""
+
+    bias: str | None = _BIAS
+    min_signal: float = Field(
+        default=20.0,
+        ge=0.0,
+        description="Pixels with less signal at the lowest ISO speed are left out.",
+        json_schema_extra={"unit": "DN"},
+    )
+    model: Literal["auto", "linear", "knee"] = Field(
+        default="auto",
+        description="Signal against ISO speed: a line, a line that ends in a plateau, or whichever "
+        "the Bayesian information criterion prefers.",
+    )
+
+
+class DarkCurrent(JobSection):
+    """Dark current of each pixel, from frames without light at several exposure times."""
+
+    bias: str | None = _BIAS
+    iso: str | None = _ISO
+    hot_sigma: float = Field(
+        default=8.0,
+        gt=0.0,
+        description="Pixels this far above the median of their channel in their tile are hot.",
+        json_schema_extra={"unit": "robust sigma"},
+    )
+
+
+class Gain(JobSection):
+    """Gain of each pixel and channel by photon transfer, from frames at several levels of light."""
+
+    bias: str | None = _BIAS
+    iso: str | None = _ISO
+    fit_fraction: float = Field(
+        default=0.7,
+        gt=0.0,
+        le=1.0,
+        description="Levels up to this fraction of saturation are used (EMVA 1288: 0.7).",
+    )
+    min_levels: int = Field(
+        default=3, ge=2, description="A pixel with fewer usable levels is flagged."
+    )
+    poor_fit: float = Field(
+        default=1e-6,
+        ge=0.0,
+        lt=1.0,
+        description="A pixel whose fit has a smaller p-value is flagged.",
+    )
+    brighter_fatter: bool = Field(
+        default=False,
+        description="Fit each channel's curve with the brighter-fatter term of Astier et al. 2019, "
+        "eq. 16, instead of a line.",
+    )
+    flicker: bool = Field(
+        default=True,
+        description="Take the variation of the light from frame to frame out of the variances.",
+    )
+
+
+class FlatField(JobSection):
+    """Relative response of each pixel: vignetting (radial model) and pixel response (PRNU)."""
+
+    bias: str | None = _BIAS
+    n_terms: int = Field(default=5, ge=1, le=8, description="Terms r^2, r^4, ... of the model.")
+    border: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=0.5,
+        description="Fraction of height and width left out of the fit on each side. What lies "
+        "farther out than the fit reached is flagged as extrapolated.",
+    )
+    block_size: int | None = Field(
+        default=None,
+        ge=2,
+        description="Rows and columns of the blocks that the radial model is fitted to. Without "
+        "it, a 64th of the longer side.",
+        examples=[32],
+    )
+    outlier_sigma: float = Field(
+        default=10.0,
+        gt=0.0,
+        description="Pixels farther than this from their neighbours of the same channel are "
+        "flagged.",
+        json_schema_extra={"unit": "robust sigma"},
+    )
+
+    @model_validator(mode="after")
+    def _spectacle_has_room(self) -> Self:
+        if self.spectacle and self.n_terms > 5:
+            raise ValueError("SPECTACLE's format holds 5 terms: take n_terms: 5, or fewer")
+        return self
+
+
+class Emva1288(JobSection):
+    """Characterisation of a sensor by the standard EMVA 1288, release 4.0 linear."""
+
+
+class Defects(JobSection):
+    """Map of defect pixels, from bias, dark and flat-field frames, whichever are there."""
+
+    bias_sigma: float = Field(
+        default=10.0,
+        gt=0.0,
+        description="Bias this far from the median of its channel in its tile.",
+        json_schema_extra={"unit": "robust sigma"},
+    )
+    noise_sigma: float = Field(
+        default=10.0,
+        gt=0.0,
+        description="Read noise this far above the median.",
+        json_schema_extra={"unit": "robust sigma"},
+    )
+    dark_sigma: float = Field(
+        default=8.0,
+        gt=0.0,
+        description="Dark current this far above the median.",
+        json_schema_extra={"unit": "robust sigma"},
+    )
+    dark_limit: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Dark current above which a pixel is hot, whatever the others do.",
+        examples=[50.0],
+        json_schema_extra={"unit": "DN/s"},
+    )
+    response_sigma: float = Field(
+        default=10.0,
+        gt=0.0,
+        description="Response to light this far from the neighbours of the same channel.",
+        json_schema_extra={"unit": "robust sigma"},
+    )
+    response_fraction: float = Field(
+        default=0.2,
+        gt=0.0,
+        description="Response to light that differs by this fraction from the neighbours.",
+    )
+
+
+# -- frames ----------------------------------------------------------------------------------------
+
+
+type FrameKind = Literal[
+    "bias_readnoise",
+    "dark_current",
+    "emva_bright",
+    "emva_bright_spatial",
+    "emva_dark",
+    "emva_dark_spatial",
+    "flatfield",
+    "gain",
+    "iso_normalisation",
+    "light",
+    "linearity",
+    "spectral_response",
+]
+
+
+class FrameRow(Section):
+    """What the configuration says about the frames whose path matches a pattern."""
+
+    path: str = Field(
+        description="The frames: a path or glob, matched from its end, so that 'dark/*.fits' finds "
+        "the folder wherever it lies.",
+    )
+    kind: FrameKind | None = Field(default=None, description="What they were taken for.")
+    iso: int | None = Field(default=None, ge=1, description="ISO speed.")
+    exposure_s: float | None = Field(
+        default=None, ge=0.0, description="Exposure.", json_schema_extra={"unit": "s"}
+    )
+    level: str | None = Field(default=None, description="Name of the illumination.")
+    photons: float | None = Field(
+        default=None, ge=0.0, description="Mean number of photons that a pixel received."
+    )
+    temperature_c: float | None = Field(
+        default=None, gt=-273.15, description="Temperature.", json_schema_extra={"unit": "deg C"}
+    )
+    bit_depth: int | None = Field(default=None, ge=1, le=16, description="Bits of a pixel.")
+    white_level: int | None = Field(
+        default=None, ge=1, description="Saturation.", json_schema_extra={"unit": "DN"}
+    )
+
+    def values(self) -> dict[str, object]:
+        """Give what it says, without the path."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "path"}
+
+
+class Frames(Section):
+    """Which frames are what, where their files and folders do not tell or tell wrong."""
+
+    table: tuple[FrameRow, ...] = Field(
+        default=(),
+        strict=False,  # a list is what YAML has; the rows themselves are strict
+        description="What is known about frames by their paths. It counts before what files and "
+        "folders say; of the rows that match a frame, the last one that tells something counts.",
+        examples=[[{"path": "dark/*.fits", "kind": "dark_current", "iso": 100}]],
+    )
+    min_frames: int = Field(
+        default=2, ge=2, description="Frames of smaller stacks are left out and counted as missing."
+    )
+    temperature_step_c: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="Keep dark frames apart by temperature, in steps of this.",
+        examples=[1.0],
+        json_schema_extra={"unit": "deg C"},
+    )
+
+
+class Stacks(Section):
+    """How frames are summed up, whatever is calibrated from them."""
+
+    tile_rows: int = Field(
+        default=128,
+        ge=1,
+        description="Rows of a tile: the sensor is merged, fitted and written in bands of full "
+        "width, which changes no pixel of a map.",
+    )
+    frames_per_task: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames that one task sums up. Unless given, as many as Campaign.shard_bytes "
+        "holds, and so many at least that their sums are a quarter of what is read.",
+        examples=[50],
+    )
+    clip_sigma: float | None = Field(
+        default=None,
+        ge=3.0,
+        description="Sum up the frames a second time, without values farther than this from the "
+        "mean of their pixel: cosmic rays, and frames that went wrong. Below 4 it makes variances "
+        "too small. Stacks of fewer than 5 frames are not clipped.",
+        examples=[5.0],
+        json_schema_extra={"unit": "standard deviations"},
+    )
+    clip_iterations: int = Field(
+        default=1,
+        ge=1,
+        le=10,
+        description="How often values are clipped. Each time reads all frames again; one outlier "
+        "per pixel and stack takes one, two take two.",
+    )
+    max_clipped: float = Field(
+        default=0.01,
+        ge=0.0,
+        le=1.0,
+        description="A frame of which more pixels are clipped is named in a warning.",
+        json_schema_extra={"unit": "fraction"},
+    )
+    saturation_dn: int | None = Field(
+        default=None,
+        ge=1,
+        description="Value from which a pixel counts as saturated, if it is not what the files "
+        "state.",
+        examples=[4095],
+        json_schema_extra={"unit": "DN"},
+    )
+
+
+class StackImages(Section):
+    """Mean, variance and extremes of each pixel of each stack."""
+
+    overwrite: bool = Field(default=False, description="Replace an output that exists.")
+    spectacle: bool = Field(
+        default=False,
+        description="Write OUTPUT/stacks/.../*_mean.npy and *_stds.npy as SPECTACLE does, too.",
+    )
+    spectacle_ddof: Literal[0, 1] = Field(
+        default=0,
+        description="Divide by n - ddof in *_stds.npy. SPECTACLE has 0, which makes a gain from n "
+        "frames too small by the factor (n - 1)/n.",
+    )
+
+
+class CalibrateImages(Section):
+    """Frames in, calibrated frames out: bias, ISO speed, dark current, flat field, gain."""
+
+    overwrite: bool = Field(default=False, description="Replace an output that exists.")
+    bias: str | None = _BIAS
+    readnoise: str | None = Field(
+        default=None,
+        description="Output directory of the job readnoise or bias: read noise enters the "
+        "uncertainty.",
+        examples=["readnoise"],
+    )
+    iso: str | None = Field(
+        default=None,
+        description="Output directory of the job iso-normalisation: frames are brought to the "
+        "lowest ISO speed.",
+        examples=["iso"],
+    )
+    dark: str | None = Field(
+        default=None, description="Output directory of the job dark-current.", examples=["dark"]
+    )
+    flat: str | None = Field(
+        default=None, description="Output directory of the job flatfield.", examples=["flat"]
+    )
+    gain: str | None = Field(
+        default=None,
+        description="Output directory of the job gain. With it, frames are in electrons.",
+        examples=["gain"],
+    )
+    defects: str | None = Field(
+        default=None,
+        description="Output directory of the job defects: its pixels are flagged.",
+        examples=["defects"],
+    )
+    format: Literal["zarr", "fits"] = Field(
+        default="zarr", description="Format of the calibrated frames, one file for each input."
+    )

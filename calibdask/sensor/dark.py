@@ -1,0 +1,384 @@
+"""Dark current of each pixel, hot pixels, and the law of its temperature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.errors import NotEnoughData
+from calibdask.sensor import config
+from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.iso import IsoTable
+from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels, pixel_flag
+from calibdask.sensor.monitoring import count_columns, monitoring_table
+from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name, mask_attributes
+from calibdask.sensor.tiles import TileFit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.io.maps import ProductMaps
+    from calibdask.report import Section
+    from calibdask.sensor.metadata import StackKey
+    from calibdask.sensor.model import DarkCurrent as Fit
+    from calibdask.sensor.pixels import Pixels
+    from calibdask.sensor.tiles import TileStacks
+
+__all__ = ["DarkCurrent", "average_normalised", "dark_flags", "dark_series", "fit_series"]
+
+UNKNOWN_TEMPERATURE = -999.0
+
+type Series = dict[float, Pixels]
+"""Stacks by exposure time in seconds, rising."""
+
+
+def dark_series(
+    tile: TileStacks, near_saturation: float, *, unknown_too: bool = True
+) -> dict[tuple[int, float], Series]:
+    """Sort the dark stacks of a tile: (ISO, temperature in deg C), then exposure time."""
+
+    def key_of(key: StackKey) -> tuple[int, float, float]:
+        return key.iso, key.temperature_c, key.exposure_s
+
+    stacks = gather(
+        tile,
+        "dark_current",
+        key_of,
+        unknown_too=unknown_too,
+        near_saturation=near_saturation,
+    )
+    series: dict[tuple[int, float], Series] = {}
+    for iso, temperature, exposure in sorted(stacks):
+        if exposure >= 0:
+            one = series.setdefault((iso, temperature), {})
+            one[exposure] = stacks[iso, temperature, exposure]
+    return series
+
+
+def fit_series(series: Series) -> Fit:
+    """Fit the dark current of one series."""
+    points = list(series.values())
+    return dark_current(
+        np.array(list(series), np.float64),
+        np.stack([one.mean for one in points]),
+        np.stack([one.variance for one in points]),
+        np.stack([one.n for one in points]),
+        np.stack([one.good for one in points]),
+    )
+
+
+def dark_flags(
+    tile: TileStacks, series: Series, fit: Fit, n_sigma: float, limit: float | None = None
+) -> NDArray[np.uint16]:
+    """Flag pixels without a line, those with points left out, and hot ones."""
+    saturated = np.stack([one.saturated for one in series.values()])
+    clipped = np.stack([one.clipped for one in series.values()])
+    few = np.stack([one.n < 2 for one in series.values()])
+    mask = np.zeros(tile.shape, np.uint16)
+    fitted = np.isfinite(fit.rate)
+    mask[~fitted] |= pixel_flag("few-levels")
+    mask[~fitted & saturated.any(axis=0)] |= pixel_flag("saturated")
+    mask[fitted & saturated.any(axis=0)] |= pixel_flag("partly-saturated")
+    mask[clipped.any(axis=0)] |= pixel_flag("clipped")
+    mask[few.all(axis=0)] |= pixel_flag("few-frames")
+    for channel in np.unique(tile.channel):
+        here = (tile.channel == channel) & fitted
+        hot, _ = hot_pixels(fit.rate, fit.rate_error, here, n_sigma)
+        mask[hot] |= pixel_flag("hot")
+    if limit is not None:
+        mask[fitted & (fit.rate > limit)] |= pixel_flag("hot")
+    # Saturated before a line could be drawn: hot beyond measure.
+    mask[~fitted & saturated.any(axis=0)] |= pixel_flag("hot")
+    return mask
+
+
+def average_normalised(
+    parts: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], float]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16]]:
+    """Average maps of several ISO speeds, each divided by its ISO factor.
+
+    Parameters
+    ----------
+    parts : sequence of (values, errors, mask, factor)
+        One per ISO speed.
+
+    Returns
+    -------
+    values, errors, mask : ndarray
+        Weighted by 1/error^2. A pixel carries the flags that all its used values have; a value
+        with flags counts only where there is none without.
+    """
+    clean = np.stack([(mask == 0) & np.isfinite(values) for values, _, mask, _ in parts])
+    usable = np.where(
+        clean.any(axis=0), clean, np.stack([np.isfinite(values) for values, *_ in parts])
+    )
+    weight_sum = np.zeros(clean.shape[1:])
+    total = np.zeros(clean.shape[1:])
+    flags = np.full(clean.shape[1:], np.iinfo(np.uint16).max, np.uint16)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for (values, errors, mask, factor), use in zip(parts, usable, strict=True):
+            weight = np.where(use, (factor / errors) ** 2, 0.0)
+            total += np.where(use, weight * values / factor, 0.0)
+            weight_sum += weight
+            flags &= np.where(use | ~usable.any(axis=0), mask, np.iinfo(np.uint16).max)
+        return total / weight_sum, 1.0 / np.sqrt(weight_sum), flags
+
+
+def _group(iso: int, temperature: float, *, several: bool) -> str:
+    name = f"dark_current/{iso_name(iso)}"
+    return f"{name}_{temperature:+.0f}C" if several else name
+
+
+@dataclass(frozen=True)
+class DarkCurrent(StackCalibration):
+    """Dark current by pixel."""
+
+    name: ClassVar[str] = "dark-current"
+    kinds: ClassVar[tuple[str, ...]] = ("dark_current", "bias_readnoise")
+
+    options: config.DarkCurrent = field(default_factory=config.DarkCurrent)
+
+    def fit_options(self) -> Mapping[str, Any]:
+        """Give the options that the maps depend on."""
+        return self.options.model_dump(include={"near_saturation", "hot_sigma"})
+
+    @property
+    def _iso_table(self) -> IsoTable | None:
+        tables = self.given_tables("iso")
+        return IsoTable.from_tables(tables) if tables else None
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Fit the pixels of one tile at each ISO speed and temperature."""
+        series = dark_series(tile, self.options.near_saturation)
+        short = {key: list(one) for key, one in series.items() if len(one) < 2}
+        series = {key: one for key, one in series.items() if len(one) > 1}
+        if not series:
+            there = "; ".join(f"ISO {iso}: {times} s" for (iso, _), times in short.items())
+            raise NotEnoughData(
+                "dark-current: a rate needs dark frames at two exposure times or more, there are"
+                f" {there or 'no dark frames with a known exposure time'}"
+            )
+        several = len({temperature for _, temperature in series}) > 1
+        maps: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, NDArray[Any]] = {}
+        parts = []
+        reference = self._reference_temperature(series)
+        table = self._iso_table
+        speeds = {iso for iso, temperature in series if temperature == reference}
+        for (iso, temperature), one in series.items():
+            fit = fit_series(one)
+            mask = dark_flags(tile, one, fit, self.options.hot_sigma)
+            group = _group(iso, temperature, several=several)
+            maps |= {
+                f"{group}/dark_current": fit.rate,
+                f"{group}/dark_current_error": fit.rate_error,
+                f"{group}/offset": fit.offset,
+                f"{group}/offset_error": fit.offset_error,
+                f"{group}/mask": mask,
+            }
+            scalars |= overview(f"{group}/dark_current", tile, fit.rate, mask)
+            scalars |= self._facts(tile, group, iso, one, fit, mask)
+            scalars[f"key:{group}"] = np.array([iso, temperature])
+            if temperature == reference and (table is not None or len(speeds) == 1):
+                factor = table(iso)[0] if table is not None else 1.0
+                parts.append((fit.rate, fit.rate_error, mask, factor))
+        for (iso, temperature), times in short.items():
+            scalars[f"short:ISO {iso}, {temperature:.0f} deg C"] = np.array(times)
+        if parts:
+            rate, error, mask = average_normalised(parts)
+            maps |= {
+                "dark_current/dark_current": rate,
+                "dark_current/dark_current_error": error,
+                "dark_current/mask": mask,
+            }
+            scalars |= overview("dark_current/dark_current", tile, rate, mask)
+        return TileFit(maps, scalars)
+
+    @staticmethod
+    def _reference_temperature(series: Mapping[tuple[int, float], Series]) -> float:
+        """Give the temperature with most frames; of equals the lowest."""
+        frames: dict[float, int] = {}
+        for (_, temperature), one in series.items():
+            n = sum(len(pixels.frame_means) for pixels in one.values())
+            frames[temperature] = frames.get(temperature, 0) + n
+        return min(frames, key=lambda temperature: (-frames[temperature], temperature))
+
+    @staticmethod
+    def _facts(
+        tile: TileStacks,
+        group: str,
+        iso: int,
+        series: Series,
+        fit: Fit,
+        mask: NDArray[np.uint16],
+    ) -> dict[str, NDArray[Any]]:
+        """Sum up what the row of a series needs besides the map in short."""
+        good = (mask == 0) & np.isfinite(fit.rate)
+        bias = bias_level(tile, iso)
+        variance = fit.offset_error**2 + bias.variance
+        checked = good & (variance > 0) & np.isfinite(bias.value)
+        difference = (fit.offset - bias.value)[checked]
+        pulls = difference / np.sqrt(variance[checked])
+        everything = np.isfinite(fit.rate)
+        sums = [
+            np.count_nonzero(good),
+            (fit.rate_error[good] ** 2).sum(),
+            np.count_nonzero(checked),
+            difference.sum(),
+            (pulls**2).sum(),
+            np.count_nonzero(everything),
+            fit.rate[everything].sum(),
+            fit.chi2[good].sum(),
+            np.maximum(fit.n_exposures[good] - 2, 0).sum(),
+        ]
+        exposures = list(series)
+        return {
+            f"sums:{group}": np.array(sums, np.float64),
+            f"series:{group}": np.array(
+                [
+                    len(exposures),
+                    min(exposures),
+                    max(exposures),
+                    sum(len(one.frame_means) for one in series.values()),
+                    bias.source,
+                ]
+            ),
+        }
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Make a row of each series, and fit the law of temperature."""
+        tiles = list(scalars.values())
+        maps = overviews(tiles)
+        rows = []
+        for name in [one[4:] for one in tiles[0] if one.startswith("key:")]:
+            iso, temperature = tiles[0][f"key:{name}"].tolist()
+            sums = sum((tile[f"sums:{name}"] for tile in tiles), np.zeros(9))
+            n, error2, n_checked, difference, pull2, n_all, total, chi2, ndf = sums.tolist()
+            n_times, shortest, longest, n_frames, _ = tiles[0][f"series:{name}"].tolist()
+            source = max(int(tile[f"series:{name}"][4]) for tile in tiles)
+            short = maps[f"{name}/dark_current"]
+            _, mean, std = short.total
+            checked = n_checked > 0 and source != len(BIAS_SOURCES) - 1
+            rows.append(
+                {
+                    "iso": int(iso),
+                    "temperature_c": np.nan if temperature == UNKNOWN_TEMPERATURE else temperature,
+                    "n_exposures": int(n_times),
+                    "shortest_s": shortest,
+                    "longest_s": longest,
+                    "n_frames": int(n_frames),
+                    "dark_current_dn_per_s": mean,
+                    "dark_current_dn_per_s_error": np.sqrt(error2) / n if n else np.nan,
+                    "scatter_dn_per_s": std,
+                    "dark_current_with_hot_dn_per_s": total / n_all if n_all else np.nan,
+                    "n_hot": short.n_flagged.get("hot", 0),
+                    "offset_minus_bias_dn": difference / n_checked if checked else np.nan,
+                    "offset_pull_rms": np.sqrt(pull2 / n_checked) if checked else np.nan,
+                    "bias_source": BIAS_SOURCES[source],
+                    "chi2_per_ndf": chi2 / ndf if ndf else np.nan,
+                    **count_columns(short),
+                }
+            )
+        left_out = sorted(one[6:] for one in tiles[0] if one.startswith("short:"))
+        return {
+            "rows": rows,
+            "temperature": self._temperature_rows(rows),
+            "left_out": left_out,
+            "overviews": maps,
+        }
+
+    @staticmethod
+    def _temperature_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Fit the law of temperature at each ISO speed that has enough of them."""
+        laws = []
+        for iso in sorted({row["iso"] for row in rows}):
+            mine = [row for row in rows if row["iso"] == iso and np.isfinite(row["temperature_c"])]
+            columns = ("temperature_c", "dark_current_dn_per_s", "dark_current_dn_per_s_error")
+            temperature, rate, error = (np.array([row[name] for row in mine]) for name in columns)
+            try:
+                law = fit_temperature(temperature, rate, error)
+            except NotEnoughData:
+                continue  # most campaigns have one temperature: that is no fault
+            laws.append(
+                {
+                    "iso": iso,
+                    "doubling_k": law.doubling_k,
+                    "doubling_k_error": law.doubling_error,
+                    "activation_energy_ev": law.energy_ev,
+                    "activation_energy_ev_error": law.energy_error,
+                    "reference_c": law.reference_c,
+                    "rate_dn_per_s": law.rate,
+                    "rate_dn_per_s_error": law.rate_error,
+                    "chi2_doubling": law.chi2_doubling,
+                    "chi2_arrhenius": law.chi2_arrhenius,
+                    "ndf": law.ndf,
+                }
+            )
+        return laws
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give units and meaning of a map."""
+        last = name.rpartition("/")[2]
+        if last == "mask":
+            return mask_attributes()
+        units = "DN" if last.startswith("offset") else "DN/s"
+        meaning = {
+            "dark_current": "dark current",
+            "dark_current_error": "standard error of the dark current",
+            "offset": "signal at no exposure: the bias, if all is well",
+            "offset_error": "standard error of the offset",
+        }[last]
+        if name.count("/") == 1 and self.given_tables("iso"):
+            meaning += ", brought to the lowest ISO speed"
+        return {"units": units, "long_name": meaning}
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give the monitoring table, and that of the law of temperature if there is one."""
+        tables = {
+            "/sensor/dark_current": monitoring_table(
+                self._sensor,
+                result["rows"],
+                {
+                    "dark_current_dn_per_s": "mean over pixels without a flag",
+                    "dark_current_with_hot_dn_per_s": "mean over all pixels that have a value",
+                    "scatter_dn_per_s": "standard deviation over pixels without a flag",
+                    "offset_minus_bias_dn": "mean of the signal at no exposure less the bias",
+                    "offset_pull_rms": "rms of it in standard errors: 1 if all is well",
+                    "bias_source": "what the offset was compared with",
+                },
+            )
+        }
+        if result["temperature"]:
+            tables["/sensor/dark_current_temperature"] = monitoring_table(
+                self._sensor,
+                result["temperature"],
+                {
+                    "doubling_k": "temperature difference that doubles the dark current",
+                    "activation_energy_ev": "of the Arrhenius law exp(-E/kT)",
+                    "rate_dn_per_s": "at the reference temperature, by the better of both laws",
+                },
+            )
+        return tables
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import dark_sections
+
+        return dark_sections(result)
+
+    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
+        """Write the product in SPECTACLE's format, if asked for."""
+        del result
+        if self.options.spectacle:
+            from calibdask.sensor.spectacle import write_dark
+
+            write_dark(directory, self, maps)

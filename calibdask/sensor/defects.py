@@ -1,0 +1,176 @@
+"""Map of defect pixels: bias, read noise, dark current and response, whichever frames there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.errors import NotEnoughData
+from calibdask.sensor import config
+from calibdask.sensor.bias import bias_flags, noise_flags
+from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.dark import dark_flags, dark_series, fit_series
+from calibdask.sensor.flat import light_of, response_flags
+from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
+from calibdask.sensor.monitoring import monitoring_table
+from calibdask.sensor.overview import N_CHANNELS, overview, overviews
+from calibdask.sensor.pixels import BIAS_SOURCES, gather, mask_attributes
+from calibdask.sensor.tiles import TileFit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from astropy.table import QTable
+
+    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.report import Section
+    from calibdask.sensor.tiles import TileStacks
+
+__all__ = ["DEFECTS", "Defects"]
+
+DEFECTS = ("hot", "bad-bias", "noisy", "bad-response", "few-frames")
+"""Flags that make a pixel defect; others belong to single measurements."""
+
+_LISTED = 2000
+"""Most defect pixels of one tile that are listed by row and column; all are in the map."""
+
+
+@dataclass(frozen=True)
+class Defects(StackCalibration):
+    """Pixels that stand out in any of the frames given."""
+
+    name: ClassVar[str] = "defects"
+    kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise", "dark_current", "flatfield")
+
+    options: config.Defects = field(default_factory=config.Defects)
+
+    def fit_options(self) -> Mapping[str, Any]:
+        """Give the options that the maps depend on."""
+        return self.options.model_dump(exclude={"overwrite", "spectacle"})
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Apply all criteria to one tile."""
+        options = self.options
+        mask = np.zeros(tile.shape, np.uint16)
+        applied = []
+        stacks = gather(
+            tile,
+            "bias_readnoise",
+            lambda key: key.iso,
+            near_saturation=options.near_saturation,
+        )
+        for pixels in stacks.values():
+            applied += ["bad-bias", "noisy", "few-frames"]
+            mask |= bias_flags(tile, pixels, options.bias_sigma)
+            mask |= noise_flags(tile, pixels, options.noise_sigma)[2]
+        series = dark_series(tile, options.near_saturation, unknown_too=False)
+        for one in series.values():
+            if len(one) > 1:
+                applied += ["hot", "few-frames"]
+                fit = fit_series(one)
+                mask |= dark_flags(tile, one, fit, options.dark_sigma, options.dark_limit)
+        light = light_of(tile, options.near_saturation, unknown_too=False)
+        if light is not None and light.bias_source < len(BIAS_SOURCES) - 1:
+            applied += ["bad-response", "few-frames"]
+            sigma, fraction = options.response_sigma, options.response_fraction
+            mask |= response_flags(tile, light, sigma, fraction)[2]
+        if not applied:
+            raise NotEnoughData(
+                "defects: nothing to judge pixels by: give bias frames, dark frames at two exposure"
+                " times or more, or flat fields with bias frames"
+            )
+        defect = np.zeros(tile.shape, np.uint16)
+        for name in DEFECTS:
+            defect |= mask & pixel_flag(name)
+        y, x = np.nonzero(defect)
+        listed = np.stack([y + tile.y0, x, tile.channel[y, x], defect[y, x]], axis=1)
+        scalars = {
+            "applied": np.array([name in applied for name in DEFECTS]),
+            "listed": listed[:_LISTED].astype(np.int64),
+            "n_defects": np.array([len(listed)]),
+            "channels": np.stack(
+                [
+                    [np.count_nonzero(tile.channel == c) for c in range(N_CHANNELS)],
+                    np.bincount(tile.channel[y, x], minlength=N_CHANNELS),
+                ]
+            ),
+        }
+        # The share of defect pixels, for a figure: no pixel is left out of it.
+        share = (defect > 0).astype(np.float64)
+        scalars |= overview("defects/share", tile, share, np.zeros_like(defect))
+        scalars |= overview("defects/mask", tile, share, defect)
+        return TileFit({"defects/mask": defect}, scalars)
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Count the defects of all tiles, and list them."""
+        tiles = list(scalars.values())
+        maps = overviews(tiles)
+        applied = tiles[0]["applied"].tolist()
+        counts = maps["defects/mask"].n_flagged
+        n_pixels = maps["defects/mask"].n_pixels
+        rows = [
+            {
+                "criterion": name,
+                "applied": bool(used),
+                "n_defects": counts.get(name, 0),
+                "fraction": counts.get(name, 0) / n_pixels,
+            }
+            for name, used in zip(DEFECTS, applied, strict=True)
+        ]
+        n_all = int(sum(tile["n_defects"][0] for tile in tiles))
+        rows.append(
+            {
+                "criterion": "any",
+                "applied": True,
+                "n_defects": n_all,
+                "fraction": n_all / n_pixels,
+            }
+        )
+        listed = np.concatenate([tile["listed"] for tile in tiles])
+        return {
+            "rows": rows,
+            "listed": listed,
+            "n_defects": n_all,
+            "n_pixels": n_pixels,
+            "overviews": maps,
+        }
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give the meaning of the mask."""
+        del name
+        return mask_attributes()
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give the counts, and the list of pixels."""
+        names = list(PIXEL_FLAGS)
+        listed = [
+            {
+                "row": int(row),
+                "column": int(column),
+                "channel": int(channel),
+                "mask": int(mask),
+                "why": ", ".join(name for bit, name in enumerate(names) if mask & (1 << bit)),
+            }
+            for row, column, channel, mask in result["listed"].tolist()
+        ]
+        tables = {
+            "/sensor/defects": monitoring_table(
+                self._sensor,
+                result["rows"],
+                {"applied": "whether there were frames for this criterion"},
+            )
+        }
+        if listed:
+            tables["/sensor/defect_pixels"] = monitoring_table(
+                self._sensor, listed, {"mask": "as in the map", "why": "the mask in words"}
+            )
+        return tables
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import defect_sections
+
+        return defect_sections(result)

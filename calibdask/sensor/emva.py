@@ -1,0 +1,268 @@
+"""EMVA 1288: a sensor characterised by pairs over exposure and two spatial stacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.errors import NotEnoughData
+from calibdask.sensor import config
+from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.model import (
+    EmvaPoints,
+    SpatialSums,
+    emva1288,
+    pixel_flag,
+    split_nonuniformity,
+)
+from calibdask.sensor.monitoring import monitoring_table
+from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.pixels import gather, iso_name, mask_attributes
+from calibdask.sensor.tiles import TileFit
+from calibdask.stats.moments import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.report import Section
+    from calibdask.sensor.pixels import Pixels
+    from calibdask.sensor.tiles import TileStacks
+
+__all__ = ["Emva1288"]
+
+PAIRS = ("emva_bright", "emva_dark")
+SPATIAL = ("emva_bright_spatial", "emva_dark_spatial")
+
+type Key = tuple[int, float, float]
+"""ISO speed, exposure time in s, mean photons per pixel (-1 unknown)."""
+
+
+@dataclass(frozen=True)
+class Emva1288(StackCalibration):
+    """All results of the standard, one row per ISO speed."""
+
+    name: ClassVar[str] = "emva1288"
+    kinds: ClassVar[tuple[str, ...]] = (*PAIRS, *SPATIAL)
+
+    options: config.Emva1288 = field(default_factory=config.Emva1288)
+
+    def fit_options(self) -> Mapping[str, Any]:
+        """Give the options that the maps depend on."""
+        return self.options.model_dump(include={"near_saturation"})
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Sum up what the standard asks for over the pixels of one tile.
+
+        All pixels count, whatever they are like, as the standard demands.
+        """
+        maps: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, NDArray[Any]] = {}
+        for kind in (*PAIRS, *SPATIAL):
+            stacks = gather(
+                tile,
+                kind,
+                lambda key: (key.iso, key.exposure_s, key.photons),
+                near_saturation=self.options.near_saturation,
+            )
+            for key in sorted(stacks):
+                pixels = stacks[key]
+                name = f"{kind}:{key[0]}:{key[1]!r}:{key[2]!r}"
+                scalars[name] = np.array(
+                    [pixels.mean.size, pixels.mean.sum(), pixels.variance.sum()]
+                )
+                scalars[f"frames:{name}"] = pixels.frame_means * pixels.mean.size
+                if kind in SPATIAL:
+                    scalars |= _spatial_sums(name, pixels)
+                    what = kind.removeprefix("emva_").removesuffix("_spatial")
+                    group = f"emva1288/{iso_name(key[0])}_{key[1]:g}s/{what}"
+                    mask = pixels.mask()
+                    maps[group] = pixels.mean
+                    maps[f"{group}_error"] = np.sqrt(pixels.mean_variance)
+                    maps[f"{group}_mask"] = mask
+                    # Dark frames may touch zero: that is no reason to leave pixels out of a figure.
+                    shown = mask & ~pixel_flag("clipped")
+                    scalars |= overview(group, tile, pixels.mean, shown)
+        return TileFit(maps, scalars)
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Evaluate the standard at each ISO speed."""
+        tiles = list(scalars.values())
+        stacks: dict[str, dict[Key, str]] = {kind: {} for kind in (*PAIRS, *SPATIAL)}
+        for name in tiles[0]:
+            kind, *rest = name.split(":")
+            if kind in stacks and len(rest) == 3:
+                stacks[kind][int(rest[0]), float(rest[1]), float(rest[2])] = name
+        rows, points = [], []
+        for iso in sorted({key[0] for key in stacks["emva_bright"]}):
+            series, unpaired = _series(tiles, stacks, iso)
+            spatial, split = _nonuniformity(tiles, stacks, iso)
+            result = emva1288(series, *spatial)
+            rows.append(
+                {
+                    "iso": iso,
+                    "n_exposures": len(series.exposure_s),
+                    "n_without_dark": unpaired,
+                    **result,
+                    **split,
+                }
+            )
+            points += [
+                {
+                    "iso": iso,
+                    "exposure_s": series.exposure_s[i],
+                    "mean_photon": series.photons[i],
+                    "bright_dn": series.bright[i],
+                    "bright_variance_dn2": series.bright_variance[i],
+                    "dark_dn": series.dark[i],
+                    "dark_variance_dn2": series.dark_variance[i],
+                }
+                for i in range(len(series.exposure_s))
+            ]
+        if not rows:
+            raise NotEnoughData(
+                "emva1288: no pairs of bright frames among the inputs (kind emva_bright): give the"
+                " folder of a data set with its EMVA1288_Data.txt, or name them in the section"
+                " Frames"
+            )
+        return {"rows": rows, "points": points, "overviews": overviews(tiles)}
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give units and meaning of a map."""
+        last = name.rpartition("/")[2]
+        if last.endswith("_mask"):
+            return mask_attributes()
+        what = last.removesuffix("_error")
+        meaning = f"mean of the {what} frames of the spatial stack"
+        if last.endswith("_error"):
+            meaning = f"standard error of the {meaning}"
+        return {"units": "DN", "long_name": meaning}
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give the results, and the photon transfer series."""
+        return {
+            "/sensor/emva1288": monitoring_table(
+                self._sensor,
+                result["rows"],
+                {
+                    "k_dn_per_electron": "overall system gain K",
+                    "quantum_efficiency": "R/K",
+                    "sigma_d_electron": "dark temporal noise",
+                    "threshold_photon": "absolute sensitivity threshold",
+                    "saturation_electron": "saturation capacity",
+                    "dsnu1288_electron": "dark signal nonuniformity",
+                    "prnu1288_percent": "photo response nonuniformity",
+                    "n_without_dark": "bright exposures left out for want of dark frames",
+                },
+            ),
+            "/sensor/emva1288_points": monitoring_table(self._sensor, result["points"], {}),
+        }
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import emva_sections
+
+        return emva_sections(result)
+
+
+def _spatial_sums(name: str, pixels: Pixels) -> dict[str, NDArray[Any]]:
+    mean = pixels.mean
+    moments = Moments.from_groups(np.zeros(mean.size, np.int64), mean.ravel(), 1)
+    return {
+        f"moments:{name}": np.array([moments.n[0], moments.mean[0], moments.m2[0]]),
+        f"left:{name}": np.array([pixels.mean_variance.sum()]),
+        f"rows:{name}": mean.mean(axis=1),
+        f"columns:{name}": mean.sum(axis=0),
+    }
+
+
+def _temporal(tiles: Sequence[Arrays], name: str) -> tuple[float, float]:
+    """Mean and temporal variance of a stack.
+
+    The variance of the frames' means is no noise of pixels: EMVA 1288, eq. 25, takes
+    (mean of A - mean of B)^2/2 out of that of a pair.
+    """
+    n, mean, variance = sum((tile[name] for tile in tiles), np.zeros(3)).tolist()
+    frames = sum(
+        (tile[f"frames:{name}"] for tile in tiles), np.zeros_like(tiles[0][f"frames:{name}"])
+    )
+    return mean / n, variance / n - float((frames / n).var(ddof=1))
+
+
+def _series(
+    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], iso: int
+) -> tuple[EmvaPoints, int]:
+    """Put bright and dark pairs of the same exposure together."""
+    dark = {key[1]: name for key, name in stacks["emva_dark"].items() if key[0] == iso}
+    if not dark:
+        raise NotEnoughData(
+            f"emva1288: there are no pairs of dark frames (kind emva_dark) at ISO {iso}: the"
+            " standard subtracts one at each exposure time"
+        )
+    rows, unpaired = [], 0
+    bright = {key: name for key, name in stacks["emva_bright"].items() if key[0] == iso}
+    for key in sorted(bright):
+        # One dark series serves all levels if the light was varied at one exposure time.
+        pair = dark.get(key[1], next(iter(dark.values())) if len(dark) == 1 else None)
+        if pair is None:
+            unpaired += 1
+            continue
+        photons = key[2] if key[2] >= 0 else np.nan
+        rows.append([key[1], photons, *_temporal(tiles, bright[key]), *_temporal(tiles, pair)])
+    if not rows:
+        raise NotEnoughData(
+            f"emva1288: at ISO {iso} no bright exposure has dark frames of the same exposure time"
+        )
+    return EmvaPoints(*np.array(rows, np.float64).T), unpaired
+
+
+def _nonuniformity(
+    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], iso: int
+) -> tuple[tuple[SpatialSums | None, SpatialSums | None], dict[str, float]]:
+    """Join the spatial stacks: of several the one with most frames, and its dark."""
+    found: list[SpatialSums | None] = []
+    split: dict[str, float] = {}
+    exposure: float | None = None
+    for kind in SPATIAL:
+        names = {key: name for key, name in stacks[kind].items() if key[0] == iso}
+        if not names:
+            found.append(None)
+            continue
+        wanted = exposure
+        key = min(
+            names,
+            key=lambda one: (
+                0.0 if wanted is None else abs(one[1] - wanted),
+                -len(tiles[0][f"frames:{names[one]}"]),
+                one,
+            ),
+        )
+        exposure, name = key[1], names[key]
+        moments = Moments.identity(1)
+        for tile in tiles:
+            n, mean, m2 = (tile[f"moments:{name}"][i : i + 1] for i in range(3))
+            moments = moments.merge(Moments(n.astype(np.int64), mean, m2))
+        left = float(sum(tile[f"left:{name}"][0] for tile in tiles))
+        sums = SpatialSums(int(moments.n[0]), float(moments.mean[0]), float(moments.m2[0]), left)
+        found.append(sums)
+        rows = np.concatenate([tile[f"rows:{name}"] for tile in tiles])
+        columns = sum(
+            (tile[f"columns:{name}"] for tile in tiles), np.zeros(len(tiles[0][f"columns:{name}"]))
+        )
+        parts = split_nonuniformity(sums, rows, columns / len(rows))
+        what = kind.removeprefix("emva_").removesuffix("_spatial")
+        split |= {
+            f"s2_{what}_{part}_dn2": value
+            for part, value in zip(("row", "column", "pixel"), parts, strict=True)
+        }
+    for kind in SPATIAL:  # the same columns for every ISO speed
+        what = kind.removeprefix("emva_").removesuffix("_spatial")
+        for part in ("row", "column", "pixel"):
+            split.setdefault(f"s2_{what}_{part}_dn2", np.nan)
+    return (found[0], found[1]), {name: split[name] for name in sorted(split)}

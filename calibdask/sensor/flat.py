@@ -1,0 +1,341 @@
+"""Flat field: vignetting as a radial model, and the response of each pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.errors import NotEnoughData
+from calibdask.sensor import config
+from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.model import (
+    fit_radial,
+    local_response,
+    pixel_flag,
+    radial_blocks,
+    robust_centre,
+)
+from calibdask.sensor.monitoring import CHANNELS, count_columns, monitoring_table
+from calibdask.sensor.overview import N_CHANNELS, overview, overviews
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, mask_attributes
+from calibdask.sensor.tiles import TileFit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.io.maps import ProductMaps
+    from calibdask.report import Section
+    from calibdask.sensor.tiles import TileStacks
+
+    type Floats = NDArray[np.float64]
+    type Mask = NDArray[np.uint16]
+
+__all__ = ["NEIGHBOURHOOD", "FlatField", "Light", "light_of", "response_flags"]
+
+NEIGHBOURHOOD = 16
+"""Rows and columns within which a pixel is compared with others of its channel."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Light:
+    """Signal under even light, summed over stacks.
+
+    Attributes
+    ----------
+    signal, variance : ndarray of float64, shape (h, w)
+        DN above the bias, and the variance of its error, DN^2.
+    mask : ndarray of uint16, shape (h, w)
+        Pixel flags.
+    n_frames : int
+        Frames.
+    n_stacks : int
+        Stacks.
+    bias_source : int
+        Index in `BIAS_SOURCES`, the worst of all stacks.
+    """
+
+    signal: Floats
+    variance: Floats
+    mask: Mask
+    n_frames: int
+    n_stacks: int
+    bias_source: int
+
+
+def light_of(tile: TileStacks, near_saturation: float, *, unknown_too: bool = True) -> Light | None:
+    """Add up the flat-field stacks of a tile; None if there are none."""
+    stacks = gather(
+        tile,
+        "flatfield",
+        lambda key: (key.iso, key.level, key.exposure_s, key.photons),
+        unknown_too=unknown_too,
+        near_saturation=near_saturation,
+    )
+    if not stacks:
+        return None
+    signal, variance = np.zeros(tile.shape), np.zeros(tile.shape)
+    mask = np.zeros(tile.shape, np.uint16)
+    source = n_frames = 0
+    n_of_iso: dict[int, int] = {}
+    for (iso, *_), pixels in stacks.items():
+        bias = bias_level(tile, iso)
+        signal += pixels.mean - bias.value
+        variance += pixels.mean_variance
+        n_of_iso[iso] = n_of_iso.get(iso, 0) + 1
+        mask |= pixels.mask()
+        source = max(source, bias.source)
+        n_frames += len(pixels.frame_means)
+    # One bias is subtracted from all stacks of an ISO speed: its error adds up, not its variance.
+    for iso, n in n_of_iso.items():
+        variance += n**2 * np.nan_to_num(bias_level(tile, iso).variance)
+    with np.errstate(invalid="ignore"):
+        mask[~(signal > 0)] |= pixel_flag("no-signal")
+    return Light(signal, variance, mask, n_frames, len(stacks), source)
+
+
+def response_flags(
+    tile: TileStacks, light: Light, n_sigma: float, fraction: float = np.inf
+) -> tuple[Floats, Floats, Mask]:
+    """Compare each pixel's response with its neighbours' and flag those that stand out.
+
+    Parameters
+    ----------
+    tile : TileStacks
+        The tile.
+    light : Light
+        Its signal.
+    n_sigma : float
+        Deviation, in robust standard deviations of the channel in the tile, that is flagged.
+    fraction : float
+        Relative deviation that is flagged in any case.
+
+    Returns
+    -------
+    deviation : ndarray of float64, shape (h, w)
+        Relative deviation from the plane through the neighbours.
+    freedom : ndarray of float64, shape (h, w)
+        As from `local_response`.
+    mask : ndarray of uint16, shape (h, w)
+        The flags of `light` and "bad-response".
+    """
+    mask = light.mask.copy()
+    deviation, _ = local_response(light.signal, mask == 0, tile.channel, NEIGHBOURHOOD)
+    for channel in np.unique(tile.channel):
+        here = (tile.channel == channel) & ((mask == 0) | (mask == pixel_flag("no-signal")))
+        centre, scale = robust_centre(deviation, here)
+        far = np.abs(deviation - centre) > n_sigma * scale
+        mask[here & (far | (np.abs(deviation) > fraction))] |= pixel_flag("bad-response")
+    # Again without those that stood out: they had drawn their neighbours' planes.
+    deviation, freedom = local_response(light.signal, mask == 0, tile.channel, NEIGHBOURHOOD)
+    return deviation, freedom, mask
+
+
+@dataclass(frozen=True)
+class FlatField(StackCalibration):
+    """Relative response: measured map, radial model, and what is left between them."""
+
+    name: ClassVar[str] = "flatfield"
+    kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
+
+    options: config.FlatField = field(default_factory=config.FlatField)
+
+    def fit_options(self) -> Mapping[str, Any]:
+        """Give the options that the maps depend on."""
+        return self.options.model_dump(include={"near_saturation", "block_size", "outlier_sigma"})
+
+    @property
+    def _block(self) -> int:
+        longer = max(self._sensor.shape)
+        # Even: a block holds whole cells of the filter pattern.
+        return self.options.block_size or max(4, longer // 64 // 2 * 2)
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Average the signal of one tile over blocks, and find pixels that stand out."""
+        light = light_of(tile, self.options.near_saturation)
+        if light is None:
+            raise NotEnoughData(
+                "flatfield: no frames of kind flatfield among the inputs; name them in the section"
+                " Frames, or put them into a folder flatfield"
+            )
+        if light.bias_source == len(BIAS_SOURCES) - 1:
+            raise NotEnoughData(
+                "flatfield: there is no bias to subtract, so that no ratio of signals can be had;"
+                " add bias frames to the inputs, or name the product of the job bias"
+                " (FlatField.bias)"
+            )
+        deviation, freedom, mask = response_flags(tile, light, self.options.outlier_sigma)
+        good = mask == 0
+        blocks = radial_blocks(
+            light.signal, light.variance, good, tile.channel, (tile.y0, 0), self._block
+        )
+        scatter = np.zeros((N_CHANNELS, 3))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            noise = light.variance / light.signal**2
+        counted = good & (freedom > 0)
+        for channel in np.unique(tile.channel).tolist():
+            here = counted & (tile.channel == channel)
+            scatter[channel] = (
+                (deviation[here] ** 2).sum(),
+                (freedom[here] * noise[here]).sum(),
+                freedom[here].sum(),
+            )
+        maps = {
+            "flatfield/flatfield": light.signal,
+            "flatfield/flatfield_error": np.sqrt(light.variance),
+            "flatfield/mask": mask,
+        }
+        scalars = {
+            "blocks": blocks,
+            "scatter": scatter,
+            "frames": np.array([light.n_frames, light.n_stacks, light.bias_source], np.int64),
+        }
+        scalars |= overview("flatfield/signal", tile, light.signal, mask)
+        scalars |= overview("flatfield/deviation", tile, deviation, mask)
+        return TileFit(maps, scalars)
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Fit the radial model to the blocks of all tiles."""
+        tiles = list(scalars.values())
+        maps = overviews(tiles)
+        blocks = np.concatenate([tile["blocks"] for tile in tiles])
+        scatter = sum((tile["scatter"] for tile in tiles), np.zeros((N_CHANNELS, 3)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            prnu = np.sqrt((scatter[:, 0] - scatter[:, 1]) / scatter[:, 2])
+        known = prnu[np.isfinite(prnu)]
+        model = fit_radial(
+            blocks,
+            self._sensor.shape,
+            n_terms=self.options.n_terms,
+            border=self.options.border,
+            pixel_scatter=float(known.mean()) if known.size else 0.0,
+        )
+        n_frames, n_stacks, _ = tiles[0]["frames"].tolist()
+        source = max(int(tile["frames"][2]) for tile in tiles)
+        height, width = self._sensor.shape
+        corner_y, corner_x = np.meshgrid([0, height - 1], [0, width - 1])
+        corners = model.radius2(corner_y, corner_x)
+        row: dict[str, Any] = {"n_frames": n_frames, "n_stacks": n_stacks}
+        for channel in range(N_CHANNELS):
+            if channel in model.amplitude:
+                row[f"signal_{CHANNELS[channel]}_dn"] = model.amplitude[channel]
+                row[f"prnu_{CHANNELS[channel]}_percent"] = 100.0 * prnu[channel]
+        row |= {
+            "centre_x": float(model.centre[0]),
+            "centre_x_error": float(model.centre_error[0]),
+            "centre_y": float(model.centre[1]),
+            "centre_y_error": float(model.centre_error[1]),
+            "largest_correction": float(model.gain(corner_y, corner_x).max()),
+            "extrapolated": bool(corners.max() > _reach(model, self._block)),
+            "chi2": model.chi2,
+            "ndf": model.ndf,
+            "bias_source": BIAS_SOURCES[source],
+            **count_columns(maps["flatfield/signal"]),
+        }
+        return {"row": row, "model": model, "blocks": blocks, "overviews": maps}
+
+    def finish_tile(
+        self, cell: Cell, maps: Mapping[str, NDArray[Any]], result: Any
+    ) -> Mapping[str, NDArray[Any]]:
+        """Divide by the channel's signal in the optical centre, and by the radial model."""
+        model, first_row = result["model"], int(cell[1])
+        signal = maps["flatfield/flatfield"]
+        error = maps["flatfield/flatfield_error"]
+        mask = maps["flatfield/mask"].copy()
+        rows, columns = np.indices(signal.shape)
+        rows += first_row
+        amplitude = np.full(N_CHANNELS, np.nan)
+        amplitude[list(model.amplitude)] = list(model.amplitude.values())
+        index = self.plan_frames[0][1][0].info.channel_index
+        scale = amplitude[index[rows % 2, columns % 2]]
+        gain = model.gain(rows, columns)
+        mask[model.radius2(rows, columns) > _reach(model, self._block)] |= pixel_flag(
+            "extrapolated"
+        )
+        return {
+            "flatfield/flatfield": signal / scale,
+            "flatfield/flatfield_error": error / scale,
+            "flatfield/mask": mask,
+            "flatfield/model": 1.0 / gain,
+            "flatfield/model_error": model.gain_error(rows, columns) / gain**2,
+            "flatfield/prnu": signal / scale * gain,
+            "flatfield/prnu_error": error / scale * gain,
+        }
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give units and meaning of a map."""
+        last = name.rpartition("/")[2]
+        if last == "mask":
+            return mask_attributes()
+        meaning = {
+            "flatfield": "response relative to the channel's in the optical centre: divide by it",
+            "flatfield_error": "standard error of the flat field from noise",
+            "model": "radial model of the vignetting",
+            "model_error": "standard error of the model",
+            "prnu": "flat field over model: the pixel's own response",
+            "prnu_error": "standard error of the pixel's own response from noise",
+        }
+        return {"units": "1", "long_name": meaning[last]}
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give the monitoring table, and the parameters of the radial model."""
+        model = result["model"]
+        errors = np.sqrt(np.diag(model.covariance))
+        names = [f"k{i}" for i in range(len(model.coefficients))] + ["centre_x", "centre_y"]
+        values = [*model.coefficients.tolist(), *model.centre.tolist()]
+        parameters = [
+            {"parameter": name, "value": value, "value_error": float(error)}
+            for name, value, error in zip(names, values, errors, strict=True)
+        ]
+        return {
+            "/sensor/flatfield": monitoring_table(
+                self._sensor,
+                [result["row"]],
+                {
+                    "centre_x": "optical centre as a fraction of the width",
+                    "centre_y": "optical centre as a fraction of the height",
+                    "largest_correction": "factor by which the model corrects the worst corner",
+                    "extrapolated": "whether some pixels lie beyond what was fitted",
+                    "chi2": "of the block means; structure in the light makes it large",
+                },
+            ),
+            "/sensor/flatfield_model": monitoring_table(
+                self._sensor,
+                parameters,
+                {
+                    "parameter": "signal = amplitude/g, g = 1 + k0 r^2 + k1 r^4 + ..., r in units"
+                    " of the distance from the centre to the farthest corner",
+                    "value": "strongly degenerate: compare maps, never coefficients",
+                },
+            ),
+        }
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import flat_sections
+
+        return flat_sections(result)
+
+    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
+        """Write the product in SPECTACLE's format, if asked for."""
+        del maps
+        if self.options.spectacle:
+            from calibdask.sensor.spectacle import write_flat
+
+            write_flat(directory, self, result["model"])
+
+
+def _reach(model: Any, block: int) -> float:
+    """Give the squared radius up to which the model holds: a block beyond the last one fitted."""
+    height, width = model.shape
+    far_x = max(model.centre[0], 1 - model.centre[0]) * width
+    far_y = max(model.centre[1], 1 - model.centre[1]) * height
+    step = block / float(np.hypot(far_x, far_y))
+    return float((np.sqrt(model.r2_fitted) + step) ** 2)

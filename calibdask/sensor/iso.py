@@ -1,0 +1,293 @@
+"""Signal against ISO speed: a factor per speed, and the curve through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.errors import NotEnoughData
+from calibdask.sensor import config
+from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.model import (
+    IsoCurve,
+    chi2_probability,
+    fit_iso_curve,
+    iso_ratios,
+    pixel_flag,
+    within_range,
+)
+from calibdask.sensor.monitoring import count_columns, monitoring_table
+from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name, mask_attributes
+from calibdask.sensor.tiles import TileFit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.io.maps import ProductMaps
+    from calibdask.report import Section
+    from calibdask.sensor.pixels import Pixels
+    from calibdask.sensor.tiles import TileStacks
+
+    type Floats = NDArray[np.float64]
+
+__all__ = ["CURVE", "TABLE", "IsoNormalisation", "IsoTable"]
+
+TABLE = "/sensor/iso_normalisation"
+CURVE = "/sensor/iso_curve"
+
+_BLOCK = 16  # rows and columns of the blocks that are taken or left as a whole
+
+_CURVE_COLUMNS = ("slope", "slope_error", "knee", "knee_error", "covariance")
+_SUMS = ("numerator", "numerator_variance", "reference", "reference_variance", "n_pixels")
+
+
+@dataclass(frozen=True)
+class IsoTable:
+    """The factors of a camera: what was measured where it was, the curve elsewhere."""
+
+    iso: NDArray[np.int64]
+    factor: NDArray[np.float64]
+    factor_error: NDArray[np.float64]
+    curve: IsoCurve
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Arrays]) -> IsoTable:
+        """Make it from the tables of an iso-normalisation product."""
+        table, curve = tables[TABLE], tables[CURVE]
+        kind = np.asarray(curve["kind"]).astype(str).tolist()[0]
+        slope, slope_error, knee, knee_error, covariance = (
+            float(np.asarray(curve[name])[0]) for name in _CURVE_COLUMNS
+        )
+        iso = np.asarray(table["iso"], np.int64)
+        fit = IsoCurve(
+            kind="knee" if kind == "knee" else "linear",
+            slope=slope,
+            slope_error=slope_error,
+            knee=knee,
+            knee_error=knee_error,
+            covariance=covariance,
+            iso_min=int(iso.min()),
+            chi2=float(np.asarray(curve["chi2"])[0]),
+            ndf=int(np.asarray(curve["ndf"])[0]),
+            bic_linear=float(np.asarray(curve["bic_linear"])[0]),
+            bic_knee=float(np.asarray(curve["bic_knee"])[0]),
+        )
+        return cls(
+            iso,
+            np.asarray(table["factor"], np.float64),
+            np.asarray(table["factor_error"], np.float64),
+            fit,
+        )
+
+    def __call__(self, iso: int) -> tuple[float, float]:
+        """Give the factor of an ISO speed and its standard error."""
+        (measured,) = np.nonzero(self.iso == iso)
+        if len(measured):
+            return float(self.factor[measured[0]]), float(self.factor_error[measured[0]])
+        value, error = self.curve(iso)
+        return float(value), float(error)
+
+
+@dataclass(frozen=True)
+class IsoNormalisation(StackCalibration):
+    """Factor of every ISO speed relative to the lowest one."""
+
+    name: ClassVar[str] = "iso-normalisation"
+    kinds: ClassVar[tuple[str, ...]] = ("iso_normalisation", "bias_readnoise")
+
+    options: config.IsoNormalisation = field(default_factory=config.IsoNormalisation)
+
+    def fit_options(self) -> Mapping[str, Any]:
+        """Give the options that the maps depend on."""
+        return self.options.model_dump(include={"near_saturation", "min_signal"})
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Sum up signals over the pixels that two ISO speeds can both use."""
+        stacks = gather(
+            tile,
+            "iso_normalisation",
+            lambda key: key.iso,
+            unknown_too=True,
+            near_saturation=self.options.near_saturation,
+        )
+        speeds = sorted(stacks)
+        maps: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, NDArray[Any]] = {"iso": np.array(speeds, np.int64)}
+        sums = np.zeros((len(speeds), len(_SUMS)))
+        sources = np.zeros(len(speeds), np.int64)
+        signals: dict[int, tuple[Floats, Floats, NDArray[np.uint16]]] = {}
+        for i, iso in enumerate(speeds):
+            pixels, bias = stacks[iso], bias_level(tile, iso)
+            sources[i] = bias.source
+            signal, variance = pixels.mean - bias.value, pixels.mean_variance + bias.variance
+            # Expected from the speed below: a mean must not decide by its own noise whether it
+            # counts. (The lowest one's noise is in the denominator.)
+            below = signals[speeds[i - 1]][0] if i > 1 else None
+            own = self._flags(tile, pixels, signal, below)
+            signals[iso] = signal, variance, own
+            reference, reference_variance, mask = signals[speeds[0]]
+            mask = mask | own
+            lit = mask == 0
+            # By channel of the tile, since picking single pixels would pick by their noise.
+            for channel in np.unique(tile.channel):
+                here = tile.channel == channel
+                usable = here & lit
+                if not usable.any() or reference[usable].mean() < self.options.min_signal:
+                    mask[here] |= pixel_flag("no-signal")
+            used = mask == 0
+            sums[i] = (
+                signal[used].sum(),
+                variance[used].sum(),
+                reference[used].sum(),
+                reference_variance[used].sum(),
+                np.count_nonzero(used),
+            )
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = signal / reference
+                relative = variance / signal**2 + reference_variance / reference**2
+                error = np.abs(ratio) * np.sqrt(relative)
+            if i == 0:
+                error = np.zeros_like(error)  # it is 1 by definition
+            group = f"iso_normalisation/{iso_name(iso)}"
+            maps |= {
+                f"{group}/ratio": ratio,
+                f"{group}/ratio_error": error,
+                f"{group}/mask": mask,
+            }
+            scalars |= overview(f"{group}/ratio", tile, ratio, mask)
+            scalars[f"n_frames:{iso}"] = np.array([len(pixels.frame_means)])
+        return TileFit(maps, scalars | {"sums": sums, "sources": sources})
+
+    @staticmethod
+    def _flags(
+        tile: TileStacks, pixels: Pixels, signal: Floats, below: Floats | None
+    ) -> NDArray[np.uint16]:
+        """Flag what cannot be used at one speed; ends of the converter by blocks of pixels."""
+        mask = np.zeros(tile.shape, np.uint16)
+        mask[(pixels.n < 2) | ~np.isfinite(signal)] |= pixel_flag("few-frames")
+        mask[pixels.stuck] |= pixel_flag("saturated")
+        top = tile.sensor.saturation_dn
+        limits = (0.0, np.inf if top is None else float(top))
+        expected = pixels.mean if below is None else pixels.mean.copy()
+        if below is not None:
+            for channel in np.unique(tile.channel):
+                here = (tile.channel == channel) & (mask == 0) & np.isfinite(below)
+                if below[here].sum() > 0:
+                    factor = signal[here].sum() / below[here].sum()
+                    expected[here] += factor * below[here] - signal[here]
+        low, high = within_range(expected, pixels.variance, mask == 0, tile.channel, limits, _BLOCK)
+        mask[low] |= pixel_flag("clipped")
+        mask[high] |= pixel_flag("saturated")
+        return mask
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Add the tiles, divide, and fit the curve."""
+        tiles = list(scalars.values())
+        speeds = tiles[0]["iso"]
+        sums = sum((tile["sums"] for tile in tiles), np.zeros_like(tiles[0]["sums"]))
+        numbers = dict(zip(_SUMS, sums.T, strict=True))
+        if not len(speeds):
+            raise NotEnoughData(
+                "iso-normalisation: no frames of kind iso_normalisation with an ISO speed among the"
+                " inputs"
+            )
+        usable = (numbers["n_pixels"] > 0) & (numbers["reference"] > 0)
+        if not usable[0]:
+            raise NotEnoughData(
+                f"iso-normalisation: at the lowest ISO speed, {speeds[0]}, no pixel is usable:"
+                " all are saturated, clipped or without signal (option min_signal)"
+            )
+        count = np.maximum(numbers["n_pixels"], 1)
+        kept = [numbers[name][usable] for name in _SUMS[:4]]
+        ratio, covariance = iso_ratios(*kept)
+        curve = fit_iso_curve(speeds[usable], ratio, covariance, self.options.model)
+        factor, error = np.full(len(speeds), np.nan), np.full(len(speeds), np.nan)
+        factor[usable], error[usable] = ratio, np.sqrt(np.diag(covariance))
+        fitted, fitted_error = curve(speeds)
+        maps = overviews(tiles)
+        rows = [
+            {
+                "iso": int(iso),
+                "factor": factor[i],
+                "factor_error": error[i],
+                "model": fitted[i],
+                "model_error": fitted_error[i],
+                "signal_dn": numbers["numerator"][i] / count[i],
+                "n_used": int(numbers["n_pixels"][i]),
+                "n_frames": int(tiles[0][f"n_frames:{iso}"][0]),
+                "bias_source": BIAS_SOURCES[max(int(tile["sources"][i]) for tile in tiles)],
+                **count_columns(maps[f"iso_normalisation/{iso_name(iso)}/ratio"]),
+            }
+            for i, iso in enumerate(speeds.tolist())
+        ]
+        return {"rows": rows, "curve": curve, "overviews": maps}
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give units and meaning of a map."""
+        last = name.rpartition("/")[2]
+        if last == "mask":
+            return mask_attributes()
+        meaning = {
+            "ratio": "signal relative to the lowest ISO speed",
+            "ratio_error": "standard error of the ratio",
+        }
+        return {"units": "1", "long_name": meaning[last]}
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give the factors, and the curve."""
+        curve = result["curve"]
+        row = {
+            "kind": curve.kind,
+            **{name: getattr(curve, name) for name in _CURVE_COLUMNS},
+            "iso_min": curve.iso_min,
+            "chi2": curve.chi2,
+            "ndf": curve.ndf,
+            "p_value": float(chi2_probability(curve.chi2, curve.ndf)),
+            "bic_linear": curve.bic_linear,
+            "bic_knee": curve.bic_knee,
+        }
+        return {
+            TABLE: monitoring_table(
+                self._sensor,
+                result["rows"],
+                {
+                    "factor": "signal relative to the lowest ISO speed, as measured",
+                    "factor_error": "its standard error; the lowest speed is 1 by definition",
+                    "model": "the same from the curve",
+                    "signal_dn": "mean signal of the pixels used",
+                    "n_used": "pixels used: good at this and at the lowest ISO speed",
+                    "bias_source": "what was subtracted",
+                },
+            ),
+            CURVE: monitoring_table(
+                self._sensor,
+                [row],
+                {
+                    "kind": "factor = 1 + slope (min(ISO, knee) - iso_min); linear: no knee",
+                    "p_value": "of chi2; small: the camera follows neither model, use the table",
+                },
+            ),
+        }
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import iso_sections
+
+        return iso_sections(result)
+
+    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
+        """Write the product in SPECTACLE's format, if asked for."""
+        del maps
+        if self.options.spectacle:
+            from calibdask.sensor.spectacle import write_iso
+
+            write_iso(directory, self, result["rows"], result["curve"])

@@ -1,0 +1,546 @@
+"""What is known about frames, put together from all who say something, and frames into stacks.
+
+A frame's kind, ISO speed, exposure and illumination are told by its file, by SPECTACLE's names of
+folders, by an EMVA 1288 descriptor, by the camera file, and by the configuration. Whoever comes
+first in `SOURCES` counts; where others say something else, that is reported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import isclose
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from calibdask.engine.protocol import WrongKind
+from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
+from calibdask.io.emva import EmvaDescriptor, find_emva_descriptor, read_emva_descriptor
+from calibdask.io.spectacle import (
+    CameraFile,
+    camera_file_of,
+    is_product,
+    parse_names,
+    read_camera_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from calibdask.io.frames import FrameInfo
+    from calibdask.sensor.config import FrameRow, Frames
+
+__all__ = [
+    "KINDS",
+    "SOURCES",
+    "Conflict",
+    "StackKey",
+    "conflict_warnings",
+    "describe",
+    "group_frames",
+    "misfits",
+    "stack_key",
+    "unused_rows",
+]
+
+KINDS: Final = (
+    "bias_readnoise",
+    "dark_current",
+    "emva_bright",
+    "emva_bright_spatial",
+    "emva_dark",
+    "emva_dark_spatial",
+    "flatfield",
+    "gain",
+    "iso_normalisation",
+    "light",
+    "linearity",
+    "spectral_response",
+)
+"""What frames are taken for; "light" are those to be calibrated."""
+
+SOURCES: Final = (
+    "the configuration",
+    "the file",
+    "the EMVA 1288 descriptor",
+    "the names of its folders",
+    "the camera file",
+)
+"""Who says something about a frame; the first one who does counts."""
+
+_IMAGETYP: Final = {
+    "bias": "bias_readnoise",
+    "bias frame": "bias_readnoise",
+    "zero": "bias_readnoise",
+    "dark": "dark_current",
+    "dark frame": "dark_current",
+    "flat": "flatfield",
+    "flat field": "flatfield",
+    "flat frame": "flatfield",
+    "light": "light",
+    "light frame": "light",
+    "object": "light",
+    "science": "light",
+}
+"""Kinds by what FITS files call them (IMAGETYP)."""
+
+_NEEDS_EXPOSURE: Final = frozenset(
+    {"dark_current", "emva_bright", "emva_dark", "emva_bright_spatial", "emva_dark_spatial"}
+)
+_NEEDS_ISO: Final = frozenset({"iso_normalisation"})
+_ONE_EXPOSURE: Final = frozenset({"bias_readnoise", "iso_normalisation"})
+_SAME_EXPOSURE: Final = 0.03  # cameras round what they show: 1/5 s is 1/5.2 s
+_SAME_TEMPERATURE_C: Final = 0.5
+_UNKNOWN: Final = -1
+_NO_TEMPERATURE_C: Final = -999.0
+
+
+# -- who says what ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Two sources that say different things about a frame; `winner` is the one that counts."""
+
+    path: str
+    what: str
+    winner: str
+    value: Any
+    loser: str
+    other: Any
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        return f"{self.path}: {self.statement}"
+
+    @property
+    def statement(self) -> str:
+        """The sentence without the frame."""
+        return (
+            f"{self.what} is {_shown(self.value)} by {self.winner}, which counts, and"
+            f" {_shown(self.other)} by {self.loser}"
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def describe(
+    info: FrameInfo, frames: Frames | None = None
+) -> tuple[FrameInfo, tuple[Conflict, ...]]:
+    """Complete what a frame's file says by what others say about it.
+
+    Parameters
+    ----------
+    info : FrameInfo
+        What the file says (see `calibdask.io.frames.inspect_frame`).
+    frames : Frames, optional
+        What the configuration says; of the rows that match a frame, the last one counts.
+
+    Returns
+    -------
+    info : FrameInfo
+        Completed.
+    conflicts : tuple of Conflict
+        Where others say something else.
+
+    Raises
+    ------
+    WrongKind
+        It is no frame but something SPECTACLE made of frames.
+    ConfigError
+        There are two camera files or two descriptors where one belongs.
+    CorruptedInput
+        The camera file or descriptor makes no sense.
+    """
+    path = Path(info.path)
+    if is_product(path):
+        raise WrongKind(f"{path}: is a product of SPECTACLE, not a frame")
+    names = parse_names(path)
+    by_source: list[Mapping[str, Any]] = [
+        _by_table(path, () if frames is None else frames.table),
+        _by_file(info),
+        _by_descriptor(path),
+        {
+            "kind": names.kind,
+            "iso": names.iso,
+            "exposure_s": names.exposure_s,
+            "level": names.level,
+        },
+        _by_camera_file(path),
+    ]
+    told: dict[str, Any] = {}
+    conflicts = []
+    for field in _FIELDS:
+        said = [
+            (source, one[field])
+            for source, one in zip(SOURCES, by_source, strict=True)
+            if one.get(field) not in (None, "", ())
+        ]
+        if not said:
+            told[field] = _FIELDS[field][1]
+            continue
+        (winner, value), *others = said
+        told[field] = value
+        same = _FIELDS[field][2]
+        conflicts += [
+            Conflict(info.path, _FIELDS[field][0], winner, value, loser, other)
+            for loser, other in others
+            if not same(value, other)
+        ]
+    shape = by_source[-1].get("shape", info.shape)
+    if shape != info.shape:
+        conflicts.append(
+            Conflict(info.path, "the shape", SOURCES[1], info.shape, SOURCES[-1], shape)
+        )
+    if told["white_level"] is None and told["bit_depth"] is not None:
+        told["white_level"] = 2 ** told["bit_depth"] - 1
+    if told["bit_depth"] is None and told["white_level"] is not None:
+        told["bit_depth"] = told["white_level"].bit_length()
+    return replace(info, **told), tuple(conflicts)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(one == other)
+
+
+def _same_text(one: str, other: str) -> bool:
+    return one.strip().lower() == other.strip().lower()
+
+
+_FIELDS: Final[dict[str, tuple[str, Any, Callable[[Any, Any], bool]]]] = {
+    "kind": ("the kind", "", _equal),
+    "iso": ("the ISO speed", None, _equal),
+    "exposure_s": (
+        "the exposure in s",
+        None,
+        lambda one, other: isclose(one, other, rel_tol=_SAME_EXPOSURE, abs_tol=1e-9),
+    ),
+    "level": ("the illumination", "", _equal),
+    "photons": (
+        "the number of photons",
+        None,
+        lambda one, other: isclose(one, other, rel_tol=1e-6, abs_tol=1e-9),
+    ),
+    "temperature_c": (
+        "the temperature in °C",
+        None,
+        lambda one, other: isclose(one, other, abs_tol=_SAME_TEMPERATURE_C),
+    ),
+    "bit_depth": ("the bit depth", None, _equal),
+    "white_level": ("the white level", None, _equal),
+    "pattern": ("the colour pattern", "", _equal),
+    "black_level": ("the black level", (), _equal),
+    "make": ("the make", "", _same_text),
+    "model": ("the model", "", _same_text),
+}
+"""What is put together: its name for people, the value of the unknown, and what counts as equal."""
+
+
+def _by_table(path: PurePath, table: Sequence[FrameRow]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for row in table:
+        if _matches(path, row.path):
+            said |= {name: value for name, value in row.values().items() if value is not None}
+    return said
+
+
+def _matches(path: PurePath, pattern: str) -> bool:
+    # From the right, so that "dark/*.fits" is found wherever the folder lies.
+    return path.match(pattern)
+
+
+def _by_file(info: FrameInfo) -> dict[str, Any]:
+    said = {field: getattr(info, field) for field in _FIELDS}
+    said["kind"] = info.kind if info.kind in KINDS else _IMAGETYP.get(info.kind.lower(), "")
+    return said
+
+
+def _by_descriptor(path: Path) -> dict[str, Any]:
+    path = path.absolute()
+    for folder in list(path.parents)[:2]:
+        if not folder.is_dir() or not (found := _descriptor_in(folder, folder.stat().st_mtime_ns)):
+            continue
+        descriptor = _descriptor(found, found.stat().st_mtime_ns)
+        if (image := descriptor.images.get(path)) is not None:
+            return {
+                "kind": image.kind,
+                "exposure_s": image.exposure_s,
+                "photons": image.photons,
+                "bit_depth": descriptor.bit_depth,
+            }
+    return {}
+
+
+# Looked for and read once, not once a frame; the time is there so that a change is seen.
+@lru_cache(maxsize=256)
+def _descriptor_in(folder: Path, _mtime_ns: int) -> Path | None:
+    return find_emva_descriptor(folder)
+
+
+@lru_cache(maxsize=16)
+def _descriptor(path: Path, _mtime_ns: int) -> EmvaDescriptor:
+    return read_emva_descriptor(path)
+
+
+def _by_camera_file(path: Path) -> dict[str, Any]:
+    found = camera_file_of(path)
+    if found is None:
+        return {}
+    camera = _camera_file(found, found.stat().st_mtime_ns)
+    return {
+        "make": camera.manufacturer,
+        "model": camera.name_internal,
+        "bit_depth": camera.bit_depth,
+        "pattern": camera.pattern,
+        "black_level": camera.black_level,
+        "shape": camera.image_shape,
+    }
+
+
+@lru_cache(maxsize=16)
+def _camera_file(path: Path, _mtime_ns: int) -> CameraFile:
+    return read_camera_file(path)
+
+
+def conflict_warnings(conflicts: Iterable[Conflict]) -> tuple[str, ...]:
+    """Say each contradiction once, with the number of frames and the first of them."""
+    alike: dict[str, list[str]] = {}
+    for conflict in conflicts:
+        alike.setdefault(conflict.statement, []).append(conflict.path)
+    return tuple(
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {statement}"
+        for statement, paths in alike.items()
+    )
+
+
+def unused_rows(frames: Frames, paths: Iterable[str]) -> tuple[str, ...]:
+    """Name the rows of the configuration that match no frame: most likely they are misspelt."""
+    given = [PurePath(path) for path in paths]
+    return tuple(
+        f"Frames.table: the row of {row.path!r} matches none of the {len(given)} frames"
+        for row in frames.table
+        if not any(_matches(path, row.path) for path in given)
+    )
+
+
+# -- stacks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StackKey:
+    """What the frames of one stack have in common.
+
+    Attributes
+    ----------
+    kind : str
+        One of `KINDS`; empty where unknown.
+    iso : int
+        ISO speed; -1 where unknown.
+    exposure_s : float
+        Time of exposure in s, to four digits; -1 where unknown.
+    level : str
+        Name of the illumination.
+    photons : float
+        Mean number of photons of a pixel; -1 where unknown.
+    temperature_c : float
+        Temperature in steps that were asked for; -999 where it does not matter or is unknown.
+    """
+
+    kind: str = ""
+    iso: int = _UNKNOWN
+    exposure_s: float = float(_UNKNOWN)
+    level: str = ""
+    photons: float = float(_UNKNOWN)
+    temperature_c: float = _NO_TEMPERATURE_C
+
+    @property
+    def cell(self) -> tuple[str | int, ...]:
+        """The key as strings and integers, as a cell of a plan holds it."""
+        numbers = self.exposure_s, self.photons, self.temperature_c
+        exposure, photons, temperature = (repr(number) for number in numbers)
+        return self.kind, self.iso, exposure, self.level, photons, temperature
+
+    @classmethod
+    def from_cell(cls, cell: Sequence[str | int]) -> Self:
+        """Make the key again from its cell."""
+        kind, iso, exposure, level, photons, temperature = cell
+        return cls(
+            str(kind), int(iso), float(exposure), str(level), float(photons), float(temperature)
+        )
+
+    @property
+    def label(self) -> str:
+        """The key for people."""
+        parts = [self.kind or "frames"]
+        if self.iso != _UNKNOWN:
+            parts.append(f"ISO {self.iso}")
+        if self.exposure_s >= 0:
+            parts.append(f"{self.exposure_s:.4g} s")
+        if self.level:
+            parts.append(f"illumination {self.level}")
+        if self.photons >= 0:
+            parts.append(f"{self.photons:.6g} photons")
+        if self.temperature_c != _NO_TEMPERATURE_C:
+            parts.append(f"{self.temperature_c:g} °C")
+        return ", ".join(parts)
+
+
+def stack_key(info: FrameInfo, temperature_step_c: float | None = None) -> StackKey:
+    """Tell which stack a frame belongs to.
+
+    Parameters
+    ----------
+    info : FrameInfo
+        The frame, described in full.
+    temperature_step_c : float, optional
+        Dark frames are kept apart by their temperature in steps of this; all together without.
+    """
+    temperature_c = _NO_TEMPERATURE_C
+    if (
+        temperature_step_c is not None
+        and info.temperature_c is not None
+        and info.kind == "dark_current"
+    ):
+        temperature_c = round(info.temperature_c / temperature_step_c) * temperature_step_c
+    exposure_s = float(_UNKNOWN)
+    if info.exposure_s is not None and info.kind != "bias_readnoise":
+        exposure_s = float(f"{info.exposure_s:.4g}")
+    return StackKey(
+        info.kind,
+        _UNKNOWN if info.iso is None else info.iso,
+        exposure_s,
+        info.level,
+        float(_UNKNOWN) if info.photons is None else float(info.photons),
+        temperature_c,
+    )
+
+
+def group_frames(
+    infos: Iterable[FrameInfo], temperature_step_c: float | None = None
+) -> dict[StackKey, list[FrameInfo]]:
+    """Sort frames into stacks: in order of the keys, in each by time and then by path."""
+    stacks: dict[StackKey, list[FrameInfo]] = {}
+    for info in infos:
+        stacks.setdefault(stack_key(info, temperature_step_c), []).append(info)
+    return {
+        key: sorted(stacks[key], key=lambda info: (info.time, info.path)) for key in sorted(stacks)
+    }
+
+
+def misfits(
+    infos: Sequence[FrameInfo],
+    frames: Frames | None = None,
+    conflicts: Sequence[Sequence[Conflict]] = (),
+) -> dict[int, CalibdaskError]:
+    """Find the frames that cannot be used together with the others.
+
+    Frames are of one camera and shape, and of one colour pattern and bit depth: what most of them
+    have. Where a kind of frames needs an ISO speed or an exposure, or one exposure for all, frames
+    that lack or break it are left out, and so are frames that are too few in their stack.
+
+    Parameters
+    ----------
+    infos : sequence of FrameInfo
+        All frames, described in full.
+    frames : Frames, optional
+        How many frames a stack must have (two unless given; frames to be calibrated are in none),
+        and the step of temperature of `stack_key`.
+    conflicts : sequence of sequence of Conflict, optional
+        What `describe` gave with each of the frames: said again with what is wrong.
+
+    Returns
+    -------
+    dict of int to CalibdaskError
+        By place in `infos`: what is wrong.
+
+    Raises
+    ------
+    ConfigError
+        Two cameras (or shapes, ...) have equally many frames.
+    """
+    min_frames = 2 if frames is None else frames.min_frames
+    temperature_step_c = None if frames is None else frames.temperature_step_c
+    found: dict[int, CalibdaskError] = {}
+    for what, of in _COMMON.items():
+        good = [place for place in range(len(infos)) if place not in found]
+        found |= _minority(infos, good, what, of, "the inputs")
+    have_iso = {info.kind for info in infos if info.iso is not None}
+    for place, info in enumerate(infos):
+        if place not in found and (missing := _missing(info, have_iso)):
+            found[place] = CorruptedInput(
+                f"{info.path}: {missing}; tell it in the configuration (Frames.table)"
+            )
+    for kind in sorted(_ONE_EXPOSURE):
+        places = [
+            place for place, info in enumerate(infos) if place not in found and info.kind == kind
+        ]
+        found |= _minority(infos, places, "exposure in s", _exposure, f"its kind ({kind})")
+    sizes: Counter[StackKey] = Counter()
+    for place, info in enumerate(infos):
+        if place not in found:
+            sizes[stack_key(info, temperature_step_c)] += info.n_frames
+    for place, info in enumerate(infos):
+        key = stack_key(info, temperature_step_c)
+        if place not in found and info.kind != "light" and sizes[key] < min_frames:
+            number = "the only frame" if sizes[key] == 1 else f"one of only {sizes[key]} frames"
+            found[place] = NotEnoughData(
+                f"{info.path}: is {number} of its stack ({key.label}), which needs {min_frames}"
+            )
+    for place, error in found.items() if conflicts else ():
+        if more := "; ".join(conflict.statement for conflict in conflicts[place]):
+            found[place] = type(error)(f"{error} ({more})")
+    return dict(sorted(found.items()))
+
+
+def _exposure(info: FrameInfo) -> str:
+    return "" if info.exposure_s is None else f"{info.exposure_s:.4g}"
+
+
+_COMMON: Final[dict[str, Callable[[FrameInfo], str]]] = {
+    "camera": lambda info: info.camera,
+    "shape": lambda info: f"{info.shape[0]} x {info.shape[1]}",
+    "colour pattern": lambda info: info.pattern,
+    "bit depth": lambda info: "" if info.bit_depth is None else str(info.bit_depth),
+}
+"""What all frames of a run have in common; an empty text goes with everything."""
+
+
+def _minority(
+    infos: Sequence[FrameInfo],
+    places: Sequence[int],
+    what: str,
+    of: Callable[[FrameInfo], str],
+    among: str,
+) -> dict[int, CalibdaskError]:
+    counts: Counter[str] = Counter()
+    for place in places:
+        if value := of(infos[place]):
+            counts[value] += infos[place].n_frames
+    if len(counts) < 2:
+        return {}
+    (most, n_most), (next_most, n_next) = counts.most_common(2)
+    if n_most == n_next:
+        raise ConfigError(
+            f"{n_most} frames of {among} have the {what} {most} and as many {next_most}: frames of"
+            " one run have one, so that it cannot be told which are wrong; leave some out"
+        )
+    return {
+        place: CorruptedInput(
+            f"{infos[place].path}: its {what} is {value}, that of most of {among} is {most}"
+        )
+        for place in places
+        if (value := of(infos[place])) not in ("", most)
+    }
+
+
+def _missing(info: FrameInfo, have_iso: set[str]) -> str:
+    if info.exposure_s is None and info.kind in _NEEDS_EXPOSURE:
+        return f"frames of the kind {info.kind} need an exposure, and nothing tells its"
+    if info.iso is None and info.kind in _NEEDS_ISO:
+        return f"frames of the kind {info.kind} need an ISO speed, and nothing tells its"
+    if info.iso is None and info.kind in have_iso:
+        return "nothing tells its ISO speed, which others of its kind have"
+    return ""

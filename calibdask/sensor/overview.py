@@ -1,0 +1,213 @@
+"""What a table row and a figure need to know of a map, addable over the tiles of a sensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibdask.sensor.model import PIXEL_FLAGS
+from calibdask.stats.moments import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays
+    from calibdask.sensor.tiles import TileStacks
+
+__all__ = ["N_CHANNELS", "Overview", "overview", "overviews"]
+
+N_CHANNELS = 4
+"""Colour channels, in LibRaw's numbering: 0 red, 1 green, 2 blue, 3 second green."""
+
+_THUMBNAIL = 360
+"""Most rows or columns of the image of a map in a report."""
+
+_SAMPLE = 20_000
+"""About how many pixels of a map a histogram in a report is made of."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overview:
+    """A whole map in short.
+
+    Attributes
+    ----------
+    n : ndarray of int64, shape (4,)
+        Good pixels of each channel.
+    mean, std : ndarray of float64, shape (4,)
+        Their mean and standard deviation.
+    n_flagged : mapping of str to int
+        Pixels with each flag that was set at all.
+    n_bad : int
+        Pixels with any flag, or without a value.
+    n_pixels : int
+        All of them.
+    thumbnail : ndarray of float64, shape (rows, columns)
+        Means over square blocks of good pixels; NaN where there are none.
+    step : int
+        Rows and columns of a block.
+    sample : ndarray of float64
+        Values of good pixels, evenly picked: for histograms.
+    """
+
+    n: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    n_flagged: Mapping[str, int]
+    n_bad: int
+    n_pixels: int
+    thumbnail: NDArray[np.float64]
+    step: int
+    sample: NDArray[np.float64]
+
+    @property
+    def total(self) -> tuple[int, float, float]:
+        """Number, mean and standard deviation of all good pixels."""
+        moments = Moments(self.n[0:0].sum(keepdims=True), np.zeros(1), np.zeros(1))
+        for channel in range(N_CHANNELS):
+            n = self.n[channel : channel + 1]
+            m2 = np.nan_to_num(self.std[channel : channel + 1]) ** 2 * np.maximum(n - 1, 0)
+            moments = moments.merge(Moments(n, np.nan_to_num(self.mean[channel : channel + 1]), m2))
+        number = int(moments.n[0])
+        mean = float(moments.mean[0]) if number else np.nan
+        return number, mean, float(np.sqrt(moments.variance()[0]))
+
+
+def overview(
+    name: str, tile: TileStacks, values: NDArray[Any], mask: NDArray[np.uint16]
+) -> dict[str, NDArray[Any]]:
+    """Summarise the part of a map that lies in a tile; good is what has no flag.
+
+    Parameters
+    ----------
+    name : str
+        Name of the map.
+    tile : TileStacks
+        Where it lies.
+    values : ndarray, shape (h, w)
+        The map.
+    mask : ndarray of uint16, shape (h, w)
+        Its pixel flags.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Scalars for a `TileFit`; `overviews` reads them.
+    """
+    good = (mask == 0) & np.isfinite(values)
+    filled = np.where(good, values, 0.0)
+    moments = _channel_moments(tile.channel, filled, good)
+    height, width = tile.sensor.shape
+    step = max(2, -(-max(height, width) // _THUMBNAIL))
+    n_rows, n_columns = -(-height // step), -(-width // step)
+    first = tile.y0 // step
+    # Blocks are counted from the sensor's first row, so the first of a tile may be cut.
+    down = np.maximum(np.arange(first * step, tile.y1, step) - tile.y0, 0)
+    across = np.arange(0, width, step)
+    count, total = (
+        np.add.reduceat(np.add.reduceat(one, down, axis=0), across, axis=1).ravel()
+        for one in (good.astype(np.float64), filled)
+    )
+    stride = max(1, height * width // _SAMPLE)
+    picked = _picked(tile.y0 * width, tile.y1 * width, stride)
+    sample = values.ravel()[picked][good.ravel()[picked]]
+    bits = [0] * len(PIXEL_FLAGS)
+    if mask.any():
+        bits = [int(np.count_nonzero(mask & (1 << bit))) for bit in range(len(PIXEL_FLAGS))]
+    fields = {
+        "n": moments.n,
+        "mean": moments.mean,
+        "m2": moments.m2,
+        "flagged": np.array([*bits, int(np.count_nonzero(~good)), good.size], np.int64),
+        "block": np.array([first, n_rows, n_columns, step], np.int64),
+        "count": count.astype(np.int64),
+        "sum": total,
+        "sample": sample.astype(np.float64),
+    }
+    return {f"overview:{name}:{field}": value for field, value in fields.items()}
+
+
+def _channel_moments(
+    channel: NDArray[np.int8], filled: NDArray[np.float64], good: NDArray[np.bool_]
+) -> Moments:
+    """Give the moments of each channel; the four places of the filter pattern one by one."""
+    total = Moments.identity(N_CHANNELS)
+    for place in np.ndindex(*np.minimum(channel.shape, 2)):
+        here = tuple(slice(one, None, 2) for one in place)
+        n = int(np.count_nonzero(good[here]))
+        if n:
+            mean = filled[here].sum() / n
+            m2 = np.square(np.where(good[here], filled[here] - mean, 0.0)).sum()
+            one = Moments(np.zeros(N_CHANNELS, np.int64), *np.zeros((2, N_CHANNELS)))
+            one.n[channel[place]], one.mean[channel[place]], one.m2[channel[place]] = n, mean, m2
+            total = total.merge(one)
+    return total
+
+
+@lru_cache(maxsize=8)
+def _picked(first: int, stop: int, stride: int) -> NDArray[np.int64]:
+    """Pick about one pixel of `stride`, evenly; counted over the sensor, so tiles do not matter.
+
+    The golden section keeps the picks from falling on the same columns, and channels, in every row.
+    """
+    place = np.arange(first, stop)
+    picked = np.flatnonzero((place * 0.6180339887498949) % stride < 1.0)
+    picked.flags.writeable = False
+    return picked
+
+
+def overviews(tiles: Iterable[Arrays]) -> dict[str, Overview]:
+    """Join the summaries of all tiles, in their order.
+
+    Parameters
+    ----------
+    tiles : iterable of mapping
+        Scalars of each tile, with what `overview` put there.
+
+    Returns
+    -------
+    dict of str to Overview
+        By the name of the map.
+    """
+    parts: dict[str, list[dict[str, NDArray[Any]]]] = {}
+    for scalars in tiles:
+        of_tile: dict[str, dict[str, NDArray[Any]]] = {}
+        for key, value in scalars.items():
+            if key.startswith("overview:"):
+                _, name, field = key.split(":")
+                of_tile.setdefault(name, {})[field] = value
+        for name, fields in of_tile.items():
+            parts.setdefault(name, []).append(fields)
+    return {name: _join(fields) for name, fields in parts.items()}
+
+
+def _join(tiles: list[dict[str, NDArray[Any]]]) -> Overview:
+    moments = Moments.identity(N_CHANNELS)
+    flagged = np.zeros(len(PIXEL_FLAGS) + 2, np.int64)
+    _, n_rows, n_columns, step = tiles[0]["block"].tolist()
+    count, total = np.zeros(n_rows * n_columns, np.int64), np.zeros(n_rows * n_columns)
+    for tile in tiles:
+        moments = moments.merge(Moments(tile["n"], tile["mean"], tile["m2"]))
+        flagged += tile["flagged"]
+        first = int(tile["block"][0]) * n_columns
+        count[first : first + len(tile["count"])] += tile["count"]
+        total[first : first + len(tile["sum"])] += tile["sum"]
+    with np.errstate(invalid="ignore"):
+        thumbnail = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    counts = flagged.tolist()
+    return Overview(
+        moments.n,
+        np.where(moments.n > 0, moments.mean, np.nan),
+        np.sqrt(moments.variance()),
+        {name: one for name, one in zip(PIXEL_FLAGS, counts, strict=False) if one},
+        counts[-2],
+        counts[-1],
+        thumbnail.reshape(n_rows, n_columns),
+        step,
+        np.concatenate([tile["sample"] for tile in tiles]),
+    )

@@ -1,0 +1,326 @@
+"""The job stack-images: mean, variance and extremes of each pixel of each stack."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from calibdask.sensor import config
+from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.model import pixel_flag
+from calibdask.sensor.monitoring import count_columns, monitoring_table
+from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.tiles import SideArray, TileFit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from astropy.table import QTable
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.io.maps import ProductMaps
+    from calibdask.report import Section
+    from calibdask.sensor.metadata import StackKey
+    from calibdask.sensor.overview import Overview
+    from calibdask.sensor.tiles import TileStacks
+
+__all__ = ["StackImages", "StackRecord", "group_of", "spectacle_stem"]
+
+_MAPS: dict[str, dict[str, Any]] = {
+    "mean": {"units": "DN", "long_name": "mean over the frames"},
+    "variance": {"units": "DN2", "long_name": "variance over the frames, divided by n - 1"},
+    "n": {"units": "1", "long_name": "number of values"},
+    "n_saturated": {"units": "1", "long_name": "number of saturated values"},
+    "n_clipped": {"units": "1", "long_name": "number of values left out as outliers"},
+    "minimum": {"units": "DN", "long_name": "least value"},
+    "maximum": {"units": "DN", "long_name": "greatest value"},
+}
+
+
+def group_of(key: StackKey) -> str:
+    """Name a stack's group of maps, as ``gain/iso100/t0.5/bright``."""
+    parts = [key.kind or "frames"]
+    if key.iso >= 0:
+        parts.append(f"iso{key.iso}")
+    if key.exposure_s >= 0:
+        parts.append(f"t{key.exposure_s:.4g}")
+    if key.level:
+        parts.append(re.sub(r"[^A-Za-z0-9._+-]", "_", key.level))
+    if key.photons >= 0:
+        parts.append(f"photons{key.photons:.6g}")
+    if key.temperature_c > -273.15:
+        parts.append(f"{key.temperature_c:g}C")
+    return "/".join(parts)
+
+
+def spectacle_stem(paths: Sequence[str], key: StackKey) -> Path:
+    """Say where SPECTACLE keeps the stack of a folder: as below ``images``, so below ``stacks``.
+
+    Frames from elsewhere get the names that their stack has here.
+    """
+    folders = {Path(path).parent for path in paths}
+    if len(folders) == 1:
+        parts = folders.pop().parts
+        if "images" in parts:
+            below = parts[len(parts) - parts[::-1].index("images") :]
+            if below:
+                return Path(*below)
+    return Path(group_of(key))
+
+
+@dataclass(frozen=True)
+class StackRecord:
+    """What is known of one stack besides its maps.
+
+    Attributes
+    ----------
+    group : str
+        Name of its group of maps.
+    key : StackKey
+        What its frames have in common.
+    names : ndarray of uint64, shape (n_frames,)
+        Identity of each frame.
+    paths : tuple of str
+        File of each frame.
+    index : ndarray of int64, shape (n_frames,)
+        Place of each frame in its file.
+    times : tuple of str
+        When each was taken; empty where unknown.
+    mean : ndarray of float64, shape (n_frames,)
+        Mean of all its pixels.
+    n_clipped : ndarray of int64, shape (n_frames,)
+        How many of its pixels were left out.
+    n_lost : int
+        Frames that were planned but could not be read.
+    n_saturated : int
+        Pixels that were saturated at least once.
+    mean_map, variance_map : Overview
+        The maps in short.
+    """
+
+    group: str
+    key: StackKey
+    names: NDArray[np.uint64]
+    paths: tuple[str, ...]
+    index: NDArray[np.int64]
+    times: tuple[str, ...]
+    mean: NDArray[np.float64]
+    n_clipped: NDArray[np.int64]
+    n_lost: int
+    n_saturated: int
+    mean_map: Overview
+    variance_map: Overview
+
+
+@dataclass(frozen=True)
+class StackImages(StackCalibration):
+    """Exact moments of every pixel over the frames of each stack."""
+
+    name: ClassVar[str] = "stack-images"
+
+    options: config.StackImages = field(default_factory=config.StackImages)
+
+    @cached_property
+    def groups(self) -> dict[StackKey, str]:
+        """Name of each stack's group of maps; two that would be called the same are numbered."""
+        names: dict[StackKey, str] = {}
+        for key in self.keys:
+            name = group_of(key)
+            alike = sum(other == name or other.startswith(f"{name}~") for other in names.values())
+            names[key] = f"{name}~{alike + 1}" if alike else name
+        return names
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Finalise the sums."""
+        maps: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, NDArray[Any]] = {}
+        for key, stack in tile.stacks.items():
+            group = self.groups[key]
+            mean, variance = stack.moments()
+            maps |= {
+                f"{group}/mean": mean,
+                f"{group}/variance": variance,
+                f"{group}/n": stack.n,
+                f"{group}/n_saturated": stack.n_saturated,
+                f"{group}/minimum": stack.minimum,
+                f"{group}/maximum": stack.maximum,
+            }
+            if self.stacks.clip_sigma is not None:
+                maps[f"{group}/n_clipped"] = np.uint16(stack.n_frames) - stack.n
+            saturated = stack.n_saturated > 0
+            mask = np.where(saturated, pixel_flag("saturated"), np.uint16(0)).astype(np.uint16)
+            scalars |= overview(f"{group}/mean", tile, mean, mask)
+            scalars |= overview(f"{group}/variance", tile, variance, mask)
+            frames = tile.frames[key]
+            scalars[f"total {group}"] = np.array([one.total for one in frames])
+            scalars[f"clipped {group}"] = np.array([one.n_clipped for one in frames], np.int64)
+            scalars[f"name {group}"] = np.array([one.name for one in frames], np.uint64)
+            scalars[f"saturated {group}"] = np.array(np.count_nonzero(saturated))
+        return TileFit(maps, scalars)
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> tuple[StackRecord, ...]:
+        """Add up what is known of the frames."""
+        tiles = list(scalars.values())
+        maps = overviews(tiles)
+        n_pixels = self._sensor.shape[0] * self._sensor.shape[1]
+        records = []
+        for key, planned in self.plan_frames:
+            group = self.groups[key]
+            if f"name {group}" not in tiles[0]:
+                continue
+            names = tiles[0][f"name {group}"]
+            frames = [self._frames_by_name[int(name)][1] for name in names]
+            records.append(
+                StackRecord(
+                    group,
+                    key,
+                    names,
+                    tuple(frame.info.path for frame in frames),
+                    np.array([frame.index for frame in frames]),
+                    tuple(frame.info.time for frame in frames),
+                    np.sum([tile[f"total {group}"] for tile in tiles], axis=0) / n_pixels,
+                    np.sum([tile[f"clipped {group}"] for tile in tiles], axis=0),
+                    len(planned) - len(frames),
+                    sum(int(tile[f"saturated {group}"]) for tile in tiles),
+                    maps[f"{group}/mean"],
+                    maps[f"{group}/variance"],
+                )
+            )
+        return tuple(records)
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give units and meaning of a map."""
+        return _MAPS[name.rpartition("/")[2]]
+
+    def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Say which frames each stack is of."""
+        return {
+            one.group: {
+                "kind": one.key.kind,
+                "iso": one.key.iso if one.key.iso >= 0 else None,
+                "exposure_s": one.key.exposure_s if one.key.exposure_s >= 0 else None,
+                "illumination": one.key.level,
+                "frames": [
+                    {"path": path, "index": index, "identity": f"{name:016x}", "time": time}
+                    for path, index, name, time in zip(
+                        one.paths, one.index.tolist(), one.names.tolist(), one.times, strict=True
+                    )
+                ],
+            }
+            for one in result
+        }
+
+    def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
+        """Give what is known of each frame, along a dimension of its own."""
+        arrays = {}
+        for one in result:
+            columns = {
+                "frame_mean": (one.mean, {"units": "DN", "long_name": "mean of all pixels"}),
+                "frame_clipped": (
+                    one.n_clipped,
+                    {"units": "1", "long_name": "pixels left out as outliers"},
+                ),
+                "frame_identity": (one.names, {"long_name": "identity of the frame's content"}),
+            }
+            for name, (values, about) in columns.items():
+                arrays[f"{one.group}/{name}"] = SideArray(values, ("frame",), about)
+        return arrays
+
+    def tables(self, result: Any) -> Mapping[str, QTable]:
+        """Give one row for each stack, and one for each frame."""
+        from astropy.table import Column, QTable, vstack
+
+        stacks, frames = [], []
+        for one in result:
+            _, mean, _ = one.mean_map.total
+            _, variance, _ = one.variance_map.total
+            stacks.append(
+                {
+                    "group": one.group,
+                    "kind": one.key.kind or "unknown",
+                    "iso": one.key.iso,
+                    "exposure_s": one.key.exposure_s if one.key.exposure_s >= 0 else np.nan,
+                    "illumination": one.key.level or "none",
+                    "n_frames": len(one.names),
+                    "n_lost": one.n_lost,
+                    "mean_dn": mean,
+                    "variance_dn2": variance,
+                    "n_clipped": int(one.n_clipped.sum()),
+                    "n_saturated": one.n_saturated,
+                    **count_columns(one.mean_map),
+                }
+            )
+            of_stack = QTable()
+            of_stack["group"] = [one.group] * len(one.names)
+            of_stack["identity"] = Column(
+                [f"{name:016x}" for name in one.names.tolist()],
+                description="of the frame's content",
+            )
+            of_stack["index"] = Column(one.index, description="place in its file")
+            of_stack["time"] = [time or "unknown" for time in one.times]
+            of_stack["mean_dn"] = Column(one.mean, unit="DN", description="over all pixels")
+            of_stack["n_clipped"] = Column(one.n_clipped, description="pixels left out")
+            frames.append(of_stack)
+        of_stacks = {
+            "mean_dn": "mean over pixels that are never saturated",
+            "variance_dn2": "mean variance of pixels that are never saturated",
+            "n_lost": "frames that could not be read",
+            "n_clipped": "values left out as outliers",
+            "n_saturated": "pixels that are saturated at least once",
+        }
+        return {
+            "/sensor/stacks": monitoring_table(self._sensor, stacks, of_stacks),
+            "/sensor/frames": vstack(frames),
+        }
+
+    def product(self, result: Any) -> Mapping[str, str]:
+        """Describe the product."""
+        del result
+        return {
+            "description": "Stacks of raw frames",
+            "data_level": "Other",
+            "process_type": "Other",
+        }
+
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+        """Give the sections of the HTML report."""
+        del tables
+        from calibdask.sensor.report import stack_sections
+
+        return stack_sections(result)
+
+    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
+        """Write the stacks as SPECTACLE has them, if asked for."""
+        if not self.options.spectacle:
+            return
+        ddof = self.options.spectacle_ddof
+        stems: dict[Path, str] = {}
+        for one in result:
+            stem = spectacle_stem(one.paths, one.key)
+            if stem in stems:  # one folder holds several stacks
+                stem = Path(one.group)
+            stems[stem] = one.group
+            place = directory / "stacks" / stem
+            place.parent.mkdir(parents=True, exist_ok=True)
+            mean, std = (
+                np.lib.format.open_memmap(
+                    place.with_name(f"{place.name}_{what}.npy"),
+                    mode="w+",
+                    dtype=np.float32,
+                    shape=self._sensor.shape,
+                )
+                for what in ("mean", "stds")
+            )
+            for top, bottom in self.tiles:
+                mean[top:bottom] = maps.rows(f"{one.group}/mean", top, bottom)
+                variance = maps.rows(f"{one.group}/variance", top, bottom)
+                n = maps.rows(f"{one.group}/n", top, bottom).astype(np.float64)
+                std[top:bottom] = np.sqrt(variance * (n - 1) / (n - ddof))
+            mean.flush()
+            std.flush()

@@ -1,0 +1,184 @@
+"""One tile of a sensor as a calibration sees it: its stacks in, its maps out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from calibdask.sensor.summary import Bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from calibdask.engine.protocol import Arrays
+    from calibdask.sensor.metadata import StackKey
+    from calibdask.sensor.summary import Stack
+
+__all__ = ["FrameSum", "SensorFacts", "SideArray", "TileFit", "TileStacks"]
+
+
+@dataclass(frozen=True, slots=True)
+class SensorFacts:
+    """What all frames of a run have in common.
+
+    Attributes
+    ----------
+    camera : str
+        Make and model; empty where the files do not tell.
+    shape : (int, int)
+        Rows and columns of the raw image.
+    pattern : str
+        Colours of the 2 x 2 filter pattern, row by row from the first pixel on; empty for none.
+    black_level : tuple of float
+        As the files state it, at the four places of the pattern, or one number; empty if unknown.
+    saturation_dn : int or None
+        Value from which a pixel is saturated.
+    bit_depth : int or None
+        Bits of the converter.
+    first, last : str
+        Times of the first and the last frame; empty where unknown.
+    """
+
+    camera: str
+    shape: tuple[int, int]
+    pattern: str = ""
+    black_level: tuple[float, ...] = ()
+    saturation_dn: int | None = None
+    bit_depth: int | None = None
+    first: str = ""
+    last: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSum:
+    """One frame in a tile.
+
+    Attributes
+    ----------
+    name : int
+        64 bits that stand for its content.
+    path : str
+        Its file.
+    index : int
+        Its place in the file.
+    time : str
+        When it was taken; empty where unknown.
+    total : int or float
+        Sum of all its pixels in the tile.
+    n_clipped : int
+        How many of them were clipped.
+    """
+
+    name: int
+    path: str
+    index: int
+    time: str
+    total: float
+    n_clipped: int
+
+
+@dataclass(frozen=True)
+class SideArray:
+    """A small array beside the maps.
+
+    Attributes
+    ----------
+    values : ndarray
+        All of it.
+    dims : tuple of str
+        Names of its dimensions.
+    attributes : mapping
+        JSON values: units, long_name, ...
+    """
+
+    values: NDArray[Any]
+    dims: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TileStacks:
+    """The stacks of one tile.
+
+    Attributes
+    ----------
+    y0, y1 : int
+        First row, and the row after the last; tiles are of full width.
+    channel : ndarray of int8, shape (rows, columns)
+        Colour index of each pixel as LibRaw counts: 0 R, 1 G, 2 B, 3 second G; 0 without filters.
+    sensor : SensorFacts
+        The sensor.
+    stacks : mapping of StackKey to PixelSums or PixelMoments
+        In sorted order of the keys.
+    frames : mapping of StackKey to tuple of FrameSum
+        The frames in each stack, in order of time and path.
+    given : mapping of str to mapping of str to ndarray
+        Maps of other calibrations by the name under which they are configured, these rows of them;
+        each is read when it is asked for.
+    """
+
+    y0: int
+    y1: int
+    channel: NDArray[np.int8]
+    sensor: SensorFacts
+    stacks: Mapping[StackKey, Stack]
+    frames: Mapping[StackKey, tuple[FrameSum, ...]]
+    given: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.channel.shape
+        return rows, columns
+
+
+@dataclass(frozen=True)
+class TileFit:
+    """What a calibration makes of one tile; with bounds, another pass over the frames follows.
+
+    Attributes
+    ----------
+    maps : mapping of str to ndarray, shape (rows, columns)
+        By name: group in the Zarr directory and variable, as in ``bias/iso100/bias``.
+    scalars : mapping of str to ndarray
+        Small arrays that are joined over all tiles.
+    bounds : mapping of str to Bounds
+        By stack: what to keep of each pixel in the next pass.
+    """
+
+    maps: Arrays = field(default_factory=dict)
+    scalars: Arrays = field(default_factory=dict)
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether no further pass is needed."""
+        return not self.bounds
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Give the arrays, named by what they are."""
+        arrays = {f"map {name}": np.asarray(one) for name, one in self.maps.items()}
+        arrays |= {f"scalar {name}": np.asarray(one) for name, one in self.scalars.items()}
+        for name, one in self.bounds.items():
+            arrays |= {f"low {name}": one.low, f"high {name}": one.high}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Make it again from its arrays."""
+
+        def named(kind: str) -> dict[str, NDArray[Any]]:
+            start = f"{kind} "
+            return {
+                name.removeprefix(start): one
+                for name, one in arrays.items()
+                if name.startswith(start)
+            }
+
+        high = named("high")
+        bounds = {name: Bounds(low, high[name]) for name, low in named("low").items()}
+        return cls(named("map"), named("scalar"), bounds)
