@@ -378,7 +378,7 @@ def tailcuts(
     neighbours: NDArray[np.integer[Any]],
     picture: float,
     boundary: float,
-    min_neighbours: int,
+    min_neighbours: float,
 ) -> Mask:
     """Clean an image with two thresholds, as ctapipe's `tailcuts_clean` does.
 
@@ -390,7 +390,7 @@ def tailcuts(
         Neighbours of each pixel, filled up with -1.
     picture, boundary : float
         Thresholds, in p.e.
-    min_neighbours : int
+    min_neighbours : float
         Neighbours above `picture` that a pixel above it must have.
 
     Returns

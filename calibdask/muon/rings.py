@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from calibdask.muon.intensity import Optics, fit_intensity, predict
-from calibdask.muon.ring import completeness, containment, fit_ring, light
+from calibdask.muon.ring import completeness, containment, fit_ring, light, tailcuts
 from calibdask.stats.compiled import compiled
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ _DTYPES: Final = {
 RING_COLUMNS: Final = (
     *("obs_id", "event_id", "tel_id", "time_ns"),
     *(name for name, _ in _MEASURED),
+    "n_broken_pixels",
     "status",
 )
 """The columns of `rings_of`, in order."""
@@ -155,6 +156,8 @@ class _Camera(Protocol):
     def pixel_shape(self) -> str: ...
     @property
     def fov_radius_rad(self) -> float: ...
+    @property
+    def neighbours(self) -> NDArray[np.int32]: ...
 
 
 class _Images(Protocol):
@@ -171,7 +174,7 @@ class _Images(Protocol):
     @property
     def image(self) -> NDArray[np.float32]: ...
     @property
-    def image_mask(self) -> NDArray[np.bool_]: ...
+    def image_mask(self) -> NDArray[np.bool_] | None: ...
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,10 @@ class RingOptions:
 
     Attributes
     ----------
+    picture_threshold, boundary_threshold : float
+        Charges that cleaning keeps, in p.e., where the images come without a mask.
+    min_picture_neighbors : int
+        Neighbours above `picture_threshold` that a pixel above it must have.
     min_pixels : int
         An image needs more cleaned pixels than this.
     min_intensity : float
@@ -206,6 +213,9 @@ class RingOptions:
         Points of the azimuth profile per pixel on the ring.
     """
 
+    picture_threshold: float = 10.0
+    boundary_threshold: float = 5.0
+    min_picture_neighbors: int = 2
     min_pixels: int = 100
     min_intensity: float = 500.0
     min_ring_pixels: int = 50
@@ -225,6 +235,9 @@ class RingOptions:
 class _Cuts(NamedTuple):
     """`RingOptions` for the kernel: floats, so that there is one specialisation."""
 
+    picture_threshold: float
+    boundary_threshold: float
+    min_picture_neighbors: float
     min_pixels: float
     min_intensity: float
     min_ring_pixels: float
@@ -278,16 +291,18 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
     -------
     dict of str to array, (N,)
         The columns `RING_COLUMNS`, in the units of `RING_UNITS`: NaN, -1 or False from where a cut
-        fails, and what became of each image as an index into `STATUS`.
+        fails; pixels that were not measured; and what became of each image, an index into `STATUS`.
     """
     camera = images.camera
     n = len(images.event_id)
     reason = unusable(camera)
     if reason is None:
         cuts = _Cuts(*(float(getattr(options, name)) for name in _Cuts._fields))
+        mask = images.image_mask
         measured, status = _measure(
             np.ascontiguousarray(images.image, np.float32),
-            np.ascontiguousarray(images.image_mask, np.bool_),
+            np.ascontiguousarray(np.empty((0, 0)) if mask is None else mask, np.bool_),
+            np.ascontiguousarray(camera.neighbours, np.int32),
             np.ascontiguousarray(camera.pixel_x_rad, np.float64),
             np.ascontiguousarray(camera.pixel_y_rad, np.float64),
             np.ascontiguousarray(camera.pixel_width_rad, np.float64),
@@ -309,6 +324,7 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
         if unit in ("deg", "deg2"):
             values = values * math.degrees(1.0) ** (2 if unit == "deg2" else 1)
         columns[name] = values.astype(_DTYPES.get(name, np.float64))
+    columns["n_broken_pixels"] = np.count_nonzero(np.isnan(images.image), axis=1).astype(np.int16)
     columns["status"] = status
     return columns
 
@@ -478,6 +494,7 @@ def _measure_one(
 def _measure(
     image: NDArray[np.float32],
     mask: Mask,
+    neighbours: NDArray[np.int32],
     x: Vector,
     y: Vector,
     width: Vector,
@@ -494,5 +511,15 @@ def _measure(
         rows[k] = _nothing()
         for i in range(one.size):
             one[i] = image[k, i]
-        status[k] = _measure_one(one, mask[k], x, y, width, fov_radius, optics, cuts, rows[k])
+        if mask.size:
+            kept = mask[k]
+        else:
+            kept = tailcuts(
+                one,
+                neighbours,
+                cuts.picture_threshold,
+                cuts.boundary_threshold,
+                cuts.min_picture_neighbors,
+            )
+        status[k] = _measure_one(one, kept, x, y, width, fov_radius, optics, cuts, rows[k])
     return rows, status
