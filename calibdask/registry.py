@@ -90,6 +90,16 @@ JOBS: dict[str, Job] = {
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
             "calibdask.array.jobs",
         ),
+        Job(
+            "calculate-throughput-muon",
+            "Optical throughput of telescopes by time, from muon rings in DL1 files or images.",
+            "calibdask.muon.jobs",
+        ),
+        Job(
+            "calculate-psf-muon",
+            "Optical point spread function of telescopes, from muon rings in DL1 files or images.",
+            "calibdask.muon.jobs",
+        ),
     )
 }
 
@@ -133,6 +143,11 @@ SIMULATIONS: dict[str, Simulation] = {
             "array",
             "DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them.",
             "calibdask.array.simulate",
+        ),
+        Simulation(
+            "muon-tables",
+            "DL1 files with tables of muon rings in ctapipe's format, with truth.json beside them.",
+            "calibdask.muon.simulate",
         ),
     )
 }

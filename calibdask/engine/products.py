@@ -338,13 +338,19 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
 
 def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[str, str]) -> None:
     import numpy as np
+    from astropy.time import Time
 
     from calibdask.io.hdf5 import create_hdf5, write_root_attributes, write_table
+    from calibdask.stats.timebins import ctao_time
 
     with create_hdf5(path) as file:
         for where, table in tables.items():
-            columns, units, descriptions = {}, {}, {}
+            columns, units, descriptions, times = {}, {}, {}, []
             for name, column in table.columns.items():
+                if isinstance(column, Time):
+                    columns[name] = ctao_time(column)
+                    times.append(name)
+                    continue
                 unit = getattr(column, "unit", None)
                 if unit is not None and str(unit):
                     units[name] = unit.to_string("vounit")
@@ -352,6 +358,12 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
                 if column.info.description:
                     descriptions[name] = column.info.description
             write_table(
-                file, where, columns, units=units, descriptions=descriptions, attributes=table.meta
+                file,
+                where,
+                columns,
+                units=units,
+                descriptions=descriptions,
+                times=times,
+                attributes=table.meta,
             )
         write_root_attributes(file, attributes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -39,7 +41,7 @@ def _for_people(table: QTable) -> QTable:
     """Give a view of a table that prints five digits of real numbers instead of seventeen."""
     shown = table.copy(copy_data=False)
     for column in shown.columns.values():
-        if column.dtype.kind == "f":
+        if getattr(column, "dtype", np.dtype(object)).kind == "f":
             column.info.format = ".5g"
     return shown
 

@@ -38,7 +38,7 @@ from calibdask.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -188,6 +188,7 @@ def write_table(
     *,
     units: Mapping[str, str] | None = None,
     descriptions: Mapping[str, str] | None = None,
+    times: Collection[str] = (),
     attributes: Mapping[str, object] | None = None,
 ) -> None:
     """Write a table as ctapipe lays it out, so that `ctapipe.io.read_table` gives back all of it.
@@ -204,6 +205,9 @@ def write_table(
         Unit of a column, in the VO notation ("TeV", "m", "m2", "deg").
     descriptions : mapping of str to str, optional
         What a column means.
+    times : collection of str, optional
+        Columns of uint32, shape (n, 2), that hold times as `calibdask.stats.timebins.ctao_time`
+        gives them.
     attributes : mapping of str to object, optional
         Metadata of the table: text, numbers, or arrays of them.
 
@@ -232,6 +236,10 @@ def write_table(
         if values.dtype.kind == "S":
             metadata[f"CTAFIELD_{i}_TRANSFORM"] = "string"
             metadata[f"CTAFIELD_{i}_MAXLEN"] = values.dtype.itemsize
+        elif name in times:
+            metadata[f"CTAFIELD_{i}_TRANSFORM"] = "time"
+            metadata[f"CTAFIELD_{i}_TIME_SCALE"] = "tai"
+            metadata[f"CTAFIELD_{i}_TIME_FORMAT"] = "ctao_high_res"
         elif name in units:
             metadata[f"CTAFIELD_{i}_TRANSFORM"] = "quantity"
             metadata[f"CTAFIELD_{i}_UNIT"] = units[name]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from astropy.time import Time
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["TimeBins", "ctao_time_ns"]
+__all__ = ["TimeBins", "ctao_time", "ctao_time_ns", "to_time"]
 
 _NS_PER_S = 1_000_000_000
 
@@ -71,3 +72,31 @@ def ctao_time_ns(stored: NDArray[Any]) -> NDArray[np.int64]:
     """
     second, quarter = stored[:, 0].astype(np.int64), stored[:, 1].astype(np.int64)
     return np.asarray(second * _NS_PER_S + quarter // 4)
+
+
+def to_time(time_ns: ArrayLike) -> Time:
+    """Convert integers, ns of TAI since 1970, to times that astropy and people read."""
+    from astropy.time import Time
+
+    second, ns = np.divmod(np.asarray(time_ns, np.int64), _NS_PER_S)
+    time = Time(second, ns * 1e-9, format="unix_tai", precision=9)
+    time.format = "isot"
+    return time
+
+
+def ctao_time(time: Time) -> NDArray[np.uint32]:
+    """Convert times to ctapipe's stored form, the inverse of `ctao_time_ns`.
+
+    Raises
+    ------
+    ValueError
+        A time before 1970 or after 2106, which this form does not hold.
+    """
+    tai = time.tai
+    # jd1 is a whole or half day and jd2 a fraction of one, so this resolves 10 ps.
+    whole, rest = (tai.jd1 - 2440587.5) * 86400.0, tai.jd2 * 86400.0
+    quarters = np.rint(rest * 4e9).astype(np.int64) + whole.astype(np.int64) * 4 * _NS_PER_S
+    second, quarter = np.divmod(quarters, 4 * _NS_PER_S)
+    if np.any((second < 0) | (second >= 2**32)):
+        raise ValueError("a time before 1970 or after 2106 cannot be stored")
+    return np.stack([second, quarter], axis=-1).astype(np.uint32)
