@@ -97,6 +97,59 @@ class Camera:
     fov_radius_rad: float
     neighbours: NDArray[np.int32]
 
+    @classmethod
+    def from_lengths(
+        cls,
+        tel_id: int,
+        tel_description: str,
+        optics: tuple[int, float, float],
+        pixels: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+        shape: str,
+        grid: str,
+    ) -> Camera:
+        """Make a camera from what files have of it.
+
+        Parameters
+        ----------
+        tel_id : int
+            Number of the telescope.
+        tel_description : str
+            What ctapipe's patterns match.
+        optics : (int, float, float)
+            Number of mirrors, mirror area in m² and focal length in m.
+        pixels : (x, y, area), arrays of float64, (P,)
+            Pixels in the camera frame, in m and m².
+        shape, grid : str
+            Shape of the pixels, "hexagon", "square" or "circle", and grid, "hex" or "square".
+        """
+        n_mirrors, area_m2, focal_length_m = optics
+        x_m, y_m, pixel_area_m2 = pixels
+        neighbours = neighbours_of(x_m, y_m, grid, shape)
+        # The axes of the camera are turned into those of the sky.
+        lon, lat = y_m / focal_length_m, x_m / focal_length_m
+        if shape == "hexagon":
+            width_m = 2.0 * np.sqrt(pixel_area_m2 / (2.0 * math.sqrt(3.0)))
+        elif shape == "circle":
+            width_m = 2.0 * np.sqrt(pixel_area_m2 / math.pi)
+        else:
+            width_m = np.sqrt(pixel_area_m2)
+        n_neighbours = np.count_nonzero(neighbours >= 0, axis=1)
+        border = n_neighbours < n_neighbours.max()
+        fov_radius = np.hypot(lon[border] - lon.mean(), lat[border] - lat.mean()).mean()
+        return cls(
+            tel_id,
+            tel_description,
+            n_mirrors,
+            area_m2,
+            focal_length_m,
+            lon,
+            lat,
+            width_m / focal_length_m,
+            shape,
+            float(fov_radius),
+            neighbours,
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TelescopeImages:
@@ -285,43 +338,6 @@ def neighbours_of(
     found = np.full((len(x), n), -1, np.int32)
     found[:, :k] = np.where(near, other, -1)
     return found
-
-
-def _camera(
-    tel_id: int,
-    description: str,
-    optics: tuple[int, float, float],
-    pixels: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
-    shape: str,
-    grid: str,
-) -> Camera:
-    """Make a camera from lengths in metres; its axes are turned into those of the sky."""
-    n_mirrors, area_m2, focal_length_m = optics
-    x_m, y_m, pixel_area_m2 = pixels
-    neighbours = neighbours_of(x_m, y_m, grid, shape)
-    lon, lat = y_m / focal_length_m, x_m / focal_length_m
-    if shape == "hexagon":
-        width_m = 2.0 * np.sqrt(pixel_area_m2 / (2.0 * math.sqrt(3.0)))
-    elif shape == "circle":
-        width_m = 2.0 * np.sqrt(pixel_area_m2 / math.pi)
-    else:
-        width_m = np.sqrt(pixel_area_m2)
-    n_neighbours = np.count_nonzero(neighbours >= 0, axis=1)
-    border = n_neighbours < n_neighbours.max()
-    fov_radius = np.hypot(lon[border] - lon.mean(), lat[border] - lat.mean()).mean()
-    return Camera(
-        tel_id,
-        description,
-        n_mirrors,
-        area_m2,
-        focal_length_m,
-        lon,
-        lat,
-        width_m / focal_length_m,
-        shape,
-        float(fov_radius),
-        neighbours,
-    )
 
 
 def _no_focal_length(path: Path | str, description: str, choice: str) -> MissingInput:
@@ -546,7 +562,7 @@ def _read_camera(
     if angle:
         cosine, sine = math.cos(angle), math.sin(angle)
         x_m, y_m = cosine * x_m + sine * y_m, cosine * y_m - sine * x_m
-    return _camera(
+    return Camera.from_lengths(
         tel_id,
         description,
         (int(optics["n_mirrors"][number]), float(optics["mirror_area"][number]), focal_length_m),
@@ -595,7 +611,7 @@ def _source_camera(path: Path | str, source: Any, tel_id: int, choice: str) -> C
     length = getattr(optics, f"{choice.lower()}_focal_length").to_value("m")
     if not length > 0:
         raise _no_focal_length(path, str(telescope), choice)
-    return _camera(
+    return Camera.from_lengths(
         tel_id,
         str(telescope),
         (

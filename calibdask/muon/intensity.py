@@ -28,7 +28,9 @@ __all__ = [
     "chord",
     "fit_intensity",
     "likelihood",
+    "polar",
     "predict",
+    "profile_points",
 ]
 
 ALPHA = 0.0072973525643
@@ -37,8 +39,8 @@ ALPHA = 0.0072973525643
 CLOSE = 1e-5
 """Expected distance to the maximum, in units of the log-likelihood, at which a fit ends."""
 
-CLOSE_ENOUGH = 0.05
-"""The same for a fit that no step improves: it has come to a cusp, 0.3 standard deviations off."""
+CLOSE_ENOUGH = 0.5
+"""The same for a fit that no step improves, one standard deviation: it has come to a cusp."""
 
 STARTS = (0.9, 0.5, 1.25)
 """Places to begin at, in units of the first guess; the second and third only where needed."""
@@ -50,6 +52,8 @@ MAX_EVALUATIONS = 60
 MAX_STEP_M = 3.0
 MAX_FACTOR = 2.0
 SHORT_STEPS = 6.0
+"""Damping that ends a fit which is closer than a tenth of that."""
+
 MAX_DAMPING = 100.0
 
 
@@ -93,10 +97,13 @@ class Fit(NamedTuple):
 
     Attributes
     ----------
-    parameters : array of float64, (4,)
-        Impact x and y, in m; width of the ring, in rad; optical efficiency.
-    covariance : array of float64, (4, 4)
-        Inverse of the information matrix.
+    parameters : array of float64, (7,)
+        Impact x and y, in m; width of the ring, in rad; optical efficiency; centre x and y and
+        radius of the ring, in rad.
+    covariance : array of float64, (7, 7)
+        Of the parameters; 0 for those that were fixed. With the information matrix I and the
+        covariance S of the gradient it is I⁻¹ S I⁻¹ (P. J. Huber, Proc. 5th Berkeley Symp. 1 (1967)
+        221), because the charges are Poisson sums and their likelihood is taken as Gaussian.
     negative_log_likelihood : float
         At the parameters, with all constants.
     distance : float
@@ -163,16 +170,18 @@ def chord(
 
 
 @compiled
-def _profile(
-    impact_x: float, impact_y: float, radius: float, optics: Optics, averaged: bool
-) -> Vector:
+def profile_points(radius: float, optics: Optics) -> int:
+    """Give the number of points around a ring, as ctapipe's `create_profile` has them."""
+    n_pixels = int(2.0 * math.pi * radius / optics.pixel_width_rad)
+    return n_pixels * int(optics.oversampling)
+
+
+@compiled
+def _profile(impact_x: float, impact_y: float, n: int, optics: Optics, averaged: bool) -> Vector:
     """Give the path of light on the mirror against azimuth, smoothed over a pixel: P, ∂P/∂x, ∂P/∂y.
 
     The points are those of ctapipe's `create_profile`.
     """
-    n_pixels = int(2.0 * math.pi * radius / optics.pixel_width_rad)
-    oversampling = int(optics.oversampling)
-    n = n_pixels * oversampling
     delta = 2.0 * math.pi / (n - 1)
     distance = math.hypot(impact_x, impact_y)
     # A point moves across the edge of a circle by a square root, and the likelihood has a cusp
@@ -193,6 +202,7 @@ def _profile(
         path[k, 0] = length
         path[k, 1] = by_q * sine + by_c * cosine
         path[k, 2] = -by_q * cosine + by_c * sine
+    oversampling = int(optics.oversampling)
     smooth = np.zeros((n, 3))
     first = oversampling // 2
     for k in range(n):
@@ -224,14 +234,25 @@ def _photons(radius: float, optics: Optics) -> float:
 
 
 @compiled
+def polar(x: Vector, y: Vector, parameters: Vector, distance: Vector, azimuth: Vector) -> None:
+    """Put pixels into polar coordinates about the centre of the ring, in place."""
+    for i in range(x.size):
+        dx, dy = x[i] - parameters[4], y[i] - parameters[5]
+        distance[i] = math.hypot(dx, dy)
+        azimuth[i] = math.atan2(dy, dx)
+
+
+@compiled
 def likelihood(
     parameters: Vector,
     charge: Vector,
     distance: Vector,
     azimuth: Vector,
-    radius: float,
+    n_points: int,
     optics: Optics,
+    n_free: int,
     averaged: bool,
+    poisson: bool,
 ) -> tuple[float, Vector, Vector]:
     """Give the negative log-likelihood of a ring, its gradient and the information matrix.
 
@@ -242,63 +263,78 @@ def likelihood(
 
     Parameters
     ----------
-    parameters : array of float64, (4,)
-        Impact x and y, in m; width of the ring, in rad; optical efficiency.
+    parameters : array of float64, (7,)
+        As in `Fit`.
     charge : array of float64, (M,)
         Pixels in the annulus, in p.e.
     distance, azimuth : array of float64, (M,)
-        Polar coordinates of these pixels about the centre of the ring, in rad.
-    radius : float
-        Radius of the ring, in rad.
+        Polar coordinates of these pixels about the centre of the ring, in rad (`polar`).
+    n_points : int
+        Points of the azimuth profile (`profile_points`).
     optics : Optics
         The telescope.
+    n_free : int
+        4 or 7: how many of the parameters the derivatives are for.
     averaged : bool
         Whether derivatives by the impact are means over the spacing of the azimuth profile.
+    poisson : bool
+        Give the covariance of the gradient for charges that are Poisson sums, not Gaussian. It
+        exceeds the information by their third and fourth cumulant, κ₃ = μ (1 + 3σ₁²) and
+        κ₄ = μ (1 + 6σ₁² + 3σ₁⁴), which enter as V' κ₃/V³ + V'² κ₄/(4V⁴).
 
     Returns
     -------
     value : float
         Negative log-likelihood.
-    gradient : array of float64, (4,)
+    gradient : array of float64, (n_free,)
         Its derivatives.
-    information : array of float64, (4, 4)
-        Fisher information.
+    information : array of float64, (n_free, n_free)
+        Fisher information, or the covariance of the gradient.
     """
-    impact_x, impact_y, width, efficiency = parameters
-    profile = _profile(impact_x, impact_y, radius, optics, averaged)
+    width, efficiency, radius = parameters[2], parameters[3], parameters[6]
+    profile = _profile(parameters[0], parameters[1], n_points, optics, averaged)
     photons = _photons(radius, optics)
-    n = profile.shape[0]
-    per_angle = (n - 1) / (2.0 * math.pi)
+    by_radius = 2.0 / math.tan(2.0 * radius) - 1.0 / radius  # of the photons, relative
+    per_angle = (n_points - 1) / (2.0 * math.pi)
     half = 0.5 * optics.pixel_width_rad
     root = 1.0 / (math.sqrt(2.0) * width)
-    normal = 1.0 / math.sqrt(2.0 * math.pi)
+    density = 1.0 / (math.sqrt(2.0 * math.pi) * width)
     noise = optics.pedestal**2
-    per_pe = 1.0 + optics.spe_width**2
+    square = optics.spe_width**2
+    per_pe = 1.0 + square
+    third, fourth = 1.0 + 3.0 * square, 1.0 + 6.0 * square + 3.0 * square**2
+    scale = photons * efficiency
 
     logarithms, value, product = 0.0, 0.0, 1.0
-    g0, g1, g2, g3 = 0.0, 0.0, 0.0, 0.0
-    i00, i01, i02, i03, i11 = 0.0, 0.0, 0.0, 0.0, 0.0
-    i12, i13, i22, i23, i33 = 0.0, 0.0, 0.0, 0.0, 0.0
+    gradient = np.zeros(n_free)
+    matrix = np.zeros((n_free, n_free))
+    d = np.empty(7)
     for i in range(charge.size):
         place = (azimuth[i] + math.pi) * per_angle
-        k = min(max(int(place), 0), n - 2)
+        k = min(max(int(place), 0), n_points - 2)
         t = place - k
-        p = profile[k, 0] + t * (profile[k + 1, 0] - profile[k, 0])
+        rise = profile[k + 1, 0] - profile[k, 0]
+        p = profile[k, 0] + t * rise
         px = profile[k, 1] + t * (profile[k + 1, 1] - profile[k, 1])
         py = profile[k, 2] + t * (profile[k + 1, 2] - profile[k, 2])
-        # The part of the ring's radial profile that falls into the pixel, and its derivative.
+        # The part of the ring's radial profile that falls into the pixel, and its derivatives.
         outer = (distance[i] + half - radius) * root
         inner = (distance[i] - half - radius) * root
         part = 0.5 * (math.erf(outer) - math.erf(inner))
-        by_width = -(outer * math.exp(-outer * outer) - inner * math.exp(-inner * inner)) * (
-            math.sqrt(2.0) * normal / width
-        )
-        scale = photons * efficiency
+        at_outer = math.exp(-outer * outer) * density
+        at_inner = math.exp(-inner * inner) * density
         mu = scale * p * part
-        d0 = scale * px * part
-        d1 = scale * py * part
-        d2 = scale * p * by_width
-        d3 = photons * p * part
+        d[0] = scale * px * part
+        d[1] = scale * py * part
+        d[2] = -scale * p * (outer * at_outer - inner * at_inner) * math.sqrt(2.0)
+        d[3] = photons * p * part
+        if n_free > 4:
+            outwards = scale * p * (at_outer - at_inner)
+            around = scale * part * rise * per_angle / distance[i]
+            sine, cosine = math.sin(azimuth[i]), math.cos(azimuth[i])
+            d[4] = -cosine * outwards + sine * around
+            d[5] = -sine * outwards - cosine * around
+            d[6] = mu * by_radius - outwards
         variance = noise + mu * per_pe
         residual = charge[i] - mu
         weight = 1.0 / variance
@@ -309,61 +345,48 @@ def likelihood(
         pull = residual * weight
         value += 0.5 * residual * pull
         slope = 0.5 * per_pe * weight - pull - 0.5 * per_pe * pull * pull
-        information = weight + 0.5 * (per_pe * weight) ** 2
-        g0 += slope * d0
-        g1 += slope * d1
-        g2 += slope * d2
-        g3 += slope * d3
-        i00 += information * d0 * d0
-        i01 += information * d0 * d1
-        i02 += information * d0 * d2
-        i03 += information * d0 * d3
-        i11 += information * d1 * d1
-        i12 += information * d1 * d2
-        i13 += information * d1 * d3
-        i22 += information * d2 * d2
-        i23 += information * d2 * d3
-        i33 += information * d3 * d3
+        relative = per_pe * weight
+        information = weight + 0.5 * relative**2
+        if poisson:
+            information += mu * relative * weight**2 * (third + 0.25 * relative * fourth)
+        for m in range(n_free):
+            gradient[m] += slope * d[m]
+            weighted = information * d[m]
+            for j in range(m + 1):
+                matrix[m, j] += weighted * d[j]
     logarithms += math.log(product) + charge.size * math.log(2.0 * math.pi)
-    matrix = np.array(
-        [[i00, i01, i02, i03], [i01, i11, i12, i13], [i02, i12, i22, i23], [i03, i13, i23, i33]]
-    )
-    return value + 0.5 * logarithms, np.array([g0, g1, g2, g3]), matrix
+    for m in range(n_free):
+        for j in range(m):
+            matrix[j, m] = matrix[m, j]
+    return value + 0.5 * logarithms, gradient, matrix
 
 
 @compiled
 def predict(
-    parameters: Vector, distance: Vector, azimuth: Vector, radius: float, optics: Optics
+    parameters: Vector, distance: Vector, azimuth: Vector, n_points: int, optics: Optics
 ) -> Vector:
     """Give the predicted image of a ring.
 
     Parameters
     ----------
-    parameters : array of float64, (4,)
-        Impact x and y, in m; width of the ring, in rad; optical efficiency.
-    distance, azimuth : array of float64, (M,)
-        Polar coordinates of the pixels about the centre of the ring, in rad.
-    radius : float
-        Radius of the ring, in rad.
-    optics : Optics
-        The telescope.
+    parameters, distance, azimuth, n_points, optics
+        As for `likelihood`.
 
     Returns
     -------
     array of float64, (M,)
         Expected charges, in p.e.
     """
-    impact_x, impact_y, width, efficiency = parameters
-    profile = _profile(impact_x, impact_y, radius, optics, False)
+    width, efficiency, radius = parameters[2], parameters[3], parameters[6]
+    profile = _profile(parameters[0], parameters[1], n_points, optics, False)
     scale = _photons(radius, optics) * efficiency
-    n = profile.shape[0]
-    per_angle = (n - 1) / (2.0 * math.pi)
+    per_angle = (n_points - 1) / (2.0 * math.pi)
     half = 0.5 * optics.pixel_width_rad
     root = 1.0 / (math.sqrt(2.0) * width)
     image = np.empty(distance.size)
     for i in range(distance.size):
         place = (azimuth[i] + math.pi) * per_angle
-        k = min(max(int(place), 0), n - 2)
+        k = min(max(int(place), 0), n_points - 2)
         p = profile[k, 0] + (place - k) * (profile[k + 1, 0] - profile[k, 0])
         outer = (distance[i] + half - radius) * root
         inner = (distance[i] - half - radius) * root
@@ -373,7 +396,7 @@ def predict(
 
 @compiled
 def first_guess(
-    charge: Vector, distance: Vector, azimuth: Vector, radius: float, optics: Optics
+    charge: Vector, distance: Vector, azimuth: Vector, circle: Vector, optics: Optics
 ) -> Vector:
     """Guess the parameters of a ring from the first harmonic of its light.
 
@@ -383,17 +406,19 @@ def first_guess(
 
     Parameters
     ----------
-    charge, distance, azimuth, radius, optics
+    charge, distance, azimuth, optics
         As for `likelihood`.
+    circle : array of float64, (3,)
+        Centre x and y and radius, in rad.
 
     Returns
     -------
-    array of float64, (4,)
-        Parameters as for `likelihood`; the impact may lie outside of the mirror.
+    array of float64, (7,)
+        Parameters as in `Fit`; the impact may lie outside of the mirror. NaN without light.
     """
     half = 0.5 * optics.pixel_width_rad
-    width = half
-    root = 1.0 / (math.sqrt(2.0) * width)
+    radius = circle[2]
+    root = 1.0 / (math.sqrt(2.0) * half)
     matrix = np.zeros((3, 3))
     vector = np.zeros(3)
     row = np.empty(3)
@@ -408,14 +433,16 @@ def first_guess(
             vector[m] += row[m] * charge[i]
             for k in range(3):
                 matrix[m, k] += row[m] * row[k]
-    found = np.full(4, np.nan)
-    if abs(np.linalg.det(matrix)) > 0.0:
-        solution = np.linalg.solve(matrix, vector)
+    found = np.full(7, np.nan)
+    inverse, positive = _inverse(matrix)
+    if positive:
+        solution = inverse @ vector
         if solution[0] > 0.0:
             found[0] = solution[1] / solution[0] * optics.mirror_radius_m
             found[1] = solution[2] / solution[0] * optics.mirror_radius_m
-            found[2] = width
+            found[2] = half
             found[3] = solution[0] / (_photons(radius, optics) * optics.mirror_radius_m)
+            found[4:7] = circle
     return found
 
 
@@ -460,27 +487,26 @@ def _inverse(matrix: Vector) -> tuple[Vector, bool]:
 
 @compiled
 def _climb(
-    start: Vector,
-    charge: Vector,
-    distance: Vector,
-    azimuth: Vector,
-    radius: float,
-    optics: Optics,
+    start: Vector, x: Vector, y: Vector, charge: Vector, n_points: int, optics: Optics, n_free: int
 ) -> tuple[Vector, Vector, float, float, float, bool]:
     """Go to the nearest maximum by Fisher scoring, damped (Levenberg) where a step fails."""
-    parameters = start.copy()
+    distance, azimuth = np.empty(x.size), np.empty(x.size)
+    # Where the muon goes through the hole its place leaves no trace. It fell on the telescope.
+    faint = 1.0 / optics.mirror_radius_m**2
+    parameters, trial = start.copy(), start.copy()
+    polar(x, y, parameters, distance, azimuth)
     value, gradient, information = likelihood(
-        parameters, charge, distance, azimuth, radius, optics, True
+        parameters, charge, distance, azimuth, n_points, optics, n_free, True, False
     )
+    information[0, 0] += faint
+    information[1, 1] += faint
     damping, evaluations = 0.0, 1
     covariance, positive = _inverse(information)
     gap = 0.5 * float(gradient @ (covariance @ gradient))
     while evaluations < MAX_EVALUATIONS and not (positive and gap < CLOSE):
         matrix = information.copy()
-        # Without a hole in the mirror, or in it, a central impact leaves no slope: damp that too.
-        least = 1e-6 * (matrix[0, 0] + matrix[1, 1])
-        for k in range(4):
-            matrix[k, k] += damping * matrix[k, k] + (least if k < 2 else 0.0)
+        for k in range(n_free):
+            matrix[k, k] += damping * matrix[k, k]
         inverse, usable = _inverse(matrix)
         if not usable:
             break
@@ -489,53 +515,67 @@ def _climb(
         if length > MAX_STEP_M:
             step[0] *= MAX_STEP_M / length
             step[1] *= MAX_STEP_M / length
-        trial = parameters + step
-        for k in range(2, 4):
-            trial[k] = min(max(trial[k], parameters[k] / MAX_FACTOR), parameters[k] * MAX_FACTOR)
+        trial[:n_free] = parameters[:n_free] + step
+        for k in (2, 3, 6):
+            low, high = parameters[k] / MAX_FACTOR, parameters[k] * MAX_FACTOR
+            trial[k] = min(max(trial[k], low), high)
+        if n_free > 4:
+            polar(x, y, trial, distance, azimuth)
         new_value, new_gradient, new_information = likelihood(
-            trial, charge, distance, azimuth, radius, optics, True
+            trial, charge, distance, azimuth, n_points, optics, n_free, True, False
         )
         evaluations += 1
         if new_value < value:
-            parameters, value = trial, new_value
-            gradient, information = new_gradient, new_information
+            parameters[:] = trial
+            value, gradient, information = new_value, new_gradient, new_information
+            information[0, 0] += faint
+            information[1, 1] += faint
             covariance, positive = _inverse(information)
             gap = 0.5 * float(gradient @ (covariance @ gradient))
             damping = damping / 8.0 if damping > 0.05 else 0.0
         else:
             damping = max(4.0 * damping, 0.3)
             # Steps have become so short that what stops them is a cusp.
-            if damping > (SHORT_STEPS if positive and gap < CLOSE_ENOUGH else MAX_DAMPING):
+            if damping > (SHORT_STEPS if positive and gap < 0.1 * CLOSE_ENOUGH else MAX_DAMPING):
                 break
-    return parameters, covariance, value, gap, float(evaluations), positive and gap < CLOSE_ENOUGH
+    full = np.zeros((7, 7))
+    full[:n_free, :n_free] = covariance
+    return parameters, full, value, gap, float(evaluations), positive and gap < CLOSE_ENOUGH
 
 
 @compiled
 def fit_intensity(
-    charge: Vector, distance: Vector, azimuth: Vector, radius: float, optics: Optics
+    x: Vector, y: Vector, charge: Vector, circle: Vector, optics: Optics, n_free: int
 ) -> Fit:
-    """Find the most likely impact, width and efficiency of a ring; its circle stays fixed.
+    """Find the most likely impact, width and efficiency of a ring, and its circle if that is free.
 
     Parameters
     ----------
+    x, y : array of float64, (M,)
+        Pixels in the annulus, in rad.
     charge : array of float64, (M,)
-        Pixels in the annulus, in p.e.
-    distance, azimuth : array of float64, (M,)
-        Polar coordinates of these pixels about the centre of the ring, in rad.
-    radius : float
-        Radius of the ring, in rad.
+        Their charges, in p.e.
+    circle : array of float64, (3,)
+        Centre x and y and radius of the ring, in rad.
     optics : Optics
         The telescope.
+    n_free : int
+        4, with the circle fixed, as in ctapipe; or 7.
 
     Returns
     -------
     Fit
         With NaN where there was no light to begin with.
     """
-    guess = first_guess(charge, distance, azimuth, radius, optics)
-    best = Fit(np.full(4, np.nan), np.full((4, 4), np.nan), np.nan, np.nan, 0.0, 0.0, False)
+    best = Fit(np.full(7, np.nan), np.full((7, 7), np.nan), np.nan, np.nan, 0.0, 0.0, False)
+    distance, azimuth = np.empty(x.size), np.empty(x.size)
+    guess = np.zeros(7)
+    guess[4:7] = circle
+    polar(x, y, guess, distance, azimuth)
+    guess = first_guess(charge, distance, azimuth, circle, optics)
     if not math.isfinite(guess[0]):
         return best
+    n_points = profile_points(circle[2], optics)
     contrast = math.hypot(guess[0], guess[1]) / optics.mirror_radius_m
     evaluations, starts = 0.0, 0.0
     for factor in STARTS:
@@ -544,7 +584,7 @@ def fit_intensity(
         start[0] *= scale
         start[1] *= scale
         found, covariance, value, gap, n, converged = _climb(
-            start, charge, distance, azimuth, radius, optics
+            start, x, y, charge, n_points, optics, n_free
         )
         evaluations += n
         starts += 1.0
@@ -553,6 +593,12 @@ def fit_intensity(
         # The edge of the mirror parts two basins only where the light comes from one side.
         if best.converged and contrast < ONE_SIDED:
             break
+    polar(x, y, best.parameters, distance, azimuth)
+    _, _, spread = likelihood(
+        best.parameters, charge, distance, azimuth, n_points, optics, n_free, True, True
+    )
+    inverse = np.ascontiguousarray(best.covariance[:n_free, :n_free])
+    best.covariance[:n_free, :n_free] = inverse @ spread @ inverse
     return Fit(
         best.parameters,
         best.covariance,
