@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from itertools import pairwise, zip_longest
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -28,8 +28,14 @@ from calibdask.engine.protocol import (
     WrongKind,
 )
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.io.images import (
+    TelescopeImages,
+    has_images,
+    inspect_images,
+    is_hdf5,
+    read_images,
+)
 from calibdask.io.muon import (
-    MuonInfo,
     has_muon_tables,
     inspect_muons,
     read_rings,
@@ -46,9 +52,18 @@ from calibdask.muon.result import (
     psf_tables,
     throughput_tables,
 )
+from calibdask.muon.rings import (
+    RING_UNITS,
+    STATUS,
+    RingOptions,
+    predicted_image,
+    rings_of,
+    unusable,
+)
 from calibdask.muon.summary import (
     ChunkKeys,
     EfficiencySummary,
+    Gallery,
     Rings,
     RingSummary,
     WidthSummary,
@@ -64,6 +79,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.muon.config import MuonOptions
+    from calibdask.muon.report import Picture
     from calibdask.muon.result import Telescope
     from calibdask.report import Section
 
@@ -97,21 +113,67 @@ _ROWS = (
 """Fields of `Rings`, as they are kept."""
 
 
+_CUTS = {
+    "images of telescopes with one mirror and known optics": ("dual mirror", "no optics"),
+    "images that were measured": ("no image",),
+    "images with enough pixels": ("too few pixels",),
+    "images with enough light": ("too little light",),
+    "images with a circle": ("no ring",),
+    "images with enough pixels on the circle": ("too few pixels on the ring",),
+    "images with enough of the circle in the camera": ("ring outside of the camera",),
+}
+"""Steps of the cut flow of images, and what became of those that each of them leaves out."""
+
+_GALLERY = 6  # images that the report shows
+
+
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a survey found: the file's metadata, and the cells that its rings may fall into."""
+    """What a survey found in a file.
 
-    info: MuonInfo
+    Attributes
+    ----------
+    telescopes : tuple of (int, str, int)
+        Number, description and mirrors of each.
+    obs_ids : tuple of int
+        Observation blocks.
+    process_type : str or None
+        "CTA PROCESS TYPE".
+    cells : tuple of Cell
+        Those that rings of the file may fall into.
+    n_rows : dict of int to int
+        Rings, or images, of each telescope to calibrate.
+    row_bytes : dict of int to int
+        Memory of one while it is worked on.
+    more_bytes : int
+        Memory besides.
+    kind : str
+        ``rings``: tables of rings; ``images``: DL1 images; ``events``: what ctapipe opens.
+    """
+
+    telescopes: tuple[Telescope, ...]
+    obs_ids: tuple[int, ...]
+    process_type: str | None
     cells: tuple[Cell, ...]
+    n_rows: dict[int, int]
+    row_bytes: dict[int, int]
+    more_bytes: int
+    kind: str
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of all rows."""
+        return sum(n * self.row_bytes[tel_id] for tel_id, n in self.n_rows.items())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _RingTable:
-    """Rows of muon tables with their times, before any selection."""
+    """Rows of muon tables with their times, before any selection; where they were, the images."""
 
     columns: dict[str, NDArray[Any]]
     units: dict[str, str]
     time_ns: NDArray[np.int64]
+    images: tuple[TelescopeImages, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,11 +186,13 @@ class _FromRings(Calibration):
     telescopes: tuple[Telescope, ...] = ()
     process_type: str = "Observation"
     obs_ids: tuple[int, ...] = ()
+    fits_rings: bool = False
 
     version: ClassVar[int] = 1
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
     bins_time: ClassVar[bool] = True
+    patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5", "*.simtel", "*.simtel.*")
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
 
     @property
@@ -153,21 +217,43 @@ class _FromRings(Calibration):
     # -- planning -------------------------------------------------------------------------------
 
     def survey(self, source: InputRef) -> Survey:
-        """Look at the metadata of a file."""
-        if not has_muon_tables(source.path):
-            raise WrongKind(f"{source.path}: holds no tables of muon rings")
-        info = inspect_muons(source.path, self.columns)
-        if info.product_id:  # tells apart what equal size and samples would not
-            source = replace(source, identity=f"{source.identity}:{info.product_id}")
-        wanted = self._wanted(info.n_rows)
-        bins = self.options.bins
-        cells: list[Cell] = []
-        if bins is None:
-            cells = [(tel_id, 0) for tel_id in wanted]
+        """Look at what a file holds: tables of rings, else images to fit them to."""
+        path, options = source.path, self.options
+        of_events = not is_hdf5(path)
+        times: Mapping[int, NDArray[np.int64]] = {}
+        if not of_events and has_muon_tables(path):
+            info = inspect_muons(path, self.columns)
+            wanted = self._wanted(info.n_rows)
+            if options.bins is not None:
+                times = ring_times(path, wanted)
+            telescopes = [(t, text, info.n_mirrors[t]) for t, text in info.telescopes.items()]
+            n_rows = {tel_id: info.n_rows[tel_id] for tel_id in wanted}
+            kind, row_bytes = "rings", dict.fromkeys(wanted, _ROW_BYTES)
+            more_bytes, product_id = info.n_trigger_rows * 64, info.product_id
+            obs_ids, process_type = info.obs_ids, info.process_type
+        elif of_events or has_images(path):
+            found = inspect_images(path, options.ring_fit.focal_length_choice)
+            # Where there is no model, there is no cell: the telescope is flagged.
+            wanted = [t for t in self._wanted(found.cameras) if not unusable(found.cameras[t])]
+            times = found.times_ns
+            telescopes = [(t, c.tel_description, c.n_mirrors) for t, c in found.cameras.items()]
+            n_rows = {tel_id: len(times[tel_id]) for tel_id in wanted}
+            kind, row_bytes = "events" if of_events else "images", found.bytes_per_image
+            more_bytes, product_id = 0, found.product_id
+            obs_ids, process_type = found.obs_ids, found.process_type
         else:
-            for tel_id, time_ns in ring_times(source.path, wanted).items():
-                cells += [(tel_id, number) for number in np.unique(bins.index(time_ns)).tolist()]
-        return Survey(source, order=info.obs_ids[:1], facts=_Facts(info, tuple(cells)))
+            raise WrongKind(f"{path}: holds neither tables of muon rings nor images")
+        if product_id:  # tells apart what equal size and samples would not
+            source = replace(source, identity=f"{source.identity}:{product_id}")
+        numbers = {
+            tel_id: [0] if options.bins is None else np.unique(options.bins.index(times[tel_id]))
+            for tel_id in wanted
+        }
+        cells = tuple((t, int(number)) for t in wanted for number in numbers[t])
+        facts = _Facts(
+            tuple(telescopes), obs_ids, process_type, cells, n_rows, row_bytes, more_bytes, kind
+        )
+        return Survey(source, order=obs_ids[:1], facts=facts)
 
     def _wanted(self, tel_ids: Iterable[int]) -> list[int]:
         allowed = self.options.allowed_tels
@@ -178,14 +264,15 @@ class _FromRings(Calibration):
         types: dict[str, str] = {}
         found: dict[int, tuple[Telescope, str]] = {}
         for survey in surveys:
-            path, info = survey.source.path, survey.facts.info
-            types.setdefault(info.process_type or "Observation", path)
-            for tel_id in self._wanted(info.telescopes):
-                one: Telescope = (tel_id, info.telescopes[tel_id], info.n_mirrors[tel_id])
-                known, before = found.setdefault(tel_id, (one, path))
+            path, facts = survey.source.path, survey.facts
+            types.setdefault(facts.process_type or "Observation", path)
+            for one in facts.telescopes:
+                if not self._wanted(one[:1]):
+                    continue
+                known, before = found.setdefault(one[0], (one, path))
                 if known != one:
                     raise ConfigError(
-                        f"{before} and {path} are of different arrays: telescope {tel_id} is"
+                        f"{before} and {path} are of different arrays: telescope {one[0]} is"
                         f" {known[1]} and {one[1]}; calibrate each array by itself"
                     )
         if len(types) > 1:
@@ -196,38 +283,66 @@ class _FromRings(Calibration):
         if missing:
             listed = ", ".join(map(str, missing))
             notes += (f"allowed_tels: no input has telescope {listed}",)
-        obs_ids = {number for survey in surveys for number in survey.facts.info.obs_ids}
+        obs_ids = {number for survey in surveys for number in survey.facts.obs_ids}
         return replace(
             self,
             telescopes=tuple(found[tel_id][0] for tel_id in sorted(found)),
             process_type=next(iter(types)),
             obs_ids=tuple(sorted(obs_ids)),
+            fits_rings=any(survey.facts.kind != "rings" for survey in surveys),
             notes=notes,
         )
 
     def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
-        """Cut files that are too large for one shard into equal parts of every table."""
+        """Cut files that are too large for one shard.
+
+        Tables of rings are cut into equal parts of every table, DL1 images by telescope and rows;
+        other files are read from their beginning and stay whole.
+        """
         for survey in surveys:
-            info: MuonInfo = survey.facts.info
-            if not survey.facts.cells:
+            facts: _Facts = survey.facts
+            if not facts.cells:
                 continue
-            n_rows = sum(info.n_rows[tel_id] for tel_id in self._wanted(info.n_rows))
-            peak_bytes = n_rows * _ROW_BYTES
+            peak_bytes, size = facts.peak_bytes, survey.source.size
             n_parts = max(1, -(-peak_bytes // self.shard_bytes))
+            if facts.kind == "images" and n_parts > 1:
+                yield from self._pieces_of_images(survey)
+                continue
+            if facts.kind == "events":
+                n_parts = 1
             for number in range(n_parts):
                 yield Piece(
                     (survey.source,),
                     (("part", number), ("of", n_parts)) if n_parts > 1 else (),
-                    survey.facts.cells,
+                    facts.cells,
                     order=(*survey.order, number),
-                    n_bytes=survey.source.size // n_parts,
+                    n_bytes=size // n_parts,
                     # Every part looks its times up in the whole trigger table.
-                    peak_bytes=peak_bytes // n_parts + info.n_trigger_rows * 64,
+                    peak_bytes=peak_bytes // n_parts + facts.more_bytes,
+                )
+
+    def _pieces_of_images(self, survey: Survey) -> Iterable[Piece]:
+        facts: _Facts = survey.facts
+        for tel_id, n_rows in facts.n_rows.items():
+            row_bytes = facts.row_bytes[tel_id]
+            n_parts = max(1, -(-n_rows * row_bytes // self.shard_bytes))
+            cells = tuple(cell for cell in facts.cells if cell[0] == tel_id)
+            for number in range(n_parts):
+                first, stop = (n_rows * i // n_parts for i in (number, number + 1))
+                share = (stop - first) * row_bytes / max(facts.peak_bytes, 1)
+                yield Piece(
+                    (survey.source,),
+                    (("tel_id", tel_id), ("first_row", first), ("stop_row", stop)),
+                    cells,
+                    order=(*survey.order, tel_id, number),
+                    n_bytes=int(survey.source.size * share),
+                    peak_bytes=(stop - first) * row_bytes,
                 )
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the rings and their first summary depend on."""
-        return self.options.map_options()
+        fit = {"ring_fit": self.options.ring_fit.map_options()} if self.fits_rings else {}
+        return {**self.options.map_options(), **fit}
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what only fits depend on."""
@@ -244,13 +359,21 @@ class _FromRings(Calibration):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> Rows | _RingTable:
-        """Read muon tables, or the rings kept by the first stage."""
+    def read(self, shard: Shard, rows: Rows | None) -> Rows | _RingTable | list[TelescopeImages]:
+        """Read muon tables, or images, or the rings kept by the first stage."""
         if rows is not None:
             return rows
         path = shard.inputs[0].path
         part = dict(shard.part)
         tel_ids = sorted({int(cell[0]) for cell in shard.cells})
+        if not is_hdf5(path) or not has_muon_tables(path):
+            choice = self.options.ring_fit.focal_length_choice
+            if "tel_id" in part:
+                chosen = int(part["first_row"]), int(part["stop_row"])
+                return list(read_images(path, choice, tel_id=tel_ids[0], rows=chosen))
+            return [
+                images for images in read_images(path, choice) if images.camera.tel_id in tel_ids
+            ]
         rings = read_rings(
             path, self.columns, tel_ids, (int(part.get("part", 0)), int(part.get("of", 1)))
         )
@@ -260,11 +383,40 @@ class _FromRings(Calibration):
         keys = (rings.columns[name] for name in ("obs_id", "event_id", "tel_id"))
         return _RingTable(rings.columns, rings.units, read_times(path, *keys))
 
+    def _ring_options(self, images: TelescopeImages) -> RingOptions:
+        """Give the options of the ring fit for a telescope."""
+        camera = images.camera
+        values: dict[str, Any] = {
+            **self.options.ring_fit.of_telescope(camera.tel_id, camera.tel_description)
+        }
+        for name in ("min_picture_neighbors", "oversampling"):
+            values[name] = round(values[name])
+        return RingOptions(**values)
+
+    def _fit_rings(self, blocks: Sequence[TelescopeImages]) -> tuple[_RingTable, dict[str, int]]:
+        """Fit a ring to each image; give them with the cut flow of the images."""
+        tables = [rings_of(images, self._ring_options(images)) for images in blocks]
+        columns = {name: np.concatenate([one[name] for one in tables]) for name in tables[0]}
+        flow = {"images": len(columns["status"])}
+        left = flow["images"]
+        for name, reasons in _CUTS.items():
+            left -= int(np.isin(columns["status"], [STATUS.index(one) for one in reasons]).sum())
+            flow[name] = left
+        time_ns = columns.pop("time_ns")
+        return _RingTable(columns, dict(RING_UNITS), time_ns, tuple(blocks)), flow
+
     def reduce(
-        self, stage: int, data: Rows | _RingTable, given: Mapping[Cell, CellState]
+        self,
+        stage: int,
+        data: Rows | _RingTable | list[TelescopeImages],
+        given: Mapping[Cell, CellState],
     ) -> Reduced:
         """Select rings and summarise them, or summarise those within the bounds so far."""
-        if not isinstance(data, _RingTable):
+        if isinstance(data, list):
+            data, flow = self._fit_rings(data)
+        elif isinstance(data, _RingTable):
+            flow = {"images": len(data.time_ns)}
+        else:
             return Reduced(
                 {
                     cell: self.summarise(stage, rings, given[cell])
@@ -272,13 +424,36 @@ class _FromRings(Calibration):
                     if cell in given
                 }
             )
-        rows, flow, notes = self._select(data)
+        rows, index, more_flow, notes = self._select(data)
         keys = np.stack([rows["obs_id"] * _TEL_IDS + rows["tel_id"], rows["event_id"]], axis=1)
         first = ChunkKeys if self.by_number else RingSummary
+        galleries = self._galleries(data, rows, index)
         summaries: dict[Cell, Summary] = {
-            cell: first.of(rings) for cell, rings in _cells_of(rows).items()
+            cell: first.of(rings, galleries.get(cell)) for cell, rings in _cells_of(rows).items()
         }
-        return Reduced(summaries, flow, rows, keys, notes)
+        return Reduced(summaries, {**flow, **more_flow}, rows, keys, notes)
+
+    def _galleries(
+        self, data: _RingTable, rows: Rows, index: NDArray[np.intp]
+    ) -> dict[Cell, Gallery]:
+        """Take the first few images of each cell, with what the fit predicts for them."""
+        starts = np.cumsum([0, *(len(images.event_id) for images in data.images)])
+        limit = _GALLERY if self.options.bins is None else 1
+        galleries: dict[Cell, Gallery] = {}
+        for cell, place in _places_of(rows).items() if data.images else ():
+            total = Gallery.identity(limit)
+            for row in range(place.start, min(place.start + limit, place.stop)):
+                number = int(index[row])
+                block = int(np.searchsorted(starts, number, side="right")) - 1
+                images = data.images[block]
+                ring = {name: values[number] for name, values in data.columns.items()}
+                key = [rows[name][row] for name in ("time_ns", "obs_id", "event_id")]
+                expected = predicted_image(images.camera, self._ring_options(images), ring)
+                total = total.merge(
+                    _picture(images, number - int(starts[block]), ring, expected, limit, key)
+                )
+            galleries[cell] = total
+        return galleries
 
     def name_event(self, group: int, identifier: int) -> str:
         """Say which ring a key of `reduce` means."""
@@ -291,15 +466,27 @@ class _FromRings(Calibration):
 
     def _select(
         self, data: _RingTable
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, int], tuple[str, ...]]:
-        """Select rings and put them into order; give them with the cut flow and what is odd."""
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.intp], dict[str, int], tuple[str, ...]]:
+        """Select rings and put them into order.
+
+        Returns
+        -------
+        rows : dict of str to ndarray
+            The rings.
+        index : ndarray of int
+            Where each stands in the data.
+        flow : dict of str to int
+            The cut flow.
+        notes : tuple of str
+            What is odd.
+        """
         columns, n_rows = data.columns, len(data.time_ns)
         value = columns[_EFFICIENCY]
         radius, width = columns["muonring_radius"], columns["muonefficiency_width"]
         with np.errstate(divide="ignore", invalid="ignore"):
             good = ExactMoments.holds(value) & ExactMoments.holds(width / radius) & (radius > 0)
             good &= ExactMoments.holds(radius)
-        flow = {"images": n_rows, "rings with efficiency, radius and width": int(good.sum())}
+        flow = {"rings with efficiency, radius and width": int(good.sum())}
         for pair in self.options.quality_criteria.pairs:
             # Bare numbers are in the units of the file, as in the peer; see MuonQualityQuery.
             units = data.units if re.search(r"\bu\s*\.", pair[1]) else {}
@@ -328,7 +515,7 @@ class _FromRings(Calibration):
             "azimuth_deg": np.degrees(np.arctan2(y_m, x_m)),
         }
         order = np.lexsort([rows[n] for n in ("event_id", "obs_id", "time_ns", "bin", "tel_id")])
-        return {name: values[order] for name, values in rows.items()}, flow, notes
+        return {name: values[order] for name, values in rows.items()}, index[order], flow, notes
 
     # -- products -------------------------------------------------------------------------------
 
@@ -358,17 +545,68 @@ class _FromRings(Calibration):
     description: ClassVar[str] = ""
 
 
-def _cells_of(rows: Rows) -> dict[Cell, Rings]:
-    """Cut rows, which are in the order of cells, into the rings of each."""
+def _places_of(rows: Rows) -> dict[Cell, slice]:
+    """Cut rows, which are in the order of cells."""
     tel_id, number = rows["tel_id"], rows["bin"]
     edges = np.flatnonzero((tel_id[1:] != tel_id[:-1]) | (number[1:] != number[:-1])) + 1
     bounds = [0, *edges.tolist(), len(tel_id)] if len(tel_id) else [0]
-    cells = {}
-    for start, stop in pairwise(bounds):
-        part = slice(start, stop)
-        cell = int(tel_id[start]), int(number[start])
-        cells[cell] = Rings(*(rows[name][part] for name in _ROWS))
-    return cast("dict[Cell, Rings]", cells)
+    return {
+        (int(tel_id[start]), int(number[start])): slice(start, stop)
+        for start, stop in pairwise(bounds)
+    }
+
+
+def _cells_of(rows: Rows) -> dict[Cell, Rings]:
+    """Give the rings of each cell."""
+    return {
+        cell: Rings(*(rows[name][place] for name in _ROWS))
+        for cell, place in _places_of(rows).items()
+    }
+
+
+def _pictures(states: Mapping[Cell, CellState]) -> list[Picture]:
+    """Pick images for the report, of every telescope in turn."""
+    from calibdask.muon.report import Picture
+
+    by_telescope: dict[int, list[Picture]] = {}
+    for cell, state in sorted(states.items()):
+        gallery = Gallery.from_arrays(state.arrays)
+        for key, ring, pixels in zip(gallery.keys, gallery.rings, gallery.images(), strict=True):
+            tel_id = int(cell[0])
+            one = Picture(tel_id, int(key[1]), int(key[2]), ring, pixels)
+            by_telescope.setdefault(tel_id, []).append(one)
+    turns = zip_longest(*by_telescope.values())
+    return [one for turn in turns for one in turn if one is not None][:_GALLERY]
+
+
+def _picture(
+    images: TelescopeImages,
+    number: int,
+    ring: Mapping[str, Any],
+    expected: NDArray[np.float64],
+    limit: int,
+    key: Sequence[Any],
+) -> Gallery:
+    """Give a gallery of one image."""
+    camera = images.camera
+    fields = (
+        *("muonring_center_fov_lon", "muonring_center_fov_lat", "muonring_radius"),
+        *("muonefficiency_width", _EFFICIENCY, "muonefficiency_impact"),
+    )
+    width_deg = np.degrees(camera.pixel_width_rad[0])
+    pixels = [
+        np.degrees(camera.pixel_x_rad),
+        np.degrees(camera.pixel_y_rad),
+        images.image[number],
+        expected,
+    ]
+    return Gallery(
+        limit,
+        np.array([key], np.int64),
+        np.array([[*(float(ring[name]) for name in fields), width_deg]]),
+        np.array([len(expected)], np.int64),
+        np.array(pixels, np.float32),
+    )
 
 
 @dataclass(frozen=True)
@@ -406,6 +644,7 @@ class ThroughputFromMuons(_FromRings):
         moments = total.efficiency.moments()
         return CellState.of(
             options.clip_sigma,
+            **total.gallery.to_arrays(),
             done=not moments.n.sum(),
             round=0,
             reach=options.clip_sigma or _REACH_UNCLIPPED,
@@ -422,8 +661,7 @@ class ThroughputFromMuons(_FromRings):
         """Give the sections of the report."""
         from calibdask.muon.report import throughput_sections
 
-        del result
-        return throughput_sections(tables)
+        return throughput_sections(tables, _pictures(result))
 
 
 def _cut_into_chunks(total: ChunkKeys, options: MuonOptions) -> CellState:
@@ -444,6 +682,7 @@ def _cut_into_chunks(total: ChunkKeys, options: MuonOptions) -> CellState:
         starts=total.keys[starts].reshape(-1, 3),
         stop=total.keys[stop : stop + 1],
         n_too_few=np.array(0 if n_chunks else n),
+        **total.gallery.to_arrays(),
     )
 
 
@@ -460,7 +699,11 @@ def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOp
     edges = np.linspace(-float(before["reach"]), float(before["reach"]), total.counts.shape[1] - 1)
     unit = np.where(before["std"] > 0, before["std"], 1.0)
     median = before["mean"] + unit * Histogram(edges, total.counts).median()
-    kept = {name: before[name] for name in ("starts", "stop") if name in before}
+    kept = {
+        name: values
+        for name, values in before.items()
+        if name in ("starts", "stop") or name.startswith("gallery")
+    }
     profiles = {}
     for name, sums in total.profiles.items():
         profile = sums.moments()
@@ -524,6 +767,7 @@ class PsfFromMuons(_FromRings):
                 edges_deg=radius_edges(least, greatest, n_bins) if n else np.empty(0),
                 least=total.least,
                 greatest=total.greatest,
+                **total.gallery.to_arrays(),
             )
         if given is None:
             raise AssertionError("a stage after the first builds on one")
@@ -543,7 +787,11 @@ class PsfFromMuons(_FromRings):
             m2=ratio.m2,
             radius_deg=radius_deg.mean,
             n_all=total.n_all,
-            **{name: before[name] for name in ("edges_deg", "least", "greatest")},
+            **{
+                name: values
+                for name, values in before.items()
+                if name in ("edges_deg", "least", "greatest") or name.startswith("gallery")
+            },
         )
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
@@ -554,5 +802,4 @@ class PsfFromMuons(_FromRings):
         """Give the sections of the report."""
         from calibdask.muon.report import psf_sections
 
-        del result
-        return psf_sections(tables)
+        return psf_sections(tables, _pictures(result))

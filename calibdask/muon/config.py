@@ -322,6 +322,24 @@ class MuonIntensityFitter(Section):
     )
 
 
+class TailcutsImageCleaner(Section):
+    """Which pixels of an image count, where images come without a mask."""
+
+    picture_threshold_pe: _Patterns = Field(
+        default=_for_all(10.0),
+        description="Charge of a pixel that is kept with its neighbours.",
+        json_schema_extra={"unit": "photoelectrons"},
+    )
+    boundary_threshold_pe: _Patterns = Field(
+        default=_for_all(5.0),
+        description="Charge of a pixel that is kept beside one of these.",
+        json_schema_extra={"unit": "photoelectrons"},
+    )
+    min_picture_neighbors: _Patterns = Field(
+        default=_for_all(2.0), description="Such neighbours that a pixel of the picture needs."
+    )
+
+
 class EventSource(Section):
     """How images are read."""
 
@@ -344,6 +362,7 @@ _OF_RINGS: Mapping[str, type[Section]] = {
     "TimeChunking": TimeChunking,
     "MuonProcessor": MuonProcessor,
     "MuonIntensityFitter": MuonIntensityFitter,
+    "TailcutsImageCleaner": TailcutsImageCleaner,
     "EventSource": EventSource,
 }
 
@@ -356,7 +375,7 @@ SECTIONS: Mapping[str, type[Section]] = {
 """All sections that a muon configuration may have."""
 
 _SHOWN = ("MuonQualityQuery", "SigmaClippingAggregator", "SizeChunking", "EventSource")
-_SHOWN_OF_FITS = ("MuonProcessor", "MuonIntensityFitter")
+_SHOWN_OF_FITS = ("TailcutsImageCleaner", "MuonProcessor", "MuonIntensityFitter")
 
 JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
     job: (section, *_SHOWN, *_SHOWN_OF_FITS, *ENGINE_SECTIONS)
@@ -383,7 +402,7 @@ class RingFitOptions:
         Name of an option of the ring fit, and its values by telescope.
     """
 
-    focal_length_choice: str
+    focal_length_choice: Literal["EFFECTIVE", "EQUIVALENT"]
     patterns: tuple[tuple[str, TelescopePatterns], ...]
 
     def of_telescope(self, tel_id: int, description: str) -> dict[str, float]:
@@ -626,10 +645,16 @@ def _chunks(
 def _ring_fit(document: Configuration) -> RingFitOptions:
     processor = document.get("MuonProcessor", MuonProcessor)
     fitter = document.get("MuonIntensityFitter", MuonIntensityFitter)
-    names = {"min_lambda_m": "min_wavelength_m", "max_lambda_m": "max_wavelength_m"}
+    cleaner = document.get("TailcutsImageCleaner", TailcutsImageCleaner)
+    names = {
+        "min_lambda_m": "min_wavelength_m",
+        "max_lambda_m": "max_wavelength_m",
+        "picture_threshold_pe": "picture_threshold",
+        "boundary_threshold_pe": "boundary_threshold",
+    }
     patterns = [
         (names.get(name, name), getattr(section, name))
-        for section in (processor, fitter)
+        for section in (cleaner, processor, fitter)
         for name in type(section).model_fields
     ]
     choice = document.get("EventSource", EventSource).focal_length_choice

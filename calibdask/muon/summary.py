@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
     type Arrays = Mapping[str, NDArray[Any]]
 
-__all__ = ["ChunkKeys", "EfficiencySummary", "RingSummary", "Rings", "WidthSummary"]
+__all__ = [
+    "ChunkKeys",
+    "EfficiencySummary",
+    "Gallery",
+    "RingSummary",
+    "Rings",
+    "WidthSummary",
+]
 
 N_BINS = 400
 """Bins of the histogram for the median."""
@@ -92,6 +99,87 @@ def _extent(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Gallery:
+    """The first few rings of a cell with their images, for people to look at.
+
+    Attributes
+    ----------
+    limit : int
+        How many are kept.
+    keys : ndarray of int64, shape (G, 3)
+        (time, observation, event) of each, in rising order.
+    rings : ndarray of float64, shape (G, 7)
+        Centre (fov_lon, fov_lat), radius and width in deg; efficiency; impact distance in m; width
+        of a pixel in deg.
+    n_pixels : ndarray of int64, shape (G,)
+        Pixels of each image.
+    pixels : ndarray of float32, shape (4, sum of n_pixels)
+        fov_lon and fov_lat in deg, charge and expected charge in p.e., one image after the other.
+    """
+
+    limit: int
+    keys: NDArray[np.int64]
+    rings: NDArray[np.float64]
+    n_pixels: NDArray[np.int64]
+    pixels: NDArray[np.float32]
+
+    @classmethod
+    def identity(cls, limit: int = 0) -> Self:
+        """Give one without images."""
+        return cls(
+            limit,
+            np.empty((0, 3), np.int64),
+            np.empty((0, 7)),
+            np.empty(0, np.int64),
+            np.empty((4, 0), np.float32),
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Keep the first rings of both."""
+        if not len(other.keys):
+            return self
+        if not len(self.keys):
+            return other
+        keys = np.concatenate([self.keys, other.keys])
+        chosen = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))[: self.limit]
+        images = [*self.images(), *other.images()]
+        return type(self)(
+            self.limit,
+            keys[chosen],
+            np.concatenate([self.rings, other.rings])[chosen],
+            np.concatenate([self.n_pixels, other.n_pixels])[chosen],
+            np.concatenate([images[i] for i in chosen.tolist()], axis=1),
+        )
+
+    def images(self) -> list[NDArray[np.float32]]:
+        """Pixels of each image, shape (4, n_pixels)."""
+        return (
+            np.split(self.pixels, np.cumsum(self.n_pixels)[:-1], axis=1) if len(self.keys) else []
+        )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Fields by name, for storage without pickle."""
+        return {
+            "gallery_limit": np.array(self.limit),
+            "gallery_keys": self.keys,
+            "gallery_rings": self.rings,
+            "gallery_n_pixels": self.n_pixels,
+            "gallery_pixels": self.pixels,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Inverse of `to_arrays`."""
+        return cls(
+            int(arrays["gallery_limit"]),
+            np.asarray(arrays["gallery_keys"], np.int64),
+            np.asarray(arrays["gallery_rings"], np.float64),
+            np.asarray(arrays["gallery_n_pixels"], np.int64),
+            np.asarray(arrays["gallery_pixels"], np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RingSummary:
     """The rings of a cell before any clipping: both jobs begin with it.
 
@@ -103,25 +191,29 @@ class RingSummary:
         Earliest and latest time in ns, and smallest and largest observation number.
     radius_deg : ndarray of float64, shape (2,)
         Smallest and largest ring radius.
+    gallery : Gallery
+        A few rings with their images, where rings were fitted to images.
     """
 
     efficiency: ExactMoments
     least: NDArray[np.int64]
     greatest: NDArray[np.int64]
     radius_deg: NDArray[np.float64]
+    gallery: Gallery
 
     @classmethod
     def identity(cls) -> Self:
-        """No rings."""
+        """Give one without rings."""
         return cls(
             ExactMoments.identity(1),
             np.full(2, _LATEST),
             np.full(2, _EARLIEST),
             np.array([np.inf, -np.inf]),
+            Gallery.identity(),
         )
 
     @classmethod
-    def of(cls, rings: Rings) -> Self:
+    def of(cls, rings: Rings, gallery: Gallery | None = None) -> Self:
         """Summarise rings."""
         if not len(rings.time_ns):
             return cls.identity()
@@ -132,6 +224,7 @@ class RingSummary:
             whole.min(axis=1),
             whole.max(axis=1),
             np.array([rings.radius_deg.min(), rings.radius_deg.max()]),
+            gallery or Gallery.identity(),
         )
 
     def merge(self, other: Self) -> Self:
@@ -143,6 +236,7 @@ class RingSummary:
             np.minimum(self.least, other.least),
             np.maximum(self.greatest, other.greatest),
             np.array([low, high]),
+            self.gallery.merge(other.gallery),
         )
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -151,6 +245,7 @@ class RingSummary:
             "least": self.least,
             "greatest": self.greatest,
             "radius_deg": self.radius_deg,
+            **self.gallery.to_arrays(),
         }
 
     @classmethod
@@ -161,6 +256,7 @@ class RingSummary:
             np.asarray(arrays["least"], np.int64),
             np.asarray(arrays["greatest"], np.int64),
             np.asarray(arrays["radius_deg"], np.float64),
+            Gallery.from_arrays(arrays),
         )
 
 
@@ -172,33 +268,37 @@ class ChunkKeys:
     ----------
     keys : ndarray of int64, shape (N, 3)
         (time, observation, event), in rising order.
+    gallery : Gallery
+        A few rings with their images, where rings were fitted to images.
     """
 
     keys: NDArray[np.int64]
+    gallery: Gallery
 
     @classmethod
     def identity(cls) -> Self:
-        """No rings."""
-        return cls(np.empty((0, 3), np.int64))
+        """Give one without rings."""
+        return cls(np.empty((0, 3), np.int64), Gallery.identity())
 
     @classmethod
-    def of(cls, rings: Rings) -> Self:
+    def of(cls, rings: Rings, gallery: Gallery | None = None) -> Self:
         """Take the keys of rings."""
-        return cls(rings.keys)
+        return cls(rings.keys, gallery or Gallery.identity())
 
     def merge(self, other: Self) -> Self:
         """Join the keys of different rings."""
         keys = np.concatenate([self.keys, other.keys])
-        return type(self)(keys[np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))])
+        order = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))
+        return type(self)(keys[order], self.gallery.merge(other.gallery))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Fields by name, for storage without pickle."""
-        return {"keys": self.keys}
+        return {"keys": self.keys, **self.gallery.to_arrays()}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Inverse of `to_arrays`."""
-        return cls(np.asarray(arrays["keys"], np.int64).reshape(-1, 3))
+        return cls(np.asarray(arrays["keys"], np.int64).reshape(-1, 3), Gallery.from_arrays(arrays))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
