@@ -149,6 +149,11 @@ SIMULATIONS: dict[str, Simulation] = {
             "DL1 files with tables of muon rings in ctapipe's format, with truth.json beside them.",
             "calibdask.muon.simulate",
         ),
+        Simulation(
+            "muon-images",
+            "DL1 files with images of muon rings in ctapipe's format, with truth.json beside them.",
+            "calibdask.muon.simulate_images",
+        ),
     )
 }
 

@@ -290,7 +290,8 @@ def write_observation(
     start_s, duration_s : float
         Begin in seconds of TAI since 1970, and length.
     altitude_deg : float
-        Where the telescopes point, due South.
+        Where the telescopes point, due South. ctapipe's event source needs NaN, for unknown: beside
+        a pointing it wants a pickled enum.
     """
     start_mjd = start_s / 86400 + _MJD_OF_1970
     row = {
@@ -306,6 +307,13 @@ def write_observation(
         "actual_start_time": np.float64(start_mjd),
         "actual_duration": np.float64(duration_s / 60),
     }
+    scheduling = {"sb_id": 1, "sb_type": -1, "observing_mode": -1, "pointing_mode": -1}  # UNKNOWN
+    write_table(
+        file,
+        "/configuration/observation/scheduling_block",
+        {name: np.array([value]) for name, value in scheduling.items()}
+        | {"sb_id": np.array([1], np.uint64), "producer_id": np.array(["calibdask"])},
+    )
     units = {"subarray_pointing_lat": "deg", "subarray_pointing_lon": "deg"}
     _write(
         file,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from calibdask.errors import ConfigError
 from calibdask.muon.intensity import Optics, predict, profile_points
 
 if TYPE_CHECKING:
@@ -15,17 +16,54 @@ if TYPE_CHECKING:
 
     from calibdask.muon.ring import Vector
 
-__all__ = ["RingSimulation", "draw_images", "draw_rings", "hexagonal_pixels"]
+__all__ = ["MuonImageSimulation", "draw_images", "draw_rings", "hexagonal_pixels"]
 
 _MAX_CONTAINED: Final = 0.95  # of the camera's radius, for the outer edge of rings that fit in
 
 
-@dataclass(frozen=True)
-class RingSimulation:
-    """What is drawn; every ring has the same efficiency and width.
+# Least and greatest values of the options.
+_RANGES: Final = {
+    "n_files": (1, 20_000),
+    "n_rings_per_telescope": (1, 100_000),
+    "n_telescopes": (1, 1000),
+    "seed": (0, math.inf),
+    "rate_hz": (1e-6, 1e6),
+    "n_pixels": (100, 20_000),
+    "hole_radius_m": (0, 10),
+    "optical_efficiency": (0.001, 10),
+    "width_deg": (0.001, 1),
+    "min_radius_deg": (0.1, 3),
+    "max_radius_deg": (0.1, 3),
+    "min_impact_m": (0, 100),
+    "max_impact_m": (0, 100),
+    "night_sky_pe": (0, 100),
+    "pedestal_pe": (0.01, 100),
+    "spe_width": (0, 2),
+}
 
-    Attributes
+
+@dataclass(frozen=True)
+class MuonImageSimulation:
+    """What to simulate: telescopes like an LST; every ring has the same efficiency and width.
+
+    Parameters
     ----------
+    n_files : int
+        Files, each one observation block (obs_id 3001, 3002, ...).
+    n_rings_per_telescope : int
+        Rings of each telescope in each file; each is an event of its own.
+    n_telescopes : int
+        Telescopes, tel_id 1, 2, ...
+    seed : int
+        Of everything random.
+    rate_hz : float
+        Rings per second, all telescopes together.
+    effective_focal_length : bool
+        Whether the file knows it: real files of single telescopes do not.
+    n_pixels : int
+        Pixels of the cameras, 0.1 deg wide; 1855 in an LST.
+    hole_radius_m : float
+        Radius of the hole in the mirror.
     optical_efficiency : float
         Photoelectrons per Cherenkov photon on the mirror.
     width_deg : float
@@ -43,9 +81,17 @@ class RingSimulation:
     spe_width : float
         Standard deviation of the charge of one photoelectron, in p.e.
     broken : float
-        Part of the pixels that are not measured; they are the same in all images.
+        Part of the pixels that read exactly 0; they are the same in all images of a telescope.
     """
 
+    n_files: int = 1
+    n_rings_per_telescope: int = 100
+    n_telescopes: int = 1
+    seed: int = 0
+    rate_hz: float = 1.0
+    effective_focal_length: bool = True
+    n_pixels: int = 1855
+    hole_radius_m: float = 0.74
     optical_efficiency: float = 0.2
     width_deg: float = 0.06
     min_radius_deg: float = 1.0
@@ -57,6 +103,27 @@ class RingSimulation:
     pedestal_pe: float = 1.1
     spe_width: float = 0.5
     broken: float = 0.0
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, bool) != (option.type == "bool") or (
+                option.type == "int" and not isinstance(value, int)
+            ):
+                raise ConfigError(f"{option.name}: {value!r} was given, expected: {option.type}")
+            low, high = _RANGES.get(option.name, (0, 1))
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise ConfigError(
+                    f"{option.name}: {value!r} was given, expected: between {low:g} and {high:g}"
+                )
+        for what in ("radius_deg", "impact_m"):
+            if getattr(self, f"min_{what}") > getattr(self, f"max_{what}"):
+                raise ConfigError(f"min_{what} is larger than max_{what}")
+        if self.pedestal_pe**2 < self.night_sky_pe * (1.0 + self.spe_width**2):
+            raise ConfigError(
+                f"pedestal_pe: {self.pedestal_pe:g} was given, but the night sky alone makes"
+                f" {math.sqrt(self.night_sky_pe * (1.0 + self.spe_width**2)):.3g}"
+            )
 
 
 def hexagonal_pixels(n_pixels: int, width_m: float) -> tuple[Vector, Vector, Vector]:
@@ -76,17 +143,17 @@ def hexagonal_pixels(n_pixels: int, width_m: float) -> tuple[Vector, Vector, Vec
     # Rounded, so that pixels at equal distances are told apart by their place alone.
     order = np.lexsort((x, y, np.round(np.hypot(x, y) / width_m, 6)))[:n_pixels]
     area = np.full(n_pixels, width_m**2 * math.sqrt(3.0) / 2.0)
-    return x[order], y[order], area
+    return np.asarray(x[order]), np.asarray(y[order]), area
 
 
 def draw_rings(
-    simulation: RingSimulation, fov_radius_rad: float, n: int, rng: np.random.Generator
+    simulation: MuonImageSimulation, fov_radius_rad: float, n: int, rng: np.random.Generator
 ) -> dict[str, Vector]:
     """Draw the true parameters of rings.
 
     Parameters
     ----------
-    simulation : RingSimulation
+    simulation : MuonImageSimulation
         What to draw.
     fov_radius_rad : float
         Radius of the field of view.
@@ -125,7 +192,7 @@ def draw_rings(
 
 
 def draw_images(
-    simulation: RingSimulation,
+    simulation: MuonImageSimulation,
     rings: dict[str, Vector],
     pixels: tuple[Vector, Vector],
     optics: Optics,
@@ -138,8 +205,8 @@ def draw_images(
 
     Parameters
     ----------
-    simulation : RingSimulation
-        Noise and broken pixels.
+    simulation : MuonImageSimulation
+        Noise.
     rings : dict
         From `draw_rings`, n of them.
     pixels : (x, y), arrays of float64, (P,)
@@ -152,7 +219,7 @@ def draw_images(
     Returns
     -------
     array of float32, (n, P)
-        Charges, in p.e.; exactly 0 in broken pixels, as from a camera that does not read them.
+        Charges, in p.e.
     """
     x, y = pixels
     n = len(rings["radius"])
@@ -168,8 +235,6 @@ def draw_images(
     charge = n_electrons - simulation.night_sky_pe
     charge += rng.standard_normal(charge.shape) * simulation.spe_width * np.sqrt(n_electrons)
     by_sky = simulation.night_sky_pe * (1.0 + simulation.spe_width**2)
-    electronics = math.sqrt(max(simulation.pedestal_pe**2 - by_sky, 0.0))
+    electronics = math.sqrt(simulation.pedestal_pe**2 - by_sky)
     charge += rng.standard_normal(charge.shape) * electronics
-    broken = rng.uniform(0.0, 1.0, len(x)) < simulation.broken
-    charge[:, broken] = 0.0
     return charge.astype(np.float32)
