@@ -173,7 +173,16 @@ class _RingTable:
     columns: dict[str, NDArray[Any]]
     units: dict[str, str]
     time_ns: NDArray[np.int64]
+    cells: tuple[Cell, ...]
     images: tuple[TelescopeImages, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Images:
+    """Images of some telescopes, before any ring is fitted."""
+
+    blocks: tuple[TelescopeImages, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -359,7 +368,7 @@ class _FromRings(Calibration):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> Rows | _RingTable | list[TelescopeImages]:
+    def read(self, shard: Shard, rows: Rows | None) -> Rows | _RingTable | _Images:
         """Read muon tables, or images, or the rings kept by the first stage."""
         if rows is not None:
             return rows
@@ -370,10 +379,11 @@ class _FromRings(Calibration):
             choice = self.options.ring_fit.focal_length_choice
             if "tel_id" in part:
                 chosen = int(part["first_row"]), int(part["stop_row"])
-                return list(read_images(path, choice, tel_id=tel_ids[0], rows=chosen))
-            return [
-                images for images in read_images(path, choice) if images.camera.tel_id in tel_ids
-            ]
+                blocks = read_images(path, choice, tel_id=tel_ids[0], rows=chosen)
+            else:
+                blocks = read_images(path, choice)
+            wanted = (images for images in blocks if images.camera.tel_id in tel_ids)
+            return _Images(tuple(wanted), shard.cells)
         rings = read_rings(
             path, self.columns, tel_ids, (int(part.get("part", 0)), int(part.get("of", 1)))
         )
@@ -381,7 +391,7 @@ class _FromRings(Calibration):
             if rings.units.get(name, unit) != unit:
                 raise CorruptedInput(f"{path}: {name} is in {rings.units[name]}, not in {unit}")
         keys = (rings.columns[name] for name in ("obs_id", "event_id", "tel_id"))
-        return _RingTable(rings.columns, rings.units, read_times(path, *keys))
+        return _RingTable(rings.columns, rings.units, read_times(path, *keys), shard.cells)
 
     def _ring_options(self, images: TelescopeImages) -> RingOptions:
         """Give the options of the ring fit for a telescope."""
@@ -393,9 +403,9 @@ class _FromRings(Calibration):
             values[name] = round(values[name])
         return RingOptions(**values)
 
-    def _fit_rings(self, blocks: Sequence[TelescopeImages]) -> tuple[_RingTable, dict[str, int]]:
+    def _fit_rings(self, data: _Images) -> tuple[_RingTable, dict[str, int]]:
         """Fit a ring to each image; give them with the cut flow of the images."""
-        tables = [rings_of(images, self._ring_options(images)) for images in blocks]
+        tables = [rings_of(images, self._ring_options(images)) for images in data.blocks]
         columns = {name: np.concatenate([one[name] for one in tables]) for name in tables[0]}
         flow = {"images": len(columns["status"])}
         left = flow["images"]
@@ -403,34 +413,36 @@ class _FromRings(Calibration):
             left -= int(np.isin(columns["status"], [STATUS.index(one) for one in reasons]).sum())
             flow[name] = left
         time_ns = columns.pop("time_ns")
-        return _RingTable(columns, dict(RING_UNITS), time_ns, tuple(blocks)), flow
+        return _RingTable(columns, dict(RING_UNITS), time_ns, data.cells, data.blocks), flow
 
     def reduce(
         self,
         stage: int,
-        data: Rows | _RingTable | list[TelescopeImages],
+        data: Rows | _RingTable | _Images,
         given: Mapping[Cell, CellState],
     ) -> Reduced:
         """Select rings and summarise them, or summarise those within the bounds so far."""
-        if isinstance(data, list):
+        if isinstance(data, _Images):
             data, flow = self._fit_rings(data)
         elif isinstance(data, _RingTable):
             flow = {"images": len(data.time_ns)}
         else:
+            found = _cells_of(data)
             return Reduced(
                 {
-                    cell: self.summarise(stage, rings, given[cell])
-                    for cell, rings in _cells_of(data).items()
-                    if cell in given
+                    cell: self.summarise(stage, found[cell], state)
+                    for cell, state in given.items()
+                    if cell in found
                 }
             )
         rows, index, more_flow, notes = self._select(data)
         keys = np.stack([rows["obs_id"] * _TEL_IDS + rows["tel_id"], rows["event_id"]], axis=1)
         first = ChunkKeys if self.by_number else RingSummary
         galleries = self._galleries(data, rows, index)
-        summaries: dict[Cell, Summary] = {
-            cell: first.of(rings, galleries.get(cell)) for cell, rings in _cells_of(rows).items()
-        }
+        # A cell whose rings were all left out still is one: it has a state, with no ring.
+        summaries: dict[Cell, Summary] = {cell: first.identity() for cell in data.cells}
+        for cell, rings in _cells_of(rows).items():
+            summaries[cell] = first.of(rings, galleries.get(cell))
         return Reduced(summaries, {**flow, **more_flow}, rows, keys, notes)
 
     def _galleries(
@@ -508,7 +520,7 @@ class _FromRings(Calibration):
         x_m, y_m = (columns[f"muonefficiency_impact_{axis}"][index] for axis in "xy")
         rows |= {
             "time_ns": time_ns,
-            "efficiency": value[index],
+            "efficiency": ExactMoments.rounded(value[index]),
             "radius_deg": radius[index],
             "width_deg": width[index],
             "impact_m": columns["muonefficiency_impact"][index],

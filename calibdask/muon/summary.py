@@ -474,7 +474,7 @@ class WidthSummary:
         bins[rings.radius_deg == edges_deg[-1]] = n_bins - 1
         keep = (bins >= 0) & (bins < n_bins)
         own, radius_deg = bins[keep], rings.radius_deg[keep]
-        ratio = rings.width_deg[keep] / radius_deg
+        ratio = ExactMoments.rounded(rings.width_deg[keep] / radius_deg)
         inside = (ratio >= low[own]) & (ratio <= high[own])
         return cls(
             ExactMoments.from_groups(own[inside], ratio[inside], n_bins),

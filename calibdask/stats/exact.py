@@ -66,6 +66,11 @@ class ExactMoments:
         with np.errstate(invalid="ignore"):
             return np.asarray(np.abs(values) < math.ldexp(_LARGEST - 1, exponent))
 
+    @staticmethod
+    def rounded(values: ArrayLike, exponent: int = -40) -> NDArray[np.float64]:
+        """Round values as the sums do it, so that equal values have this value as their mean."""
+        return np.asarray(np.ldexp(np.rint(np.ldexp(values, -exponent)), exponent))
+
     @classmethod
     def from_groups(
         cls,

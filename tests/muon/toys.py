@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.muon.simulate import MuonSimulation, describe_telescopes, ring_columns, write_rings
+from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons, _RingTable
+from calibdask.muon.config import load_muon_config
+from calibdask.muon.simulate import (
+    UNITS,
+    MuonSimulation,
+    describe_telescopes,
+    ring_columns,
+    write_rings,
+)
 from calibdask.muon.summary import Gallery, Rings
 
 if TYPE_CHECKING:
@@ -79,3 +87,30 @@ def write_file(path: Path, telescopes: int = 1, **columns: Any) -> Path:
     own = ring_columns(n, **(good | columns))
     write_rings(path, describe_telescopes(options), own)
     return path
+
+
+def in_memory(kind: str, columns: Any, **options: Any) -> Any:
+    """Run all stages of a job on simulated columns, without files and engine; give its tables."""
+    calibration = {"throughput": ThroughputFromMuons, "psf": PsfFromMuons}[kind](
+        replace(load_muon_config(f"calculate-{kind}-muon", []).options, **options), 2**28
+    )
+    bins = calibration.options.bins
+    number = (
+        np.zeros(len(columns["tel_id"]), int) if bins is None else bins.index(columns["time_ns"])
+    )
+    cells = tuple(sorted(set(zip(columns["tel_id"].tolist(), number.tolist(), strict=True))))
+    table = _RingTable(dict(columns), dict(UNITS), columns["time_ns"], cells)
+    reduced = calibration.reduce(0, table, {})
+    rows, active, states = reduced.rows, dict.fromkeys(cells), {}
+    for stage in range(20):
+        if stage:
+            reduced = calibration.reduce(stage, rows, active)
+        fitted = {
+            cell: calibration.fit(stage, cell, reduced.summaries[cell], state)
+            for cell, state in active.items()
+        }
+        states |= fitted
+        active = {cell: state for cell, state in fitted.items() if not state.done}
+        if not active:
+            return calibration.tables(calibration.combine(states))
+    raise AssertionError("clipping has no end")
