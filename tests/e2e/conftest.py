@@ -10,6 +10,8 @@ import pytest
 
 from calibdask.array.simulate import ArraySimulation, SimulatedArray, simulate_array
 from calibdask.cli import main
+from calibdask.muon.simulate import MuonSimulation
+from calibdask.muon.simulate import simulate as simulate_muons
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +42,25 @@ SIMULATION = ArraySimulation(
 def campaign(tmp_path_factory) -> SimulatedArray:
     """Four DL2 files: read only, tests copy what they change."""
     return simulate_array(tmp_path_factory.mktemp("campaign"), SIMULATION)
+
+
+@pytest.fixture(scope="session")
+def muons(tmp_path_factory) -> tuple[Path, ...]:
+    """Two DL1 files with muon tables: read only."""
+    options = MuonSimulation(n_rings=4000, n_dual_mirror=1, trend_per_day=-0.05, gap_s=80_000)
+    return simulate_muons(tmp_path_factory.mktemp("muons"), options)
+
+
+@pytest.fixture
+def inputs_of(request):
+    """Give the inputs of a job: ``inputs_of("inter-calibration")``."""
+
+    def find(job: str) -> tuple[Path, ...]:
+        if job.endswith("-muon"):
+            return request.getfixturevalue("muons")
+        return request.getfixturevalue("campaign").paths
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -38,22 +38,22 @@ def test_every_job_has_its_configuration_and_its_script():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_configuration(path, campaign, tmp_path, calibdask):
+def test_configuration(path, inputs_of, tmp_path, calibdask):
     job = _job(path)
+    inputs = inputs_of(job)
     assert calibdask("check-config", job, "-c", path).code == 0
-    planned = package.plan(job, campaign.paths, config=path)
-    assert len(planned.shards) == len(campaign.paths)
-    result = package.run(
-        job, campaign.paths, tmp_path / "out", config=path, cluster="serial", report=False
-    )
+    planned = package.plan(job, inputs, config=path)
+    assert len(planned.shards) == len(inputs)
+    result = package.run(job, inputs, tmp_path / "out", config=path, cluster="serial", report=False)
     assert result.digest
-    assert result.account.total.cut_flow["events with a pair"] > 0
+    assert min(result.account.total.cut_flow.values()) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", JOB_SCRIPTS, ids=lambda path: path.stem)
-def test_script(path, campaign, tmp_path):
-    command = [sys.executable, str(path), *map(str, campaign.paths), str(tmp_path / "out.h5")]
+def test_script(path, inputs_of, tmp_path):
+    inputs = map(str, inputs_of(_job(path)))
+    command = [sys.executable, str(path), *inputs, str(tmp_path / "out.h5")]
     done = subprocess.run(
         [*command, "--cluster", "serial"],
         cwd=tmp_path,
@@ -75,7 +75,7 @@ def test_script_says_how_it_is_used(path, tmp_path):
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_init_gives_a_configuration_that_runs(job, campaign, tmp_path, calibdask):
+def test_init_gives_a_configuration_that_runs(job, inputs_of, tmp_path, calibdask):
     said = calibdask("init", job)
     assert said.code == 0
     assert "#" in said.out
@@ -83,7 +83,7 @@ def test_init_gives_a_configuration_that_runs(job, campaign, tmp_path, calibdask
     path.write_text(said.out)
     assert calibdask("check-config", job, "-c", path).code == 0
     done = calibdask(
-        job, "-c", path, "-i", campaign.paths[0], "-o", tmp_path / "out", "--no-report"
+        job, "-c", path, "-i", inputs_of(job)[0], "-o", tmp_path / "out", "--no-report"
     )
     assert done.code == 0, done.err
 
