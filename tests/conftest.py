@@ -6,11 +6,21 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
-def shared_array() -> Path:
-    """Directory of array data shared between projects, where there is one."""
+def _shared(name: str) -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("CALIBDASK_SHARED_DATA", default)) / "array"
+    path = Path(os.environ.get("CALIBDASK_SHARED_DATA", default)) / name
     if not path.is_dir():
         pytest.skip(f"no shared test data at {path}: set CALIBDASK_SHARED_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_array() -> Path:
+    """Directory of array data shared between projects, where there is one."""
+    return _shared("array")
+
+
+@pytest.fixture(scope="session")
+def shared_simtel() -> Path:
+    """Directory of sim_telarray files shared between projects, where there is one."""
+    return _shared("simtel")

@@ -155,7 +155,7 @@ def taubin(x: Vector, y: Vector, image: Vector, mask: Mask) -> Circle:
         hxx, hyy, hxy = 8.0 * nxx - 2.0 * ratio * s0, 8.0 * nyy - 2.0 * ratio * s0, 8.0 * nxy
         gx, gy = 4.0 * nxz - 2.0 * ratio * sx, 4.0 * nyz - 2.0 * ratio * sy
         determinant = hxx * hyy - hxy * hxy
-        if not determinant > 0.0:
+        if not determinant > 1e-9 * hxx * hyy:  # pixels on a line
             return none
         a = (hyy * gx - hxy * gy) / determinant
         b = (hxx * gy - hxy * gx) / determinant
@@ -247,10 +247,10 @@ def containment(distance: float, radius: float, fov_radius: float) -> float:
     float
         From 0 to 1. A ring around the whole field has nothing in it (ctapipe 0.32 says 1).
     """
-    if radius >= distance + fov_radius or distance >= radius + fov_radius:
-        return 0.0
     if distance + radius <= fov_radius:
         return 1.0
+    if radius >= distance + fov_radius or distance >= radius + fov_radius:
+        return 0.0
     cosine = (radius**2 + distance**2 - fov_radius**2) / (2.0 * distance * radius)
     return math.acos(min(1.0, max(-1.0, cosine))) / math.pi
 

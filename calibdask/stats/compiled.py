@@ -29,7 +29,7 @@ def cache_directory(package: Path) -> Path:
     Parameters
     ----------
     package : Path
-        Directory of the sources: those of this package and of the statistics name the cache.
+        Directory of the sources: those with kernels, and those of the statistics, name the cache.
     """
     given = os.environ.get("NUMBA_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME")
@@ -48,8 +48,9 @@ def _digest(package: Path) -> str:
     for directory in (package, Path(__file__).parent):
         for path in sorted(directory.glob("*.py")):
             source = path.read_bytes()
-            total.update(f"{path.name} {len(source)}\n".encode())
-            total.update(source)
+            if b"@compiled" in source or path.name == Path(__file__).name:
+                total.update(f"{path.name} {len(source)}\n".encode())
+                total.update(source)
     return total.hexdigest()[:16]
 
 
