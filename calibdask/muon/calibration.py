@@ -3,6 +3,9 @@
 Both jobs have one map: it reads the rings of a shard (or fits them to its images), selects them,
 and keeps them as rows, so that no later stage reads an input or fits a ring again. The stages after
 it clip: each takes the rings within the bounds that the stage before gave.
+
+The ring fit is imported where it is needed: tables of rings do without numba, which is slow to
+import.
 """
 
 from __future__ import annotations
@@ -52,14 +55,6 @@ from calibdask.muon.result import (
     psf_tables,
     throughput_tables,
 )
-from calibdask.muon.rings import (
-    RING_UNITS,
-    STATUS,
-    RingOptions,
-    predicted_image,
-    rings_of,
-    unusable,
-)
 from calibdask.muon.summary import (
     ChunkKeys,
     EfficiencySummary,
@@ -81,6 +76,7 @@ if TYPE_CHECKING:
     from calibdask.muon.config import MuonOptions
     from calibdask.muon.report import Picture
     from calibdask.muon.result import Telescope
+    from calibdask.muon.rings import RingOptions
     from calibdask.report import Section
 
 __all__ = ["PsfFromMuons", "ThroughputFromMuons"]
@@ -241,6 +237,8 @@ class _FromRings(Calibration):
             more_bytes, product_id = info.n_trigger_rows * 64, info.product_id
             obs_ids, process_type = info.obs_ids, info.process_type
         elif of_events or has_images(path):
+            from calibdask.muon.rings import unusable
+
             found = inspect_images(path, options.ring_fit.focal_length_choice)
             # Where there is no model, there is no cell: the telescope is flagged.
             wanted = [t for t in self._wanted(found.cameras) if not unusable(found.cameras[t])]
@@ -395,16 +393,20 @@ class _FromRings(Calibration):
 
     def _ring_options(self, images: TelescopeImages) -> RingOptions:
         """Give the options of the ring fit for a telescope."""
+        from calibdask.muon.rings import RingOptions
+
         camera = images.camera
         values: dict[str, Any] = {
             **self.options.ring_fit.of_telescope(camera.tel_id, camera.tel_description)
         }
         for name in ("min_picture_neighbors", "oversampling"):
             values[name] = round(values[name])
-        return RingOptions(**values)
+        return RingOptions(**values, fit_circle=self.options.ring_fit.fit_circle)
 
     def _fit_rings(self, data: _Images) -> tuple[_RingTable, dict[str, int]]:
         """Fit a ring to each image; give them with the cut flow of the images."""
+        from calibdask.muon.rings import RING_UNITS, STATUS, rings_of
+
         tables = [rings_of(images, self._ring_options(images)) for images in data.blocks]
         columns = {name: np.concatenate([one[name] for one in tables]) for name in tables[0]}
         flow = {"images": len(columns["status"])}
@@ -449,10 +451,14 @@ class _FromRings(Calibration):
         self, data: _RingTable, rows: Rows, index: NDArray[np.intp]
     ) -> dict[Cell, Gallery]:
         """Take the first few images of each cell, with what the fit predicts for them."""
+        if not data.images:
+            return {}
+        from calibdask.muon.rings import predicted_image
+
         starts = np.cumsum([0, *(len(images.event_id) for images in data.images)])
         limit = _GALLERY if self.options.bins is None else 1
         galleries: dict[Cell, Gallery] = {}
-        for cell, place in _places_of(rows).items() if data.images else ():
+        for cell, place in _places_of(rows).items():
             total = Gallery.identity(limit)
             for row in range(place.start, min(place.start + limit, place.stop)):
                 number = int(index[row])
