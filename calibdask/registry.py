@@ -79,85 +79,54 @@ class Job:
         return text
 
 
+_JOBS = {
+    "calibdask.array.jobs": {
+        "energy-asymmetry-estimation": (
+            "Event-wise energy asymmetries of telescope pairs, one file per DL2 file."
+        ),
+        "image-asymmetry-estimation": (
+            "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file."
+        ),
+        "inter-calibration": (
+            "Relative optical throughput of telescopes of one type, from DL2 or asymmetries."
+        ),
+        "cross-calibration": (
+            "Throughput of telescopes of all types on one scale, from DL2 files and muons."
+        ),
+        "timing-calibration": (
+            "Offsets of the telescopes' times, from the arrival of the same shower's light."
+        ),
+    },
+    "calibdask.muon.jobs": {
+        "calculate-throughput-muon": (
+            "Optical throughput of telescopes by time, from muon rings in DL1 files or images."
+        ),
+        "calculate-psf-muon": (
+            "Optical point spread function of telescopes, from muon rings in DL1 files or images."
+        ),
+    },
+    "calibdask.sensor.jobs": {
+        "stack-images": (
+            "Mean, variance and extremes of each pixel over stacks of raw frames, exactly."
+        ),
+        "bias": "Bias and read noise of each pixel and ISO speed.",
+        "readnoise": "Read noise of each pixel and ISO speed.",
+        "iso-normalisation": "Signal of a camera at each ISO speed relative to the lowest one.",
+        "dark-current": "Dark current of each pixel, hot pixels, and the law of its temperature.",
+        "gain": "Gain of each pixel and channel by photon transfer, read noise, full well.",
+        "flatfield": "Relative response of each pixel: vignetting and pixel response (PRNU).",
+        "emva1288": "Characterisation of a sensor by the standard EMVA 1288.",
+        "defects": "Map of defect pixels from bias, dark and flat-field frames.",
+        "calibrate-images": (
+            "Raw frames corrected for bias, ISO speed, dark current, flat field and gain."
+        ),
+    },
+}
+
 JOBS: dict[str, Job] = {
-    job.name: job
-    for job in (
-        Job(
-            "energy-asymmetry-estimation",
-            "Event-wise energy asymmetries of telescope pairs, one file per DL2 file.",
-            "calibdask.array.jobs",
-        ),
-        Job(
-            "image-asymmetry-estimation",
-            "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file.",
-            "calibdask.array.jobs",
-        ),
-        Job(
-            "inter-calibration",
-            "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
-            "calibdask.array.jobs",
-        ),
-        Job(
-            "cross-calibration",
-            "Throughput of telescopes of all types on one scale, from DL2 files and muons.",
-            "calibdask.array.jobs",
-        ),
-        Job(
-            "timing-calibration",
-            "Offsets of the telescopes' times, from the arrival of the same shower's light.",
-            "calibdask.array.jobs",
-        ),
-        Job(
-            "stack-images",
-            "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "bias",
-            "Bias and read noise of each pixel and ISO speed.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "readnoise",
-            "Read noise of each pixel and ISO speed.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "iso-normalisation",
-            "Signal of a camera at each ISO speed relative to the lowest one.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "dark-current",
-            "Dark current of each pixel, hot pixels, and the law of its temperature.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "gain",
-            "Gain of each pixel and channel by photon transfer, read noise, full well.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "flatfield",
-            "Relative response of each pixel: vignetting and pixel response (PRNU).",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "emva1288",
-            "Characterisation of a sensor by the standard EMVA 1288.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "defects",
-            "Map of defect pixels from bias, dark and flat-field frames.",
-            "calibdask.sensor.jobs",
-        ),
-        Job(
-            "calibrate-images",
-            "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
-            "calibdask.sensor.jobs",
-        ),
-    )
+    name: Job(name, summary, module)
+    for module, jobs in _JOBS.items()
+    for name, summary in jobs.items()
 }
 
 
@@ -205,6 +174,16 @@ SIMULATIONS: dict[str, Simulation] = {
             "sensor",
             "Raw frames of a camera as DNG or FITS in SPECTACLE's folders, with truth.npz beside.",
             "calibdask.sensor.simulate",
+        ),
+        Simulation(
+            "muon-tables",
+            "DL1 files with tables of muon rings in ctapipe's format, with truth.json beside them.",
+            "calibdask.muon.simulate",
+        ),
+        Simulation(
+            "muon-images",
+            "DL1 files with images of muon rings in ctapipe's format, with truth.json beside them.",
+            "calibdask.muon.simulate_images",
         ),
     )
 }

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 
-def _shared(domain: str) -> Path:
+def _shared(name: str) -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("CALIBDASK_SHARED_DATA", default)) / domain
+    path = Path(os.environ.get("CALIBDASK_SHARED_DATA", default)) / name
     if not path.is_dir():
         pytest.skip(f"no shared test data at {path}: set CALIBDASK_SHARED_DATA")
     return path
@@ -24,3 +24,9 @@ def shared_array() -> Path:
 def shared_sensor() -> Path:
     """Directory of sensor data shared between projects, where there is one."""
     return _shared("sensor")
+
+
+@pytest.fixture(scope="session")
+def shared_simtel() -> Path:
+    """Directory of sim_telarray files shared between projects, where there is one."""
+    return _shared("simtel")

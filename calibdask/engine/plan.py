@@ -199,7 +199,7 @@ class Plan:
             {
                 "schema": SCHEMA,
                 "what": "map",
-                "job": self.job,
+                "job": (stage == 0 and self.calibration.map_name) or self.job,
                 "version": self.calibration.version,
                 "stage": stage,
                 "map": self.calibration.map_config(),

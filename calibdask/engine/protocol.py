@@ -240,6 +240,10 @@ class Calibration:
     version: ClassVar[int] = 1
     """Raise it whenever the numbers change: stored results of older versions are then not used."""
 
+    map_name: ClassVar[str] = ""
+    """Jobs whose first stage is the same give it this name: in one work directory, what one of them
+    stored is found by the others. They have one version."""
+
     summary: ClassVar[type[Summary]]
     """Type of the summaries (override :meth:`summary_type` where stages differ)."""
 
@@ -319,6 +323,10 @@ class Calibration:
     def reduce(self, stage: int, data: Any, given: Mapping[Cell, Any]) -> Reduced:
         """Summarise what was read. Pure: no files, no clock, no chance."""
         raise NotImplementedError
+
+    def name_event(self, group: int, identifier: int) -> str:
+        """Say what a key of `Reduced` means, where two inputs hold it."""
+        return f"event {identifier} of observation {group}"
 
     def summary_type(self, stage: int) -> type[Summary]:
         """Give the type of the summaries of a stage."""

@@ -380,8 +380,9 @@ def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping
         if same.size:
             one, two = plan.shards[owner[same[0]]], plan.shards[owner[same[0] + 1]]
             paths = " and ".join(shard.inputs[0].path for shard in (one, two))
+            event = plan.calibration.name_event(group, int(values[same[0]]))
             raise CorruptedInput(
-                f"{paths} both hold event {values[same[0]]} of observation {group}"
+                f"{paths} both hold {event}"
                 f" ({same.size} events are in two inputs): counting events twice would make the"
                 " errors too small; leave one of them out"
             )

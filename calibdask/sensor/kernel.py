@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+
+from calibdask.stats.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def check_frame_count(n_frames: int) -> None:
         )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add(frames: NDArray[Any], start: int, s1: NDArray[np.uint32], s2: NDArray[np.uint64]) -> None:
     """Add one tile of several frames, four at a time: the sums are read and written less often."""
     n_frames = len(frames)
@@ -75,7 +76,7 @@ def _add(frames: NDArray[Any], start: int, s1: NDArray[np.uint32], s2: NDArray[n
             s2[i] += np.uint64(np.uint32(v * v))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fold(
     frames: NDArray[Any],
     first: int,
@@ -129,7 +130,7 @@ def fold(
             t_n[i] += np.uint16(n_frames)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fold_clipped(
     frames: NDArray[Any],
     first: int,
@@ -180,7 +181,7 @@ def fold_clipped(
             frame_clipped[k] += np.uint32(values.size) - inside
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fold_floats(
     frames: NDArray[Any],
     first: int,
@@ -243,7 +244,7 @@ def fold_floats(
             frame_sum[k] += total
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def mean_and_variance(
     n: NDArray[np.uint16],
     s1: NDArray[np.uint32],
@@ -274,7 +275,7 @@ def mean_and_variance(
             variance[i] = np.nan
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _stack_moments(
     frames: NDArray[Any], ddof: int, mean: NDArray[Any], variance: NDArray[Any]
 ) -> None:

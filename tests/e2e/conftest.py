@@ -10,6 +10,8 @@ import pytest
 
 from calibdask.array.simulate import ArraySimulation, SimulatedArray, simulate_array
 from calibdask.cli import main
+from calibdask.muon.simulate import MuonSimulation
+from calibdask.muon.simulate import simulate as simulate_muons
 from calibdask.registry import JOBS
 from calibdask.sensor.simulate import simulate_sensor
 from calibdask.sensor.simulation import SensorSimulation
@@ -43,6 +45,13 @@ SIMULATION = ArraySimulation(
 def campaign(tmp_path_factory) -> SimulatedArray:
     """Four DL2 files: read only, tests copy what they change."""
     return simulate_array(tmp_path_factory.mktemp("campaign"), SIMULATION)
+
+
+@pytest.fixture(scope="session")
+def muons(tmp_path_factory) -> tuple[Path, ...]:
+    """Two DL1 files with muon tables: read only."""
+    options = MuonSimulation(n_rings=4000, n_dual_mirror=1, trend_per_day=-0.05, gap_s=80_000)
+    return simulate_muons(tmp_path_factory.mktemp("muons"), options)
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +124,8 @@ def inputs_of(request):
     """Give the inputs of a job: ``inputs_of("inter-calibration")``."""
 
     def find(job: str) -> tuple[Path, ...]:
+        if JOBS[job].module.startswith("calibdask.muon"):
+            return request.getfixturevalue("muons")
         if job == "emva1288":
             return (request.getfixturevalue("emva_set"),)
         if JOBS[job].module.startswith("calibdask.sensor"):

@@ -1,0 +1,435 @@
+"""Reading of ctapipe's tables of muon rings, by PyTables alone.
+
+A ring is a row of ``/dl1/event/telescope/muon/tel_NNN``; when it was seen stands in the row of
+``/dl1/event/telescope/trigger`` with the same observation, event **and telescope**: an event that
+several telescopes saw has as many rows there, and each ring takes the time of its own telescope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibdask.errors import CorruptedInput, MissingInput
+from calibdask.io.hdf5 import open_hdf5
+from calibdask.stats.timebins import ctao_time_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import tables
+    from numpy.typing import NDArray
+
+    type Columns = dict[str, NDArray[Any]]
+
+__all__ = [
+    "MuonInfo",
+    "RingRows",
+    "has_muon_tables",
+    "inspect_muons",
+    "read_rings",
+    "read_times",
+    "ring_times",
+]
+
+MUON_GROUP = "/dl1/event/telescope/muon"
+TRIGGER = "/dl1/event/telescope/trigger"
+_LAYOUT = "/configuration/instrument/subarray/layout"
+_OPTICS = "/configuration/instrument/telescope/optics"
+_OBSERVATIONS = "/configuration/observation/observation_block"
+
+_KEYS = ("obs_id", "event_id", "tel_id")
+# A wide table never stands in memory for the sake of some of its columns.
+_BLOCK_BYTES = 4 * 2**20
+_MJD_OF_1970 = 40587
+_NS_PER_DAY = 86_400_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class MuonInfo:
+    """What a file with muon tables holds, by its metadata.
+
+    Attributes
+    ----------
+    telescopes : dict of int to str
+        What ctapipe's patterns match, by telescope; in the order of the layout.
+    n_mirrors : dict of int to int
+        Mirrors of each telescope, 1 where the file does not tell.
+    n_rows : dict of int to int
+        Rows of each muon table.
+    obs_ids : tuple of int
+        Observation blocks, sorted.
+    bytes_per_row : int
+        Of a muon table and the trigger table together.
+    n_trigger_rows : int
+        Rows of the trigger table.
+    product_id, process_type : str or None
+        "CTA PRODUCT ID" and "CTA PROCESS TYPE" of the file.
+    """
+
+    telescopes: dict[int, str]
+    n_mirrors: dict[int, int]
+    n_rows: dict[int, int]
+    obs_ids: tuple[int, ...]
+    bytes_per_row: int
+    n_trigger_rows: int
+    product_id: str | None
+    process_type: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RingRows:
+    """Rows of muon tables, telescopes one after the other.
+
+    Attributes
+    ----------
+    columns : dict of str to ndarray, shape (N,)
+        ``obs_id``, ``event_id``, ``tel_id`` and the columns asked for.
+    units : dict of str to str
+        Unit of each column that has one, as in the file.
+    """
+
+    columns: Columns
+    units: dict[str, str]
+
+
+def has_muon_tables(path: Path | str) -> bool:
+    """Tell whether an HDF5 file has muon tables (errors as `calibdask.io.hdf5.open_hdf5`)."""
+    with open_hdf5(path) as file:
+        return MUON_GROUP in file and file.get_node(MUON_GROUP)._v_nchildren > 0
+
+
+def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
+    """Look at the metadata of a file with muon tables.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    columns : sequence of str
+        Columns that will be read.
+
+    Returns
+    -------
+    MuonInfo
+        Everything a plan needs to know of the file.
+
+    Raises
+    ------
+    MissingInput
+        No such file, table or column.
+    CorruptedInput, TransientError
+        As `calibdask.io.hdf5.open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        trigger = _table(file, path, TRIGGER)
+        for name in (*_KEYS, "time"):
+            _check_column(trigger, path, name)
+        n_rows, width = {}, 0
+        for tel_id, table in _muon_tables(file, path):
+            for name in (*_KEYS, *columns):
+                _check_column(table, path, name)
+            n_rows[tel_id] = int(table.nrows)
+            width = max(width, int(table.rowsize))
+        telescopes, n_mirrors = _layout(file, n_rows)
+        if _OBSERVATIONS in file:
+            obs_ids = file.get_node(_OBSERVATIONS).col("obs_id")
+        else:
+            obs_ids = np.concatenate([b["obs_id"] for b in _blocks(trigger)] or [np.empty(0)])
+        attributes = file.root._v_attrs
+        product, process = (
+            str(attributes[name]) if name in attributes else None
+            for name in ("CTA PRODUCT ID", "CTA PROCESS TYPE")
+        )
+        return MuonInfo(
+            telescopes,
+            n_mirrors,
+            n_rows,
+            tuple(np.unique(obs_ids).astype(int).tolist()),
+            width + int(trigger.rowsize),
+            int(trigger.nrows),
+            product,
+            process,
+        )
+
+
+def ring_times(path: Path | str, tel_ids: Sequence[int]) -> dict[int, NDArray[np.int64]]:
+    """Read when each telescope was triggered: the only times that its rings can have.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    tel_ids : sequence of int
+        Telescopes.
+
+    Returns
+    -------
+    dict of int to ndarray of int64
+        Nanoseconds of TAI since 1970, in the order of the trigger table.
+    """
+    with open_hdf5(path) as file:
+        tel_id, _, _, time_ns = _read_triggers(_table(file, path, TRIGGER), path)
+        return {number: time_ns[tel_id == number] for number in tel_ids}
+
+
+def read_rings(
+    path: Path | str,
+    columns: Sequence[str],
+    tel_ids: Sequence[int],
+    part: tuple[int, int] = (0, 1),
+) -> RingRows:
+    """Read rows of the muon tables, as they are.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    columns : sequence of str
+        Columns besides the keys.
+    tel_ids : sequence of int
+        Telescopes whose tables are read, in this order.
+    part : tuple of int
+        (i, n): the i-th of n equal parts of each table.
+
+    Returns
+    -------
+    RingRows
+        The rows.
+
+    Raises
+    ------
+    MissingInput, CorruptedInput, TransientError
+        As `inspect_muons`; or a table with rows of another telescope, or with a ring twice.
+    """
+    wanted = [*_KEYS, *(name for name in columns if name not in _KEYS)]
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in wanted}
+    units: dict[str, str] = {}
+    number, count = part
+    with open_hdf5(path) as file:
+        tables_of = dict(_muon_tables(file, path))
+        for tel_id in tel_ids:
+            table = tables_of[tel_id]
+            start, stop = (int(table.nrows) * i // count for i in (number, number + 1))
+            for name in wanted:
+                unit = _unit(table, name)
+                if units.setdefault(name, unit) != unit:
+                    msg = f"{path}: {name} is in {units[name]!r} and, in {table._v_pathname},"
+                    raise CorruptedInput(f"{msg} in {unit!r}")
+            rows = _read(table, wanted, start, stop)
+            _check_rows(rows, table, path, tel_id)
+            for name, values in rows.items():
+                parts[name].append(values)
+    joined = {name: np.concatenate(values) for name, values in parts.items() if values}
+    return RingRows(joined, {name: unit for name, unit in units.items() if unit})
+
+
+def read_times(
+    path: Path | str,
+    obs_id: NDArray[np.integer],
+    event_id: NDArray[np.integer],
+    tel_id: NDArray[np.integer],
+) -> NDArray[np.int64]:
+    """Look up when rings were seen.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    obs_id, event_id, tel_id : ndarray of int, shape (N,)
+        Keys of the rings.
+
+    Returns
+    -------
+    ndarray of int64, shape (N,)
+        Nanoseconds of TAI since 1970; the least int64 where the trigger table has no row.
+
+    Raises
+    ------
+    CorruptedInput
+        A key stands twice in the trigger table with different times.
+    """
+    with open_hdf5(path) as file:
+        triggers = _read_triggers(_table(file, path, TRIGGER), path)
+    out = np.full(len(obs_id), np.iinfo(np.int64).min)
+    for tel in np.unique(tel_id).tolist():
+        mine, theirs = tel_id == tel, triggers[0] == tel
+        have = [values[theirs] for values in triggers[1:]]
+        out[mine] = _match_times(path, tel, have, obs_id[mine], event_id[mine])
+    return out
+
+
+def _match_times(
+    path: Path | str,
+    tel_id: int,
+    triggers: Sequence[NDArray[np.int64]],
+    obs_id: NDArray[np.integer],
+    event_id: NDArray[np.integer],
+) -> NDArray[np.int64]:
+    """Look up the times of the rings of one telescope."""
+    t_obs, t_event, t_time = triggers
+    if np.array_equal(t_obs, obs_id) and np.array_equal(t_event, event_id):
+        if not _rises(t_obs, t_event):
+            _check_times(path, tel_id, *triggers)
+        return t_time
+    out = np.full(len(obs_id), np.iinfo(np.int64).min)
+    for obs in np.unique(obs_id):  # few: so that one number is left to look for
+        mine, theirs = np.flatnonzero(obs_id == obs), np.flatnonzero(t_obs == obs)
+        if not theirs.size:
+            continue
+        theirs = theirs[np.argsort(t_event[theirs], kind="stable")]
+        events, times = t_event[theirs], t_time[theirs]
+        _check_times(path, tel_id, t_obs[theirs], events, times)
+        place = np.minimum(np.searchsorted(events, event_id[mine]), len(events) - 1)
+        found = events[place] == event_id[mine]
+        out[mine[found]] = times[place[found]]
+    return out
+
+
+def _check_times(
+    path: Path | str,
+    tel_id: int,
+    obs_id: NDArray[np.int64],
+    event_id: NDArray[np.int64],
+    time_ns: NDArray[np.int64],
+) -> None:
+    """Refuse a trigger that has two times."""
+    order = np.lexsort((time_ns, event_id, obs_id))
+    same = (obs_id[order][1:] == obs_id[order][:-1]) & (event_id[order][1:] == event_id[order][:-1])
+    twice = np.flatnonzero(same & (time_ns[order][1:] != time_ns[order][:-1]))
+    if twice.size:
+        row = order[twice[0]]
+        msg = f"{path}: {TRIGGER} has telescope {tel_id} in event {event_id[row]} of observation"
+        msg += f" {obs_id[row]} at two different times ({twice.size} such events)"
+        raise CorruptedInput(f"{msg}; write the file again")
+
+
+def _rises(obs_id: NDArray[np.integer], event_id: NDArray[np.integer]) -> bool:
+    """Whether the keys rise strictly, so that none is there twice."""
+    above = obs_id[1:] > obs_id[:-1]
+    same = obs_id[1:] == obs_id[:-1]
+    return bool(np.all(above | (same & (event_id[1:] > event_id[:-1]))))
+
+
+def _check_rows(rows: Columns, table: tables.Table, path: Path | str, tel_id: int) -> None:
+    """Refuse rows of other telescopes, and a ring that is there twice."""
+    if (rows["tel_id"] != tel_id).any():
+        other = rows["tel_id"][rows["tel_id"] != tel_id][0]
+        raise CorruptedInput(f"{path}: {table._v_pathname} has rows of telescope {other}")
+    if _rises(rows["obs_id"], rows["event_id"]):
+        return
+    order = np.lexsort((rows["event_id"], rows["obs_id"]))
+    obs_id, event_id = rows["obs_id"][order], rows["event_id"][order]
+    twice = np.flatnonzero((obs_id[1:] == obs_id[:-1]) & (event_id[1:] == event_id[:-1]))
+    if twice.size:
+        first, second = order[twice[0]], order[twice[0] + 1]
+        raise CorruptedInput(
+            f"{path}: {table._v_pathname} has event {event_id[twice[0]]} of observation"
+            f" {obs_id[twice[0]]} twice, in rows {min(first, second)} and {max(first, second)} of"
+            f" those read ({twice.size} such rows): rings that count twice make the errors too"
+            " small; write the file again without them"
+        )
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def _table(file: tables.File, path: Path | str, where: str) -> tables.Table:
+    if where not in file:
+        raise MissingInput(
+            f"{path}: has no table {where}; without it the times of the rings are not known: write"
+            " the file again with ctapipe"
+        )
+    return file.get_node(where)
+
+
+def _muon_tables(file: tables.File, path: Path | str) -> Iterator[tuple[int, tables.Table]]:
+    """Telescope and table, by telescope number."""
+    if MUON_GROUP not in file:
+        raise MissingInput(f"{path}: has no muon tables ({MUON_GROUP})")
+    found = {}
+    for node in file.get_node(MUON_GROUP)._f_iter_nodes("Table"):
+        name = str(node._v_name)
+        if not name.startswith("tel_") or not name[4:].isdecimal():
+            raise CorruptedInput(f"{path}: {node._v_pathname} is not a table of a telescope")
+        found[int(name[4:])] = node
+    yield from sorted(found.items())
+
+
+def _layout(
+    file: tables.File, with_table: Mapping[int, int]
+) -> tuple[dict[int, str], dict[int, int]]:
+    """Descriptions and mirrors of all telescopes; what the file does not tell is left open."""
+    telescopes = {number: f"UNKNOWN_tel_{number:03d}" for number in with_table}
+    n_mirrors = dict.fromkeys(telescopes, 1)
+    if _LAYOUT not in file:
+        return telescopes, n_mirrors
+    layout = file.get_node(_LAYOUT)
+    mirrors: list[int] = []
+    if _OPTICS in file and "n_mirrors" in file.get_node(_OPTICS).colnames:
+        mirrors = file.get_node(_OPTICS).col("n_mirrors").tolist()
+    named = {}
+    has_index = "optics_index" in layout.colnames
+    for row in layout.read():
+        number = int(row["tel_id"])
+        named[number] = row["tel_description"].decode("utf-8", "replace")
+        optics = int(row["optics_index"]) if has_index else -1
+        n_mirrors[number] = mirrors[optics] if 0 <= optics < len(mirrors) else 1
+    return {**named, **{n: t for n, t in telescopes.items() if n not in named}}, n_mirrors
+
+
+def _check_column(table: tables.Table, path: Path | str, name: str) -> None:
+    if name not in table.colnames:
+        raise MissingInput(
+            f"{path}: {table._v_pathname} has no column {name}; it has {', '.join(table.colnames)}"
+        )
+    if table.dtype[name].base.kind not in "biuf":
+        raise CorruptedInput(f"{path}: {table._v_pathname} has {name} as {table.dtype[name]}")
+
+
+def _unit(table: tables.Table, name: str) -> str:
+    prefix = f"CTAFIELD_{table.colnames.index(name)}_"
+    return str(table.attrs[f"{prefix}UNIT"]) if f"{prefix}UNIT" in table.attrs else ""
+
+
+def _blocks(table: tables.Table, start: int = 0, stop: int | None = None) -> Iterator[Any]:
+    stop = int(table.nrows) if stop is None else stop
+    step = max(1, _BLOCK_BYTES // int(table.rowsize))
+    for begin in range(start, stop, step):
+        yield table.read(begin, min(begin + step, stop))
+
+
+def _read(table: tables.Table, names: Sequence[str], start: int, stop: int) -> Columns:
+    out: Columns = {}
+    for name in names:
+        dtype = table.dtype[name]
+        out[name] = np.empty((stop - start, *dtype.shape), dtype.base.newbyteorder("="))
+    done = 0
+    for block in _blocks(table, start, stop):
+        for name, values in out.items():
+            values[done : done + len(block)] = block[name]
+        done += len(block)
+    return out
+
+
+def _read_triggers(
+    table: tables.Table, path: Path | str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Telescope, observation, event and time of every trigger."""
+    columns = _read(table, ["tel_id", "obs_id", "event_id", "time"], 0, int(table.nrows))
+    time = columns.pop("time")
+    tel_id, obs_id, event_id = (values.astype(np.int64) for values in columns.values())
+    if time.ndim == 2 and time.shape[1] == 2 and time.dtype.kind == "u":
+        return tel_id, obs_id, event_id, ctao_time_ns(time)
+    if time.ndim == 1 and time.dtype.kind == "f":  # ctapipe before 0.24: MJD of TAI
+        days = np.floor(time)
+        rest_ns = np.rint((time - days) * _NS_PER_DAY).astype(np.int64)
+        whole_ns = (days.astype(np.int64) - _MJD_OF_1970) * _NS_PER_DAY
+        return tel_id, obs_id, event_id, whole_ns + rest_ns
+    raise CorruptedInput(
+        f"{path}: {table._v_pathname} has time as {time.dtype} of shape {time.shape[1:]}, neither"
+        " seconds and quarter-nanoseconds nor MJD"
+    )

@@ -1,0 +1,1 @@
+"""Muon rings: optical throughput and optical point spread function of telescopes."""

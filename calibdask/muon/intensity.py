@@ -1,0 +1,609 @@
+"""The light of a muon ring: predicted image, likelihood, and its maximum. Pure maths.
+
+The model is that of G. Vacanti et al., Astropart. Phys. 2 (1994) 1, as reviewed by M. Gaug et al.,
+ApJS 243 (2019) 11 (arXiv:1904.09816), in the form of ctapipe 0.32: the predicted image and the
+likelihood are the same numbers. The fit is not: derivatives are analytic, the position of the
+muon's impact is fitted in Cartesian coordinates, and errors come from the information matrix.
+
+Angles are in radian in the telescope frame; lengths on the mirror in m.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from calibdask.stats.compiled import compiled
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+type Vector = NDArray[np.float64]
+
+__all__ = [
+    "Fit",
+    "Optics",
+    "chord",
+    "fit_intensity",
+    "likelihood",
+    "polar",
+    "predict",
+    "profile_points",
+]
+
+ALPHA = 0.0072973525643
+"""Fine-structure constant (CODATA 2022)."""
+
+CLOSE = 1e-5
+"""Expected distance to the maximum, in units of the log-likelihood, at which a fit ends."""
+
+CLOSE_ENOUGH = 0.5
+"""The same for a fit that no step improves, one standard deviation: it has come to a cusp."""
+
+EVEN = 0.2
+"""First harmonic of the light, relative to its mean, below which four places are tried.
+
+The light then tells little of the direction of the impact, and the hole in the mirror makes several
+maxima. Elsewhere all starts ended in one (in 800 simulated rings, also outside of the mirror).
+"""
+
+MAX_EVALUATIONS = 60
+MAX_STEP_M = 3.0
+MAX_FACTOR = 2.0
+SHORT_STEPS = 6.0
+"""Damping that ends a fit which is closer than a tenth of that."""
+
+MAX_DAMPING = 100.0
+
+
+class Optics(NamedTuple):
+    """What the model must know of a telescope, as floats.
+
+    Attributes
+    ----------
+    mirror_radius_m : float
+        Radius of the circle of the mirror's area.
+    hole_radius_m : float
+        Radius of the hole in it, or of the camera's shadow; 0 for none.
+    pixel_width_rad : float
+        Width of a pixel (its flat-to-flat distance, side or diameter).
+    pixel_shape_factor : float
+        Area of the circle in a pixel over that of the pixel (ctapipe's correction: π/(2√3) for
+        hexagons, π/4 for squares, 1 for circles).
+    min_wavelength_m, max_wavelength_m : float
+        Range of the Cherenkov light that is counted.
+    oversampling : float
+        Points of the azimuth profile per pixel on the ring.
+    pedestal : float
+        Standard deviation of the noise in a pixel, in p.e.
+    spe_width : float
+        Standard deviation of the charge of one photoelectron, in p.e.
+    """
+
+    mirror_radius_m: float
+    hole_radius_m: float
+    pixel_width_rad: float
+    pixel_shape_factor: float
+    min_wavelength_m: float
+    max_wavelength_m: float
+    oversampling: float
+    pedestal: float
+    spe_width: float
+
+
+class Fit(NamedTuple):
+    """The most likely parameters of a ring.
+
+    Attributes
+    ----------
+    parameters : array of float64, (7,)
+        Impact x and y, in m; width of the ring, in rad; optical efficiency; centre x and y and
+        radius of the ring, in rad.
+    covariance : array of float64, (7, 7)
+        Of the parameters; 0 for those that were fixed. With the information matrix I and the
+        covariance S of the gradient it is I⁻¹ S I⁻¹ (P. J. Huber, Proc. 5th Berkeley Symp. 1 (1967)
+        221), because the charges are Poisson sums and their likelihood is taken as Gaussian.
+    negative_log_likelihood : float
+        At the parameters, with all constants.
+    distance : float
+        Expected distance to the maximum: ½ gᵀ I⁻¹ g, in units of the log-likelihood.
+    iterations : float
+        Evaluations of the likelihood, all starts together.
+    starts : float
+        From how many places the fit began.
+    converged : bool
+        Whether `distance` is small and the information matrix positive definite.
+    """
+
+    parameters: Vector
+    covariance: Vector
+    negative_log_likelihood: float
+    distance: float
+    iterations: float
+    starts: float
+    converged: bool
+
+
+@compiled
+def _half_chord(q: float, radius: float) -> float:
+    square = radius * radius - q * q
+    return math.sqrt(square) if square > 0.0 else 0.0
+
+
+@compiled
+def chord(
+    q: float, c: float, distance: float, radius: float, step: float
+) -> tuple[float, float, float]:
+    """Give the path of light across a circle, seen from the impact of a muon, and its derivatives.
+
+    With h = √(A² - q²) it is h + c from an impact inside of the circle of radius A, and 2h if c > 0
+    from one outside (Vacanti et al. 1994, eq. 6 and 7).
+
+    Parameters
+    ----------
+    q, c : float
+        Coordinates of the impact across the direction of the light and along it, in m.
+    distance : float
+        Distance of the impact from the centre, √(q² + c²).
+    radius : float
+        Radius A of the circle.
+    step : float
+        Half width in q over which the derivative of h is averaged; 0 for the derivative itself,
+        which is infinite at the edge |q| = A.
+
+    Returns
+    -------
+    length, d_q, d_c : float
+        Path and its derivatives by q and c.
+    """
+    h = _half_chord(q, radius)
+    if step > 0.0:
+        slope = (_half_chord(q + step, radius) - _half_chord(q - step, radius)) / (2.0 * step)
+    else:
+        slope = -q / h if h > 0.0 else 0.0
+    if distance <= radius:
+        return h + c, slope, 1.0
+    if c > 0.0:
+        return 2.0 * h, 2.0 * slope, 0.0
+    return 0.0, 0.0, 0.0
+
+
+@compiled
+def profile_points(radius: float, optics: Optics) -> int:
+    """Give the number of points around a ring, as ctapipe's `create_profile` has them."""
+    n_pixels = int(2.0 * math.pi * radius / optics.pixel_width_rad)
+    return n_pixels * int(optics.oversampling)
+
+
+@compiled
+def _profile(impact_x: float, impact_y: float, n: int, optics: Optics, averaged: bool) -> Vector:
+    """Give the path of light on the mirror against azimuth, smoothed over a pixel: P, ∂P/∂x, ∂P/∂y.
+
+    The points are those of ctapipe's `create_profile`.
+    """
+    delta = 2.0 * math.pi / (n - 1)
+    distance = math.hypot(impact_x, impact_y)
+    # A point moves across the edge of a circle by a square root, and the likelihood has a cusp
+    # there. The mean of the derivative over the spacing of the points knows no cusps.
+    step = 0.5 * delta * distance if averaged else 0.0
+    path = np.empty((n, 3))
+    for k in range(n):
+        angle = -math.pi + k * delta
+        sine, cosine = math.sin(angle), math.cos(angle)
+        q = impact_x * sine - impact_y * cosine
+        c = impact_x * cosine + impact_y * sine
+        length, by_q, by_c = chord(q, c, distance, optics.mirror_radius_m, step)
+        if optics.hole_radius_m > 0.0:
+            hole, hole_q, hole_c = chord(q, c, distance, optics.hole_radius_m, step)
+            length -= hole
+            by_q -= hole_q
+            by_c -= hole_c
+        path[k, 0] = length
+        path[k, 1] = by_q * sine + by_c * cosine
+        path[k, 2] = -by_q * cosine + by_c * sine
+    oversampling = int(optics.oversampling)
+    smooth = np.zeros((n, 3))
+    first = oversampling // 2
+    for k in range(n):
+        for j in range(oversampling):
+            other = (k - first + j) % n
+            for m in range(3):
+                smooth[k, m] += path[other, m]
+        for m in range(3):
+            smooth[k, m] /= oversampling
+    return smooth
+
+
+@compiled
+def _photons(radius: float, optics: Optics) -> float:
+    """Give the photons in a pixel on the ring per m of path.
+
+    Cherenkov light of a charge e per unit of path and azimuth is α/(2π) sin(2θ) (1/λ₁ - 1/λ₂)
+    after the projection of the mirror (Vacanti et al. 1994, eq. 5; the 2π cancel out).
+    """
+    wavelengths = 1.0 / optics.min_wavelength_m - 1.0 / optics.max_wavelength_m
+    return (
+        ALPHA
+        * wavelengths
+        * (optics.pixel_width_rad / radius)
+        * 0.5
+        * math.sin(2.0 * radius)
+        * optics.pixel_shape_factor
+    )
+
+
+@compiled
+def polar(x: Vector, y: Vector, parameters: Vector, distance: Vector, azimuth: Vector) -> None:
+    """Put pixels into polar coordinates about the centre of the ring, in place."""
+    for i in range(x.size):
+        dx, dy = x[i] - parameters[4], y[i] - parameters[5]
+        distance[i] = math.hypot(dx, dy)
+        azimuth[i] = math.atan2(dy, dx)
+
+
+@compiled
+def likelihood(
+    parameters: Vector,
+    charge: Vector,
+    distance: Vector,
+    azimuth: Vector,
+    n_points: int,
+    optics: Optics,
+    n_free: int,
+    averaged: bool,
+    poisson: bool,
+) -> tuple[float, Vector, Vector]:
+    """Give the negative log-likelihood of a ring, its gradient and the information matrix.
+
+    A charge s has the variance V = σ² + μ (1 + σ₁²) about the prediction μ, with the pedestal σ and
+    the width σ₁ of one photoelectron. The Gaussian approximation of its likelihood is
+    ½ ln(2πV) + (s - μ)²/(2V) (M. de Naurois & L. Rolland, Astropart. Phys. 32 (2009) 231, between
+    eq. 24 and 25), and its information on μ is 1/V + ½ (V'/V)².
+
+    Parameters
+    ----------
+    parameters : array of float64, (7,)
+        As in `Fit`.
+    charge : array of float64, (M,)
+        Pixels in the annulus, in p.e.
+    distance, azimuth : array of float64, (M,)
+        Polar coordinates of these pixels about the centre of the ring, in rad (`polar`).
+    n_points : int
+        Points of the azimuth profile (`profile_points`).
+    optics : Optics
+        The telescope.
+    n_free : int
+        4 or 7: how many of the parameters the derivatives are for.
+    averaged : bool
+        Whether derivatives by the impact are means over the spacing of the azimuth profile.
+    poisson : bool
+        Give the covariance of the gradient for charges that are Poisson sums, not Gaussian. It
+        exceeds the information by their third and fourth cumulant, κ₃ = μ (1 + 3σ₁²) and
+        κ₄ = μ (1 + 6σ₁² + 3σ₁⁴), which enter as V' κ₃/V³ + V'² κ₄/(4V⁴).
+
+    Returns
+    -------
+    value : float
+        Negative log-likelihood.
+    gradient : array of float64, (n_free,)
+        Its derivatives.
+    information : array of float64, (n_free, n_free)
+        Fisher information, or the covariance of the gradient.
+    """
+    width, efficiency, radius = parameters[2], parameters[3], parameters[6]
+    profile = _profile(parameters[0], parameters[1], n_points, optics, averaged)
+    photons = _photons(radius, optics)
+    by_radius = 2.0 / math.tan(2.0 * radius) - 1.0 / radius  # of the photons, relative
+    per_angle = (n_points - 1) / (2.0 * math.pi)
+    half = 0.5 * optics.pixel_width_rad
+    root = 1.0 / (math.sqrt(2.0) * width)
+    density = 1.0 / (math.sqrt(2.0 * math.pi) * width)
+    noise = optics.pedestal**2
+    square = optics.spe_width**2
+    per_pe = 1.0 + square
+    third, fourth = 1.0 + 3.0 * square, 1.0 + 6.0 * square + 3.0 * square**2
+    scale = photons * efficiency
+
+    logarithms, value, product = 0.0, 0.0, 1.0
+    gradient = np.zeros(n_free)
+    matrix = np.zeros((n_free, n_free))
+    d = np.empty(7)
+    for i in range(charge.size):
+        place = (azimuth[i] + math.pi) * per_angle
+        k = min(max(int(place), 0), n_points - 2)
+        t = place - k
+        rise = profile[k + 1, 0] - profile[k, 0]
+        p = profile[k, 0] + t * rise
+        px = profile[k, 1] + t * (profile[k + 1, 1] - profile[k, 1])
+        py = profile[k, 2] + t * (profile[k + 1, 2] - profile[k, 2])
+        # The part of the ring's radial profile that falls into the pixel, and its derivatives.
+        outer = (distance[i] + half - radius) * root
+        inner = (distance[i] - half - radius) * root
+        part = 0.5 * (math.erf(outer) - math.erf(inner))
+        at_outer = math.exp(-outer * outer) * density
+        at_inner = math.exp(-inner * inner) * density
+        mu = scale * p * part
+        d[0] = scale * px * part
+        d[1] = scale * py * part
+        d[2] = -scale * p * (outer * at_outer - inner * at_inner) * math.sqrt(2.0)
+        d[3] = photons * p * part
+        if n_free > 4:
+            outwards = scale * p * (at_outer - at_inner)
+            around = scale * part * rise * per_angle / distance[i]
+            sine, cosine = math.sin(azimuth[i]), math.cos(azimuth[i])
+            d[4] = -cosine * outwards + sine * around
+            d[5] = -sine * outwards - cosine * around
+            d[6] = mu * by_radius - outwards
+        variance = noise + mu * per_pe
+        residual = charge[i] - mu
+        weight = 1.0 / variance
+        product *= variance
+        if product > 1e200 or product < 1e-200:
+            logarithms += math.log(product)
+            product = 1.0
+        pull = residual * weight
+        value += 0.5 * residual * pull
+        slope = 0.5 * per_pe * weight - pull - 0.5 * per_pe * pull * pull
+        relative = per_pe * weight
+        information = weight + 0.5 * relative**2
+        if poisson:
+            information += mu * relative * weight**2 * (third + 0.25 * relative * fourth)
+        for m in range(n_free):
+            gradient[m] += slope * d[m]
+            weighted = information * d[m]
+            for j in range(m + 1):
+                matrix[m, j] += weighted * d[j]
+    logarithms += math.log(product) + charge.size * math.log(2.0 * math.pi)
+    for m in range(n_free):
+        for j in range(m):
+            matrix[j, m] = matrix[m, j]
+    return value + 0.5 * logarithms, gradient, matrix
+
+
+@compiled
+def predict(
+    parameters: Vector, distance: Vector, azimuth: Vector, n_points: int, optics: Optics
+) -> Vector:
+    """Give the predicted image of a ring.
+
+    Parameters
+    ----------
+    parameters, distance, azimuth, n_points, optics
+        As for `likelihood`.
+
+    Returns
+    -------
+    array of float64, (M,)
+        Expected charges, in p.e.
+    """
+    width, efficiency, radius = parameters[2], parameters[3], parameters[6]
+    profile = _profile(parameters[0], parameters[1], n_points, optics, False)
+    scale = _photons(radius, optics) * efficiency
+    per_angle = (n_points - 1) / (2.0 * math.pi)
+    half = 0.5 * optics.pixel_width_rad
+    root = 1.0 / (math.sqrt(2.0) * width)
+    image = np.empty(distance.size)
+    for i in range(distance.size):
+        place = (azimuth[i] + math.pi) * per_angle
+        k = min(max(int(place), 0), n_points - 2)
+        p = profile[k, 0] + (place - k) * (profile[k + 1, 0] - profile[k, 0])
+        outer = (distance[i] + half - radius) * root
+        inner = (distance[i] - half - radius) * root
+        image[i] = scale * p * 0.5 * (math.erf(outer) - math.erf(inner))
+    return image
+
+
+@compiled
+def first_guess(
+    charge: Vector, distance: Vector, azimuth: Vector, circle: Vector, optics: Optics
+) -> Vector:
+    """Guess the parameters of a ring from the first harmonic of its light.
+
+    The path on the mirror is about A + d cos(φ - φ₀) for an impact d from its centre, so that a
+    least-squares fit of a + b cos φ + c sin φ to the charges gives impact and efficiency, also
+    where a part of the ring is missing.
+
+    Parameters
+    ----------
+    charge, distance, azimuth, optics
+        As for `likelihood`.
+    circle : array of float64, (3,)
+        Centre x and y and radius, in rad.
+
+    Returns
+    -------
+    array of float64, (7,)
+        Parameters as in `Fit`; the impact may lie outside of the mirror. NaN without light.
+    """
+    half = 0.5 * optics.pixel_width_rad
+    radius = circle[2]
+    root = 1.0 / (math.sqrt(2.0) * half)
+    matrix = np.zeros((3, 3))
+    vector = np.zeros(3)
+    row = np.empty(3)
+    for i in range(charge.size):
+        outer = (distance[i] + half - radius) * root
+        inner = (distance[i] - half - radius) * root
+        part = 0.5 * (math.erf(outer) - math.erf(inner))
+        row[0] = part
+        row[1] = part * math.cos(azimuth[i])
+        row[2] = part * math.sin(azimuth[i])
+        for m in range(3):
+            vector[m] += row[m] * charge[i]
+            for k in range(3):
+                matrix[m, k] += row[m] * row[k]
+    found = np.full(7, np.nan)
+    inverse, positive = _inverse(matrix)
+    if positive:
+        solution = inverse @ vector
+        if solution[0] > 0.0:
+            found[0] = solution[1] / solution[0] * optics.mirror_radius_m
+            found[1] = solution[2] / solution[0] * optics.mirror_radius_m
+            found[2] = half
+            found[3] = solution[0] / (_photons(radius, optics) * optics.mirror_radius_m)
+            found[4:7] = circle
+    return found
+
+
+@compiled
+def _inverse(matrix: Vector) -> tuple[Vector, bool]:
+    """Invert a symmetric matrix; False where it is not positive definite to working precision."""
+    n = matrix.shape[0]
+    scale = np.empty(n)
+    for k in range(n):
+        if not (matrix[k, k] > 0.0 and math.isfinite(matrix[k, k])):
+            return np.full((n, n), np.nan), False
+        scale[k] = 1.0 / math.sqrt(matrix[k, k])
+    lower = np.zeros((n, n))
+    for k in range(n):
+        for m in range(k + 1):
+            total = matrix[k, m] * scale[k] * scale[m]
+            for j in range(m):
+                total -= lower[k, j] * lower[m, j]
+            if k == m:
+                if not total > 1e-10:
+                    return np.full((n, n), np.nan), False
+                lower[k, k] = math.sqrt(total)
+            else:
+                lower[k, m] = total / lower[m, m]
+    half = np.zeros((n, n))
+    for k in range(n):
+        half[k, k] = 1.0 / lower[k, k]
+        for m in range(k):
+            total = 0.0
+            for j in range(m, k):
+                total -= lower[k, j] * half[j, m]
+            half[k, m] = total / lower[k, k]
+    inverse = np.zeros((n, n))
+    for k in range(n):
+        for m in range(n):
+            total = 0.0
+            for j in range(max(k, m), n):
+                total += half[j, k] * half[j, m]
+            inverse[k, m] = total * scale[k] * scale[m]
+    return inverse, True
+
+
+@compiled
+def _climb(
+    start: Vector, x: Vector, y: Vector, charge: Vector, n_points: int, optics: Optics, n_free: int
+) -> tuple[Vector, Vector, float, float, float, bool]:
+    """Go to the nearest maximum by Fisher scoring, damped (Levenberg) where a step fails."""
+    distance, azimuth = np.empty(x.size), np.empty(x.size)
+    # Where the muon goes through the hole its place leaves no trace. It fell on the telescope.
+    faint = 1.0 / optics.mirror_radius_m**2
+    parameters, trial = start.copy(), start.copy()
+    polar(x, y, parameters, distance, azimuth)
+    value, gradient, information = likelihood(
+        parameters, charge, distance, azimuth, n_points, optics, n_free, True, False
+    )
+    information[0, 0] += faint
+    information[1, 1] += faint
+    damping, evaluations = 0.0, 1
+    covariance, positive = _inverse(information)
+    gap = 0.5 * float(gradient @ (covariance @ gradient))
+    while evaluations < MAX_EVALUATIONS and not (positive and gap < CLOSE):
+        matrix = information.copy()
+        for k in range(n_free):
+            matrix[k, k] += damping * matrix[k, k]
+        inverse, usable = _inverse(matrix)
+        if not usable:
+            break
+        step = -(inverse @ gradient)
+        length = math.hypot(step[0], step[1])
+        if length > MAX_STEP_M:
+            step[0] *= MAX_STEP_M / length
+            step[1] *= MAX_STEP_M / length
+        trial[:n_free] = parameters[:n_free] + step
+        for k in (2, 3, 6):
+            low, high = parameters[k] / MAX_FACTOR, parameters[k] * MAX_FACTOR
+            trial[k] = min(max(trial[k], low), high)
+        if n_free > 4:
+            polar(x, y, trial, distance, azimuth)
+        new_value, new_gradient, new_information = likelihood(
+            trial, charge, distance, azimuth, n_points, optics, n_free, True, False
+        )
+        evaluations += 1
+        if new_value < value:
+            parameters[:] = trial
+            value, gradient, information = new_value, new_gradient, new_information
+            information[0, 0] += faint
+            information[1, 1] += faint
+            covariance, positive = _inverse(information)
+            gap = 0.5 * float(gradient @ (covariance @ gradient))
+            damping = damping / 8.0 if damping > 0.05 else 0.0
+        else:
+            damping = max(4.0 * damping, 0.3)
+            # Steps have become so short that what stops them is a cusp.
+            if damping > (SHORT_STEPS if positive and gap < 0.1 * CLOSE_ENOUGH else MAX_DAMPING):
+                break
+    full = np.zeros((7, 7))
+    full[:n_free, :n_free] = covariance
+    return parameters, full, value, gap, float(evaluations), positive and gap < CLOSE_ENOUGH
+
+
+@compiled
+def fit_intensity(
+    x: Vector, y: Vector, charge: Vector, circle: Vector, optics: Optics, n_free: int
+) -> Fit:
+    """Find the most likely impact, width and efficiency of a ring, and its circle if that is free.
+
+    Parameters
+    ----------
+    x, y : array of float64, (M,)
+        Pixels in the annulus, in rad.
+    charge : array of float64, (M,)
+        Their charges, in p.e.
+    circle : array of float64, (3,)
+        Centre x and y and radius of the ring, in rad.
+    optics : Optics
+        The telescope.
+    n_free : int
+        4, with the circle fixed, as in ctapipe; or 7.
+
+    Returns
+    -------
+    Fit
+        With NaN where there was no light to begin with.
+    """
+    best = Fit(np.full(7, np.nan), np.full((7, 7), np.nan), np.nan, np.nan, 0.0, 0.0, False)
+    distance, azimuth = np.empty(x.size), np.empty(x.size)
+    guess = np.zeros(7)
+    guess[4:7] = circle
+    polar(x, y, guess, distance, azimuth)
+    guess = first_guess(charge, distance, azimuth, circle, optics)
+    if not math.isfinite(guess[0]):
+        return best
+    n_points = profile_points(circle[2], optics)
+    contrast = math.hypot(guess[0], guess[1]) / optics.mirror_radius_m
+    evaluations = 0.0
+    starts = 4 if contrast < EVEN else 1
+    scale = 0.9 / max(contrast, 1.0) * max(0.5 * EVEN / max(contrast, 1e-3), 1.0)
+    for quarter in range(starts):
+        start = guess.copy()
+        sine, cosine = (0.0, 1.0, 0.0, -1.0)[quarter], (1.0, 0.0, -1.0, 0.0)[quarter]
+        start[0] = scale * (cosine * guess[0] - sine * guess[1])
+        start[1] = scale * (sine * guess[0] + cosine * guess[1])
+        found, covariance, value, gap, n, converged = _climb(
+            start, x, y, charge, n_points, optics, n_free
+        )
+        evaluations += n
+        if not value >= best.negative_log_likelihood:
+            best = Fit(found, covariance, value, gap, 0.0, 0.0, converged)
+    polar(x, y, best.parameters, distance, azimuth)
+    _, _, spread = likelihood(
+        best.parameters, charge, distance, azimuth, n_points, optics, n_free, True, True
+    )
+    inverse = np.ascontiguousarray(best.covariance[:n_free, :n_free])
+    best.covariance[:n_free, :n_free] = inverse @ spread @ inverse
+    return Fit(
+        best.parameters,
+        best.covariance,
+        best.negative_log_likelihood,
+        best.distance,
+        evaluations,
+        float(starts),
+        best.converged,
+    )

@@ -1,0 +1,538 @@
+"""From images to the columns of ctapipe's muon table, and errors beside them. No files here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import numpy as np
+
+from calibdask.muon.intensity import Optics, fit_intensity, predict, profile_points
+from calibdask.muon.ring import completeness, containment, fit_ring, light, tailcuts
+from calibdask.stats.compiled import compiled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from calibdask.muon.intensity import Fit
+    from calibdask.muon.ring import Mask, Vector
+
+__all__ = [
+    "RING_COLUMNS",
+    "RING_UNITS",
+    "STATUS",
+    "RingOptions",
+    "optics_of",
+    "predicted_image",
+    "rings_of",
+    "unusable",
+]
+
+STATUS: Final = (
+    "fitted",
+    "too few pixels",
+    "too little light",
+    "no ring",
+    "too few pixels on the ring",
+    "ring outside of the camera",
+    "fit not valid",
+    "dual mirror",
+    "no image",
+    "no optics",
+)
+"""What became of an image: the meaning of the column `status`."""
+
+(
+    _FITTED,
+    _FEW_PIXELS,
+    _LITTLE_LIGHT,
+    _NO_RING,
+    _FEW_ON_RING,
+    _OUTSIDE,
+    _NOT_VALID,
+    _DUAL_MIRROR,
+    _NO_IMAGE,
+    _NO_OPTICS,
+) = range(len(STATUS))
+
+# Area of the circle in a pixel over that of the pixel.
+_SHAPE_FACTORS: Final = {
+    "hexagon": math.pi / (2.0 * math.sqrt(3.0)),
+    "square": math.pi / 4.0,
+    "circle": 1.0,
+}
+
+_RING: Final = (
+    ("center_fov_lon", "deg"),
+    ("center_fov_lat", "deg"),
+    ("radius", "deg"),
+    ("center_fov_lon_err", "deg"),
+    ("center_fov_lat_err", "deg"),
+    ("radius_err", "deg"),
+    ("center_phi", "deg"),
+    ("center_distance", "deg"),
+)
+_LIGHT: Final = (
+    ("containment", ""),
+    ("completeness", ""),
+    ("intensity_ratio", ""),
+    ("mean_squared_error", "deg2"),
+    ("ring_intensity", ""),
+    ("intensity_outside_ring", ""),
+    ("n_pixels_in_ring", ""),
+    ("mean_intensity_outside_ring", ""),
+    ("radial_std_dev", "deg"),
+    ("skewness", ""),
+    ("excess_kurtosis", ""),
+)
+_EFFICIENCY: Final = (
+    ("width", "deg"),
+    ("impact", "m"),
+    ("impact_x", "m"),
+    ("impact_y", "m"),
+    ("optical_efficiency", ""),
+    ("is_valid", ""),
+    ("parameters_at_limit", ""),
+    ("likelihood_value", ""),
+    # From here on what ctapipe's table has not.
+    ("width_err", "deg"),
+    ("impact_err", "m"),
+    ("phi_err", "rad"),
+    ("optical_efficiency_err", ""),
+    ("cov_efficiency_impact", "m"),
+    ("cov_efficiency_width", "deg"),
+    ("gradient_norm", ""),
+    ("n_iterations", ""),
+    ("n_starts", ""),
+)
+_MEASURED: Final = (
+    *((f"muonring_{name}", unit) for name, unit in _RING),
+    *((f"muonparameters_{name}", unit) for name, unit in _LIGHT),
+    *((f"muonefficiency_{name}", unit) for name, unit in _EFFICIENCY),
+)
+_DTYPES: Final = {
+    "muonparameters_n_pixels_in_ring": np.int64,
+    "muonefficiency_is_valid": np.bool_,
+    "muonefficiency_parameters_at_limit": np.bool_,
+    "muonefficiency_n_iterations": np.int16,
+    "muonefficiency_n_starts": np.int16,
+}
+
+RING_COLUMNS: Final = (
+    *("obs_id", "event_id", "tel_id", "time_ns"),
+    *(name for name, _ in _MEASURED),
+    "n_broken_pixels",
+    "status",
+)
+"""The columns of `rings_of`, in order."""
+
+RING_UNITS: Final = {name: unit for name, unit in _MEASURED if unit} | {"time_ns": "ns"}
+"""Unit of each column that has one."""
+
+_N_RING, _N_LIGHT, _N_EFFICIENCY = len(_RING), len(_LIGHT), len(_EFFICIENCY)
+
+
+class _Camera(Protocol):
+    """What is asked of a camera (see `calibdask.io.images.Camera`)."""
+
+    @property
+    def tel_id(self) -> int: ...
+    @property
+    def n_mirrors(self) -> int: ...
+    @property
+    def mirror_area_m2(self) -> float: ...
+    @property
+    def focal_length_m(self) -> float: ...
+    @property
+    def pixel_x_rad(self) -> NDArray[np.float64]: ...
+    @property
+    def pixel_y_rad(self) -> NDArray[np.float64]: ...
+    @property
+    def pixel_width_rad(self) -> NDArray[np.float64]: ...
+    @property
+    def pixel_shape(self) -> str: ...
+    @property
+    def fov_radius_rad(self) -> float: ...
+    @property
+    def neighbours(self) -> NDArray[np.int32]: ...
+
+
+class _Images(Protocol):
+    """What is asked of the images of a telescope (see `calibdask.io.images.TelescopeImages`)."""
+
+    @property
+    def camera(self) -> _Camera: ...
+    @property
+    def obs_id(self) -> NDArray[np.int32]: ...
+    @property
+    def event_id(self) -> NDArray[np.int64]: ...
+    @property
+    def time_ns(self) -> NDArray[np.int64]: ...
+    @property
+    def image(self) -> NDArray[np.float32]: ...
+    @property
+    def image_mask(self) -> NDArray[np.bool_] | None: ...
+
+
+@dataclass(frozen=True)
+class RingOptions:
+    """Cuts and model of the ring fit for one telescope; the defaults are ctapipe's.
+
+    Attributes
+    ----------
+    picture_threshold, boundary_threshold : float
+        Charges that cleaning keeps, in p.e., where the images come without a mask.
+    min_picture_neighbors : int
+        Neighbours above `picture_threshold` that a pixel above it must have.
+    min_pixels : int
+        An image needs more cleaned pixels than this.
+    min_intensity : float
+        And more light in them, in p.e.
+    min_ring_pixels : int
+        The annulus needs more pixels than this.
+    min_containment : float
+        And the camera a larger part of the ring.
+    completeness_threshold : float
+        Light that fills a segment of the ring, in p.e.
+    ratio_width : float
+        Width of the ring for the intensity ratio, in pixels.
+    pedestal : float
+        Standard deviation of the noise in a pixel, in p.e.
+    ring_integration_width, outer_ring_width : float
+        Half width of the ring for its intensity, and width of the strips beside it, in radii.
+    spe_width : float
+        Standard deviation of the charge of one photoelectron, in p.e.
+    min_wavelength_m, max_wavelength_m : float
+        Range of the Cherenkov light, in m.
+    hole_radius_m : float
+        Radius of the hole in the mirror, in m.
+    oversampling : int
+        Points of the azimuth profile per pixel on the ring.
+    fit_circle : bool
+        Whether the likelihood may move the circle too (ctapipe fixes it): centre, radius and their
+        errors are then its own. The Taubin fit makes wide rings too large, and so the efficiency
+        too small, by 0.4 % at a width of 0.05° and 2 % at 0.2° in a camera with pixels of 0.1°.
+    """
+
+    picture_threshold: float = 10.0
+    boundary_threshold: float = 5.0
+    min_picture_neighbors: int = 2
+    min_pixels: int = 100
+    min_intensity: float = 500.0
+    min_ring_pixels: int = 50
+    min_containment: float = 0.5
+    completeness_threshold: float = 30.0
+    ratio_width: float = 1.5
+    pedestal: float = 1.1
+    ring_integration_width: float = 0.25
+    outer_ring_width: float = 0.2
+    spe_width: float = 0.5
+    min_wavelength_m: float = 300e-9
+    max_wavelength_m: float = 600e-9
+    hole_radius_m: float = 0.0
+    oversampling: int = 3
+    fit_circle: bool = False
+
+
+class _Cuts(NamedTuple):
+    """`RingOptions` for the kernel: floats, so that there is one specialisation."""
+
+    picture_threshold: float
+    boundary_threshold: float
+    min_picture_neighbors: float
+    min_pixels: float
+    min_intensity: float
+    min_ring_pixels: float
+    min_containment: float
+    completeness_threshold: float
+    ratio_width: float
+    ring_integration_width: float
+    outer_ring_width: float
+    fit_circle: float
+
+
+def optics_of(camera: _Camera, options: RingOptions) -> Optics:
+    """Give what the model must know of a telescope."""
+    return Optics(
+        mirror_radius_m=math.sqrt(camera.mirror_area_m2 / math.pi),
+        hole_radius_m=float(options.hole_radius_m),
+        pixel_width_rad=float(camera.pixel_width_rad[0]),
+        pixel_shape_factor=_SHAPE_FACTORS[camera.pixel_shape],
+        min_wavelength_m=float(options.min_wavelength_m),
+        max_wavelength_m=float(options.max_wavelength_m),
+        oversampling=float(options.oversampling),
+        pedestal=float(options.pedestal),
+        spe_width=float(options.spe_width),
+    )
+
+
+def unusable(camera: _Camera) -> str | None:
+    """Tell why no ring can be fitted in the images of a telescope: one of `STATUS`, or None."""
+    if camera.n_mirrors != 1:
+        return STATUS[_DUAL_MIRROR]
+    sound = (
+        camera.mirror_area_m2 > 0
+        and camera.focal_length_m > 0
+        and camera.pixel_shape in _SHAPE_FACTORS
+        and np.all(np.isfinite(camera.pixel_x_rad) & np.isfinite(camera.pixel_y_rad))
+        and np.all(camera.pixel_width_rad > 0)
+    )
+    return None if sound else STATUS[_NO_OPTICS]
+
+
+def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
+    """Fit a ring to each image of a telescope.
+
+    Parameters
+    ----------
+    images : TelescopeImages
+        N images of one telescope.
+    options : RingOptions
+        Cuts and model.
+
+    Returns
+    -------
+    dict of str to array, (N,)
+        The columns `RING_COLUMNS`, in the units of `RING_UNITS`: NaN, -1 or False from where a cut
+        fails; pixels that were not measured; and what became of each image, an index into `STATUS`.
+    """
+    camera = images.camera
+    n = len(images.event_id)
+    reason = unusable(camera)
+    if reason is None:
+        cuts = _Cuts(*(float(getattr(options, name)) for name in _Cuts._fields))
+        mask = images.image_mask
+        measured, status = _measure(
+            np.ascontiguousarray(images.image, np.float32),
+            np.ascontiguousarray(np.empty((0, 0)) if mask is None else mask, np.bool_),
+            np.ascontiguousarray(camera.neighbours, np.int32),
+            np.ascontiguousarray(camera.pixel_x_rad, np.float64),
+            np.ascontiguousarray(camera.pixel_y_rad, np.float64),
+            np.ascontiguousarray(camera.pixel_width_rad, np.float64),
+            float(camera.fov_radius_rad),
+            optics_of(camera, options),
+            cuts,
+        )
+    else:
+        measured = np.tile(_nothing(), (n, 1))
+        status = np.full(n, STATUS.index(reason), np.int8)
+    columns: dict[str, NDArray[Any]] = {
+        "obs_id": np.asarray(images.obs_id, np.int32),
+        "event_id": np.asarray(images.event_id, np.int64),
+        "tel_id": np.full(n, camera.tel_id, np.int16),
+        "time_ns": np.asarray(images.time_ns, np.int64),
+    }
+    for k, (name, unit) in enumerate(_MEASURED):
+        values = measured[:, k]
+        if unit in ("deg", "deg2"):
+            values = values * math.degrees(1.0) ** (2 if unit == "deg2" else 1)
+        columns[name] = values.astype(_DTYPES.get(name, np.float64))
+    columns["n_broken_pixels"] = np.count_nonzero(np.isnan(images.image), axis=1).astype(np.int16)
+    columns["status"] = status
+    return columns
+
+
+def predicted_image(
+    camera: _Camera, options: RingOptions, ring: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """Give the image that the model predicts for a fitted ring.
+
+    Parameters
+    ----------
+    camera : Camera
+        The telescope.
+    options : RingOptions
+        The model.
+    ring : mapping of str to float
+        One row of the columns of `rings_of`.
+
+    Returns
+    -------
+    array of float64, (P,)
+        Expected charges, in p.e.
+    """
+    dx = camera.pixel_x_rad - math.radians(ring["muonring_center_fov_lon"])
+    dy = camera.pixel_y_rad - math.radians(ring["muonring_center_fov_lat"])
+    parameters = np.array(
+        [
+            ring["muonefficiency_impact_x"],
+            ring["muonefficiency_impact_y"],
+            math.radians(ring["muonefficiency_width"]),
+            ring["muonefficiency_optical_efficiency"],
+            math.radians(ring["muonring_center_fov_lon"]),
+            math.radians(ring["muonring_center_fov_lat"]),
+            math.radians(ring["muonring_radius"]),
+        ],
+        dtype=np.float64,
+    )
+    optics = optics_of(camera, options)
+    image: NDArray[np.float64] = predict(
+        parameters,
+        np.hypot(dx, dy),
+        np.arctan2(dy, dx),
+        profile_points(parameters[6], optics),
+        optics,
+    )
+    return image
+
+
+@compiled
+def _nothing() -> Vector:
+    """Give a row of an image without a ring."""
+    row = np.full(_N_RING + _N_LIGHT + _N_EFFICIENCY, np.nan)
+    row[_N_RING + 6] = -1.0  # n_pixels_in_ring
+    for k in (5, 6, 15, 16):  # is_valid, parameters_at_limit, n_iterations, n_starts
+        row[_N_RING + _N_LIGHT + k] = 0.0
+    return row
+
+
+@compiled
+def _describe_fit(fit: Fit, row: Vector) -> bool:
+    """Write a fit into the last columns of a row; tell whether it is valid."""
+    x, y, width, efficiency = fit.parameters[:4]
+    impact = math.hypot(x, y)
+    cosine, sine = (x / impact, y / impact) if impact > 0.0 else (1.0, 0.0)
+    v = fit.covariance
+    impact_err = math.sqrt(
+        cosine * cosine * v[0, 0] + 2.0 * cosine * sine * v[0, 1] + sine * sine * v[1, 1]
+    )
+    across = sine * sine * v[0, 0] - 2.0 * cosine * sine * v[0, 1] + cosine * cosine * v[1, 1]
+    width_err, efficiency_err = math.sqrt(v[2, 2]), math.sqrt(v[3, 3])
+    valid = fit.converged and width > 0.0 and efficiency > 0.0
+    # As in Minuit: closer to the limit than half an error.
+    at_limit = (
+        impact < 0.5 * impact_err or width < 0.5 * width_err or efficiency < 0.5 * efficiency_err
+    )
+    row[0] = width
+    row[1] = impact
+    row[2] = x
+    row[3] = y
+    row[4] = efficiency
+    row[5] = valid
+    row[6] = at_limit
+    row[7] = fit.negative_log_likelihood
+    row[8] = width_err
+    row[9] = impact_err
+    row[10] = math.sqrt(across) / impact if impact > 0.0 else np.nan
+    row[11] = efficiency_err
+    row[12] = cosine * v[0, 3] + sine * v[1, 3]
+    row[13] = v[2, 3]
+    row[14] = math.sqrt(2.0 * fit.distance)
+    row[15] = fit.iterations
+    row[16] = fit.starts
+    return valid
+
+
+@compiled
+def _measure_one(
+    image: Vector,
+    mask: Mask,
+    x: Vector,
+    y: Vector,
+    width: Vector,
+    fov_radius: float,
+    optics: Optics,
+    cuts: _Cuts,
+    row: Vector,
+) -> int:
+    """Fit one image; write what was found into its row and give its status."""
+    n_usable, n_clean, intensity = 0, 0, 0.0
+    for i in range(x.size):
+        if math.isfinite(image[i]):
+            n_usable += 1
+            if mask[i]:
+                n_clean += 1
+                intensity += image[i]
+    if n_usable == 0:
+        return _NO_IMAGE
+    if not n_clean > cuts.min_pixels:
+        return _FEW_PIXELS
+    if not intensity > cuts.min_intensity:
+        return _LITTLE_LIGHT
+    circle, annulus = fit_ring(x, y, image, mask)
+    if not circle.radius > 0.0:
+        return _NO_RING
+    row[0], row[1], row[2] = circle.x, circle.y, circle.radius
+    row[3], row[4], row[5] = circle.x_err, circle.y_err, circle.radius_err
+    row[6] = math.atan2(circle.y, circle.x)
+    row[7] = math.hypot(circle.x, circle.y)
+    contained = containment(row[7], circle.radius, fov_radius)
+    row[_N_RING] = contained
+    row[_N_RING + 1] = completeness(x, y, image, circle, cuts.completeness_threshold)
+    found = light(
+        x,
+        y,
+        width,
+        image,
+        mask,
+        circle,
+        cuts.ratio_width,
+        cuts.ring_integration_width,
+        cuts.outer_ring_width,
+    )
+    for k in range(9):
+        row[_N_RING + 2 + k] = found[k]
+    n_on_ring = 0
+    for i in range(x.size):
+        n_on_ring += annulus[i]
+    # Below eight points the azimuth profile means nothing.
+    n_around = int(2.0 * math.pi * circle.radius / optics.pixel_width_rad)
+    if not (n_on_ring > cuts.min_ring_pixels and n_around >= 8):
+        return _FEW_ON_RING
+    if not contained > cuts.min_containment:
+        return _OUTSIDE
+    near = np.flatnonzero(annulus)
+    fit = fit_intensity(
+        x[near],
+        y[near],
+        image[near],
+        np.array([circle.x, circle.y, circle.radius]),
+        optics,
+        7 if cuts.fit_circle > 0.0 else 4,
+    )
+    if cuts.fit_circle > 0.0:
+        for k in range(3):
+            row[k] = fit.parameters[4 + k]
+            row[3 + k] = math.sqrt(fit.covariance[4 + k, 4 + k])
+        row[6] = math.atan2(row[1], row[0])
+        row[7] = math.hypot(row[0], row[1])
+    valid = _describe_fit(fit, row[_N_RING + _N_LIGHT :])
+    return _FITTED if valid else _NOT_VALID
+
+
+@compiled
+def _measure(
+    image: NDArray[np.float32],
+    mask: Mask,
+    neighbours: NDArray[np.int32],
+    x: Vector,
+    y: Vector,
+    width: Vector,
+    fov_radius: float,
+    optics: Optics,
+    cuts: _Cuts,
+) -> tuple[Vector, NDArray[np.int8]]:
+    """Fit all images of a telescope: rows of the measured columns (angles in rad), and status."""
+    n = image.shape[0]
+    rows = np.empty((n, _N_RING + _N_LIGHT + _N_EFFICIENCY))
+    status = np.empty(n, np.int8)
+    one = np.empty(image.shape[1])
+    for k in range(n):
+        rows[k] = _nothing()
+        for i in range(one.size):
+            one[i] = image[k, i]
+        if mask.size:
+            kept = mask[k]
+        else:
+            kept = tailcuts(
+                one,
+                neighbours,
+                cuts.picture_threshold,
+                cuts.boundary_threshold,
+                cuts.min_picture_neighbors,
+            )
+        status[k] = _measure_one(one, kept, x, y, width, fov_radius, optics, cuts, rows[k])
+    return rows, status

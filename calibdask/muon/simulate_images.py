@@ -1,0 +1,212 @@
+"""DL1 files with images of muon rings of known truth, in the format of ctapipe 0.32.
+
+What is drawn is told in `calibdask.muon.image_simulation`; here is where it stands in a file. The
+true parameters of each ring are in a table of their own, ``/truth/event/telescope/muon/tel_NNN``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from calibdask.errors import ConfigError
+from calibdask.muon.image_simulation import (
+    MuonImageSimulation,
+    draw_images,
+    draw_rings,
+    hexagonal_pixels,
+)
+from calibdask.muon.ring import tailcuts
+from calibdask.muon.rings import RingOptions, optics_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from calibdask.io.images import Camera, TelescopeImages
+
+__all__ = ["Options", "describe_camera", "simulate", "simulate_images"]
+
+Options = MuonImageSimulation
+
+TRUTH: Final = "/truth/event/telescope/muon"
+FIRST_OBS_ID: Final = 3001
+START_TAI_S: Final = 1_700_000_037  # 2023-11-14T22:13:20 UTC
+_NS_PER_S: Final = 1_000_000_000
+_PIXEL_WIDTH_M: Final = 0.05
+_FOCAL_LENGTH_M: Final = 28.0
+_MIRROR_AREA_M2: Final = 386.73
+_UNITS: Final = {
+    **dict.fromkeys(("x", "y", "radius", "width"), "rad"),
+    **dict.fromkeys(("impact", "impact_x", "impact_y"), "m"),
+}
+
+
+def describe_camera(tel_id: int, options: MuonImageSimulation) -> Camera:
+    """Give a telescope like an LST: a mirror of 387 m², hexagonal pixels of 0.1°."""
+    from calibdask.io.images import Camera
+
+    pixels = hexagonal_pixels(options.n_pixels, _PIXEL_WIDTH_M)
+    optics = (1, _MIRROR_AREA_M2, _FOCAL_LENGTH_M)
+    return Camera.from_lengths(tel_id, "LST_LST_LSTCam", optics, pixels, "hexagon", "hex")
+
+
+def simulate_images(
+    options: MuonImageSimulation, number: int, tel_id: int
+) -> tuple[dict[str, NDArray[np.float64]], TelescopeImages]:
+    """Simulate the images of one telescope in one file, as arrays.
+
+    Parameters
+    ----------
+    options : MuonImageSimulation
+        What to simulate.
+    number : int
+        Of the file, from 0.
+    tel_id : int
+        Of the telescope, from 1.
+
+    Returns
+    -------
+    truth : dict of str to array of float64, (N,)
+        True parameters, as from `calibdask.muon.image_simulation.draw_rings`.
+    images : TelescopeImages
+        Cleaned with ctapipe's default thresholds. Broken pixels read exactly 0.
+    """
+    from calibdask.io.images import TelescopeImages
+
+    # A telescope's broken pixels are the same in all files.
+    broken, chance = (
+        np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
+        for key in ((0, tel_id), (1, number, tel_id))
+    )
+    camera = describe_camera(tel_id, options)
+    model = RingOptions(
+        hole_radius_m=options.hole_radius_m,
+        pedestal=options.pedestal_pe,
+        spe_width=options.spe_width,
+    )
+    n = options.n_rings_per_telescope
+    truth = draw_rings(options, camera.fov_radius_rad, n, chance)
+    pixels = (camera.pixel_x_rad, camera.pixel_y_rad)
+    image = draw_images(options, truth, pixels, optics_of(camera, model), chance)
+    image[:, broken.random(options.n_pixels) < options.broken] = 0.0
+    thresholds = (model.picture_threshold, model.boundary_threshold, model.min_picture_neighbors)
+    mask = np.array([tailcuts(one, camera.neighbours, *thresholds) for one in image])
+    # One telescope after the other, so that each ring is an event of its own.
+    first = number * n * options.n_telescopes
+    event = first + np.arange(n) * options.n_telescopes + tel_id
+    start_ns = START_TAI_S * _NS_PER_S
+    time_ns = start_ns + (event * (_NS_PER_S / options.rate_hz)).astype(np.int64)
+    obs_id = np.full(n, FIRST_OBS_ID + number, np.int32)
+    return truth, TelescopeImages(camera, obs_id, event, time_ns, image, mask)
+
+
+def simulate(
+    output: Path, options: MuonImageSimulation, progress: Callable[[int, int], None]
+) -> tuple[Path, ...]:
+    """Write the files of a campaign, and ``truth.json`` beside them.
+
+    Parameters
+    ----------
+    output : Path
+        Directory; made when it is not there.
+    options : MuonImageSimulation
+        What to simulate. The same options give the same bytes.
+    progress : callable
+        Called with the number of files written and the number of files asked for.
+
+    Returns
+    -------
+    tuple of Path
+        The DL1 files.
+
+    Raises
+    ------
+    ConfigError
+        One of the files exists.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    paths = tuple(
+        output / f"dl1_images_obs{FIRST_OBS_ID + number}.h5" for number in range(options.n_files)
+    )
+    truth_path = output / "truth.json"
+    if existing := [path for path in (*paths, truth_path) if path.exists()]:
+        msg = f"{existing[0]}: exists already; remove it or choose another directory"
+        raise ConfigError(msg)
+    for number, path in enumerate(paths):
+        _write_file(path, options, number)
+        progress(number + 1, len(paths))
+    text = json.dumps({"simulation": "muon-images", **asdict(options)}, indent=2)
+    truth_path.write_text(text + "\n", encoding="utf-8")
+    return paths
+
+
+def _write_file(path: Path, options: MuonImageSimulation, number: int) -> None:
+    """Write the file of one observation block."""
+    from calibdask.io.dl1 import (
+        CameraDescription,
+        OpticsDescription,
+        TelescopeDescription,
+        write_instrument,
+        write_observation,
+        write_reference_metadata,
+        write_telescope_table,
+        write_triggers,
+    )
+    from calibdask.io.hdf5 import create_hdf5
+
+    known = options.effective_focal_length
+    optics = OpticsDescription(
+        mirror_area_m2=_MIRROR_AREA_M2,
+        equivalent_focal_length_m=_FOCAL_LENGTH_M,
+        # Equal, so that images are the same by either.
+        effective_focal_length_m=_FOCAL_LENGTH_M if known else float("nan"),
+    )
+    camera = CameraDescription(
+        "LSTCam", *hexagonal_pixels(options.n_pixels, _PIXEL_WIDTH_M), "hexagon", "hex"
+    )
+    telescopes = [
+        TelescopeDescription(tel_id, optics, camera, (100.0 * tel_id, 0.0, 16.0))
+        for tel_id in range(1, options.n_telescopes + 1)
+    ]
+    obs_id = FIRST_OBS_ID + number
+    duration_s = options.n_rings_per_telescope * options.n_telescopes / options.rate_hz
+    start_s = START_TAI_S + number * duration_s
+    identity = json.dumps([*asdict(options).items(), number])
+    made = {one.tel_id: simulate_images(options, number, one.tel_id) for one in telescopes}
+    triggers: dict[str, Any] = {
+        "obs_id": np.concatenate([images.obs_id for _, images in made.values()]),
+        "event_id": np.concatenate([images.event_id for _, images in made.values()]),
+        "time_ns": np.concatenate([images.time_ns for _, images in made.values()]),
+        "tel_id": np.concatenate([np.full(len(i.obs_id), tel) for tel, (_, i) in made.items()]),
+    }
+    order = np.argsort(triggers["event_id"])
+    with create_hdf5(path) as file:
+        write_reference_metadata(
+            file,
+            description="Simulated images of muon rings with known truth",
+            levels="DL1_IMAGES",
+            identity=identity,
+            obs_id=obs_id,
+            start_s=start_s,
+        )
+        write_instrument(file, telescopes)
+        write_observation(file, obs_id, start_s, duration_s, altitude_deg=float("nan"))
+        write_triggers(file, telescopes, {name: v[order] for name, v in triggers.items()})
+        for tel_id, (truth, images) in made.items():
+            keys: dict[str, NDArray[Any]] = {"obs_id": images.obs_id, "event_id": images.event_id}
+            columns: dict[str, NDArray[Any]] = {
+                "image": images.image,
+                "peak_time": np.zeros_like(images.image),
+                "image_mask": np.asarray(images.image_mask),
+                "is_valid": np.ones(len(images.obs_id), np.bool_),
+            }
+            write_telescope_table(
+                file, "/dl1/event/telescope/images", tel_id, {**keys, **columns}, {}
+            )
+            write_telescope_table(file, TRUTH, tel_id, {**keys, **truth}, _UNITS)

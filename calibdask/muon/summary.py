@@ -1,0 +1,508 @@
+"""Summaries of muon rings: what is merged, and what each stage makes of the rings of a cell.
+
+Values are summed in whole numbers (`calibdask.stats.exact`), so every summary has the same bits
+however the rings were cut into shards, and a ring at a clipping bound falls on one side of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from calibdask.muon.model import PROFILES
+from calibdask.stats.exact import ExactMoments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    type Arrays = Mapping[str, NDArray[Any]]
+
+__all__ = [
+    "ChunkKeys",
+    "EfficiencySummary",
+    "Gallery",
+    "RingSummary",
+    "Rings",
+    "WidthSummary",
+]
+
+N_BINS = 400
+"""Bins of the histogram for the median."""
+
+_LATEST, _EARLIEST = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+_NS_PER_MS = 1_000_000
+MILLISECONDS_OF_2020 = 1_577_836_800_000
+"""Times are summed from here (TAI since 1970)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rings:
+    """Selected rings of one cell, in the order of (time, observation, event).
+
+    Attributes
+    ----------
+    time_ns, obs_id, event_id : ndarray of int64, shape (N,)
+        When, in TAI since 1970, and which.
+    efficiency : ndarray of float64, shape (N,)
+        Optical efficiency.
+    radius_deg, width_deg : ndarray of float64, shape (N,)
+        Of the ring.
+    impact_m, azimuth_deg : ndarray of float64, shape (N,)
+        Where the muon hit: distance from the centre of the mirror, and direction.
+    """
+
+    time_ns: NDArray[np.int64]
+    obs_id: NDArray[np.int64]
+    event_id: NDArray[np.int64]
+    efficiency: NDArray[np.float64]
+    radius_deg: NDArray[np.float64]
+    width_deg: NDArray[np.float64]
+    impact_m: NDArray[np.float64]
+    azimuth_deg: NDArray[np.float64]
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """(time, observation, event) of each, shape (N, 3)."""
+        return np.stack([self.time_ns, self.obs_id, self.event_id], axis=1)
+
+    @property
+    def profile(self) -> dict[str, NDArray[np.float64]]:
+        """What residuals are shown against."""
+        return {
+            "impact": self.impact_m,
+            "azimuth": self.azimuth_deg,
+            "radius": self.radius_deg,
+        }
+
+
+def _prefixed(prefix: str, moments: ExactMoments) -> dict[str, NDArray[Any]]:
+    return {f"{prefix}_{name}": values for name, values in moments.to_arrays().items()}
+
+
+def _moments_of(arrays: Arrays, prefix: str) -> ExactMoments:
+    names = ("exponent", "n", "s1", "s2")
+    return ExactMoments.from_arrays({name: arrays[f"{prefix}_{name}"] for name in names})
+
+
+def _extent(
+    chunk: NDArray[np.int64], values: NDArray[np.int64], n_chunks: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Least and greatest value of each chunk."""
+    least, greatest = np.full(n_chunks, _LATEST), np.full(n_chunks, _EARLIEST)
+    np.minimum.at(least, chunk, values)
+    np.maximum.at(greatest, chunk, values)
+    return least, greatest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gallery:
+    """The first few rings of a cell with their images, for people to look at.
+
+    Attributes
+    ----------
+    limit : int
+        How many are kept.
+    keys : ndarray of int64, shape (G, 3)
+        (time, observation, event) of each, in rising order.
+    rings : ndarray of float64, shape (G, 7)
+        Centre (fov_lon, fov_lat), radius and width in deg; efficiency; impact distance in m; width
+        of a pixel in deg.
+    n_pixels : ndarray of int64, shape (G,)
+        Pixels of each image.
+    pixels : ndarray of float32, shape (4, sum of n_pixels)
+        fov_lon and fov_lat in deg, charge and expected charge in p.e., one image after the other.
+    """
+
+    limit: int
+    keys: NDArray[np.int64]
+    rings: NDArray[np.float64]
+    n_pixels: NDArray[np.int64]
+    pixels: NDArray[np.float32]
+
+    @classmethod
+    def identity(cls, limit: int = 0) -> Self:
+        """Give one without images."""
+        return cls(
+            limit,
+            np.empty((0, 3), np.int64),
+            np.empty((0, 7)),
+            np.empty(0, np.int64),
+            np.empty((4, 0), np.float32),
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Keep the first rings of both."""
+        if not len(other.keys):
+            return self
+        if not len(self.keys):
+            return other
+        keys = np.concatenate([self.keys, other.keys])
+        chosen = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))[: self.limit]
+        images = [*self.images(), *other.images()]
+        return type(self)(
+            self.limit,
+            keys[chosen],
+            np.concatenate([self.rings, other.rings])[chosen],
+            np.concatenate([self.n_pixels, other.n_pixels])[chosen],
+            np.concatenate([images[i] for i in chosen.tolist()], axis=1),
+        )
+
+    def images(self) -> list[NDArray[np.float32]]:
+        """Pixels of each image, shape (4, n_pixels)."""
+        return (
+            np.split(self.pixels, np.cumsum(self.n_pixels)[:-1], axis=1) if len(self.keys) else []
+        )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Fields by name, for storage without pickle."""
+        return {
+            "gallery_limit": np.array(self.limit),
+            "gallery_keys": self.keys,
+            "gallery_rings": self.rings,
+            "gallery_n_pixels": self.n_pixels,
+            "gallery_pixels": self.pixels,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Inverse of `to_arrays`."""
+        return cls(
+            int(arrays["gallery_limit"]),
+            np.asarray(arrays["gallery_keys"], np.int64),
+            np.asarray(arrays["gallery_rings"], np.float64),
+            np.asarray(arrays["gallery_n_pixels"], np.int64),
+            np.asarray(arrays["gallery_pixels"], np.float32),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RingSummary:
+    """The rings of a cell before any clipping: both jobs begin with it.
+
+    Attributes
+    ----------
+    efficiency : ExactMoments of 1 group
+        Optical efficiency.
+    least, greatest : ndarray of int64, shape (2,)
+        Earliest and latest time in ns, and smallest and largest observation number.
+    radius_deg : ndarray of float64, shape (2,)
+        Smallest and largest ring radius.
+    gallery : Gallery
+        A few rings with their images, where rings were fitted to images.
+    """
+
+    efficiency: ExactMoments
+    least: NDArray[np.int64]
+    greatest: NDArray[np.int64]
+    radius_deg: NDArray[np.float64]
+    gallery: Gallery
+
+    @classmethod
+    def identity(cls) -> Self:
+        """Give one without rings."""
+        return cls(
+            ExactMoments.identity(1),
+            np.full(2, _LATEST),
+            np.full(2, _EARLIEST),
+            np.array([np.inf, -np.inf]),
+            Gallery.identity(),
+        )
+
+    @classmethod
+    def of(cls, rings: Rings, gallery: Gallery | None = None) -> Self:
+        """Summarise rings."""
+        if not len(rings.time_ns):
+            return cls.identity()
+        group = np.zeros(len(rings.time_ns), np.int64)
+        whole = np.stack([rings.time_ns, rings.obs_id])
+        return cls(
+            ExactMoments.from_groups(group, rings.efficiency, 1),
+            whole.min(axis=1),
+            whole.max(axis=1),
+            np.array([rings.radius_deg.min(), rings.radius_deg.max()]),
+            gallery or Gallery.identity(),
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Join the summaries of different rings."""
+        low = min(self.radius_deg[0], other.radius_deg[0])
+        high = max(self.radius_deg[1], other.radius_deg[1])
+        return type(self)(
+            self.efficiency.merge(other.efficiency),
+            np.minimum(self.least, other.least),
+            np.maximum(self.greatest, other.greatest),
+            np.array([low, high]),
+            self.gallery.merge(other.gallery),
+        )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Fields by name, for storage without pickle."""
+        return _prefixed("efficiency", self.efficiency) | {
+            "least": self.least,
+            "greatest": self.greatest,
+            "radius_deg": self.radius_deg,
+            **self.gallery.to_arrays(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Inverse of `to_arrays`."""
+        return cls(
+            _moments_of(arrays, "efficiency"),
+            np.asarray(arrays["least"], np.int64),
+            np.asarray(arrays["greatest"], np.int64),
+            np.asarray(arrays["radius_deg"], np.float64),
+            Gallery.from_arrays(arrays),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkKeys:
+    """When the rings of a telescope were seen: 24 bytes each, to cut them into equal numbers.
+
+    Attributes
+    ----------
+    keys : ndarray of int64, shape (N, 3)
+        (time, observation, event), in rising order.
+    gallery : Gallery
+        A few rings with their images, where rings were fitted to images.
+    """
+
+    keys: NDArray[np.int64]
+    gallery: Gallery
+
+    @classmethod
+    def identity(cls) -> Self:
+        """Give one without rings."""
+        return cls(np.empty((0, 3), np.int64), Gallery.identity())
+
+    @classmethod
+    def of(cls, rings: Rings, gallery: Gallery | None = None) -> Self:
+        """Take the keys of rings."""
+        return cls(rings.keys, gallery or Gallery.identity())
+
+    def merge(self, other: Self) -> Self:
+        """Join the keys of different rings."""
+        keys = np.concatenate([self.keys, other.keys])
+        order = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))
+        return type(self)(keys[order], self.gallery.merge(other.gallery))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Fields by name, for storage without pickle."""
+        return {"keys": self.keys, **self.gallery.to_arrays()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Inverse of `to_arrays`."""
+        return cls(np.asarray(arrays["keys"], np.int64).reshape(-1, 3), Gallery.from_arrays(arrays))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EfficiencySummary:
+    """The rings of a cell within the clipping bounds, by chunk; one chunk where there are bins.
+
+    Attributes
+    ----------
+    efficiency : ExactMoments of K groups
+        Optical efficiency of the rings within the bounds.
+    time_ms : ExactMoments of K groups
+        Their times, from the beginning of 2020.
+    n_all : ndarray of int64, shape (K,)
+        Rings of the chunk, clipped ones with them.
+    least, greatest : ndarray of int64, shape (2, K)
+        Earliest and latest time in ns and smallest and largest observation number, likewise.
+    counts : ndarray of int64, shape (K, N_BINS + 2)
+        Histogram of (efficiency - mean) / std with the mean and std of the stage before.
+    profiles : dict of str to ExactMoments of K * n_bins groups
+        Efficiency by bins of what residuals are shown against; see `PROFILES`.
+    """
+
+    efficiency: ExactMoments
+    time_ms: ExactMoments
+    n_all: NDArray[np.int64]
+    least: NDArray[np.int64]
+    greatest: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    profiles: dict[str, ExactMoments]
+
+    @classmethod
+    def of(
+        cls,
+        rings: Rings,
+        chunk: NDArray[np.int64],
+        low: NDArray[np.float64],
+        high: NDArray[np.float64],
+        mean: NDArray[np.float64],
+        std: NDArray[np.float64],
+        reach: float,
+    ) -> Self:
+        """Summarise rings within bounds.
+
+        Parameters
+        ----------
+        rings : Rings
+            Rings of the cell.
+        chunk : ndarray of int64, shape (N,)
+            Chunk of each; -1: none.
+        low, high : ndarray of float64, shape (K,)
+            Bounds of the efficiency, both included.
+        mean, std : ndarray of float64, shape (K,)
+            Origin and unit of the histogram.
+        reach : float
+            The histogram covers +- reach.
+        """
+        n_chunks = len(low)
+        keep = chunk >= 0
+        own, value = chunk[keep], rings.efficiency[keep]
+        times, observations = (
+            _extent(own, values[keep], n_chunks) for values in (rings.time_ns, rings.obs_id)
+        )
+        inside = (value >= low[own]) & (value <= high[own])
+        n_all = np.bincount(own, minlength=n_chunks).astype(np.int64)
+        own, value = own[inside], value[inside]
+        index = np.flatnonzero(keep)[inside]
+        unit = np.where(std > 0, std, 1.0)
+        edges = np.linspace(-reach, reach, N_BINS + 1)
+        place = np.searchsorted(edges, (value - mean[own]) / unit[own], side="right")
+        cells = own * (N_BINS + 2) + place
+        counts = np.bincount(cells, minlength=n_chunks * (N_BINS + 2))
+        profiles = {}
+        for name, (_, bin_edges) in PROFILES.items():
+            n_bins = len(bin_edges) - 1
+            bins = np.searchsorted(bin_edges, rings.profile[name][index], side="right") - 1
+            bins[rings.profile[name][index] == bin_edges[-1]] = n_bins - 1
+            seen = (bins >= 0) & (bins < n_bins)
+            group = own[seen] * n_bins + bins[seen]
+            profiles[name] = ExactMoments.from_groups(group, value[seen], n_chunks * n_bins)
+        time_ms = rings.time_ns[index] // _NS_PER_MS - MILLISECONDS_OF_2020
+        return cls(
+            ExactMoments.from_groups(own, value, n_chunks),
+            ExactMoments.from_groups(own, time_ms, n_chunks, exponent=0),
+            n_all,
+            np.stack([times[0], observations[0]]),
+            np.stack([times[1], observations[1]]),
+            counts.reshape(n_chunks, N_BINS + 2).astype(np.int64),
+            profiles,
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Join the summaries of different rings within the same bounds."""
+        return type(self)(
+            self.efficiency.merge(other.efficiency),
+            self.time_ms.merge(other.time_ms),
+            self.n_all + other.n_all,
+            np.minimum(self.least, other.least),
+            np.maximum(self.greatest, other.greatest),
+            self.counts + other.counts,
+            {name: one.merge(other.profiles[name]) for name, one in self.profiles.items()},
+        )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Fields by name, for storage without pickle."""
+        arrays: dict[str, NDArray[Any]] = {
+            **_prefixed("efficiency", self.efficiency),
+            **_prefixed("time_ms", self.time_ms),
+            "n_all": self.n_all,
+            "least": self.least,
+            "greatest": self.greatest,
+            "counts": self.counts,
+        }
+        for name, moments in self.profiles.items():
+            arrays |= _prefixed(f"by_{name}", moments)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Inverse of `to_arrays`."""
+        n_all, least, greatest, counts = (
+            np.asarray(arrays[name], np.int64) for name in ("n_all", "least", "greatest", "counts")
+        )
+        return cls(
+            _moments_of(arrays, "efficiency"),
+            _moments_of(arrays, "time_ms"),
+            n_all,
+            least,
+            greatest,
+            counts,
+            {name: _moments_of(arrays, f"by_{name}") for name in PROFILES},
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WidthSummary:
+    """Width over radius of the rings of a cell within the clipping bounds, by bins of radius.
+
+    Attributes
+    ----------
+    ratio : ExactMoments of B groups
+        Width over radius.
+    radius_deg : ExactMoments of B groups
+        Radius of the same rings.
+    n_all : ndarray of int64, shape (B,)
+        Rings of the bin, clipped ones with them.
+    """
+
+    ratio: ExactMoments
+    radius_deg: ExactMoments
+    n_all: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        rings: Rings,
+        edges_deg: NDArray[np.float64],
+        low: NDArray[np.float64],
+        high: NDArray[np.float64],
+    ) -> Self:
+        """Summarise rings within bounds.
+
+        Parameters
+        ----------
+        rings : Rings
+            Rings of the cell.
+        edges_deg : ndarray of float64, shape (B + 1,)
+            Bins of the radius: half open, but for the last one, which holds its upper edge.
+        low, high : ndarray of float64, shape (B,)
+            Bounds of width over radius, both included.
+        """
+        n_bins = len(low)
+        bins = np.searchsorted(edges_deg, rings.radius_deg, side="right").astype(np.int64) - 1
+        bins[rings.radius_deg == edges_deg[-1]] = n_bins - 1
+        keep = (bins >= 0) & (bins < n_bins)
+        own, radius_deg = bins[keep], rings.radius_deg[keep]
+        ratio = ExactMoments.rounded(rings.width_deg[keep] / radius_deg)
+        inside = (ratio >= low[own]) & (ratio <= high[own])
+        return cls(
+            ExactMoments.from_groups(own[inside], ratio[inside], n_bins),
+            ExactMoments.from_groups(own[inside], radius_deg[inside], n_bins),
+            np.bincount(own, minlength=n_bins).astype(np.int64),
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Join the summaries of different rings within the same bounds."""
+        return type(self)(
+            self.ratio.merge(other.ratio),
+            self.radius_deg.merge(other.radius_deg),
+            self.n_all + other.n_all,
+        )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Fields by name, for storage without pickle."""
+        return {
+            **_prefixed("ratio", self.ratio),
+            **_prefixed("radius_deg", self.radius_deg),
+            "n_all": self.n_all,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Inverse of `to_arrays`."""
+        return cls(
+            _moments_of(arrays, "ratio"),
+            _moments_of(arrays, "radius_deg"),
+            np.asarray(arrays["n_all"], np.int64),
+        )

@@ -1,0 +1,157 @@
+"""Count, mean and scatter of many groups in whole numbers: the same bits in whatever order.
+
+A sum of floats depends on the order of its terms, so a value that lies at a clipping bound may fall
+inside or outside of it depending on how the data were cut. Here values are rounded once, to whole
+multiples of a power of two, and everything after that is integer arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from calibdask.stats.moments import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["ExactMoments"]
+
+_LIMB_BITS = 16
+_LARGEST = 2**46  # of a rounded value, in units: its upper limb stays below 2**14
+_BLOCK = 2**19  # values: the sum of that many products of limbs is exact in float64 (2**53)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExactMoments:
+    """Number, sum and sum of squares of each group, in units of ``2**exponent``.
+
+    Sums are kept by limbs of 16 bits, so that 64 bits hold those of 2**29 values.
+
+    Attributes
+    ----------
+    exponent : int
+        Values are rounded to multiples of 2**exponent.
+    n : ndarray of int64, shape (K,)
+        Number of values.
+    s1 : ndarray of int64, shape (K, 3)
+        Sum, by limbs: ``sum_j s1[:, j] * 2**(16 j)`` units.
+    s2 : ndarray of int64, shape (K, 5)
+        Sum of squares, likewise, in units squared.
+    """
+
+    exponent: int
+    n: NDArray[np.int64]
+    s1: NDArray[np.int64]
+    s2: NDArray[np.int64]
+
+    @classmethod
+    def identity(cls, n_groups: int, exponent: int = -40) -> Self:
+        """Empty groups: merging them changes nothing."""
+        return cls(
+            exponent,
+            np.zeros(n_groups, np.int64),
+            np.zeros((n_groups, 3), np.int64),
+            np.zeros((n_groups, 5), np.int64),
+        )
+
+    @staticmethod
+    def holds(values: ArrayLike, exponent: int = -40) -> NDArray[np.bool_]:
+        """Tell which values can be held: finite, and below 2**(46 + exponent) (64 by default)."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.abs(values) < math.ldexp(_LARGEST - 1, exponent))
+
+    @staticmethod
+    def rounded(values: ArrayLike, exponent: int = -40) -> NDArray[np.float64]:
+        """Round values as the sums do it, so that equal values have this value as their mean."""
+        return np.asarray(np.ldexp(np.rint(np.ldexp(values, -exponent)), exponent))
+
+    @classmethod
+    def from_groups(
+        cls,
+        group: NDArray[np.integer],
+        values: ArrayLike,
+        n_groups: int,
+        exponent: int = -40,
+    ) -> Self:
+        """Sum the values of each group.
+
+        Parameters
+        ----------
+        group : ndarray of int, shape (N,)
+            Group of each value, 0 <= group < n_groups.
+        values : array_like of float, shape (N,)
+            The values; all must be held, see `holds`.
+        n_groups : int
+            Number of groups K.
+        exponent : int
+            Values are rounded to multiples of 2**exponent.
+
+        Raises
+        ------
+        ValueError
+            A value that cannot be held, or a group out of range.
+        """
+        total = cls.identity(n_groups, exponent)
+        values = np.asarray(values, np.float64)
+        if not np.all(cls.holds(values, exponent)):
+            raise ValueError("values that are not numbers or too large for this exponent: drop")
+        if group.size and not 0 <= group.min() <= group.max() < n_groups:
+            raise ValueError(f"groups outside 0..{n_groups - 1}")
+        for start in range(0, len(values), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            total._add(np.asarray(group[block], np.int64), values[block])
+        return total
+
+    def _add(self, group: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        """Add one block; only for a sum that nobody else holds."""
+        units = np.rint(np.ldexp(values, -self.exponent)).astype(np.int64)
+        mask = (1 << _LIMB_BITS) - 1
+        low, middle = units & mask, (units >> _LIMB_BITS) & mask
+        high = units >> (2 * _LIMB_BITS)
+        a, b, c = (limb.astype(np.float64) for limb in (low, middle, high))
+        n_groups = len(self.n)
+
+        def add(to: NDArray[np.int64], weights: NDArray[np.float64] | None) -> None:
+            # Products of limbs are below 2**33, so these float sums are exact.
+            to += np.bincount(group, weights, n_groups).astype(np.int64)
+
+        add(self.n, None)
+        for j, limb in enumerate((a, b, c)):
+            add(self.s1[:, j], limb)
+        for j, product in enumerate((a * a, 2 * a * b, b * b + 2 * a * c, 2 * b * c, c * c)):
+            add(self.s2[:, j], product)
+
+    def merge(self, other: Self) -> Self:
+        """Add the sums of another set of values."""
+        if self.exponent != other.exponent or self.n.shape != other.n.shape:
+            raise ValueError("exact moments with different exponents or groups do not merge")
+        return type(self)(self.exponent, self.n + other.n, self.s1 + other.s1, self.s2 + other.s2)
+
+    def moments(self) -> Moments:
+        """Give n, mean and M2 as floats, each rounded once."""
+        mean, m2 = np.zeros(len(self.n)), np.zeros(len(self.n))
+        for i in np.flatnonzero(self.n).tolist():
+            n = int(self.n[i])
+            one = sum(limb << (_LIMB_BITS * j) for j, limb in enumerate(self.s1[i].tolist()))
+            two = sum(limb << (_LIMB_BITS * j) for j, limb in enumerate(self.s2[i].tolist()))
+            # Whole numbers divide with one rounding, however large they are.
+            mean[i] = math.ldexp(one / n, self.exponent)
+            m2[i] = math.ldexp((n * two - one * one) / n, 2 * self.exponent)
+        return Moments(self.n.copy(), mean, m2)
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Fields by name, for storage without pickle."""
+        exponent = np.array(self.exponent)
+        return {"exponent": exponent, "n": self.n, "s1": self.s1, "s2": self.s2}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
+        """Inverse of `to_arrays`."""
+        n, s1, s2 = (np.asarray(arrays[name], np.int64) for name in ("n", "s1", "s2"))
+        return cls(int(arrays["exponent"]), n, s1, s2)

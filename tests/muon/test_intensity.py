@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from calibdask.muon.image_simulation import hexagonal_pixels
+from calibdask.muon.intensity import (
+    Optics,
+    chord,
+    fit_intensity,
+    likelihood,
+    polar,
+    predict,
+    profile_points,
+)
+
+FOCAL_LENGTH_M = 28.0
+X, Y, _ = (values / FOCAL_LENGTH_M for values in hexagonal_pixels(1855, 0.05))
+SHAPE_FACTORS = {
+    "hexagon": math.pi / (2 * math.sqrt(3)),
+    "square": math.pi / 4,
+    "circle": 1.0,
+}
+
+
+def lst(hole_m=0.74, oversampling=3, shape="hexagon"):
+    return Optics(
+        mirror_radius_m=11.095,
+        hole_radius_m=hole_m,
+        pixel_width_rad=0.05 / FOCAL_LENGTH_M,
+        pixel_shape_factor=SHAPE_FACTORS[shape],
+        min_wavelength_m=300e-9,
+        max_wavelength_m=600e-9,
+        oversampling=float(oversampling),
+        pedestal=1.1,
+        spe_width=0.5,
+    )
+
+
+OPTICS = lst()
+
+PARAMETERS = st.tuples(
+    st.floats(0.05, 14.0),  # impact, in m
+    st.floats(-math.pi, math.pi),
+    st.floats(0.02, 0.25),  # width, in deg
+    st.floats(0.05, 0.5),  # efficiency
+    st.floats(-1.0, 1.0),  # centre, in deg
+    st.floats(-1.0, 1.0),
+    st.floats(0.7, 1.4),  # radius, in deg
+)
+
+
+def parameters_of(drawn):
+    impact, azimuth, width, efficiency, x, y, radius = drawn
+    return np.array(
+        [
+            impact * math.cos(azimuth),
+            impact * math.sin(azimuth),
+            *np.radians([width]),
+            efficiency,
+            *np.radians([x, y, radius]),
+        ]
+    )
+
+
+def polar_of(parameters, x=X, y=Y):
+    distance, azimuth = np.empty(x.size), np.empty(x.size)
+    polar(x, y, parameters, distance, azimuth)
+    return distance, azimuth
+
+
+def near(parameters):
+    """Pixels of the annulus."""
+    distance, _ = polar_of(parameters)
+    chosen = np.abs(distance - parameters[6]) < 0.4 * parameters[6]
+    return X[chosen], Y[chosen]
+
+
+def images(parameters, n, seed, *, gaussian=False, optics=OPTICS):
+    """Draw n images about a prediction."""
+    rng = np.random.default_rng(seed)
+    x, y = near(parameters)
+    n_points = profile_points(parameters[6], optics)
+    mu = predict(parameters, *polar_of(parameters, x, y), n_points, optics)
+    if gaussian:
+        deviation = np.sqrt(optics.pedestal**2 + mu * (1 + optics.spe_width**2))
+        return x, y, mu + rng.standard_normal((n, mu.size)) * deviation
+    electrons = rng.poisson(mu, (n, mu.size))
+    charge = electrons + rng.standard_normal((n, mu.size)) * optics.spe_width * np.sqrt(electrons)
+    return x, y, charge + rng.standard_normal((n, mu.size)) * optics.pedestal
+
+
+# --- the model --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["hexagon", "square", "circle"])
+def test_prediction_and_likelihood_are_those_of_ctapipe(shape):
+    from ctapipe.image.muon.intensity_fitter import image_prediction_no_units
+    from ctapipe.image.pixel_likelihood import neg_log_likelihood_approx
+    from ctapipe.instrument.camera.geometry import PixelShape
+
+    charge = np.random.default_rng(0).uniform(-3.0, 40.0, X.size)
+
+    @settings(deadline=None, max_examples=40)
+    @given(drawn=PARAMETERS, hole_m=st.sampled_from([0.0, 0.74]), oversampling=st.integers(1, 4))
+    def check(drawn, hole_m, oversampling):
+        parameters = parameters_of(drawn)
+        impact, azimuth = drawn[:2]
+        optics = lst(hole_m, oversampling, shape)
+        _, _, width, efficiency, x, y, radius = parameters
+        theirs = efficiency * image_prediction_no_units(
+            optics.mirror_radius_m,
+            optics.hole_radius_m,
+            impact,
+            azimuth,
+            x,
+            y,
+            radius,
+            width,
+            X,
+            Y,
+            optics.pixel_width_rad,
+            oversampling=oversampling,
+            pix_type=PixelShape(shape),
+        )
+        place = polar_of(parameters)
+        n_points = profile_points(radius, optics)
+        ours = predict(parameters, *place, n_points, optics)
+        # At the edge of a circle rounding counts by its square root.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-7 * theirs.max())
+        value, _, _ = likelihood(parameters, charge, *place, n_points, optics, 4, True, False)
+        expected = neg_log_likelihood_approx(charge, theirs, 0.5, 1.1).sum()
+        assert value == pytest.approx(expected, rel=1e-8)
+
+    check()
+
+
+@settings(deadline=None)  # the first call compiles
+@given(
+    impact=st.floats(0.0, 25.0),
+    azimuth=st.floats(-math.pi, math.pi),
+    step=st.sampled_from([0.0, 0.01, 0.1]),
+)
+def test_the_path_is_the_part_of_a_line_inside_the_mirror(impact, azimuth, step):
+    radius = 11.0
+    q, c = impact * math.sin(azimuth), impact * math.cos(azimuth)
+    length, _, _ = chord(q, c, impact, radius, step)
+    # A photon's track begins at the impact, at (-c, q) along and across its direction, seen from
+    # the centre; the light comes from the ray that ends there.
+    along = np.linspace(0.0, 60.0, 60_001)
+    inside = np.hypot(c - along, q) <= radius
+    assert length == pytest.approx(np.count_nonzero(inside) * 1e-3, abs=2.5e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(drawn=PARAMETERS)
+def test_the_gradient_is_the_derivative(drawn):
+    parameters = parameters_of(drawn)
+    x, y, (charge,) = images(parameters, 1, seed=3)
+    n_points = profile_points(parameters[6], OPTICS)
+    # Off the truth, so that there is something to differentiate.
+    parameters = parameters * 1.02
+    angle = np.linspace(-math.pi, math.pi, n_points)
+    q = np.abs(parameters[0] * np.sin(angle) - parameters[1] * np.cos(angle))
+    edges = (OPTICS.mirror_radius_m, OPTICS.hole_radius_m)
+    assume(min(np.abs(q - edge).min() / edge for edge in edges) > 1e-4)
+    assume(abs(math.hypot(*parameters[:2]) - OPTICS.mirror_radius_m) > 1e-3)
+
+    def value(at):
+        place = polar_of(at, x, y)
+        return likelihood(at, charge, *place, n_points, OPTICS, 7, False, False)[0]
+
+    place = polar_of(parameters, x, y)
+    # There begin and end of the profile meet, with different neighbours in its smoothing.
+    assume((math.pi - np.abs(place[1])).min() > 1e-6)
+    _, gradient, information = likelihood(
+        parameters, charge, *place, n_points, OPTICS, 7, False, False
+    )
+    steps = np.array([1e-6, 1e-6, 1e-9, 1e-7, 1e-9, 1e-9, 1e-9])
+    numeric = np.array(
+        [(value(parameters + s) - value(parameters - s)) / (2 * s.sum()) for s in np.diag(steps)]
+    )
+    # In units of the gradient's own scatter; where a pixel passes a point of the profile within the
+    # step, the slope by the centre is the mean of two.
+    np.testing.assert_allclose(
+        gradient / np.sqrt(np.diag(information)),
+        numeric / np.sqrt(np.diag(information)),
+        rtol=1e-4,
+        atol=2e-3,
+    )
+    four = likelihood(parameters, charge, *place, n_points, OPTICS, 4, False, False)
+    np.testing.assert_array_equal(four[1], gradient[:4])
+    np.testing.assert_array_equal(four[2], information[:4, :4])
+
+
+@settings(deadline=None)
+@given(drawn=PARAMETERS)
+def test_averaged_derivatives_are_the_derivatives_away_from_edges(drawn):
+    parameters = parameters_of(drawn)
+    impact = math.hypot(*parameters[:2])
+    for angle in np.linspace(-math.pi, math.pi, 50):
+        q = parameters[0] * math.sin(angle) - parameters[1] * math.cos(angle)
+        c = parameters[0] * math.cos(angle) + parameters[1] * math.sin(angle)
+        exact = chord(q, c, impact, 11.0, 0.0)
+        averaged = chord(q, c, impact, 11.0, 0.01)
+        assert averaged[0] == exact[0]
+        if abs(abs(q) - 11.0) > 1.0:
+            assert averaged[1:] == pytest.approx(exact[1:], rel=1e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_the_information_is_the_covariance_of_the_gradient(gaussian):
+    parameters = parameters_of((5.0, 0.7, 0.08, 0.1, 0.2, -0.1, 1.1))
+    x, y, charges = images(parameters, 3000, seed=5, gaussian=gaussian)
+    n_points = profile_points(parameters[6], OPTICS)
+    place = polar_of(parameters, x, y)
+    gradients = np.array(
+        [
+            likelihood(parameters, charge, *place, n_points, OPTICS, 7, True, False)[1]
+            for charge in charges
+        ]
+    )
+    _, _, expected = likelihood(
+        parameters, charges[0], *place, n_points, OPTICS, 7, True, not gaussian
+    )
+    scale = np.sqrt(np.diag(expected))
+    found = np.cov(gradients.T) / np.outer(scale, scale)
+    np.testing.assert_allclose(found, expected / np.outer(scale, scale), atol=0.08)
+    # Poisson charges scatter more than their Gaussian likelihood believes: not a detail.
+    if not gaussian:
+        _, _, fisher = likelihood(parameters, charges[0], *place, n_points, OPTICS, 7, True, False)
+        assert np.all(np.diag(expected) > 1.05 * np.diag(fisher))
+
+
+def test_behind_the_hole_a_central_impact_is_stationary_and_no_minimum():
+    """Where ctapipe's fit of event 400 of the shared LST file ends: its impact is 7.7 m."""
+    truth = parameters_of((7.7, 3.0, 0.06, 0.23, 0.0, 0.0, 1.15))
+    x, y, (charge,) = images(truth, 1, seed=1)
+    central = truth.copy()
+    central[:2] = 0.0
+    n_points = profile_points(truth[6], OPTICS)
+    place = polar_of(truth, x, y)
+    at_centre, gradient, _ = likelihood(central, charge, *place, n_points, OPTICS, 4, True, False)
+    assert np.all(np.abs(gradient[:2]) < 1e-9)
+    fit = fit_intensity(x, y, charge, truth[4:], OPTICS, 4)
+    assert fit.converged
+    assert fit.negative_log_likelihood < at_centre - 100
+    assert math.hypot(*fit.parameters[:2]) == pytest.approx(7.7, abs=0.5)
+
+
+# --- the fit ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(drawn=PARAMETERS, n_free=st.sampled_from([4, 7]))
+def test_a_fit_is_at_a_minimum(drawn, n_free):
+    parameters = parameters_of(drawn)
+    assume(0.3 < drawn[0] < 10.0)
+    x, y, (charge,) = images(parameters, 1, seed=7)
+    fit = fit_intensity(x, y, charge, parameters[4:], OPTICS, n_free)
+    assert fit.converged
+    assert fit.distance < 0.5
+    # Not worse than the truth, and no neighbour is better by more than a cusp is deep.
+    n_points = profile_points(parameters[6], OPTICS)
+
+    def value(at):
+        place = polar_of(at, x, y)
+        return likelihood(at, charge, *place, n_points, OPTICS, 4, True, False)[0]
+
+    assert fit.negative_log_likelihood == pytest.approx(value(fit.parameters), rel=1e-12)
+    assert fit.negative_log_likelihood <= value(parameters) + 1.0
+    error = np.sqrt(np.diag(fit.covariance))
+    for k in range(n_free):
+        for sign in (-1, 1):
+            moved = fit.parameters.copy()
+            moved[k] += sign * error[k]
+            assert value(moved) > fit.negative_log_likelihood - 0.5
+    if n_free == 4:
+        np.testing.assert_array_equal(fit.parameters[4:], parameters[4:])
+        assert not fit.covariance[4:].any()
+
+
+def test_no_light_is_no_fit():
+    parameters = parameters_of((3.0, 0.0, 0.06, 0.2, 0.0, 0.0, 1.1))
+    x, y = near(parameters)
+    for charge in (np.zeros(x.size), np.full(x.size, -1.0)):
+        fit = fit_intensity(x, y, charge, parameters[4:], OPTICS, 4)
+        assert not fit.converged
+        assert np.isnan(fit.parameters).all()
+
+
+def test_a_muon_turned_in_the_field_of_view_has_the_same_efficiency():
+    """The pixels are hexagons: a turn by 60 degrees maps the camera onto itself."""
+    truth = parameters_of((6.0, 0.3, 0.06, 0.2, 0.0, 0.0, 1.15))
+    x, y, (charge,) = images(truth, 1, seed=11)
+    first = fit_intensity(x, y, charge, truth[4:], OPTICS, 4)
+    turn = math.radians(60.0)
+    turned = (x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn))
+    second = fit_intensity(*turned, charge, truth[4:], OPTICS, 4)
+    # The points of the azimuth profile are not turned with it.
+    assert second.parameters[3] == pytest.approx(first.parameters[3], rel=3e-3)
+    azimuth = [math.atan2(fit.parameters[1], fit.parameters[0]) for fit in (first, second)]
+    assert azimuth[1] - azimuth[0] == pytest.approx(turn, abs=0.03)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calibdask.stats import compiled as module
+from calibdask.stats.compiled import cache_directory, compiled
+
+KERNELS = """
+from calibdask.stats.compiled import compiled
+
+@compiled
+def inner(x):
+    return x + {constant}
+"""
+CALLER = """
+from calibdask.stats.compiled import compiled
+from kernels import inner
+
+@compiled
+def outer(x):
+    return 2 * inner(x)
+"""
+
+
+def _run(directory, code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{Path.cwd()}", **environment},
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def package(tmp_path):
+    (tmp_path / "kernels.py").write_text(KERNELS.format(constant=1))
+    (tmp_path / "caller.py").write_text(CALLER)
+    return tmp_path
+
+
+def test_an_edit_elsewhere_is_never_answered_from_the_cache(package, tmp_path_factory):
+    """numba alone looks at the file of the function that is called, and gives the old number."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    code = "from caller import outer; print(outer(3), sum(outer.stats.cache_hits.values()))"
+    assert _run(package, code, NUMBA_CACHE_DIR=cache) == "8 0"
+    assert _run(package, code, NUMBA_CACHE_DIR=cache) == "8 1"
+    (package / "kernels.py").write_text(KERNELS.format(constant=2))
+    assert _run(package, code, NUMBA_CACHE_DIR=cache) == "10 0"
+
+
+def test_a_home_that_cannot_be_written_to_costs_time_only(package, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code = "from caller import outer; print(outer(3))"
+    environment = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "NUMBA_CACHE_DIR": ""}
+    assert _run(package, code, **environment) == "8"
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/node")
+    name = cache_directory(tmp_path).name
+    assert cache_directory(tmp_path) == Path("/node") / name
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert cache_directory(tmp_path) == Path("/cache/calibdask/numba") / name
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/user")
+    assert cache_directory(tmp_path) == Path("/home/user/.cache/calibdask/numba") / name
+
+
+def test_other_libraries_keep_their_cache():
+    import numba
+
+    before = numba.config.CACHE_DIR
+    assert compiled(module.cache_directory) is not module.cache_directory
+    assert before == numba.config.CACHE_DIR
