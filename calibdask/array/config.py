@@ -1248,9 +1248,12 @@ def _timing_options(document: Configuration, notes: list[str]) -> TimingCalibrat
         if not low <= value <= high:
             text = f"{value:g} ns were given, expected are {low:g} to {high:g} ns"
             raise document.error(text, name, option)
-    if section.max_offset < section.max_residual:
+    # Rough offsets are found in bins of half of max_residual at most, of which there is an end.
+    low, high = section.max_residual, 2500 * section.max_residual
+    if not low <= section.max_offset <= high:
         raise document.error(
-            f"{section.max_offset} ns is below max_residual ({section.max_residual} ns)",
+            f"{section.max_offset:g} ns do not go with max_residual ({section.max_residual:g} ns):"
+            f" expected are {low:g} to {high:g} ns",
             name,
             "max_offset",
         )

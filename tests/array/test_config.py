@@ -197,6 +197,7 @@ CalculateTimingCalibration:
         ("impact_bins: [-1, 0, 50]", "below 0"),
         ("max_residual: 3 m", "ns"),
         ("max_offset: 20 ns", "max_residual"),
+        ("max_offset: 0.5 ms", "max_residual"),
         ("max_residual: 1 ns", "5"),
         ("reference_telescope: LST", "telescope number"),
         ("fornt: plane", "front"),

@@ -13,6 +13,9 @@ import tables as pytables
 
 import calibdask as package
 from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.engine.preliminary import preliminary
+from calibdask.engine.store import Store
+from calibdask.engine.tasks import WorkContext
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
 from tests.e2e.tables import MONITORING, by_telescope, read_table
 
@@ -369,6 +372,27 @@ def test_a_telescope_that_drifts_is_found(tmp_path, run):
     fast = [t for t in rate if abs(rate[t] - middle) > 6.0]
     assert fast
     assert all(flags[t] for t in fast)
+
+
+def test_a_look_at_what_is_there_so_far(night, tmp_path, run):
+    """Of two files by themselves all is stored, of both together the first stage alone."""
+    work = tmp_path / "work"
+    plan = package.plan(JOB, night.paths, overrides=REFERENCE)
+    looks = []
+    for k, path in enumerate(night.paths):
+        run(path, workdir=work)
+        context = WorkContext(plan.calibration, Store(work / "store"))
+        looks.append(preliminary(plan, context))
+        assert looks[k].merged == tuple(range(k + 1))
+    assert looks[0].done
+    assert f"{OFFSETS}_residuals" in looks[0].tables
+    look = looks[1]
+    assert not look.done
+    table = look.tables[OFFSETS]
+    assert set(table["flags"]) == {"P"}
+    true = [night.time_offset_ns[t] - night.time_offset_ns[5] for t in table["tel_id"].tolist()]
+    assert rms(table["value"].to_value("ns") - true) < 5  # bins of 20 ns
+    assert str(look).startswith("timing-calibration: preliminary, 2 of 2 shards")
 
 
 # -- one digest ---------------------------------------------------------------------------------
