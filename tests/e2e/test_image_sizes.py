@@ -11,6 +11,7 @@ import tables
 
 import calibdask
 from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.engine.protocol import ALL
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, MissingInput
 from calibdask.io.asymmetry import create_asymmetries, inspect_asymmetries, read_asymmetries
 from tests.e2e.tables import COEFFICIENTS, by_telescope, pulls
@@ -189,6 +190,20 @@ def test_deviations_fit_the_errors(images, from_dl2):
     assert np.std(deviation) < 1.6
     assert np.isfinite(errors[np.isfinite(table["error"])]).all()
     assert (table["systematic"][["R" in flags for flags in table["flags"]]] == 0).all()
+
+
+def test_results_are_shown_however_far_a_run_is(from_dl2):
+    calibration, result = from_dl2.plan.calibration, from_dl2.result
+    alone = {ALL: result[ALL]}
+    tables_ = calibration.tables(calibration.combine(alone))
+    assert np.isnan(tables_[COEFFICIENTS]["systematic"]).all()
+    harder = {cell: fit for cell, fit in result.items() if cell != ALL}
+    assert len(harder) == 2
+    assert calibration.combine(harder) == {}
+    assert calibration.tables({}) == {}
+    begun = calibration.combine({**alone, ALL: replace(result[ALL], done=False)} | harder)
+    flags = calibration.tables(begun)[COEFFICIENTS]["flags"]
+    assert any("P" in one for one in flags)
 
 
 def test_the_report_says_what_was_corrected(from_dl2):
