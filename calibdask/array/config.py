@@ -1204,8 +1204,14 @@ def _image_options(document: Configuration, notes: list[str]) -> ImageAsymmetryO
     name = "CalculateImageAsymmetry"
     section = document.get(name, CalculateImageAsymmetry)
     filters = section.event_filters
+    common = _common_options(document, name, section, notes)
+    if section.image_reconstructor in common["quality_criteria"].columns:
+        notes.append(
+            f"a quality criterion selects by {section.image_reconstructor} of each telescope:"
+            " minimum_individual_intensity has to be above it, as the cut on pairs follows from it"
+        )
     return ImageAsymmetryOptions(
-        **_common_options(document, name, section, notes),
+        **common,
         image_reconstructor=section.image_reconstructor,
         minimum_individual_intensity=filters.minimum_individual_intensity,
         equidistant_event_selection=filters.equidistant_event_selection,
