@@ -385,3 +385,25 @@ def test_a_file_is_not_read_as_what_it_is_not(asymmetries, run):
     overrides = {"CalculateInterCalibration.asymmetry_label": "energy_asymmetry"}
     with pytest.raises(MissingInput, match="has no table /energy_asymmetry/events"):
         run(asymmetries.paths[:1], overrides=overrides)
+
+
+def test_files_that_ctapipe_wrote(shared_array, run):
+    # Real showers through ctapipe's own tools; they have one pointing for all and no tables of it.
+    path = shared_array / "dl2_ctapipe_chain" / "run202.dl2.h5"
+    filters = "CalculateImageAsymmetry.event_filters"
+    overrides = {
+        "CalculateImageAsymmetry.QualityQuery.quality_criteria": [],
+        f"{filters}.minimum_individual_intensity": 50,
+    }
+    with pytest.raises(MissingInput, match="no pointing tables"):
+        run(path, job=STEP_1, overrides=overrides)
+    overrides[f"{filters}.equidistant_event_selection"] = [0.2, 0]
+    rows = read_asymmetries(run(path, job=STEP_1, overrides=overrides).paths[0])
+    assert len(rows) == 25
+    with tables.open_file(path) as file:
+        for tel_id in np.unique(rows.tel_id_1).tolist():
+            table = file.get_node(f"/dl1/event/telescope/parameters/tel_{tel_id:03d}")
+            size = dict(zip(table.col("event_id"), table.col("hillas_intensity"), strict=True))
+            mine = rows.tel_id_1 == tel_id
+            expected = [size[number] for number in rows.event_id[mine]]
+            np.testing.assert_array_equal(rows.value_1[mine], expected)
