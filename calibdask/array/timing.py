@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -178,6 +178,19 @@ class TimingCalibration(PairwiseCalibration):
             )
         self._altitude_m(survey.facts.info.layout, source.path)
         return survey
+
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Unite the layouts; wonder about simulated times."""
+        planned = super().planned(surveys)
+        simulated = [one.source.path for one in surveys if one.facts.info.is_from_simtel]
+        if not simulated or self.options.section.delay_removed == "pointing":
+            return planned
+        note = (
+            f"{simulated[0]}: is from sim_telarray, which corrects its trigger times for where the"
+            " array points: set CalculateTimingCalibration.delay_removed to pointing, unless"
+            " somebody put the delay back"
+        )
+        return replace(planned, notes=(*planned.notes, note))
 
     def _altitude_m(self, layout: ArrayLayout, path: str) -> float:
         """Height of the ground in the system in which h_max is given."""

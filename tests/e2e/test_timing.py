@@ -227,6 +227,8 @@ def test_ctapipes_own_file_ends_in_flags(shared_array, tmp_path, calibdask, run)
     path = shared_array / "dl2_ctapipe_chain" / "run202.dl2.h5"
     said = calibdask(JOB, "-i", path, "-o", tmp_path / "out.h5")
     assert said.code == 0
+    assert "delay_removed" in said.err
+    assert "nothing is known of it" in (tmp_path / "out.html").read_text(encoding="utf-8")
     table = read_table(tmp_path / "out.h5", OFFSETS)
     assert {"".join(sorted(set(flags))) for flags in table["flags"]} == {"NS"}
     # With two events a pair there are offsets, if no errors. It was simulated without any; its
