@@ -245,6 +245,29 @@ def test_ctapipes_own_file_ends_in_flags(shared_array, tmp_path, calibdask, run)
     assert largest[1] < 12
 
 
+def test_the_largest_shower_of_the_real_format(shared_array):
+    """Geometry, heights and signs are those of real files: its times agree only if they are."""
+    path = shared_array / "dl2_ctapipe_chain" / "run202.dl2.h5"
+
+    def scatter_ns(**given):
+        plan = package.plan(JOB, path, overrides={f"{OPTION}.{k}": v for k, v in given.items()})
+        (shard,) = plan.shards
+        rows = plan.calibration.reduce(0, plan.calibration.read(shard, None), {}).rows
+        mine = rows["event"] == np.argmax(np.bincount(rows["event"]))
+        lst = mine & (rows["tel_id"] <= 4)
+        assert (mine.sum(), lst.sum()) == (19 if given.get("time") is None else 18, 4)
+        return np.array([np.std(rows["residual_ns"][one]) for one in (lst, mine & ~lst)])
+
+    corrected = {"delay_removed": "pointing"}
+    spherical_ns = scatter_ns(**corrected)
+    assert (spherical_ns < [2, 5]).all()
+    assert (scatter_ns(**corrected, time="peak_time_mean") < [1.2, 3.2]).all()
+    # The MSTs reach far enough out to tell a plane from a sphere, and its radius.
+    assert scatter_ns(**corrected, front="plane")[1] > 3 * spherical_ns[1]
+    assert scatter_ns(**corrected, h_max_above="ground")[1] > 1.3 * spherical_ns[1]
+    assert (scatter_ns() > 40).all()
+
+
 # -- bad input ----------------------------------------------------------------------------------
 
 
