@@ -339,6 +339,19 @@ def test_a_reference_that_is_not_there(night, run):
     assert all("F" in text for text in flags.values())
 
 
+def test_types_by_themselves(night, run):
+    found = run(night.paths, {f"{OPTION}.mixed_types": False}).tables
+    assert set(found[f"{OFFSETS}_pairs"]["tel_type"]) == {"LST", "MST", "SST"}
+    components = found[f"{OFFSETS}_components"]
+    assert components["tel_type"].tolist() == ["LST", "MST", "SST"]
+    references = components["reference_tel_id"].tolist()
+    assert references[1] == 5
+    assert ["F" in flags for flags in components["flags"].tolist()] == [True, False, True]
+    for kind, reference in zip(components["tel_type"].tolist(), references, strict=True):
+        mine = found[OFFSETS][found[OFFSETS]["tel_type"] == kind]
+        assert rms(deviations(mine, night.time_offset_ns, reference)[0]) < 0.3
+
+
 # -- time ---------------------------------------------------------------------------------------
 
 
