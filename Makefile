@@ -57,7 +57,7 @@ statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays
 image-bias: .venv/installed ## effect by effect, the biases of image sizes and what corrects them (1 min)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/image_bias.py
 
-cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telescope types, 200 arrays (3 min)
+cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telescope types, 200 arrays (20 s)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/cross_scale.py
 
 lint: .venv/installed ## check style, types and spelling
