@@ -430,6 +430,7 @@ class Bench:
         rows = []
         for name, more, other_s, step in (
             ("ratios given", [inter], peer_s, "peer's third step"),
+            ("ratios given, no report", [inter, "--no-report"], peer_s, "peer's third step"),
             ("one network", [], steps_s, "peer, 3 steps"),
         ):
             output = folder / f"{name}.h5".replace(" ", "_")
