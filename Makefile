@@ -1,7 +1,8 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias lint lock clean
+.PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias \
+  cross-scale lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -59,6 +60,9 @@ statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays
 
 image-bias: .venv/installed ## effect by effect, the biases of image sizes and what corrects them (1 min)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/image_bias.py
+
+cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telescope types, 200 arrays (20 s)
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/cross_scale.py
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .

@@ -560,15 +560,25 @@ class InterCalibration(PairwiseCalibration):
 
     # -- products -------------------------------------------------------------------------------
 
+    def combine(self, states: Mapping[Cell, NetworkFit]) -> dict[Cell, NetworkFit]:
+        """Give the fits in the order of time, and after them those of harder selections."""
+        counted = {cell: fit for cell, fit in states.items() if selection_of(cell) is None}
+        fits = super().combine(counted)
+        harder = sorted(cell for cell in states.keys() - counted.keys() if cell[:-1] in counted)
+        return {**fits, **{cell: states[cell] for cell in harder}}
+
     def tables(self, result: Mapping[Cell, NetworkFit]) -> dict[str, QTable]:
         """Give the tables of the rows that count, with what harder selections say about them."""
         counted = {cell: fit for cell, fit in result.items() if selection_of(cell) is None}
+        if not counted:  # before anything can be fitted
+            return {}
         tables = super().tables(counted)
         if self.selections and all(fit.done for fit in result.values()):
-            of_cells = [
-                systematic(fit, {name: result[*cell, name] for name in self.selections})
-                for cell, fit in counted.items()
-            ]
+            of_cells = []
+            for cell, fit in counted.items():
+                harder = {name: result.get((*cell, name)) for name in self.selections}
+                known = {name: other for name, other in harder.items() if other is not None}
+                of_cells.append(systematic(fit, known))
             telescopes = tables[self.table]
             telescopes.add_column(
                 np.asarray(telescopes["value"]) * np.concatenate(of_cells),

@@ -1204,8 +1204,14 @@ def _image_options(document: Configuration, notes: list[str]) -> ImageAsymmetryO
     name = "CalculateImageAsymmetry"
     section = document.get(name, CalculateImageAsymmetry)
     filters = section.event_filters
+    common = _common_options(document, name, section, notes)
+    if section.image_reconstructor in common["quality_criteria"].columns:
+        notes.append(
+            f"a quality criterion selects by {section.image_reconstructor} of each telescope:"
+            " minimum_individual_intensity has to be above it, as the cut on pairs follows from it"
+        )
     return ImageAsymmetryOptions(
-        **_common_options(document, name, section, notes),
+        **common,
         image_reconstructor=section.image_reconstructor,
         minimum_individual_intensity=filters.minimum_individual_intensity,
         equidistant_event_selection=filters.equidistant_event_selection,
@@ -1248,9 +1254,12 @@ def _timing_options(document: Configuration, notes: list[str]) -> TimingCalibrat
         if not low <= value <= high:
             text = f"{value:g} ns were given, expected are {low:g} to {high:g} ns"
             raise document.error(text, name, option)
-    if section.max_offset < section.max_residual:
+    # Rough offsets are found in bins of half of max_residual at most, of which there is an end.
+    low, high = section.max_residual, 2500 * section.max_residual
+    if not low <= section.max_offset <= high:
         raise document.error(
-            f"{section.max_offset} ns is below max_residual ({section.max_residual} ns)",
+            f"{section.max_offset:g} ns do not go with max_residual ({section.max_residual:g} ns):"
+            f" expected are {low:g} to {high:g} ns",
             name,
             "max_offset",
         )

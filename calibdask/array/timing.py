@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -179,6 +179,19 @@ class TimingCalibration(PairwiseCalibration):
         self._altitude_m(survey.facts.info.layout, source.path)
         return survey
 
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Unite the layouts; wonder about simulated times."""
+        planned = super().planned(surveys)
+        simulated = [one.source.path for one in surveys if one.facts.info.is_from_simtel]
+        if not simulated or self.options.section.delay_removed == "pointing":
+            return planned
+        note = (
+            f"{simulated[0]}: is from sim_telarray, which corrects its trigger times for where the"
+            " array points: set CalculateTimingCalibration.delay_removed to pointing, unless"
+            " somebody put the delay back"
+        )
+        return replace(planned, notes=(*planned.notes, note))
+
     def _altitude_m(self, layout: ArrayLayout, path: str) -> float:
         """Height of the ground in the system in which h_max is given."""
         section = self.options.section
@@ -352,7 +365,7 @@ class TimingCalibration(PairwiseCalibration):
         found = {cell: offset_network(fit) for cell, fit in result.items()}
         networks = {cell: network for cell, network in found.items() if network is not None}
         if len(networks) < len(found):
-            return {}  # rough offsets are good to some nanoseconds only
+            return self._rough_tables(result)
         tables = super().tables(networks)
         if not all(fit.done for fit in result.values()):
             return tables
@@ -369,6 +382,34 @@ class TimingCalibration(PairwiseCalibration):
             meta={"obs_id": np.array(self.obs_ids, np.uint64)},
         )
         return tables
+
+    def _rough_tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
+        """Give the rough offsets of a fit that has only begun: good to some nanoseconds."""
+        from astropy.table import QTable
+
+        types = self._types
+        references = [number for _, number in self.network.reference_telescopes]
+        of_cells = []
+        for cell, fit in result.items():
+            fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
+            value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
+            columns = {
+                "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
+                "tel_id": fit.tel_id,
+                "value": value,
+                "flags": np.where(np.isfinite(value), "P", "N"),
+            }
+            of_cells.append((cell, columns))
+        names = list(of_cells[0][1])
+        joined = {
+            name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names
+        }
+        table = QTable(
+            self._times(of_cells) | joined,
+            units={"value": "ns"},
+            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+        )
+        return {self.table: table}
 
     def _add_systematic(self, tables: Mapping[str, QTable], result: Mapping[Cell, Any]) -> None:
         """Add the systematic and the total error, and the covariance of the former."""

@@ -46,6 +46,7 @@ __all__ = [
 _LAYOUT = "/configuration/instrument/subarray/layout"
 _OBSERVATIONS = "/configuration/observation/observation_block"
 _TRIGGER = "/dl1/event/subarray/trigger"
+_SIMULATION_RUN = "/configuration/simulation/run"
 _TELESCOPE_TRIGGER = "/dl1/event/telescope/trigger"
 _PARAMETERS = "/dl1/event/telescope/parameters"
 _DL2_TELESCOPE = "/dl2/event/telescope"
@@ -208,6 +209,8 @@ class Dl2Info:
         "CTA PROCESS TYPE": "Observation" or "Simulation".
     has_telescope_times : bool
         Whether each telescope has trigger times: else a column "time" is that of the event.
+    is_from_simtel : bool
+        Whether the showers were simulated by sim_telarray.
     """
 
     layout: ArrayLayout
@@ -218,6 +221,7 @@ class Dl2Info:
     product_id: str | None
     process_type: str | None
     has_telescope_times: bool = False
+    is_from_simtel: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -301,6 +305,7 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
                 _TIME in source.dtypes
                 for source in reader._source(_TELESCOPE_TRIGGER, "telescope and event")
             ),
+            is_from_simtel=_SIMULATION_RUN in file,
         )
 
 

@@ -197,6 +197,7 @@ CalculateTimingCalibration:
         ("impact_bins: [-1, 0, 50]", "below 0"),
         ("max_residual: 3 m", "ns"),
         ("max_offset: 20 ns", "max_residual"),
+        ("max_offset: 0.5 ms", "max_residual"),
         ("max_residual: 1 ns", "5"),
         ("reference_telescope: LST", "telescope number"),
         ("fornt: plane", "front"),
@@ -488,6 +489,10 @@ def test_options_of_image_sizes(load) -> None:
         ["type", "SST*", 100.0],
     ]
     assert config.notes == ()
+    (note,) = load(
+        IMAGES.replace("RandomForestClassifier_tel_prediction", "hillas_intensity")
+    ).notes
+    assert "a quality criterion selects by hillas_intensity of each telescope" in note
     level = load(IMAGES.replace("[0.05, 0.1]", "[0.05, 0]"))
     assert not level.image_asymmetry.needs_altitude
     assert not load(DOCUMENTED_STEP_1).energy_asymmetry.needs_altitude

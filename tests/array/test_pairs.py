@@ -192,3 +192,71 @@ def test_event_numbers_follow_their_keys(pairs):
     found = event_keys(number, obs_id, event_id)
     assert found.dtype == np.int64
     assert found.tolist() == [list(pair) for pair in distinct]
+
+
+# -- image sizes ----------------------------------------------------------------------------------
+
+SIZE = "hillas_intensity"
+
+
+def image_options(**overrides: Any):
+    names = {
+        f"CalculateImageAsymmetry.event_filters.{name}": value for name, value in overrides.items()
+    }
+    return load_array_config([], names).image_asymmetry
+
+
+def make_images(rows, impact_m, **columns):
+    events = make_events(rows, **{IMPACT: impact_m}, **columns)
+    events.columns[SIZE] = events.columns.pop(ENERGY)
+    return events
+
+
+def test_image_size_is_a_cut_on_both_telescopes():
+    rows = [(0, 1, 80.0), (0, 2, 79.9), (1, 1, 80.0), (1, 2, 80.0)]
+    found, pairs = selected(
+        make_images(rows, [9.0] * 4), image_options(minimum_individual_intensity=80)
+    )
+    assert found == [(1, 1, 2)]
+    assert pairs.cut_flow == {
+        "telescope events": 4,
+        "image size finite and positive": 4,
+        "minimum_individual_intensity": 3,
+        "pairs": 1,
+    }
+    assert pairs.limit.tolist() == [np.inf]
+
+
+def test_limit_of_the_distances_falls_with_the_greater_altitude():
+    # |d1 - d2|/(d1 + d2) is 0.1 in every event.
+    rows = [(event, tel, 100.0) for event in range(3) for tel in (1, 2)]
+    altitude = np.radians([60.0, 50.0, 60.0, 61.0, 60.0, np.nan])
+    events = make_images(rows, [90.0, 110.0] * 3, pointing_altitude=altitude)
+    chosen = image_options(equidistant_event_selection=[0.05, 0.1001])
+    found, pairs = selected(events, chosen)
+    # 0.05 + 0.1001 cos 60 deg = 0.10005 lets it through, with 61 deg it does not.
+    assert found == [(0, 1, 2)]
+    assert pairs.limit[0] == pytest.approx(0.05 + 0.1001 * np.cos(np.radians(60)))
+    (warning,) = pairs.warnings
+    assert "1 telescope events have no altitude, of telescopes 2:" in warning
+    # Without p1 the altitude is neither needed nor known.
+    level = image_options(equidistant_event_selection=[0.101, 0])
+    del events.columns["pointing_altitude"]
+    assert len(selected(events, level)[0]) == 3
+
+
+def test_the_stricter_of_two_limits_counts():
+    # ctao-calibpipe ends with an error where the two telescopes have different limits.
+    events = make_images([(0, 1, 100.0), (0, 2, 100.0)], [90.0, 110.0])
+    for first, second, n in ((0.2, 0.05, 0), (0.05, 0.2, 0), (0.2, 0.2, 1)):
+        limits = [["id", 1, [first, 0]], ["id", 2, [second, 0]]]
+        found, pairs = selected(events, image_options(equidistant_event_selection=limits))
+        assert len(found) == n
+        assert pairs.limit.tolist() == [0.2] * n
+
+
+def test_distances_that_are_no_numbers_make_no_equidistant_pair():
+    rows = [(event, tel, 100.0) for event in range(3) for tel in (1, 2)]
+    events = make_images(rows, [90.0, np.nan, 90.0, 90.0, 0.0, 0.0])
+    found, _ = selected(events, image_options(equidistant_event_selection=[0.1, 0]))
+    assert found == [(1, 1, 2)]

@@ -38,7 +38,7 @@ SETTINGS = {
     "all effects": REAL,
     # Distances known, no slope: a size fluctuates by the Poisson law alone.
     "Poisson noise only": replace(
-        REAL, light_fall_m=1e9, core_margin_m=0.0, energy_range_tev=(0.02, 100.0)
+        REAL, light_fall_m=1e9, core_margin_m=0.0, energy_range_tev=(0.01, 100.0)
     ),
     # No Poisson law: a size fluctuates by how the light falls with distance alone.
     "slope of the light only": replace(REAL, photon_statistics=False),

@@ -11,6 +11,7 @@ import tables
 
 import calibdask
 from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.engine.protocol import ALL
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, MissingInput
 from calibdask.io.asymmetry import create_asymmetries, inspect_asymmetries, read_asymmetries
 from tests.e2e.tables import COEFFICIENTS, by_telescope, pulls
@@ -30,11 +31,11 @@ CalculateInterCalibration:
   RelativeThroughputFitter:
     reference_telescopes: {LST: 1, MST: 5, SST: 30}
 """
-CUT = {"Campaign.shard_bytes": "3 MiB"}
+CUT = {"Campaign.shard_bytes": "8 MiB"}
 # The telescopes rise by 8 degrees during each file, so that the limit changes with time.
 SIMULATION = ArraySimulation(
     n_files=2,
-    n_events=600,
+    n_events=400,
     array="reduced",
     energy_range_tev=(1.0, 100.0),
     core_margin_m=50.0,
@@ -144,16 +145,15 @@ def test_pointing_is_read_from_either_place(images, asymmetries, run, tmp_path, 
 # -- bits ---------------------------------------------------------------------------------------
 
 
-def test_one_digest_however_it_is_run(images, run):
+def test_one_digest_however_it_is_run(images, from_dl2, run):
     serial = run(images.paths, overrides=CUT)
     threads = run(images.paths[::-1], overrides=CUT, cluster="threads", workers=3)
     assert len(serial.plan.shards) > 2
     assert serial.digest == threads.digest
-    whole = run(images.paths, overrides={})
-    assert whole.account.total.cut_flow == serial.account.total.cut_flow
+    assert from_dl2.account.total.cut_flow == serial.account.total.cut_flow
     for column in ("value", "error", "systematic"):
         np.testing.assert_allclose(
-            whole.tables[COEFFICIENTS][column], serial.tables[COEFFICIENTS][column], rtol=1e-9
+            from_dl2.tables[COEFFICIENTS][column], serial.tables[COEFFICIENTS][column], rtol=1e-9
         )
 
 
@@ -170,11 +170,10 @@ def test_dask_workers_give_the_digest_too(images, run):
     assert run(images.paths, overrides=CUT, cluster="local", workers=2).digest == serial.digest
 
 
-def test_time_bins(images, run):
-    whole = run(images.paths)
+def test_time_bins(images, from_dl2, run):
     binned = run(images.paths, overrides={"Campaign.time_bin": "20 min"})
     table = binned.tables[COEFFICIENTS]
-    assert len(table) % len(whole.tables[COEFFICIENTS]) == 0
+    assert len(table) % len(from_dl2.tables[COEFFICIENTS]) == 0
     assert len(np.unique(table["time_bin"])) > 1
     assert "systematic" in table.colnames
     assert {"kappa", "time_bin"} <= set(binned.tables[f"{COEFFICIENTS}_components"].colnames)
@@ -191,6 +190,29 @@ def test_deviations_fit_the_errors(images, from_dl2):
     assert np.std(deviation) < 1.6
     assert np.isfinite(errors[np.isfinite(table["error"])]).all()
     assert (table["systematic"][["R" in flags for flags in table["flags"]]] == 0).all()
+
+
+def test_results_are_shown_however_far_a_run_is(from_dl2):
+    calibration, result = from_dl2.plan.calibration, from_dl2.result
+    alone = {ALL: result[ALL]}
+    tables_ = calibration.tables(calibration.combine(alone))
+    assert np.isnan(tables_[COEFFICIENTS]["systematic"]).all()
+    harder = {cell: fit for cell, fit in result.items() if cell != ALL}
+    assert len(harder) == 2
+    assert calibration.combine(harder) == {}
+    assert calibration.tables({}) == {}
+    begun = calibration.combine({**alone, ALL: replace(result[ALL], done=False)} | harder)
+    flags = calibration.tables(begun)[COEFFICIENTS]["flags"]
+    assert any("P" in one for one in flags)
+
+
+def test_the_report_says_what_was_corrected(from_dl2):
+    sections = from_dl2.plan.calibration.sections(from_dl2.tables)
+    titles = [section.title for section in sections]
+    assert titles[:3] == ["What needs attention", "Throughput", "Image sizes"]
+    text = sections[2].blocks[0].text
+    for part in ("geometric mean", "one slope by type", "1.5 times as high", "half of the window"):
+        assert part in text
 
 
 def test_corrections_can_be_left_out(images, asymmetries, run):
@@ -256,16 +278,15 @@ def test_without_a_known_size_threshold_it_says_so(asymmetries, run):
 POINTING = [f"/{level}/monitoring/telescope/pointing" for level in ("dl0", "dl1")]
 
 
-@pytest.mark.parametrize("job", [JOB, STEP_1])
-def test_missing_pointing(run, spoilt, job):
+def test_missing_pointing(run, spoilt):
     with tables.open_file(spoilt, "a") as file:
         for group in POINTING:
             file.remove_node(group, recursive=True)
     with pytest.raises(MissingInput, match=r"no pointing tables at .* second number to 0"):
-        run(spoilt, job=job)
+        run(spoilt)
     # Where the altitude does not count, no pointing is needed.
     name = "CalculateImageAsymmetry.event_filters.equidistant_event_selection"
-    assert run(spoilt, job=job, overrides={name: [0.08, 0]}).digest
+    assert run(spoilt, job=STEP_1, overrides={name: [0.08, 0]}).digest
 
 
 def test_a_telescope_without_pointing_costs_its_own_pairs_alone(run, spoilt, from_dl2):
@@ -364,3 +385,25 @@ def test_a_file_is_not_read_as_what_it_is_not(asymmetries, run):
     overrides = {"CalculateInterCalibration.asymmetry_label": "energy_asymmetry"}
     with pytest.raises(MissingInput, match="has no table /energy_asymmetry/events"):
         run(asymmetries.paths[:1], overrides=overrides)
+
+
+def test_files_that_ctapipe_wrote(shared_array, run):
+    # Real showers through ctapipe's own tools; they have one pointing for all and no tables of it.
+    path = shared_array / "dl2_ctapipe_chain" / "run202.dl2.h5"
+    filters = "CalculateImageAsymmetry.event_filters"
+    overrides = {
+        "CalculateImageAsymmetry.QualityQuery.quality_criteria": [],
+        f"{filters}.minimum_individual_intensity": 50,
+    }
+    with pytest.raises(MissingInput, match="no pointing tables"):
+        run(path, job=STEP_1, overrides=overrides)
+    overrides[f"{filters}.equidistant_event_selection"] = [0.2, 0]
+    rows = read_asymmetries(run(path, job=STEP_1, overrides=overrides).paths[0])
+    assert len(rows) == 25
+    with tables.open_file(path) as file:
+        for tel_id in np.unique(rows.tel_id_1).tolist():
+            table = file.get_node(f"/dl1/event/telescope/parameters/tel_{tel_id:03d}")
+            size = dict(zip(table.col("event_id"), table.col("hillas_intensity"), strict=True))
+            mine = rows.tel_id_1 == tel_id
+            expected = [size[number] for number in rows.event_id[mine]]
+            np.testing.assert_array_equal(rows.value_1[mine], expected)

@@ -204,3 +204,15 @@ def test_killed_and_run_again(paths, config, reference, tmp_path, number):
     )
     assert result.account.computed == 0
     assert result.digest == reference.digest
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_types_in_time_bins_on_dask_workers(paths, run):
+    overrides = {**CUT, "Campaign.time_bin": "7 min", "QualityQuery.quality_criteria": []}
+    results = [
+        run(inputs, job="cross-calibration", overrides=overrides, **options)
+        for inputs, options in ((paths, {}), (paths[::-1], {"cluster": "local", "workers": 2}))
+    ]
+    assert len(results[0].plan.cells) > 4
+    assert results[0].digest == results[1].digest

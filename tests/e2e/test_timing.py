@@ -13,6 +13,9 @@ import tables as pytables
 
 import calibdask as package
 from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.engine.preliminary import preliminary
+from calibdask.engine.store import Store
+from calibdask.engine.tasks import WorkContext
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
 from tests.e2e.tables import MONITORING, by_telescope, read_table
 
@@ -224,6 +227,8 @@ def test_ctapipes_own_file_ends_in_flags(shared_array, tmp_path, calibdask, run)
     path = shared_array / "dl2_ctapipe_chain" / "run202.dl2.h5"
     said = calibdask(JOB, "-i", path, "-o", tmp_path / "out.h5")
     assert said.code == 0
+    assert "delay_removed" in said.err
+    assert "nothing is known of it" in (tmp_path / "out.html").read_text(encoding="utf-8")
     table = read_table(tmp_path / "out.h5", OFFSETS)
     assert {"".join(sorted(set(flags))) for flags in table["flags"]} == {"NS"}
     # With two events a pair there are offsets, if no errors. It was simulated without any; its
@@ -238,6 +243,29 @@ def test_ctapipes_own_file_ends_in_flags(shared_array, tmp_path, calibdask, run)
         largest.append(np.nanmax(np.abs(values)))
     assert largest[0] > 60
     assert largest[1] < 12
+
+
+def test_the_largest_shower_of_the_real_format(shared_array):
+    """Geometry, heights and signs are those of real files: its times agree only if they are."""
+    path = shared_array / "dl2_ctapipe_chain" / "run202.dl2.h5"
+
+    def scatter_ns(**given):
+        plan = package.plan(JOB, path, overrides={f"{OPTION}.{k}": v for k, v in given.items()})
+        (shard,) = plan.shards
+        rows = plan.calibration.reduce(0, plan.calibration.read(shard, None), {}).rows
+        mine = rows["event"] == np.argmax(np.bincount(rows["event"]))
+        lst = mine & (rows["tel_id"] <= 4)
+        assert (mine.sum(), lst.sum()) == (19 if given.get("time") is None else 18, 4)
+        return np.array([np.std(rows["residual_ns"][one]) for one in (lst, mine & ~lst)])
+
+    corrected = {"delay_removed": "pointing"}
+    spherical_ns = scatter_ns(**corrected)
+    assert (spherical_ns < [2, 5]).all()
+    assert (scatter_ns(**corrected, time="peak_time_mean") < [1.2, 3.2]).all()
+    # The MSTs reach far enough out to tell a plane from a sphere, and its radius.
+    assert scatter_ns(**corrected, front="plane")[1] > 3 * spherical_ns[1]
+    assert scatter_ns(**corrected, h_max_above="ground")[1] > 1.3 * spherical_ns[1]
+    assert (scatter_ns() > 40).all()
 
 
 # -- bad input ----------------------------------------------------------------------------------
@@ -311,6 +339,19 @@ def test_a_reference_that_is_not_there(night, run):
     assert all("F" in text for text in flags.values())
 
 
+def test_types_by_themselves(night, run):
+    found = run(night.paths, {f"{OPTION}.mixed_types": False}).tables
+    assert set(found[f"{OFFSETS}_pairs"]["tel_type"]) == {"LST", "MST", "SST"}
+    components = found[f"{OFFSETS}_components"]
+    assert components["tel_type"].tolist() == ["LST", "MST", "SST"]
+    references = components["reference_tel_id"].tolist()
+    assert references[1] == 5
+    assert ["F" in flags for flags in components["flags"].tolist()] == [True, False, True]
+    for kind, reference in zip(components["tel_type"].tolist(), references, strict=True):
+        mine = found[OFFSETS][found[OFFSETS]["tel_type"] == kind]
+        assert rms(deviations(mine, night.time_offset_ns, reference)[0]) < 0.3
+
+
 # -- time ---------------------------------------------------------------------------------------
 
 
@@ -369,6 +410,27 @@ def test_a_telescope_that_drifts_is_found(tmp_path, run):
     fast = [t for t in rate if abs(rate[t] - middle) > 6.0]
     assert fast
     assert all(flags[t] for t in fast)
+
+
+def test_a_look_at_what_is_there_so_far(night, tmp_path, run):
+    """Of two files by themselves all is stored, of both together the first stage alone."""
+    work = tmp_path / "work"
+    plan = package.plan(JOB, night.paths, overrides=REFERENCE)
+    looks = []
+    for k, path in enumerate(night.paths):
+        run(path, workdir=work)
+        context = WorkContext(plan.calibration, Store(work / "store"))
+        looks.append(preliminary(plan, context))
+        assert looks[k].merged == tuple(range(k + 1))
+    assert looks[0].done
+    assert f"{OFFSETS}_residuals" in looks[0].tables
+    look = looks[1]
+    assert not look.done
+    table = look.tables[OFFSETS]
+    assert set(table["flags"]) == {"P"}
+    true = [night.time_offset_ns[t] - night.time_offset_ns[5] for t in table["tel_id"].tolist()]
+    assert rms(table["value"].to_value("ns") - true) < 5  # bins of 20 ns
+    assert str(look).startswith("timing-calibration: preliminary, 2 of 2 shards")
 
 
 # -- one digest ---------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
     python -m tests.golden.make
 
-writes ``inter_calibration.json`` anew. Do so when numbers are meant to change, together with a
-raised ``version`` of the calibration: stored results of the old version are then not used.
+writes ``inter_calibration.json`` and ``timing_calibration.json`` anew. Do so when numbers are
+meant to change, together with a raised ``version`` of the calibration: stored results of the old
+version are then not used.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +21,12 @@ import calibdask
 from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
 from calibdask.array.simulate import ArraySimulation, simulate_array
 from calibdask.array.summary import PairSummary
+from calibdask.array.timing import TimingCalibration
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import WorkContext, map_shard
 
 GOLDEN: Final = Path(__file__).with_name("inter_calibration.json")
+TIMING: Final = Path(__file__).with_name("timing_calibration.json")
 ESTIMATORS: Final = ("log-mean", "log-median", "log-clipped", "asymmetry")
 OPTIONS: Final = ArraySimulation(
     n_files=2,
@@ -36,6 +40,7 @@ OPTIONS: Final = ArraySimulation(
     sparse_telescopes={8: 4},
     seed=2026,
 )
+TIMING_SECTION: Final = "CalculateTimingCalibration"
 CONFIG: Final = """\
 CalculateEnergyAsymmetry:
   event_filters: {max_distance_asymmetry: 0.3}
@@ -73,6 +78,26 @@ def compute(folder: Path) -> dict[str, Any]:
     return numbers
 
 
+def compute_timing(folder: Path) -> dict[str, Any]:
+    """Simulate into an empty folder, find the offsets with each estimator, and give the numbers."""
+    options = replace(OPTIONS, time_outlier_fraction=0.02, missing_time_fraction=0.01)
+    made = simulate_array(folder / "dl2", options)
+    numbers: dict[str, Any] = {"version": TimingCalibration.version}
+    for estimator in ("mean", "median", "clipped"):
+        result = calibdask.run(
+            TimingCalibration.name,
+            made.paths,
+            folder / f"{estimator}.h5",
+            overrides={f"{TIMING_SECTION}.estimator": estimator},
+            cluster="serial",
+            report=False,
+        )
+        for end in ("", "_residuals"):
+            table = result.tables[f"/dl2/monitoring/subarray/timing_calibration{end}"]
+            numbers[f"{estimator}{end}"] = {name: _plain(table[name]) for name in table.colnames}
+    return numbers
+
+
 def _first_summary(folder: Path, config: Path, paths: tuple[Path, ...]) -> dict[str, Any]:
     """What the map step stores for the first shard."""
     plan = calibdask.plan("inter-calibration", paths, config=config)
@@ -93,5 +118,7 @@ def _plain(values: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        GOLDEN.write_text(json.dumps(compute(Path(name)), indent=1) + "\n", encoding="utf-8")
+    for path, compute_all in ((GOLDEN, compute), (TIMING, compute_timing)):
+        with tempfile.TemporaryDirectory() as name:
+            text = json.dumps(compute_all(Path(name)), indent=1)
+        path.write_text(text + "\n", encoding="utf-8")

@@ -21,8 +21,30 @@ def test_asymmetries(tmp_path, label):
     assert file_kind(path) == "asymmetries"
 
 
+MUON = "/dl1/monitoring/telescope/calibration/optical_throughput/muon/tel_001"
+
+
+@pytest.mark.parametrize("where", ["/dl2/monitoring/subarray/inter_calibration", MUON])
+def test_throughputs(tmp_path, where):
+    path = tmp_path / "throughputs.h5"
+    with create_hdf5(path) as file:
+        write_table(file, where, {"x": np.arange(3.0)})
+    assert file_kind(path) == "throughputs"
+
+
+def test_muon_tables_beside_events(dl2, write_dl2):
+    """Where ctao-calibpipe puts them; DL2 events stay DL2 events."""
+    tables = dl2()
+    tables[MUON] = {"mean": np.array([0.2])}
+    assert file_kind(write_dl2(tables, name="dl2.h5")) == "DL2 events"
+    dl1 = {name: columns for name, columns in tables.items() if not name.startswith("/dl2")}
+    assert file_kind(write_dl2(dl1, name="dl1.h5")) == "throughputs"
+    del dl1[MUON]
+    assert file_kind(write_dl2(dl1, name="no_muons.h5")) == "DL2 events"
+
+
 @pytest.mark.parametrize(
-    "where", ["/weather", "/dl2/monitoring/subarray/inter_calibration", "/dl1/monitoring/pointing"]
+    "where", ["/weather", "/dl2/monitoring/subarray/timing_calibration", "/dl1/monitoring/pointing"]
 )
 def test_other(tmp_path, where):
     # A product of ours is no input of ours, though its tables stand under /dl2.
@@ -44,5 +66,5 @@ def test_no_hdf5(tmp_path):
 def test_shared_files(shared_array):
     assert file_kind(shared_array / "dl2_small" / "dl2_obs1001.h5") == "DL2 events"
     assert file_kind(shared_array / "peer_dl2_small" / "easym" / "dl2_obs1001.h5") == "asymmetries"
-    assert file_kind(shared_array / "peer_dl2_small" / "inter_e.h5") == "other"
+    assert file_kind(shared_array / "peer_dl2_small" / "inter_e.h5") == "throughputs"
     assert file_kind(shared_array / "subarray_sorted.h5") == "other"
