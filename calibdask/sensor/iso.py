@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from calibdask.errors import NotEnoughData
+from calibdask.errors import MissingInput, NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.model import (
@@ -60,7 +60,19 @@ class IsoTable:
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Arrays]) -> IsoTable:
-        """Make it from the tables of an iso-normalisation product."""
+        """Make it from the tables of an iso-normalisation product.
+
+        Raises
+        ------
+        MissingInput
+            They are another job's.
+        """
+        for name in (TABLE, CURVE):
+            if name not in tables:
+                raise MissingInput(
+                    f"the option iso names an output without the table {name}: it is to be that of"
+                    " the job iso-normalisation"
+                )
         table, curve = tables[TABLE], tables[CURVE]
         kind = np.asarray(curve["kind"]).astype(str).tolist()[0]
         slope, slope_error, knee, knee_error, covariance = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.errors import MissingInput
 from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
 
 if TYPE_CHECKING:
@@ -168,9 +169,18 @@ def bias_level(tile: TileStacks, iso: int) -> BiasLevel:
 
     Another ISO speed's bias leaves fixed pattern behind (a peer that uses the lowest ISO's bias at
     all of them keeps 7 DN rms at ISO 1600 in its own simulation), so results say when it was used.
+
+    Raises
+    ------
+    MissingInput
+        The product given as bias is another job's.
     """
     product = tile.given.get("bias", {})
     groups = {name.split("/")[1] for name in product if name.startswith("bias/")}
+    if "bias" in tile.given and not groups:
+        raise MissingInput(
+            "the option bias names an output without maps of bias: it is to be that of the job bias"
+        )
     speeds = [_UNKNOWN if one == _NO_ISO else int(one[3:]) for one in sorted(groups)]
     stacks = gather(tile, "bias_readnoise", lambda key: key.iso)
     for same in (True, False):

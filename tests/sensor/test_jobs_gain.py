@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibdask.errors import NotEnoughData
+from calibdask.errors import MissingInput, NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.gain import Gain
 from tests.sensor.toys import Camera, key, run_job
@@ -132,6 +132,21 @@ class TestBadInput:
         ratio = maps["gain/iso100/gain"][good] / camera.truth["gain"][good]
         assert ratio.mean() == pytest.approx(1.0, abs=0.01)
         assert result["rows"][0]["full_well_dn"] > 3000
+
+    def test_products_of_other_jobs_are_refused(self, camera):
+        stacks = stacks_of(camera, n=2, light=[500.0, 1000.0])
+        wrong = {"bias": {"gain/gain": camera.bias(100)}}
+        with pytest.raises(MissingInput, match="that of the job bias"):
+            run_job(Gain(), stacks, camera.sensor, given=wrong)
+        tables = {"iso": {"/sensor/gain": {}}}
+        with pytest.raises(MissingInput, match="that of the job iso-normalisation"):
+            run_job(Gain(), stacks, camera.sensor, tables=tables)
+
+    def test_the_brighter_fatter_term_is_an_option(self, camera):
+        options = config.Gain(brighter_fatter=True)
+        _, result, _ = run_job(Gain(options=options), stacks_of(camera, n=20), camera.sensor)
+        for row in result["rows"]:  # this camera has none
+            assert abs(row["a00_per_electron"]) < 4 * row["a00_per_electron_error"]
 
     def test_bias_that_is_too_high_does_not_turn_weights_negative(self, camera):
         """The peer's weights 1/mean are negative where the mean is below the bias."""
