@@ -223,16 +223,17 @@ def read_frames(path: Path | str, start: int, stop: int) -> Iterator[NDArray[Any
         As `read_frame`.
     """
     path = Path(path)
+    frames: Iterator[NDArray[Any]]
     with _named_errors(path):
         match _format(path):
             case "raw":
-                frames = iter([_read_raw(path)])
+                frames = (_read_raw(path) for _ in range(start, min(stop, 1)))
             case "fits":
                 frames = _read_fits(path, start, stop)
             case "tiff":
                 frames = _read_tiff(path, start, stop)
             case "png":
-                frames = iter([_read_png(path)])
+                frames = (_read_png(path) for _ in range(start, min(stop, 1)))
             case "npy":
                 frames = _slices(_open_npy(path), start, stop)
             case _:
@@ -283,7 +284,7 @@ def _format(path: Path) -> str:
 
 
 def _dtype(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Give the type that pixels of a type are read as: no value changes."""
+    """Give the type that pixels of a type are read as: no value (up to 2^53) changes."""
     if dtype.kind == "u" and dtype.itemsize <= 2:
         return np.dtype(np.uint16)
     if dtype.kind in "iu":
@@ -291,6 +292,11 @@ def _dtype(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.kind == "f":
         return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
     raise WrongKind(f"{path}: pixels of type {dtype} are no frame; real numbers are")
+
+
+def _eight_bits(dtype: Any) -> dict[str, Any]:
+    """Tell saturation where the type does: more bits than eight are seldom all used."""
+    return {"bit_depth": 8, "white_level": 255} if np.dtype(dtype) == np.uint8 else {}
 
 
 def _bits(white_level: int) -> int:
@@ -624,7 +630,8 @@ def _inspect_fits(path: Path) -> FrameInfo:
         # Header cards and the type that comes of them are astropy's business: one pixel tells.
         pixel = hdu.section[(slice(0, 1),) * len(axes)]
         white = next(
-            (int(v) for k in ("SATURATE", "WHITELEV") if (v := _positive(header.get(k)))), None
+            (int(v) for k in ("SATURATE", "WHITELEV") if (v := _positive(header.get(k)))),
+            _eight_bits(pixel.dtype).get("white_level"),
         )
         pattern = str(header.get("BAYERPAT", "")).strip().upper()
         if pattern and pattern not in _BAYER:
@@ -735,6 +742,7 @@ def _inspect_tiff(path: Path) -> FrameInfo:
             (int(page.shape[0]), int(page.shape[1])),
             _dtype(path, np.dtype(page.dtype)).name,
             n_frames=len(tiff.pages),
+            **_eight_bits(page.dtype),
             **_exif(_page_tags(page)),
         )
 
@@ -783,6 +791,7 @@ def _inspect_png(path: Path) -> FrameInfo:
             str(path),
             (image.height, image.width),
             "uint16",
+            **_eight_bits("u1" if image.mode == "L" else "u2"),
             make=str(exif.get(271, "")).strip("\0 "),
             model=str(exif.get(272, "")).strip("\0 "),
             iso=_iso(inner.get(34855)),
@@ -855,6 +864,8 @@ def _inspect_array(path: Path, array: Any, attributes: Mapping[str, Any]) -> Fra
         raise CorruptedInput(f"{path}: the attribute pattern {pattern!r} is not one like 'RGGB'")
     if white is None and bits is not None:
         white = 2**bits - 1
+    if white is None:
+        white = _eight_bits(array.dtype).get("white_level")
     levels = [] if black is None else [_finite(level) for level in _several(black)]
     if None in levels or len(levels) not in (0, 4 if pattern else 1):
         raise CorruptedInput(

@@ -338,6 +338,20 @@ def test_png_and_tiff(tmp_path):
     np.testing.assert_array_equal(read_frame(tmp_path / "three.TIFF", 2), frame // 3)
 
 
+def test_eight_bits_tell_their_saturation(tmp_path):
+    frame = pixels((20, 31), 255).astype(np.uint8)
+    Image.fromarray(frame).save(tmp_path / "one.png")
+    tifffile.imwrite(tmp_path / "one.tif", frame)
+    fits.PrimaryHDU(frame).writeto(tmp_path / "one.fits")
+    np.save(tmp_path / "one.npy", frame)
+    for name in ("one.png", "one.tif", "one.fits", "one.npy"):
+        info = inspect_frame(tmp_path / name)
+        assert (info.dtype, info.bit_depth, info.white_level) == ("uint16", 8, 255), name
+        np.testing.assert_array_equal(read_frame(tmp_path / name), frame)
+        with pytest.raises(CorruptedInput, match="has no frames 1 to 1"):
+            read_frame(tmp_path / name, 1)
+
+
 def test_npy(tmp_path):
     stack = pixels((5, 6, 7))
     info = inspect_frame_of(tmp_path / "stack.npy", stack)
