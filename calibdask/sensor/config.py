@@ -350,7 +350,12 @@ class CalibrateImages(Section):
     """Frames in, calibrated frames out: bias, ISO speed, dark current, flat field, gain."""
 
     overwrite: bool = Field(default=False, description="Replace an output that exists.")
-    bias: str | None = _BIAS
+    bias: str | None = Field(
+        default=None,
+        description="Output directory of the job bias. Without it, the black level that the files "
+        "state is subtracted.",
+        examples=["bias"],
+    )
     readnoise: str | None = Field(
         default=None,
         description="Output directory of the job readnoise or bias: read noise enters the "
