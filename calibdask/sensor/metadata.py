@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isclose
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, get_args
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
@@ -24,6 +24,7 @@ from calibdask.io.spectacle import (
     parse_names,
     read_camera_file,
 )
+from calibdask.sensor.config import FrameKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,20 +45,7 @@ __all__ = [
     "unused_rows",
 ]
 
-KINDS: Final = (
-    "bias_readnoise",
-    "dark_current",
-    "emva_bright",
-    "emva_bright_spatial",
-    "emva_dark",
-    "emva_dark_spatial",
-    "flatfield",
-    "gain",
-    "iso_normalisation",
-    "light",
-    "linearity",
-    "spectral_response",
-)
+KINDS: Final[tuple[str, ...]] = get_args(FrameKind.__value__)
 """What frames are taken for; "light" are those to be calibrated."""
 
 SOURCES: Final = (

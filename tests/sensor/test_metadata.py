@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from calibdask.engine.protocol import WrongKind
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
 from calibdask.io.frames import FrameInfo, inspect_frame
 from calibdask.io.spectacle import CameraFile, write_camera_file
-from calibdask.sensor.config import FrameKind, FrameRow, Frames
+from calibdask.sensor.config import FrameRow, Frames
 from calibdask.sensor.metadata import (
     KINDS,
     SOURCES,
@@ -30,10 +29,6 @@ from calibdask.sensor.metadata import (
 def info(path="a.dng", **more):
     values = {"shape": (40, 60), "dtype": "uint16", "model": "One", "pattern": "RGGB"}
     return FrameInfo(str(path), **{**values, "bit_depth": 12, "white_level": 4095, **more})
-
-
-def test_the_kinds_of_the_configuration_are_all():
-    assert get_args(FrameKind.__value__) == KINDS
 
 
 # -- who says what ---------------------------------------------------------------------------------
