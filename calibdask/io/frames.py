@@ -15,7 +15,7 @@ import warnings
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -132,14 +132,6 @@ class FrameInfo:
         if self.model.lower().startswith(self.make.lower()):
             return self.model
         return f"{self.make} {self.model}".strip()
-
-    @property
-    def time_s(self) -> float | None:
-        """Unix time in s, the camera's clock taken to be in UTC; None where unknown."""
-        if not self.time:
-            return None
-        moment = datetime.fromisoformat(self.time)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
     @property
     def channel_index(self) -> NDArray[np.int8]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isclose
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final, Self, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
@@ -39,7 +39,6 @@ __all__ = [
     "StackKey",
     "conflict_warnings",
     "describe",
-    "group_frames",
     "misfits",
     "stack_key",
     "unused_rows",
@@ -178,11 +177,11 @@ def describe(
             for loser, other in others
             if not same(value, other)
         ]
-    shape = by_source[-1].get("shape", info.shape)
-    if shape != info.shape:
-        conflicts.append(
-            Conflict(info.path, "the shape", SOURCES[1], info.shape, SOURCES[-1], shape)
-        )
+    conflicts += [
+        Conflict(info.path, "the shape", SOURCES[1], info.shape, source, one["shape"])
+        for source, one in zip(SOURCES, by_source, strict=True)
+        if one.get("shape", info.shape) != info.shape
+    ]
     if told["white_level"] is None and told["bit_depth"] is not None:
         told["white_level"] = 2 ** told["bit_depth"] - 1
     if told["bit_depth"] is None and told["white_level"] is not None:
@@ -258,6 +257,7 @@ def _by_descriptor(path: Path) -> dict[str, Any]:
                 "exposure_s": image.exposure_s,
                 "photons": image.photons,
                 "bit_depth": descriptor.bit_depth,
+                "shape": descriptor.shape,
             }
     return {}
 
@@ -345,21 +345,6 @@ class StackKey:
     temperature_c: float = _NO_TEMPERATURE_C
 
     @property
-    def cell(self) -> tuple[str | int, ...]:
-        """The key as strings and integers, as a cell of a plan holds it."""
-        numbers = self.exposure_s, self.photons, self.temperature_c
-        exposure, photons, temperature = (repr(number) for number in numbers)
-        return self.kind, self.iso, exposure, self.level, photons, temperature
-
-    @classmethod
-    def from_cell(cls, cell: Sequence[str | int]) -> Self:
-        """Make the key again from its cell."""
-        kind, iso, exposure, level, photons, temperature = cell
-        return cls(
-            str(kind), int(iso), float(exposure), str(level), float(photons), float(temperature)
-        )
-
-    @property
     def label(self) -> str:
         """The key for people."""
         parts = [self.kind or "frames"]
@@ -404,18 +389,6 @@ def stack_key(info: FrameInfo, temperature_step_c: float | None = None) -> Stack
         float(_UNKNOWN) if info.photons is None else float(info.photons),
         temperature_c,
     )
-
-
-def group_frames(
-    infos: Iterable[FrameInfo], temperature_step_c: float | None = None
-) -> dict[StackKey, list[FrameInfo]]:
-    """Sort frames into stacks: in order of the keys, in each by time and then by path."""
-    stacks: dict[StackKey, list[FrameInfo]] = {}
-    for info in infos:
-        stacks.setdefault(stack_key(info, temperature_step_c), []).append(info)
-    return {
-        key: sorted(stacks[key], key=lambda info: (info.time, info.path)) for key in sorted(stacks)
-    }
 
 
 def misfits(

@@ -5,8 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
@@ -14,16 +12,15 @@ from calibdask.io.frames import FrameInfo, inspect_frame
 from calibdask.io.spectacle import CameraFile, write_camera_file
 from calibdask.sensor.config import FrameRow, Frames
 from calibdask.sensor.metadata import (
-    KINDS,
     SOURCES,
     StackKey,
     conflict_warnings,
     describe,
-    group_frames,
     misfits,
     stack_key,
     unused_rows,
 )
+from tests.sensor.frames import stacks_of
 
 
 def info(path="a.dng", **more):
@@ -129,7 +126,7 @@ def test_products_of_spectacle_are_no_frames(tmp_path):
 def test_the_descriptor_of_emva(shared_sensor):
     folder = shared_sensor / "emva1288_001_ccd_12bit" / "images"
     infos = [describe(inspect_frame(path))[0] for path in sorted(folder.glob("*.png"))]
-    stacks = group_frames(infos)
+    stacks = stacks_of(infos)
     sizes = Counter((key.kind, len(members)) for key, members in stacks.items())
     assert sizes == {
         ("emva_bright", 2): 50, ("emva_dark", 2): 50,
@@ -143,13 +140,19 @@ def test_the_descriptor_of_emva(shared_sensor):
 
 
 def test_a_descriptor_says_nothing_about_other_images(tmp_path):
-    (tmp_path / "EMVA1288_Data.txt").write_text("n 12 6 4\nb 1000 5\ni a.png\ni b.png\n")
+    (tmp_path / "EMVA1288_Data.txt").write_text("n 12 60 40\nb 1000 5\ni a.png\ni b.png\n")
     assert describe(info(tmp_path / "a.png"))[0].kind == "emva_bright"
     assert describe(info(tmp_path / "c.png"))[0].kind == ""
     _, (conflict,) = describe(info(tmp_path / "a.png", bit_depth=14))
     assert (conflict.what, conflict.winner, conflict.loser) == (
         "the bit depth", "the file", "the EMVA 1288 descriptor",
     )  # fmt: skip
+
+
+def test_a_descriptor_of_another_size(tmp_path):
+    (tmp_path / "EMVA1288_Data.txt").write_text("n 12 6 4\nd 1000\ni a.png\ni b.png\n")
+    (conflict,) = describe(info(tmp_path / "a.png"))[1]
+    assert (conflict.what, conflict.value, conflict.other) == ("the shape", (40, 60), (4, 6))
 
 
 def test_equal_contradictions_are_told_once(tmp_path):
@@ -168,23 +171,6 @@ def test_what_counts_first_is_stated():
 
 # -- stacks ----------------------------------------------------------------------------------------
 
-KEYS = st.builds(
-    StackKey,
-    kind=st.sampled_from(["", *KINDS]),
-    iso=st.integers(-1, 10**6),
-    exposure_s=st.floats(0, 1e4) | st.just(-1.0),
-    level=st.text(max_size=5),
-    photons=st.floats(0, 1e9) | st.just(-1.0),
-    temperature_c=st.floats(-200, 100) | st.just(-999.0),
-)
-
-
-@given(KEYS, KEYS)
-def test_a_key_is_its_cell(one, other):
-    assert StackKey.from_cell(one.cell) == one
-    assert (one.cell == other.cell) == (one == other)
-    assert all(isinstance(part, str | int) for part in one.cell)
-
 
 def test_keys_of_frames():
     assert stack_key(info()) == StackKey()
@@ -198,17 +184,6 @@ def test_keys_of_frames():
     assert stack_key(dark, 5.0).temperature_c == -10
     assert stack_key(dark, 5.0).label == "dark_current, 1 s, -10 °C"
     assert stack_key(dataclasses.replace(dark, kind="gain"), 5.0).temperature_c == -999
-
-
-def test_frames_of_a_stack_in_order_of_time():
-    infos = [
-        info("b", iso=200, time="2025-01-01T00:00:02"), info("c", iso=200),
-        info("a", iso=200, time="2025-01-01T00:00:03"), info("z", iso=100),
-    ]  # fmt: skip
-    stacks = group_frames(infos)
-    assert [key.iso for key in stacks] == [100, 200]
-    assert [one.path for one in stacks[StackKey(iso=200)]] == ["c", "b", "a"]
-    assert group_frames(reversed(infos)) == stacks
 
 
 @pytest.mark.parametrize(
