@@ -21,6 +21,7 @@ from calibdask.sensor.model import (
     photon_transfer,
     pixel_flag,
     pool_noise,
+    variance_fit_probability,
 )
 from calibdask.sensor.monitoring import CHANNELS, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
@@ -184,7 +185,8 @@ class Gain(StackCalibration):
         mask[(n < 2).all(axis=0)] |= pixel_flag("few-frames")
         mask[np.stack([one.clipped for one in points]).all(axis=0)] |= pixel_flag("clipped")
         mask[gain <= 0] |= pixel_flag("unphysical")
-        p_value = chi2_probability(np.nan_to_num(chi2), n_levels - 2)
+        frames_each = np.where(good, n, 0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
+        p_value = variance_fit_probability(np.nan_to_num(chi2), n_levels - 2, frames_each)
         mask[p_value < self.options.poor_fit] |= pixel_flag("poor-fit")
         group = f"gain/{iso_name(iso)}"
         maps = {

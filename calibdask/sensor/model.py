@@ -53,6 +53,7 @@ __all__ = [
     "robust_centre",
     "spatial_variance",
     "split_nonuniformity",
+    "variance_fit_probability",
     "variance_of_variance",
     "within_range",
 ]
@@ -155,6 +156,35 @@ def chi2_probability(chi2: ArrayLike, ndf: ArrayLike) -> Floats:
 
     ndf = np.asarray(ndf, np.float64)
     p = gammaincc(np.maximum(ndf, 1.0) / 2.0, np.maximum(chi2, 0.0) / 2.0)
+    return np.where(ndf > 0, p, np.nan)
+
+
+def variance_fit_probability(chi2: ArrayLike, ndf: ArrayLike, n: ArrayLike) -> Floats:
+    """Give the probability of a chi2 at least this large for a fit to sample variances.
+
+    The squared pull of a variance of n frames has itself the variance 2 + 12/(n - 1), not 2, so
+    chi2 is taken as a scaled chi2 of fewer degrees of freedom with equal mean and variance
+    (Satterthwaite 1946). Without that, ten frames make a good pixel look bad a hundred times too
+    often.
+
+    Parameters
+    ----------
+    chi2, ndf : array_like
+        Of the fit.
+    n : array_like
+        Frames of each point.
+
+    Returns
+    -------
+    ndarray of float64
+        NaN without degrees of freedom.
+    """
+    from scipy.special import gammaincc
+
+    ndf = np.asarray(ndf, np.float64)
+    scale = 1.0 + 6.0 / np.maximum(np.asarray(n, np.float64) - 1.0, 1.0)
+    half = np.maximum(ndf, 1.0) / scale / 2.0
+    p = gammaincc(half, np.maximum(chi2, 0.0) / scale / 2.0)
     return np.where(ndf > 0, p, np.nan)
 
 

@@ -276,6 +276,21 @@ class TestPhotonTransfer:
         assert fit.a00 == pytest.approx(0.0, abs=1e-12)
         assert fit.gain == pytest.approx(1.0)
 
+    @pytest.mark.parametrize("n_frames", [10, 50])
+    def test_good_pixels_do_not_look_bad(self, rng, n_frames):
+        """Of ten frames, plain chi2 calls hundreds of times too many fits bad."""
+        true = np.linspace(20.0, 400.0, 10)[:, None]
+        variance = true * rng.chisquare(n_frames - 1, (10, 100_000)) / (n_frames - 1)
+        signal = np.broadcast_to(true, variance.shape)
+        n = np.full(variance.shape, n_frames)
+        good = np.ones(variance.shape, bool)
+        fit = model.photon_transfer(signal, variance, n, good, (0.0, 1.0))
+        p = model.variance_fit_probability(fit.chi2, fit.n_levels - 2, n_frames)
+        assert (p < 1e-2).mean() == pytest.approx(1e-2, rel=0.3)
+        assert (p < 1e-6).sum() <= 6
+        plain = model.chi2_probability(fit.chi2, fit.n_levels - 2)
+        assert (plain < 1e-6).sum() >= (30 if n_frames == 10 else 0)
+
     def test_too_few_levels(self):
         with pytest.raises(NotEnoughData, match="there are 1"):
             model.fit_ptc(np.ones(1), np.ones(1), np.ones(1))
