@@ -257,7 +257,7 @@ class CalibrateImages(StackCalibration):
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give one row for each frame."""
-        rows = [{k: v for k, v in row.items() if k != "file"} for row in self._rows(result)]
+        rows = self._rows(result)
         about = {
             "mean": f"over good pixels, in {self.units}",
             "median": f"over good pixels, in {self.units}",
@@ -267,8 +267,14 @@ class CalibrateImages(StackCalibration):
 
     def _rows(self, result: Any) -> list[dict[str, Any]]:
         rows = []
-        for number, name in enumerate(result["name"].tolist()):
-            _, frame = self._frames_by_name[name]
+        names = result["name"].tolist()
+        frames = [self._frames_by_name[name][1] for name in names]
+        order = sorted(
+            range(len(names)),
+            key=lambda one: (frames[one].info.time, frames[one].index, names[one]),
+        )
+        for number in order:
+            frame, name = frames[number], names[number]
             info, several = frame.info, f"[{frame.index}]" if frame.info.n_frames > 1 else ""
             numbers = {
                 column: values[number].item()

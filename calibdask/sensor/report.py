@@ -403,7 +403,7 @@ def defect_sections(result: Row) -> list[Section]:
 
 # -- stacks and calibrated frames -----------------------------------------------------------------
 
-_MOST_MAPS = 12
+_MOST_MAPS = 4
 """Stacks whose maps a report shows; all are in the product."""
 
 
