@@ -26,7 +26,7 @@ from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CorruptedInput, MissingInput, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import rawpy
     import tifffile
@@ -372,7 +372,7 @@ _decoded: dict[tuple[Any, ...], FrameInfo] = {}
 
 
 def _inspect_raw(path: Path) -> FrameInfo:
-    if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
+    if path.suffix.lower() == ".dng" and (strip := _Strips.of(path)) is not None:
         strip.check_size(path)
         if strip.says_all:
             return strip.info(path)
@@ -441,7 +441,7 @@ def _iso(value: Any) -> int | None:
 
 
 def _read_raw(path: Path) -> NDArray[Any]:
-    if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
+    if path.suffix.lower() == ".dng" and (strip := _Strips.of(path)) is not None:
         strip.check_size(path)
         return strip.read(path)
     with _libraw(path) as raw:
@@ -492,26 +492,27 @@ def _page_tags(page: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Strip:
+class _Strips:
     """The pixels of an uncompressed DNG, which lie in the file as they are.
 
     `of` gives None wherever LibRaw would do more than copy them, or the tags leave a doubt.
+    (Strips that do not follow each other are no reason: LibRaw would read behind the first.)
     """
 
-    offset: int
+    runs: tuple[tuple[int, int], ...]  # first byte and the one behind the last
     shape: tuple[int, int]
     byte_order: str
     tags: Mapping[str, Any]
 
     @classmethod
-    def of(cls, path: Path) -> _Strip | None:
+    def of(cls, path: Path) -> _Strips | None:
         try:
             return cls._of(path)
         except _NONSENSE:  # a broken directory: LibRaw says what it is
             return None
 
     @classmethod
-    def _of(cls, path: Path) -> _Strip | None:
+    def _of(cls, path: Path) -> _Strips | None:
         with _tiff(path) as tiff:
             if tiff is None or "DNGVersion" not in tiff.pages.first.tags:
                 return None
@@ -521,23 +522,25 @@ class _Strip:
             if len(mosaics) != 1:
                 return None
             (tags,) = mosaics
-            in_one_piece = (
+            as_they_are = (
                 tags.get("Compression") == 1
                 and tags.get("BitsPerSample") == 16
                 and tags.get("SamplesPerPixel", 1) == 1
-                and len(_several(tags.get("StripOffsets"))) == 1
+                and "StripOffsets" in tags
                 and "TileOffsets" not in tags
                 and "LinearizationTable" not in tags
                 and tags.get("SampleFormat", 1) in (1, (1,))
             )
-            if not in_one_piece:
+            if not as_they_are:
                 return None
-            (offset,) = _several(tags["StripOffsets"])
             shape = int(tags["ImageLength"]), int(tags["ImageWidth"])
-            return cls(int(offset), shape, tiff.byteorder, {**first, **tags})
+            runs = _runs(_several(tags["StripOffsets"]), _several(tags["StripByteCounts"]))
+            if sum(stop - start for start, stop in runs) != 2 * shape[0] * shape[1]:
+                return None
+            return cls(runs, shape, tiff.byteorder, {**first, **tags})
 
     def check_size(self, path: Path) -> None:
-        wanted = self.offset + 2 * self.shape[0] * self.shape[1]
+        wanted = max(stop for _, stop in self.runs)
         if (size := path.stat().st_size) < wanted:
             raise CorruptedInput(
                 f"{path}: cut short: {size} bytes of at least {wanted}; copy it again"
@@ -580,9 +583,23 @@ class _Strip:
         )
 
     def read(self, path: Path) -> NDArray[Any]:
-        rows, columns = self.shape
-        pixels = np.fromfile(path, f"{self.byte_order}u2", rows * columns, offset=self.offset)
+        pieces = [
+            np.fromfile(path, f"{self.byte_order}u2", (stop - start) // 2, offset=start)
+            for start, stop in self.runs
+        ]
+        pixels: NDArray[Any] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return pixels.reshape(self.shape)
+
+
+def _runs(offsets: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Join the strips of an image that lie one behind the other."""
+    runs: list[tuple[int, int]] = []
+    for offset, count in zip(offsets, counts, strict=True):
+        if runs and runs[-1][1] == offset:
+            runs[-1] = runs[-1][0], offset + count
+        else:
+            runs.append((offset, offset + count))
+    return tuple(runs)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
