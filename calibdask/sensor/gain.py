@@ -25,7 +25,14 @@ from calibdask.sensor.model import (
 )
 from calibdask.sensor.monitoring import CHANNELS, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name, mask_attributes
+from calibdask.sensor.pixels import (
+    BIAS_SOURCES,
+    bias_level,
+    gather,
+    iso_name,
+    mask_attributes,
+    saturation_dn,
+)
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -217,11 +224,12 @@ class Gain(StackCalibration):
         order = np.argsort(mean_x, kind="stable")
         top, reached = full_well(mean_x[order], mean_y[order], error[order])
         limits = [top] if reached else []
-        if tile.sensor.saturation_dn is not None:
+        saturation = saturation_dn(tile.sensor)
+        if saturation is not None:
             level = bias.value[here]
             level = level[np.isfinite(level)]
             offset = float(level.mean()) if level.size else 0.0
-            limits.append(tile.sensor.saturation_dn - offset)
+            limits.append(saturation - offset)
         return self.options.fit_fraction * min(limits, default=np.inf)
 
     def join(self, scalars: Mapping[Cell, Arrays]) -> Any:

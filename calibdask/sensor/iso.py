@@ -20,7 +20,14 @@ from calibdask.sensor.model import (
 )
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name, mask_attributes
+from calibdask.sensor.pixels import (
+    BIAS_SOURCES,
+    bias_level,
+    gather,
+    iso_name,
+    mask_attributes,
+    saturation_dn,
+)
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -186,7 +193,7 @@ class IsoNormalisation(StackCalibration):
         mask = np.zeros(tile.shape, np.uint16)
         mask[(pixels.n < 2) | ~np.isfinite(signal)] |= pixel_flag("few-frames")
         mask[pixels.stuck] |= pixel_flag("saturated")
-        top = tile.sensor.saturation_dn
+        top = saturation_dn(tile.sensor)
         limits = (0.0, np.inf if top is None else float(top))
         expected = pixels.mean if below is None else pixels.mean.copy()
         if below is not None:

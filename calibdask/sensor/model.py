@@ -1405,9 +1405,9 @@ def emva1288(
 
     result = {
         "k_dn_per_electron": k,
-        "k_error": k_error,
+        "k_dn_per_electron_error": k_error,
         "responsivity_dn_per_photon": r,
-        "responsivity_error": r_error,
+        "responsivity_dn_per_photon_error": r_error,
         "quantum_efficiency": qe,
         "quantum_efficiency_error": qe * math.hypot(k_error / k, r_error / r),
         "sigma_y_dark_dn": sigma_y,

@@ -75,7 +75,7 @@ def monitoring_table(
 
 
 def _unit(name: str) -> str | None:
-    base = name.removesuffix("_error").removesuffix("_std").removesuffix("_limit")
+    base = name.removesuffix("_error")
     fits = [end for end in UNITS if base.endswith(f"_{end}")]
     return UNITS[max(fits, key=len)] if fits else None
 

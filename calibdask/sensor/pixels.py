@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import SensorFacts, TileStacks
 
 __all__ = [
     "BIAS_SOURCES",
@@ -26,6 +26,7 @@ __all__ = [
     "gather",
     "iso_name",
     "mask_attributes",
+    "saturation_dn",
 ]
 
 type Floats = NDArray[np.float64]
@@ -127,7 +128,7 @@ def gather[K](
         if key.kind == kind or (unknown_too and not key.kind):
             name = key_of(key)
             joined[name] = joined[name].merge(stack) if name in joined else stack
-    limit = tile.sensor.saturation_dn
+    limit = saturation_dn(tile.sensor)
     result = {}
     for name, stack in joined.items():
         mean, variance = stack.moments()
@@ -145,6 +146,13 @@ def gather[K](
             stack.frames.frame_sum / float(mean.size),
         )
     return result
+
+
+def saturation_dn(sensor: SensorFacts) -> int | None:
+    """Give the value at which pixels saturate: as stated, or the converter's largest."""
+    if sensor.saturation_dn is None and sensor.bit_depth is not None:
+        return int(2**sensor.bit_depth - 1)
+    return sensor.saturation_dn
 
 
 @dataclass(frozen=True, slots=True, eq=False)

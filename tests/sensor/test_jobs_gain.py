@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -114,6 +116,18 @@ class TestGain:
 
 
 class TestBadInput:
+    def test_unknown_saturation_is_said(self, camera):
+        unknown = replace(camera.sensor, saturation_dn=None, bit_depth=None)
+        assert "Stacks.saturation_dn" in replace(Gain(), sensor=unknown).warnings()[0]
+        assert not replace(Gain(), sensor=camera.sensor).warnings()
+
+    def test_the_converters_end_counts_where_no_saturation_is_stated(self, camera):
+        sensor = replace(camera.sensor, saturation_dn=None)
+        stacks = stacks_of(camera, n=10, light=np.linspace(500, 25_000, 14))
+        _, result, _ = run_job(Gain(), stacks, sensor)
+        row = result["rows"][0]
+        assert row["ptc_gain_dn_per_electron"] == pytest.approx(0.25, rel=0.02)
+
     def test_one_level(self, camera):
         with pytest.raises(NotEnoughData, match="1 at ISO 100"):
             run_job(Gain(), stacks_of(camera, n=3, light=[1000.0]), camera.sensor)
