@@ -15,7 +15,7 @@ from calibdask.sensor.dark import dark_flags, dark_series, fit_series
 from calibdask.sensor.flat import light_of, response_flags
 from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
 from calibdask.sensor.monitoring import monitoring_table
-from calibdask.sensor.overview import N_CHANNELS, overview, overviews
+from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, gather, mask_attributes
 from calibdask.sensor.tiles import TileFit
 
@@ -90,12 +90,6 @@ class Defects(StackCalibration):
             "applied": np.array([name in applied for name in DEFECTS]),
             "listed": listed[:_LISTED].astype(np.int64),
             "n_defects": np.array([len(listed)]),
-            "channels": np.stack(
-                [
-                    [np.count_nonzero(tile.channel == c) for c in range(N_CHANNELS)],
-                    np.bincount(tile.channel[y, x], minlength=N_CHANNELS),
-                ]
-            ),
         }
         # The share of defect pixels, for a figure: no pixel is left out of it.
         share = (defect > 0).astype(np.float64)

@@ -17,7 +17,7 @@ from calibdask.sensor.model import (
     radial_blocks,
     robust_centre,
 )
-from calibdask.sensor.monitoring import CHANNELS, count_columns, monitoring_table
+from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, mask_attributes
 from calibdask.sensor.tiles import TileFit
@@ -222,10 +222,10 @@ class FlatField(StackCalibration):
         corner_y, corner_x = np.meshgrid([0, height - 1], [0, width - 1])
         corners = model.radius2(corner_y, corner_x)
         row: dict[str, Any] = {"n_frames": n_frames, "n_stacks": n_stacks}
-        for channel in range(N_CHANNELS):
+        for channel, name in enumerate(channel_names(self._sensor)):
             if channel in model.amplitude:
-                row[f"signal_{CHANNELS[channel]}_dn"] = model.amplitude[channel]
-                row[f"prnu_{CHANNELS[channel]}_percent"] = 100.0 * prnu[channel]
+                row[f"signal_{name}_dn"] = model.amplitude[channel]
+                row[f"prnu_{name}_percent"] = 100.0 * prnu[channel]
         row |= {
             "centre_x": float(model.centre[0]),
             "centre_x_error": float(model.centre_error[0]),

@@ -23,7 +23,7 @@ from calibdask.sensor.model import (
     pool_noise,
     variance_fit_probability,
 )
-from calibdask.sensor.monitoring import CHANNELS, count_columns, monitoring_table
+from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
 from calibdask.sensor.pixels import (
     BIAS_SOURCES,
@@ -246,14 +246,14 @@ class Gain(StackCalibration):
             source = max(int(tile[f"levels:{iso}"][2]) for tile in tiles)
             short = maps[f"gain/{iso_name(iso)}/gain"]
             noise = maps[f"gain/{iso_name(iso)}/gain_variance"]
-            for channel in range(N_CHANNELS):
+            for channel, channel_name in enumerate(channel_names(self._sensor)):
                 if not total[channel, :, 0].any():
                     continue
                 curve = _Curve(total[channel])
                 rows.append(
                     {
                         "iso": iso,
-                        "channel": CHANNELS[channel],
+                        "channel": channel_name,
                         "n_levels": n_levels,
                         "n_frames": n_frames,
                         "gain_dn_per_electron": short.mean[channel],
@@ -269,7 +269,7 @@ class Gain(StackCalibration):
                     }
                 )
                 points += [
-                    {"iso": iso, "channel": CHANNELS[channel], **point} for point in curve.points()
+                    {"iso": iso, "channel": channel_name, **point} for point in curve.points()
                 ]
         left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
         return {"rows": rows, "points": points, "left_out": left_out, "overviews": maps}

@@ -17,6 +17,7 @@ from calibdask.report import (
     draw_figure,
 )
 from calibdask.sensor.model import PIXEL_FLAGS
+from calibdask.sensor.monitoring import MONOCHROME
 from calibdask.sensor.pixels import BIAS_SOURCES, iso_name
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ __all__ = [
     "stack_sections",
 ]
 
-CHANNEL_COLOURS = {"R": PALETTE[1], "G": PALETTE[2], "B": PALETTE[0], "G2": PALETTE[3]}
+CHANNEL_COLOURS = {
+    "R": PALETTE[1],
+    "G": PALETTE[2],
+    "B": PALETTE[0],
+    "G2": PALETTE[3],
+    MONOCHROME: "#333333",
+}
 GREY = "#777777"
 _MARGINS = (1.0, 0.2, 0.55, 0.2)
 MANY_FLAGGED = 0.05

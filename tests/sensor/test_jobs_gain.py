@@ -68,6 +68,11 @@ class TestGain:
         assert len(curve) == 48
         assert str(curve["variance_dn2"].unit) == "DN2"
 
+    def test_a_sensor_without_filters_has_one_channel(self):
+        camera = Camera(shape=(32, 32), pattern="")
+        _, result, _ = run_job(Gain(), stacks_of(camera, n=5), camera.sensor)
+        assert [row["channel"] for row in result["rows"]] == ["mono"]
+
     def test_a_flickering_lamp_is_taken_out(self, camera):
         """1 % from frame to frame would add a third to the variance at the top."""
         stacks = stacks_of(camera, n=30, flicker=0.01)
