@@ -159,6 +159,7 @@ def describe(
         _by_camera_file(path),
     ]
     told: dict[str, Any] = {}
+    rank = dict.fromkeys(_FIELDS, len(SOURCES))
     conflicts = []
     for field in _FIELDS:
         said = [
@@ -170,7 +171,7 @@ def describe(
             told[field] = _FIELDS[field][1]
             continue
         (winner, value), *others = said
-        told[field] = value
+        told[field], rank[field] = value, SOURCES.index(winner)
         same = _FIELDS[field][2]
         conflicts += [
             Conflict(info.path, _FIELDS[field][0], winner, value, loser, other)
@@ -182,9 +183,10 @@ def describe(
         for source, one in zip(SOURCES, by_source, strict=True)
         if one.get("shape", info.shape) != info.shape
     ]
-    if told["white_level"] is None and told["bit_depth"] is not None:
+    # One follows from the other, where who counts more says only one.
+    if rank["bit_depth"] < rank["white_level"]:
         told["white_level"] = 2 ** told["bit_depth"] - 1
-    if told["bit_depth"] is None and told["white_level"] is not None:
+    elif rank["white_level"] < rank["bit_depth"]:
         told["bit_depth"] = told["white_level"].bit_length()
     return replace(info, **told), tuple(conflicts)
 

@@ -78,6 +78,20 @@ def test_of_the_rows_that_match_the_last_that_says_something_counts():
     )
 
 
+def test_bit_depth_and_white_level_go_together():
+    def told(row, **more):
+        frames = Frames.model_validate({"table": [{"path": "*", **row}]})
+        full = describe(info(**more), frames)[0]
+        return full.bit_depth, full.white_level
+
+    unknown = {"bit_depth": None, "white_level": None}
+    assert told({"bit_depth": 12}, bit_depth=16, white_level=65535) == (12, 4095)
+    assert told({"white_level": 15520}, **unknown) == (14, 15520)
+    assert told({"white_level": 60000, "bit_depth": 16}, **unknown) == (16, 60000)
+    assert told({}, bit_depth=14, white_level=15520) == (14, 15520)
+    assert told({}, **unknown) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("said", "kind"),
     [("Bias Frame", "bias_readnoise"), ("DARK", "dark_current"), ("gain", "gain"), ("odd", "")],
