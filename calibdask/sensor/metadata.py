@@ -138,7 +138,8 @@ def describe(
     WrongKind
         It is no frame but something SPECTACLE made of frames.
     ConfigError
-        There are two camera files or two descriptors where one belongs.
+        There are two camera files or two descriptors where one belongs, or four black levels
+        without a colour pattern.
     CorruptedInput
         The camera file or descriptor makes no sense.
     """
@@ -188,6 +189,13 @@ def describe(
         told["white_level"] = 2 ** told["bit_depth"] - 1
     elif rank["white_level"] < rank["bit_depth"]:
         told["bit_depth"] = told["white_level"].bit_length()
+    if told["pattern"] and len(told["black_level"]) == 1:
+        told["black_level"] *= 4
+    if len(told["black_level"]) == 4 and not told["pattern"]:
+        raise ConfigError(
+            f"{path}: has four black levels ({told['black_level']}) and nothing tells the colour"
+            " pattern they are of; tell it in the configuration (Frames.table)"
+        )
     return replace(info, **told), tuple(conflicts)
 
 
@@ -222,6 +230,7 @@ _FIELDS: Final[dict[str, tuple[str, Any, Callable[[Any, Any], bool]]]] = {
     "white_level": ("the white level", None, _equal),
     "pattern": ("the colour pattern", "", _equal),
     "black_level": ("the black level", (), _equal),
+    "time": ("the time", "", _equal),
     "make": ("the make", "", _same_text),
     "model": ("the model", "", _same_text),
 }

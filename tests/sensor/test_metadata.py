@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
@@ -76,6 +78,46 @@ def test_of_the_rows_that_match_the_last_that_says_something_counts():
     assert unused_rows(frames, ["/a/b/y.fits"]) == (
         "Frames.table: the row of '*/x.fits' matches none of the 1 frames",
     )
+
+
+def test_what_bare_pixels_do_not_say():
+    row = {
+        "path": "*.npy", "pattern": "GBRG", "black_level": 100, "make": "Acme", "model": "Two",
+        "time": datetime(2025, 3, 4, 5, 6, 7),  # noqa: DTZ001  as YAML reads it
+    }  # fmt: skip
+    bare = info("a.npy", model="", pattern="", bit_depth=None, white_level=None)
+    full, conflicts = describe(bare, Frames.model_validate({"table": [row]}))
+    assert (full.camera, full.pattern, full.black_level) == ("Acme Two", "GBRG", (100,) * 4)
+    assert (full.time, conflicts) == ("2025-03-04T05:06:07", ())
+    four = Frames.model_validate({"table": [{"path": "*", "black_level": [1, 2, 3, 4]}]})
+    assert describe(info("a.dng"), four)[0].black_level == (1, 2, 3, 4)
+    with pytest.raises(ConfigError, match=r"four black levels .* nothing tells the colour pattern"):
+        describe(bare, four)
+    one = Frames.model_validate({"table": [{"path": "*", "black_level": 7.5}]})
+    assert describe(bare, one)[0].black_level == (7.5,)
+
+
+def test_the_description_names_every_column():
+    described = Frames.model_fields["table"].description
+    assert all(name in described for name in FrameRow.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"black_level": [1, 2]}, "neither a number nor four"),
+        ({"black_level": True}, "neither a number nor four"),
+        ({"black_level": "dark"}, "neither a number nor four"),
+        ({"time": "yesterday"}, "is no time like"),
+        ({"pattern": "RGBG"}, "'RGGB', 'BGGR', 'GRBG' or 'GBRG'"),
+        ({"iso": "100"}, "valid integer"),
+        ({"kind": "darks"}, "Input should be"),
+        ({"exposure": 1.0}, "Extra inputs are not permitted"),
+    ],
+)
+def test_rows_that_make_no_sense(row, message):
+    with pytest.raises(ValidationError, match=message):
+        Frames.model_validate({"table": [{"path": "*", **row}]})
 
 
 def test_bit_depth_and_white_level_go_together():
