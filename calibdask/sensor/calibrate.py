@@ -16,7 +16,7 @@ from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.sensor import config
 from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
 from calibdask.sensor.calibration import FrameStream, StackCalibration
-from calibdask.sensor.iso import IsoTable
+from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.metadata import misfits
 from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.pixels import iso_name

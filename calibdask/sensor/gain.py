@@ -9,9 +9,8 @@ import numpy as np
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.dark import average_normalised
-from calibdask.sensor.iso import IsoTable
+from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import (
     MIN_TEMPORAL_VARIANCE,
     QUANTISATION_VARIANCE,
@@ -30,7 +29,6 @@ from calibdask.sensor.pixels import (
     bias_level,
     gather,
     iso_name,
-    mask_attributes,
     saturation_dn,
 )
 from calibdask.sensor.tiles import TileFit
@@ -95,22 +93,20 @@ def without_flicker(pixels: Pixels, signal: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Gain(StackCalibration):
+class Gain(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
+    joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})
+    meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "gain": ("DN/electron", "gain"),
+        "gain_error": ("DN/electron", "standard error of the gain"),
+        "floor": ("DN2", "variance at no light: read noise and rounding"),
+        "floor_error": ("DN2", "standard error of the floor"),
+    }
 
     options: config.Gain = field(default_factory=config.Gain)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(exclude={"overwrite", "spectacle", "bias", "iso"})
-
-    @property
-    def _iso_table(self) -> IsoTable | None:
-        tables = self.given_tables("iso")
-        return IsoTable.from_tables(tables) if tables else None
 
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Fit the pixels of one tile at each ISO speed."""
@@ -134,7 +130,7 @@ class Gain(StackCalibration):
             )
         maps: dict[str, NDArray[Any]] = {}
         scalars: dict[str, NDArray[Any]] = {}
-        table = self._iso_table
+        table = self.iso_table
         parts = []
         for iso in sorted(levels):
             fitted, facts = self._fit_iso(tile, iso, levels[iso])
@@ -311,22 +307,6 @@ class Gain(StackCalibration):
             "ndf": fit.ndf,
             "p_value": float(chi2_probability(fit.chi2, fit.ndf)),
         }
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
-        last = name.rpartition("/")[2]
-        if last == "mask":
-            return mask_attributes()
-        units = "DN2" if last.startswith("floor") else "DN/electron"
-        meaning = {
-            "gain": "gain",
-            "gain_error": "standard error of the gain",
-            "floor": "variance at no light: read noise and rounding",
-            "floor_error": "standard error of the floor",
-        }[last]
-        if name.count("/") == 1 and self.given_tables("iso"):
-            meaning += ", brought to the lowest ISO speed"
-        return {"units": units, "long_name": meaning}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the monitoring table, and the points of the curves."""

@@ -7,7 +7,7 @@ import pytest
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor.dark import DarkCurrent
-from calibdask.sensor.iso import CURVE, TABLE
+from calibdask.sensor.isotable import CURVE, TABLE
 from tests.sensor.toys import Camera, key, run_job
 
 TIMES = (1.0, 3.0, 6.0, 12.0, 24.0)
