@@ -1356,7 +1356,7 @@ def emva1288(
         linearity_mean_percent (sec. 6.10: largest, smallest and mean absolute deviation from a line
         with relative weights between 5 and 95 % of saturation), dark_current_mean_dn_per_s,
         dark_current_mean_electron_per_s, dark_current_variance_electron_per_s (eq. 29, 30),
-        s2_y_dark, s2_y_bright (eq. 32), dsnu1288_electron, prnu1288_percent (eq. 41), and the
+        s2_y_dark_dn2, s2_y_bright_dn2 (eq. 32), dsnu1288_electron, prnu1288_percent (eq. 41), and the
         standard errors of K, R and QE from the scatter about their lines. What
         needs photons is NaN without them.
 
@@ -1425,18 +1425,18 @@ def emva1288(
         "dark_current_mean_dn_per_s": float(dark_line.slope),
         "dark_current_mean_electron_per_s": float(dark_line.slope) / k,
         "dark_current_variance_electron_per_s": float(noise_line.slope) / k**2,
-        "s2_y_dark": math.nan,
-        "s2_y_bright": math.nan,
+        "s2_y_dark_dn2": math.nan,
+        "s2_y_bright_dn2": math.nan,
         "dsnu1288_electron": math.nan,
         "prnu1288_percent": math.nan,
     }
     if dark is not None:
         s2_dark = spatial_variance(dark)
-        result["s2_y_dark"] = s2_dark
+        result["s2_y_dark_dn2"] = s2_dark
         result["dsnu1288_electron"] = _root(s2_dark) / k
         if bright is not None:
             s2_bright = spatial_variance(bright)
-            result["s2_y_bright"] = s2_bright
+            result["s2_y_bright_dn2"] = s2_bright
             result["prnu1288_percent"] = (
                 100.0 * _root(s2_bright - s2_dark) / (bright.mean - dark.mean)
             )

@@ -212,7 +212,7 @@ def dark_sections(result: Row) -> list[Section]:
         }
         blocks.append(_table(result["temperature"], laws, "Law of temperature.", pairs))
         blocks.append(_draw_temperature(rows))
-    figures = [_draw_map(one, name, "dark current (DN/s)") for name, one in maps.items()]
+    figures = [_draw_map(one, name, "dark current (DN/s)") for name, one in _without_repeats(maps)]
     return [
         Section("What needs attention", notices),
         Section("Dark current", blocks),
@@ -259,7 +259,7 @@ def gain_sections(result: Row) -> list[Section]:
         "ptc_gain_dn_per_electron": "ptc_gain_dn_per_electron_error",
     }
     figures = [_draw_ptc(rows, points, iso) for iso in sorted({row["iso"] for row in rows})]
-    shown = [(name, one) for name, one in maps.items() if name.endswith("/gain")]
+    shown = [(name, one) for name, one in _without_repeats(maps) if name.endswith("/gain")]
     return [
         Section("What needs attention", notices),
         Section(
@@ -298,7 +298,7 @@ def flat_sections(result: Row) -> list[Section]:
     names = {name: value for name, value in row.items() if name != "flags"}
     table = TableBlock(
         columns={
-            "Quantity": [name.replace("_", " ") for name in names],
+            "Quantity": [_quantity(name) for name in names],
             "Value": [_plain(value) for value in names.values()],
         },
         caption="The flat field. prnu is the scatter of the pixels about their neighbours, less"
@@ -349,7 +349,7 @@ def emva_sections(result: Row) -> list[Section]:
             notices.append(Notice("info", text))
     names = [name for name in rows[0] if name != "iso"]
     labels = [f"ISO {row['iso']}" if row["iso"] >= 0 else "Value" for row in rows]
-    columns: dict[str, Any] = {"Quantity": [name.replace("_", " ") for name in names]}
+    columns: dict[str, Any] = {"Quantity": [_quantity(name) for name in names]}
     for label, row in zip(labels, rows, strict=True):
         columns[label] = [_plain(row[name]) for name in names]
     figures: list[Block] = []
@@ -565,6 +565,37 @@ def _table(
             if value in there and error in there
         },
     )
+
+
+def _without_repeats(maps: Mapping[str, Overview]) -> list[tuple[str, Overview]]:
+    """Leave out the map of all ISO speeds where there is one speed: it is the same."""
+    groups = {name.split("/")[1] for name in maps if name.count("/") == 2}
+    return [(name, one) for name, one in maps.items() if name.count("/") == 2 or len(groups) > 1]
+
+
+_UNITS = {
+    "_dn_per_electron": "DN/e⁻",
+    "_dn_per_photon": "DN/photon",
+    "_electron_per_s": "e⁻/s",
+    "_dn_per_s": "DN/s",
+    "_electron": "e⁻",
+    "_photon": "photons",
+    "_percent": "%",
+    "_dn2": "DN²",
+    "_dn": "DN",
+}
+
+
+def _quantity(name: str) -> str:
+    """Write the name of a column for people: ``k_dn_per_electron_error`` as K error (DN/e⁻)."""
+    base = name.removesuffix("_error")
+    error = " error" if base != name else ""
+    for end, unit in _UNITS.items():
+        if base.endswith(end):
+            what = base.removesuffix(end).replace("_", " ")
+            what = what.upper() if len(what) == 1 else what
+            return f"{what}{error} ({unit})"
+    return base.replace("_", " ") + error
 
 
 def _plain(value: Any) -> str:
