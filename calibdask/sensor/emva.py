@@ -10,16 +10,11 @@ import numpy as np
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import (
-    EmvaPoints,
-    SpatialSums,
-    emva1288,
-    pixel_flag,
-    split_nonuniformity,
-)
+from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import gather, iso_name
+from calibdask.sensor.standard import EmvaPoints, SpatialSums, emva1288, split_nonuniformity
 from calibdask.sensor.tiles import TileFit
 from calibdask.stats.moments import Moments
 

@@ -10,16 +10,11 @@ import numpy as np
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import (
-    fit_radial,
-    local_response,
-    pixel_flag,
-    radial_blocks,
-    robust_centre,
-)
+from calibdask.sensor.model import pixel_flag, robust_centre
 from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather
+from calibdask.sensor.spatial import fit_radial, local_response, radial_blocks
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:

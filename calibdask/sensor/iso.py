@@ -11,13 +11,7 @@ from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.isotable import CURVE, CURVE_COLUMNS, TABLE
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import (
-    chi2_probability,
-    fit_iso_curve,
-    iso_ratios,
-    pixel_flag,
-    within_range,
-)
+from calibdask.sensor.model import chi2_probability, fit_iso_curve, iso_ratios, pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import (
@@ -27,6 +21,7 @@ from calibdask.sensor.pixels import (
     iso_name,
     saturation_dn,
 )
+from calibdask.sensor.spatial import within_range
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
