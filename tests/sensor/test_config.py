@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from calibdask.errors import ConfigError
-from calibdask.registry import JOBS, find_job
-
-SENSOR = [name for name, job in JOBS.items() if job.module == "calibdask.sensor.jobs"]
+from calibdask.registry import find_job
 
 
 def prepare(job, text, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     return find_job(job).prepare([path], {})
-
-
-@pytest.mark.parametrize("job", SENSOR)
-def test_the_template_holds_the_defaults(job, tmp_path):
-    text = find_job(job).template()
-    assert prepare(job, text, tmp_path).calibration == find_job(job).prepare([], {}).calibration
-
-
-def test_products_are_handed_on(tmp_path):
-    text = "Gain: {bias: out/bias, iso: out/iso, fit_fraction: 0.5, overwrite: true}"
-    prepared = prepare("gain", text, tmp_path)
-    assert [(name, Path(path).name) for name, path in prepared.calibration.products] == [
-        ("bias", "bias"),
-        ("iso", "iso"),
-    ]
-    assert prepared.calibration.options.fit_fraction == 0.5
-    assert prepared.overwrite
 
 
 def test_sections_of_other_jobs_may_stand_beside(tmp_path):

@@ -73,6 +73,15 @@ class TestBias:
                 np.testing.assert_array_equal(one[name], many[name])
         assert whole["rows"][0]["readnoise_dn"] == pytest.approx(parts["rows"][0]["readnoise_dn"])
 
+    def test_frames_of_floats(self, camera):
+        frames = camera.frames(10)
+        one, _, _ = run_job(Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor)
+        other, _, _ = run_job(
+            Bias(), {key("bias_readnoise", iso=100): frames.astype(np.float32)}, camera.sensor
+        )
+        for name in one:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-9)
+
 
 class TestBadInput:
     def test_a_pixel_that_stands_out_is_flagged(self, camera):
