@@ -714,7 +714,8 @@ def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
                 x, y, error = np.array(mine).T
                 colour = PALETTE[number % len(PALETTE)]
                 axes.errorbar(x, y, error, fmt="o-", ms=4, color=colour, label=f"ISO {iso}")
-        axes.set_yscale("log")
+        if any(row["dark_current_dn_per_s"] > 0 for row in rows):
+            axes.set_yscale("log")
         axes.set_xlabel("temperature (°C)")
         axes.set_ylabel("dark current (DN/s)")
         axes.legend()
@@ -755,8 +756,10 @@ def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], iso: int) -> FigureBlo
                 bottom.plot(x[shown], rest[shown], "o", ms=4, color=colour)
             if row["full_well_reached"]:
                 top.axvline(row["full_well_dn"], color=colour, ls=":", lw=1)
-        top.set_xscale("log")
-        top.set_yscale("log")
+        mine = [point for point in points if point["iso"] == iso]
+        if all(any(point[name] > 0 for point in mine) for name in ("signal_dn", "variance_dn2")):
+            top.set_xscale("log")
+            top.set_yscale("log")
         top.set_ylabel("variance (DN²)")
         top.legend(ncols=4)
         bottom.axhline(0.0, color=GREY, lw=1)

@@ -97,7 +97,11 @@ class TestBadInput:
     def test_clipped_at_zero_is_said(self, camera):
         """Cameras that subtract the black level cut the noise in half."""
         frames = np.maximum(camera.frames(20).astype(int) - 128, 0).astype(np.uint16)
-        _, result, _ = run_job(Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor)
+        _, result, calibration = run_job(
+            Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor
+        )
+        sections = calibration.report(result, calibration.tables(result))
+        assert "at zero in some frame" in sections[0].blocks[0].text
         assert "clipped" in result["rows"][0]["flags"]
         assert result["rows"][0]["n_flagged"] > 0.9 * 96 * 128
 

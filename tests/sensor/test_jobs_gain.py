@@ -137,6 +137,21 @@ class TestBadInput:
         with pytest.raises(NotEnoughData, match="1 at ISO 100"):
             run_job(Gain(), stacks_of(camera, n=3, light=[1000.0]), camera.sensor)
 
+    def test_all_saturated(self, camera):
+        """No value, every pixel flagged, and a page that says so."""
+        stacks = {
+            one: np.full_like(frames, 4095) if one.kind == "gain" else frames
+            for one, frames in stacks_of(camera, n=3, light=[500.0, 1000.0, 2000.0]).items()
+        }
+        maps, result, calibration = run_job(Gain(), stacks, camera.sensor)
+        assert np.isnan(maps["gain/iso100/gain"]).all()
+        assert (maps["gain/iso100/mask"] & (1 << 1)).all()
+        assert np.isnan(result["rows"][0]["ptc_gain_dn_per_electron"])
+        sections = calibration.report(result, calibration.tables(result))
+        notices = [block.text for block in sections[0].blocks]
+        assert any("100.0 % of the pixels are flagged" in text for text in notices)
+        assert any("too few usable levels" in text for text in notices)
+
     def test_saturated_levels_are_left_out(self, camera):
         """And a pixel that always saturates is flagged, the others are kept."""
         stacks = stacks_of(camera, n=20, light=np.linspace(500, 25_000, 20))
