@@ -180,7 +180,7 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--overwrite/--no-overwrite", default=None, help="Replace an existing output."),
     click.option(
         "--allow-missing", type=click.FloatRange(0, 1), metavar="FRACTION",
-        help="Write a product although up to this fraction of the shards failed.",
+        help="Write a product although up to this fraction of the inputs failed.",
     ),
     click.option(
         "--verify-inputs", type=click.Choice(["fast", "full"]),

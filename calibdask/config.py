@@ -246,7 +246,8 @@ class Campaign(Section):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="Fraction of the shards that may fail before the result is refused.",
+        description="Fraction of the inputs that may fail before the result is refused; of one "
+        "that is cut into several shards, each counts.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of random numbers. No job draws any yet.")
     retries: int = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from calibdask.engine.canonical import canonical_json, digest_json
@@ -308,21 +308,28 @@ def _survey_all(
         progress(number, len(found))
         try:
             ref = identities.of(one.path)
+            survey = calibration.survey(ref)
             # One of two copies may have been hashed in full and the other not.
             alike = seen.setdefault(":".join(ref.identity.split(":")[:2]), [])
-            for identity, path in alike if ref.size else ():
-                if identity.startswith(ref.identity) or ref.identity.startswith(identity):
-                    if calibration.rejects_copies:
-                        raise CorruptedInput(
-                            f"{one.path}: holds the same data as {path}, which is used"
-                        )
-                    raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
-                        f"the same data twice: {path} and {one.path} have the same content, and"
-                        " counting events twice would make the errors too small; leave one of them"
-                        " out"
-                    )
+            copies = [
+                path
+                for identity, path in (alike if ref.size else ())
+                if identity.startswith(ref.identity) or ref.identity.startswith(identity)
+            ]
             alike.append((ref.identity, one.path))
-            surveys.append(calibration.survey(ref))
+            if copies and calibration.repeats(survey):
+                named = replace(survey.source, identity=f"{ref.identity}#{len(copies) + 1}")
+                survey = replace(survey, source=named)
+            elif copies and calibration.rejects_copies:
+                raise CorruptedInput(
+                    f"{one.path}: holds the same data as {copies[0]}, which is used"
+                )
+            elif copies:
+                raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
+                    f"the same data twice: {copies[0]} and {one.path} have the same content, and"
+                    " counting events twice would make the errors too small; leave one of them out"
+                )
+            surveys.append(survey)
         except ConfigError:
             raise
         except WrongKind as error:

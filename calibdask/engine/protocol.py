@@ -278,6 +278,11 @@ class Calibration:
         """
         return Survey(source)
 
+    def repeats(self, survey: Survey) -> bool:
+        """Tell of an input with the same data as another whether it is a measurement of its own."""
+        del survey
+        return False
+
     def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
         """Tell which inputs, by their place, cannot be used with the others: they are rejected."""
         del surveys

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +26,7 @@ from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CorruptedInput, MissingInput, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import rawpy
     import tifffile
@@ -134,14 +134,6 @@ class FrameInfo:
         return f"{self.make} {self.model}".strip()
 
     @property
-    def time_s(self) -> float | None:
-        """Unix time in s, the camera's clock taken to be in UTC; None where unknown."""
-        if not self.time:
-            return None
-        moment = datetime.fromisoformat(self.time)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-    @property
     def channel_index(self) -> NDArray[np.int8]:
         """LibRaw's colour index of the first 2 x 2 pixels: 0 R, 1 G beside R, 2 B, 3 G beside B."""
         index = [_COLOURS.index(colour) for colour in self.pattern] if self.pattern else [0] * 4
@@ -223,16 +215,17 @@ def read_frames(path: Path | str, start: int, stop: int) -> Iterator[NDArray[Any
         As `read_frame`.
     """
     path = Path(path)
+    frames: Iterator[NDArray[Any]]
     with _named_errors(path):
         match _format(path):
             case "raw":
-                frames = iter([_read_raw(path)])
+                frames = (_read_raw(path) for _ in range(start, min(stop, 1)))
             case "fits":
                 frames = _read_fits(path, start, stop)
             case "tiff":
                 frames = _read_tiff(path, start, stop)
             case "png":
-                frames = iter([_read_png(path)])
+                frames = (_read_png(path) for _ in range(start, min(stop, 1)))
             case "npy":
                 frames = _slices(_open_npy(path), start, stop)
             case _:
@@ -283,7 +276,7 @@ def _format(path: Path) -> str:
 
 
 def _dtype(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Give the type that pixels of a type are read as: no value changes."""
+    """Give the type that pixels of a type are read as: no value (up to 2^53) changes."""
     if dtype.kind == "u" and dtype.itemsize <= 2:
         return np.dtype(np.uint16)
     if dtype.kind in "iu":
@@ -291,6 +284,11 @@ def _dtype(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.kind == "f":
         return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
     raise WrongKind(f"{path}: pixels of type {dtype} are no frame; real numbers are")
+
+
+def _eight_bits(dtype: Any) -> dict[str, Any]:
+    """Tell saturation where the type does: more bits than eight are seldom all used."""
+    return {"bit_depth": 8, "white_level": 255} if np.dtype(dtype) == np.uint8 else {}
 
 
 def _bits(white_level: int) -> int:
@@ -374,7 +372,7 @@ _decoded: dict[tuple[Any, ...], FrameInfo] = {}
 
 
 def _inspect_raw(path: Path) -> FrameInfo:
-    if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
+    if path.suffix.lower() == ".dng" and (strip := _Strips.of(path)) is not None:
         strip.check_size(path)
         if strip.says_all:
             return strip.info(path)
@@ -443,7 +441,7 @@ def _iso(value: Any) -> int | None:
 
 
 def _read_raw(path: Path) -> NDArray[Any]:
-    if path.suffix.lower() == ".dng" and (strip := _Strip.of(path)) is not None:
+    if path.suffix.lower() == ".dng" and (strip := _Strips.of(path)) is not None:
         strip.check_size(path)
         return strip.read(path)
     with _libraw(path) as raw:
@@ -494,26 +492,27 @@ def _page_tags(page: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Strip:
+class _Strips:
     """The pixels of an uncompressed DNG, which lie in the file as they are.
 
     `of` gives None wherever LibRaw would do more than copy them, or the tags leave a doubt.
+    (Strips that do not follow each other are no reason: LibRaw would read behind the first.)
     """
 
-    offset: int
+    runs: tuple[tuple[int, int], ...]  # first byte and the one behind the last
     shape: tuple[int, int]
     byte_order: str
     tags: Mapping[str, Any]
 
     @classmethod
-    def of(cls, path: Path) -> _Strip | None:
+    def of(cls, path: Path) -> _Strips | None:
         try:
             return cls._of(path)
         except _NONSENSE:  # a broken directory: LibRaw says what it is
             return None
 
     @classmethod
-    def _of(cls, path: Path) -> _Strip | None:
+    def _of(cls, path: Path) -> _Strips | None:
         with _tiff(path) as tiff:
             if tiff is None or "DNGVersion" not in tiff.pages.first.tags:
                 return None
@@ -523,23 +522,25 @@ class _Strip:
             if len(mosaics) != 1:
                 return None
             (tags,) = mosaics
-            in_one_piece = (
+            as_they_are = (
                 tags.get("Compression") == 1
                 and tags.get("BitsPerSample") == 16
                 and tags.get("SamplesPerPixel", 1) == 1
-                and len(_several(tags.get("StripOffsets"))) == 1
+                and "StripOffsets" in tags
                 and "TileOffsets" not in tags
                 and "LinearizationTable" not in tags
                 and tags.get("SampleFormat", 1) in (1, (1,))
             )
-            if not in_one_piece:
+            if not as_they_are:
                 return None
-            (offset,) = _several(tags["StripOffsets"])
             shape = int(tags["ImageLength"]), int(tags["ImageWidth"])
-            return cls(int(offset), shape, tiff.byteorder, {**first, **tags})
+            runs = _runs(_several(tags["StripOffsets"]), _several(tags["StripByteCounts"]))
+            if sum(stop - start for start, stop in runs) != 2 * shape[0] * shape[1]:
+                return None
+            return cls(runs, shape, tiff.byteorder, {**first, **tags})
 
     def check_size(self, path: Path) -> None:
-        wanted = self.offset + 2 * self.shape[0] * self.shape[1]
+        wanted = max(stop for _, stop in self.runs)
         if (size := path.stat().st_size) < wanted:
             raise CorruptedInput(
                 f"{path}: cut short: {size} bytes of at least {wanted}; copy it again"
@@ -582,9 +583,23 @@ class _Strip:
         )
 
     def read(self, path: Path) -> NDArray[Any]:
-        rows, columns = self.shape
-        pixels = np.fromfile(path, f"{self.byte_order}u2", rows * columns, offset=self.offset)
+        pieces = [
+            np.fromfile(path, f"{self.byte_order}u2", (stop - start) // 2, offset=start)
+            for start, stop in self.runs
+        ]
+        pixels: NDArray[Any] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return pixels.reshape(self.shape)
+
+
+def _runs(offsets: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Join the strips of an image that lie one behind the other."""
+    runs: list[tuple[int, int]] = []
+    for offset, count in zip(offsets, counts, strict=True):
+        if runs and runs[-1][1] == offset:
+            runs[-1] = runs[-1][0], offset + count
+        else:
+            runs.append((offset, offset + count))
+    return tuple(runs)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
@@ -624,7 +639,8 @@ def _inspect_fits(path: Path) -> FrameInfo:
         # Header cards and the type that comes of them are astropy's business: one pixel tells.
         pixel = hdu.section[(slice(0, 1),) * len(axes)]
         white = next(
-            (int(v) for k in ("SATURATE", "WHITELEV") if (v := _positive(header.get(k)))), None
+            (int(v) for k in ("SATURATE", "WHITELEV") if (v := _positive(header.get(k)))),
+            _eight_bits(pixel.dtype).get("white_level"),
         )
         pattern = str(header.get("BAYERPAT", "")).strip().upper()
         if pattern and pattern not in _BAYER:
@@ -735,6 +751,7 @@ def _inspect_tiff(path: Path) -> FrameInfo:
             (int(page.shape[0]), int(page.shape[1])),
             _dtype(path, np.dtype(page.dtype)).name,
             n_frames=len(tiff.pages),
+            **_eight_bits(page.dtype),
             **_exif(_page_tags(page)),
         )
 
@@ -783,6 +800,7 @@ def _inspect_png(path: Path) -> FrameInfo:
             str(path),
             (image.height, image.width),
             "uint16",
+            **_eight_bits("u1" if image.mode == "L" else "u2"),
             make=str(exif.get(271, "")).strip("\0 "),
             model=str(exif.get(272, "")).strip("\0 "),
             iso=_iso(inner.get(34855)),
@@ -855,6 +873,8 @@ def _inspect_array(path: Path, array: Any, attributes: Mapping[str, Any]) -> Fra
         raise CorruptedInput(f"{path}: the attribute pattern {pattern!r} is not one like 'RGGB'")
     if white is None and bits is not None:
         white = 2**bits - 1
+    if white is None:
+        white = _eight_bits(array.dtype).get("white_level")
     levels = [] if black is None else [_finite(level) for level in _several(black)]
     if None in levels or len(levels) not in (0, 4 if pattern else 1):
         raise CorruptedInput(

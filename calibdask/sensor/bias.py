@@ -9,7 +9,7 @@ import numpy as np
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
+from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import (
     QUANTISATION_VARIANCE,
     pixel_flag,
@@ -18,7 +18,7 @@ from calibdask.sensor.model import (
 )
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import gather, iso_name, mask_attributes
+from calibdask.sensor.pixels import gather, iso_name
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -66,17 +66,19 @@ def noise_flags(
 
 
 @dataclass(frozen=True)
-class _FromBiasFrames(StackCalibration):
+class _FromBiasFrames(MapCalibration):
     """What both jobs share: the stacks, by ISO speed."""
 
     kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise",)
+    meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "bias": ("DN", "mean of the bias frames"),
+        "bias_error": ("DN", "standard error of the bias"),
+        "readnoise": ("DN", "read noise, without that of rounding (1/12 DN^2)"),
+        "readnoise_error": ("DN", "standard error of the read noise"),
+    }
     writes_bias: ClassVar[bool] = True
 
     options: config.Bias | config.ReadNoise = field(default_factory=config.Bias)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(include={"near_saturation", "outlier_sigma"})
 
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Make the maps of one tile."""
@@ -150,19 +152,6 @@ class _FromBiasFrames(StackCalibration):
             row |= count_columns(maps[f"{kind}/{iso_name(iso)}/{kind}"])
             rows.append(row)
         return {"rows": rows, "overviews": maps}
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
-        last = name.rpartition("/")[2]
-        if last == "mask":
-            return mask_attributes()
-        meaning = {
-            "bias": "mean of the bias frames",
-            "bias_error": "standard error of the bias",
-            "readnoise": "read noise, without that of rounding (1/12 DN^2)",
-            "readnoise_error": "standard error of the read noise",
-        }
-        return {"units": "DN", "long_name": meaning[last]}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the monitoring table."""

@@ -16,13 +16,13 @@ from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.sensor import config
 from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
 from calibdask.sensor.calibration import FrameStream, StackCalibration
-from calibdask.sensor.iso import IsoTable
+from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.metadata import misfits
 from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.pixels import iso_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
@@ -167,7 +167,7 @@ class CalibrateImages(StackCalibration):
                     part = [("first", run[0].index), ("stop", run[-1].index + 1)]
                     yield Piece(
                         (run[0].source,),
-                        part=(*part, (key.label, len(run))),
+                        part=(*part, (key.label, len(run)), *_metadata(run[0].info)),
                         cells=(ALL,),
                         order=(place, number, start),
                         n_bytes=len(run) * frame_bytes,
@@ -180,20 +180,13 @@ class CalibrateImages(StackCalibration):
             **super().map_config(),
             "products": [list(one) for one in self.product_digests],
             "black_level": [] if self.sensor is None else list(self.sensor.black_level),
-            "frames": [  # metadata that is not in the files
-                [frame.name, frame.info.iso, frame.info.exposure_s, frame.info.temperature_c]
-                for _, frames in self.plan_frames
-                for frame in frames
-            ]
-            if self.frames.table
-            else [],
         }
 
     # -- map --------------------------------------------------------------------------------------
 
     def read(self, shard: Shard, rows: Rows | None) -> Any:
         """Give the frames of a shard and the maps to correct them with."""
-        stream = super().read(shard, rows)
+        stream = super().read(replace(shard, part=shard.part[:3]), rows)
         corrections = {}
         for _, frame in stream.frames:
             choice = self.choice(frame.info.iso or -1, _degrees(frame.info))
@@ -257,7 +250,7 @@ class CalibrateImages(StackCalibration):
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give one row for each frame."""
-        rows = [{k: v for k, v in row.items() if k != "file"} for row in self._rows(result)]
+        rows = self._rows(result)
         about = {
             "mean": f"over good pixels, in {self.units}",
             "median": f"over good pixels, in {self.units}",
@@ -267,8 +260,14 @@ class CalibrateImages(StackCalibration):
 
     def _rows(self, result: Any) -> list[dict[str, Any]]:
         rows = []
-        for number, name in enumerate(result["name"].tolist()):
-            _, frame = self._frames_by_name[name]
+        names = result["name"].tolist()
+        frames = [self._frames_by_name[name][1] for name in names]
+        order = sorted(
+            range(len(names)),
+            key=lambda one: (frames[one].info.time, frames[one].index, names[one]),
+        )
+        for number in order:
+            frame, name = frames[number], names[number]
             info, several = frame.info, f"[{frame.index}]" if frame.info.n_frames > 1 else ""
             numbers = {
                 column: values[number].item()
@@ -334,7 +333,7 @@ class CalibrateImages(StackCalibration):
         from calibdask.io.calibrated import FrameHeader, write_fits, write_zarr
 
         info = self._infos[shards[0].inputs[0].identity]
-        count = sum(int(value) for shard in shards for _, value in shard.part[2:])
+        count = sum(int(shard.part[2][1]) for shard in shards)
         header = FrameHeader(
             n_frames=count,
             shape=info.shape,
@@ -355,6 +354,16 @@ class CalibrateImages(StackCalibration):
         from calibdask.sensor.report import calibrated_sections
 
         return calibrated_sections(self._rows(result), self.units)
+
+
+def _metadata(info: FrameInfo) -> Iterator[tuple[str, str]]:
+    """Give what a calibrated frame depends on and its file may not tell: it is in the address."""
+    if info.iso is not None:
+        yield "iso", str(info.iso)
+    if info.exposure_s is not None:
+        yield "exposure_s", repr(float(info.exposure_s))
+    if info.temperature_c is not None:
+        yield "temperature_c", repr(float(info.temperature_c))
 
 
 def _degrees(info: FrameInfo) -> float | None:

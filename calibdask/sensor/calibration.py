@@ -342,6 +342,14 @@ class StackCalibration(Calibration):
             )
         return Survey(source, facts=Surveyed(info, conflicts))
 
+    def repeats(self, survey: Survey) -> bool:
+        """Tell that two frames of one value, as saturated ones are, may well be two frames."""
+        info: FrameInfo = survey.facts.info
+        if info.n_frames > 1:
+            return False
+        frame = read_frame(info.path)
+        return bool(frame.min() == frame.max())
+
     def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
         """Name the frames that do not go with the others."""
         infos = [survey.facts.info for survey in surveys]
@@ -359,7 +367,7 @@ class StackCalibration(Calibration):
             if info.dtype != usual:
                 found[place] = CorruptedInput(
                     f"{info.path}: holds {info.dtype}, but most frames of its stack ({key.label})"
-                    f" {usual}: give them another level, or leave them out"
+                    f" hold {usual}: give it another level, or leave it out"
                 )
         return found
 
@@ -525,6 +533,13 @@ class StackCalibration(Calibration):
 
     def warnings(self) -> Sequence[str]:
         """Tell what is odd about the frames."""
+        sensor = self._sensor
+        if sensor.saturation_dn is None and sensor.bit_depth is None:
+            unknown = (
+                "it is not known where pixels saturate, so none is left out for it: set"
+                " Stacks.saturation_dn"
+            )
+            return (*self.notes, unknown)
         return self.notes
 
     # -- map --------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from datetime import datetime
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from calibdask.config import Section
+from calibdask.config import Section, read_with
+from calibdask.errors import ConfigError
 
 __all__ = [
     "Bias",
@@ -231,6 +233,24 @@ type FrameKind = Literal[
 ]
 
 
+def _black_level(value: object) -> tuple[float, ...]:
+    given = value if isinstance(value, (list, tuple)) else [value]
+    levels = [
+        float(one) for one in given if isinstance(one, (int, float)) and not isinstance(one, bool)
+    ]
+    if len(levels) != len(given) or len(levels) not in (1, 4):
+        raise ConfigError(f"{value!r} is neither a number nor four")
+    return tuple(levels)
+
+
+def _time(value: object) -> str:
+    try:
+        # YAML makes dates of what looks like one.
+        return datetime.fromisoformat(str(value)).isoformat()
+    except ValueError as error:
+        raise ConfigError(f"{value!r} is no time like 2025-03-04T05:06:07") from error
+
+
 class FrameRow(Section):
     """What the configuration says about the frames whose path matches a pattern."""
 
@@ -254,6 +274,20 @@ class FrameRow(Section):
     white_level: int | None = Field(
         default=None, ge=1, description="Saturation.", json_schema_extra={"unit": "DN"}
     )
+    pattern: Literal["RGGB", "BGGR", "GRBG", "GBRG"] | None = Field(
+        default=None, description="Colours of the first 2 x 2 pixels, row by row."
+    )
+    black_level: Annotated[tuple[float, ...], read_with(_black_level)] | None = Field(
+        default=None,
+        description="Black level: a number, or four in the order of the pattern.",
+        json_schema_extra={"unit": "DN"},
+    )
+    make: str | None = Field(default=None, description="Maker of the camera.")
+    model: str | None = Field(default=None, description="The camera.")
+    time: Annotated[str, read_with(_time)] | None = Field(
+        default=None,
+        description="When they were taken, by the camera's clock: 2025-03-04T05:06:07.",
+    )
 
     def values(self) -> dict[str, object]:
         """Give what it says, without the path."""
@@ -266,7 +300,9 @@ class Frames(Section):
     table: tuple[FrameRow, ...] = Field(
         default=(),
         strict=False,  # a list is what YAML has; the rows themselves are strict
-        description="What is known about frames by their paths. It counts before what files and "
+        description="What is known about frames by their paths: rows of path (a glob, matched from "
+        "its end) and any of kind, iso, exposure_s, level, photons, temperature_c, time, make, "
+        "model, pattern, black_level, white_level, bit_depth. It counts before what files and "
         "folders say; of the rows that match a frame, the last one that tells something counts.",
         examples=[[{"path": "dark/*.fits", "kind": "dark_current", "iso": 100}]],
     )
@@ -350,7 +386,12 @@ class CalibrateImages(Section):
     """Frames in, calibrated frames out: bias, ISO speed, dark current, flat field, gain."""
 
     overwrite: bool = Field(default=False, description="Replace an output that exists.")
-    bias: str | None = _BIAS
+    bias: str | None = Field(
+        default=None,
+        description="Output directory of the job bias. Without it, the black level that the files "
+        "state is subtracted.",
+        examples=["bias"],
+    )
     readnoise: str | None = Field(
         default=None,
         description="Output directory of the job readnoise or bias: read noise enters the "

@@ -9,12 +9,11 @@ import numpy as np
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.iso import IsoTable
+from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels, pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name, mask_attributes
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -138,22 +137,19 @@ def _group(iso: int, temperature: float, *, several: bool) -> str:
 
 
 @dataclass(frozen=True)
-class DarkCurrent(StackCalibration):
+class DarkCurrent(MapCalibration):
     """Dark current by pixel."""
 
     name: ClassVar[str] = "dark-current"
     kinds: ClassVar[tuple[str, ...]] = ("dark_current", "bias_readnoise")
+    meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "dark_current": ("DN/s", "dark current"),
+        "dark_current_error": ("DN/s", "standard error of the dark current"),
+        "offset": ("DN", "signal at no exposure: the bias, if all is well"),
+        "offset_error": ("DN", "standard error of the offset"),
+    }
 
     options: config.DarkCurrent = field(default_factory=config.DarkCurrent)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(include={"near_saturation", "hot_sigma"})
-
-    @property
-    def _iso_table(self) -> IsoTable | None:
-        tables = self.given_tables("iso")
-        return IsoTable.from_tables(tables) if tables else None
 
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Fit the pixels of one tile at each ISO speed and temperature."""
@@ -171,7 +167,7 @@ class DarkCurrent(StackCalibration):
         scalars: dict[str, NDArray[Any]] = {}
         parts = []
         reference = self._reference_temperature(series)
-        table = self._iso_table
+        table = self.iso_table
         speeds = {iso for iso, temperature in series if temperature == reference}
         for (iso, temperature), one in series.items():
             fit = fit_series(one)
@@ -323,22 +319,6 @@ class DarkCurrent(StackCalibration):
                 }
             )
         return laws
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
-        last = name.rpartition("/")[2]
-        if last == "mask":
-            return mask_attributes()
-        units = "DN" if last.startswith("offset") else "DN/s"
-        meaning = {
-            "dark_current": "dark current",
-            "dark_current_error": "standard error of the dark current",
-            "offset": "signal at no exposure: the bias, if all is well",
-            "offset_error": "standard error of the offset",
-        }[last]
-        if name.count("/") == 1 and self.given_tables("iso"):
-            meaning += ", brought to the lowest ISO speed"
-        return {"units": units, "long_name": meaning}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the monitoring table, and that of the law of temperature if there is one."""

@@ -10,13 +10,13 @@ import numpy as np
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.bias import bias_flags, noise_flags
-from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.dark import dark_flags, dark_series, fit_series
 from calibdask.sensor.flat import light_of, response_flags
+from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
 from calibdask.sensor.monitoring import monitoring_table
-from calibdask.sensor.overview import N_CHANNELS, overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, gather, mask_attributes
+from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.pixels import BIAS_SOURCES, gather
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -38,17 +38,13 @@ _LISTED = 2000
 
 
 @dataclass(frozen=True)
-class Defects(StackCalibration):
+class Defects(MapCalibration):
     """Pixels that stand out in any of the frames given."""
 
     name: ClassVar[str] = "defects"
     kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise", "dark_current", "flatfield")
 
     options: config.Defects = field(default_factory=config.Defects)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(exclude={"overwrite", "spectacle"})
 
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Apply all criteria to one tile."""
@@ -90,12 +86,6 @@ class Defects(StackCalibration):
             "applied": np.array([name in applied for name in DEFECTS]),
             "listed": listed[:_LISTED].astype(np.int64),
             "n_defects": np.array([len(listed)]),
-            "channels": np.stack(
-                [
-                    [np.count_nonzero(tile.channel == c) for c in range(N_CHANNELS)],
-                    np.bincount(tile.channel[y, x], minlength=N_CHANNELS),
-                ]
-            ),
         }
         # The share of defect pixels, for a figure: no pixel is left out of it.
         share = (defect > 0).astype(np.float64)
@@ -136,11 +126,6 @@ class Defects(StackCalibration):
             "n_pixels": n_pixels,
             "overviews": maps,
         }
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give the meaning of the mask."""
-        del name
-        return mask_attributes()
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the counts, and the list of pixels."""

@@ -9,17 +9,12 @@ import numpy as np
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.model import (
-    EmvaPoints,
-    SpatialSums,
-    emva1288,
-    pixel_flag,
-    split_nonuniformity,
-)
+from calibdask.sensor.job import MapCalibration
+from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import gather, iso_name, mask_attributes
+from calibdask.sensor.pixels import gather, iso_name
+from calibdask.sensor.standard import EmvaPoints, SpatialSums, emva1288, split_nonuniformity
 from calibdask.sensor.tiles import TileFit
 from calibdask.stats.moments import Moments
 
@@ -44,17 +39,19 @@ type Key = tuple[int, float, float]
 
 
 @dataclass(frozen=True)
-class Emva1288(StackCalibration):
+class Emva1288(MapCalibration):
     """All results of the standard, one row per ISO speed."""
 
     name: ClassVar[str] = "emva1288"
     kinds: ClassVar[tuple[str, ...]] = (*PAIRS, *SPATIAL)
+    meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "bright": ("DN", "mean of the bright frames of the spatial stack"),
+        "bright_error": ("DN", "standard error of the mean of the bright frames"),
+        "dark": ("DN", "mean of the dark frames of the spatial stack"),
+        "dark_error": ("DN", "standard error of the mean of the dark frames"),
+    }
 
     options: config.Emva1288 = field(default_factory=config.Emva1288)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(include={"near_saturation"})
 
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Sum up what the standard asks for over the pixels of one tile.
@@ -131,17 +128,6 @@ class Emva1288(StackCalibration):
                 " Frames"
             )
         return {"rows": rows, "points": points, "overviews": overviews(tiles)}
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
-        last = name.rpartition("/")[2]
-        if last.endswith("_mask"):
-            return mask_attributes()
-        what = last.removesuffix("_error")
-        meaning = f"mean of the {what} frames of the spatial stack"
-        if last.endswith("_error"):
-            meaning = f"standard error of the {meaning}"
-        return {"units": "DN", "long_name": meaning}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the results, and the photon transfer series."""

@@ -9,17 +9,12 @@ import numpy as np
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.model import (
-    fit_radial,
-    local_response,
-    pixel_flag,
-    radial_blocks,
-    robust_centre,
-)
-from calibdask.sensor.monitoring import CHANNELS, count_columns, monitoring_table
+from calibdask.sensor.job import MapCalibration
+from calibdask.sensor.model import pixel_flag, robust_centre
+from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, mask_attributes
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather
+from calibdask.sensor.spatial import fit_radial, local_response, radial_blocks
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -138,17 +133,25 @@ def response_flags(
 
 
 @dataclass(frozen=True)
-class FlatField(StackCalibration):
+class FlatField(MapCalibration):
     """Relative response: measured map, radial model, and what is left between them."""
 
     name: ClassVar[str] = "flatfield"
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
+    joined: ClassVar[frozenset[str]] = frozenset({"n_terms", "border"})
+    meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "flatfield": (
+            "1",
+            "response relative to the optical centre: divide by it",
+        ),
+        "flatfield_error": ("1", "standard error of the flat field from noise"),
+        "model": ("1", "radial model of the vignetting"),
+        "model_error": ("1", "standard error of the model"),
+        "prnu": ("1", "flat field over model: the pixel's own response"),
+        "prnu_error": ("1", "standard error of the pixel's own response from noise"),
+    }
 
     options: config.FlatField = field(default_factory=config.FlatField)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(include={"near_saturation", "block_size", "outlier_sigma"})
 
     @property
     def _block(self) -> int:
@@ -222,10 +225,10 @@ class FlatField(StackCalibration):
         corner_y, corner_x = np.meshgrid([0, height - 1], [0, width - 1])
         corners = model.radius2(corner_y, corner_x)
         row: dict[str, Any] = {"n_frames": n_frames, "n_stacks": n_stacks}
-        for channel in range(N_CHANNELS):
+        for channel, name in enumerate(channel_names(self._sensor)):
             if channel in model.amplitude:
-                row[f"signal_{CHANNELS[channel]}_dn"] = model.amplitude[channel]
-                row[f"prnu_{CHANNELS[channel]}_percent"] = 100.0 * prnu[channel]
+                row[f"signal_{name}_dn"] = model.amplitude[channel]
+                row[f"prnu_{name}_percent"] = 100.0 * prnu[channel]
         row |= {
             "centre_x": float(model.centre[0]),
             "centre_x_error": float(model.centre_error[0]),
@@ -267,21 +270,6 @@ class FlatField(StackCalibration):
             "flatfield/prnu": signal / scale * gain,
             "flatfield/prnu_error": error / scale * gain,
         }
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
-        last = name.rpartition("/")[2]
-        if last == "mask":
-            return mask_attributes()
-        meaning = {
-            "flatfield": "response relative to the channel's in the optical centre: divide by it",
-            "flatfield_error": "standard error of the flat field from noise",
-            "model": "radial model of the vignetting",
-            "model_error": "standard error of the model",
-            "prnu": "flat field over model: the pixel's own response",
-            "prnu_error": "standard error of the pixel's own response from noise",
-        }
-        return {"units": "1", "long_name": meaning[last]}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the monitoring table, and the parameters of the radial model."""

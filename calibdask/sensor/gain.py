@@ -9,9 +9,8 @@ import numpy as np
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.dark import average_normalised
-from calibdask.sensor.iso import IsoTable
+from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import (
     MIN_TEMPORAL_VARIANCE,
     QUANTISATION_VARIANCE,
@@ -21,10 +20,17 @@ from calibdask.sensor.model import (
     photon_transfer,
     pixel_flag,
     pool_noise,
+    variance_fit_probability,
 )
-from calibdask.sensor.monitoring import CHANNELS, count_columns, monitoring_table
+from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name, mask_attributes
+from calibdask.sensor.pixels import (
+    BIAS_SOURCES,
+    bias_level,
+    gather,
+    iso_name,
+    saturation_dn,
+)
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -87,22 +93,20 @@ def without_flicker(pixels: Pixels, signal: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Gain(StackCalibration):
+class Gain(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
+    joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})
+    meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "gain": ("DN/electron", "gain"),
+        "gain_error": ("DN/electron", "standard error of the gain"),
+        "floor": ("DN2", "variance at no light: read noise and rounding"),
+        "floor_error": ("DN2", "standard error of the floor"),
+    }
 
     options: config.Gain = field(default_factory=config.Gain)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(exclude={"overwrite", "spectacle", "bias", "iso"})
-
-    @property
-    def _iso_table(self) -> IsoTable | None:
-        tables = self.given_tables("iso")
-        return IsoTable.from_tables(tables) if tables else None
 
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Fit the pixels of one tile at each ISO speed."""
@@ -126,7 +130,7 @@ class Gain(StackCalibration):
             )
         maps: dict[str, NDArray[Any]] = {}
         scalars: dict[str, NDArray[Any]] = {}
-        table = self._iso_table
+        table = self.iso_table
         parts = []
         for iso in sorted(levels):
             fitted, facts = self._fit_iso(tile, iso, levels[iso])
@@ -184,7 +188,8 @@ class Gain(StackCalibration):
         mask[(n < 2).all(axis=0)] |= pixel_flag("few-frames")
         mask[np.stack([one.clipped for one in points]).all(axis=0)] |= pixel_flag("clipped")
         mask[gain <= 0] |= pixel_flag("unphysical")
-        p_value = chi2_probability(np.nan_to_num(chi2), n_levels - 2)
+        frames_each = np.where(good, n, 0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
+        p_value = variance_fit_probability(np.nan_to_num(chi2), n_levels - 2, frames_each)
         mask[p_value < self.options.poor_fit] |= pixel_flag("poor-fit")
         group = f"gain/{iso_name(iso)}"
         maps = {
@@ -215,11 +220,12 @@ class Gain(StackCalibration):
         order = np.argsort(mean_x, kind="stable")
         top, reached = full_well(mean_x[order], mean_y[order], error[order])
         limits = [top] if reached else []
-        if tile.sensor.saturation_dn is not None:
+        saturation = saturation_dn(tile.sensor)
+        if saturation is not None:
             level = bias.value[here]
             level = level[np.isfinite(level)]
             offset = float(level.mean()) if level.size else 0.0
-            limits.append(tile.sensor.saturation_dn - offset)
+            limits.append(saturation - offset)
         return self.options.fit_fraction * min(limits, default=np.inf)
 
     def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
@@ -236,14 +242,14 @@ class Gain(StackCalibration):
             source = max(int(tile[f"levels:{iso}"][2]) for tile in tiles)
             short = maps[f"gain/{iso_name(iso)}/gain"]
             noise = maps[f"gain/{iso_name(iso)}/gain_variance"]
-            for channel in range(N_CHANNELS):
+            for channel, channel_name in enumerate(channel_names(self._sensor)):
                 if not total[channel, :, 0].any():
                     continue
                 curve = _Curve(total[channel])
                 rows.append(
                     {
                         "iso": iso,
-                        "channel": CHANNELS[channel],
+                        "channel": channel_name,
                         "n_levels": n_levels,
                         "n_frames": n_frames,
                         "gain_dn_per_electron": short.mean[channel],
@@ -259,7 +265,7 @@ class Gain(StackCalibration):
                     }
                 )
                 points += [
-                    {"iso": iso, "channel": CHANNELS[channel], **point} for point in curve.points()
+                    {"iso": iso, "channel": channel_name, **point} for point in curve.points()
                 ]
         left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
         return {"rows": rows, "points": points, "left_out": left_out, "overviews": maps}
@@ -301,22 +307,6 @@ class Gain(StackCalibration):
             "ndf": fit.ndf,
             "p_value": float(chi2_probability(fit.chi2, fit.ndf)),
         }
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
-        last = name.rpartition("/")[2]
-        if last == "mask":
-            return mask_attributes()
-        units = "DN2" if last.startswith("floor") else "DN/electron"
-        meaning = {
-            "gain": "gain",
-            "gain_error": "standard error of the gain",
-            "floor": "variance at no light: read noise and rounding",
-            "floor_error": "standard error of the floor",
-        }[last]
-        if name.count("/") == 1 and self.given_tables("iso"):
-            meaning += ", brought to the lowest ISO speed"
-        return {"units": units, "long_name": meaning}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the monitoring table, and the points of the curves."""

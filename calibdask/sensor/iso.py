@@ -9,18 +9,19 @@ import numpy as np
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.model import (
-    IsoCurve,
-    chi2_probability,
-    fit_iso_curve,
-    iso_ratios,
-    pixel_flag,
-    within_range,
-)
+from calibdask.sensor.isotable import CURVE, CURVE_COLUMNS, TABLE
+from calibdask.sensor.job import MapCalibration
+from calibdask.sensor.model import chi2_probability, fit_iso_curve, iso_ratios, pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name, mask_attributes
+from calibdask.sensor.pixels import (
+    BIAS_SOURCES,
+    bias_level,
+    gather,
+    iso_name,
+    saturation_dn,
+)
+from calibdask.sensor.spatial import within_range
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -38,76 +39,26 @@ if TYPE_CHECKING:
 
     type Floats = NDArray[np.float64]
 
-__all__ = ["CURVE", "TABLE", "IsoNormalisation", "IsoTable"]
-
-TABLE = "/sensor/iso_normalisation"
-CURVE = "/sensor/iso_curve"
+__all__ = ["IsoNormalisation"]
 
 _BLOCK = 16  # rows and columns of the blocks that are taken or left as a whole
 
-_CURVE_COLUMNS = ("slope", "slope_error", "knee", "knee_error", "covariance")
 _SUMS = ("numerator", "numerator_variance", "reference", "reference_variance", "n_pixels")
 
 
 @dataclass(frozen=True)
-class IsoTable:
-    """The factors of a camera: what was measured where it was, the curve elsewhere."""
-
-    iso: NDArray[np.int64]
-    factor: NDArray[np.float64]
-    factor_error: NDArray[np.float64]
-    curve: IsoCurve
-
-    @classmethod
-    def from_tables(cls, tables: Mapping[str, Arrays]) -> IsoTable:
-        """Make it from the tables of an iso-normalisation product."""
-        table, curve = tables[TABLE], tables[CURVE]
-        kind = np.asarray(curve["kind"]).astype(str).tolist()[0]
-        slope, slope_error, knee, knee_error, covariance = (
-            float(np.asarray(curve[name])[0]) for name in _CURVE_COLUMNS
-        )
-        iso = np.asarray(table["iso"], np.int64)
-        fit = IsoCurve(
-            kind="knee" if kind == "knee" else "linear",
-            slope=slope,
-            slope_error=slope_error,
-            knee=knee,
-            knee_error=knee_error,
-            covariance=covariance,
-            iso_min=int(iso.min()),
-            chi2=float(np.asarray(curve["chi2"])[0]),
-            ndf=int(np.asarray(curve["ndf"])[0]),
-            bic_linear=float(np.asarray(curve["bic_linear"])[0]),
-            bic_knee=float(np.asarray(curve["bic_knee"])[0]),
-        )
-        return cls(
-            iso,
-            np.asarray(table["factor"], np.float64),
-            np.asarray(table["factor_error"], np.float64),
-            fit,
-        )
-
-    def __call__(self, iso: int) -> tuple[float, float]:
-        """Give the factor of an ISO speed and its standard error."""
-        (measured,) = np.nonzero(self.iso == iso)
-        if len(measured):
-            return float(self.factor[measured[0]]), float(self.factor_error[measured[0]])
-        value, error = self.curve(iso)
-        return float(value), float(error)
-
-
-@dataclass(frozen=True)
-class IsoNormalisation(StackCalibration):
+class IsoNormalisation(MapCalibration):
     """Factor of every ISO speed relative to the lowest one."""
 
     name: ClassVar[str] = "iso-normalisation"
     kinds: ClassVar[tuple[str, ...]] = ("iso_normalisation", "bias_readnoise")
+    joined: ClassVar[frozenset[str]] = frozenset({"model"})
+    meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "ratio": ("1", "signal relative to the lowest ISO speed"),
+        "ratio_error": ("1", "standard error of the ratio"),
+    }
 
     options: config.IsoNormalisation = field(default_factory=config.IsoNormalisation)
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(include={"near_saturation", "min_signal"})
 
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Sum up signals over the pixels that two ISO speeds can both use."""
@@ -174,7 +125,7 @@ class IsoNormalisation(StackCalibration):
         mask = np.zeros(tile.shape, np.uint16)
         mask[(pixels.n < 2) | ~np.isfinite(signal)] |= pixel_flag("few-frames")
         mask[pixels.stuck] |= pixel_flag("saturated")
-        top = tile.sensor.saturation_dn
+        top = saturation_dn(tile.sensor)
         limits = (0.0, np.inf if top is None else float(top))
         expected = pixels.mean if below is None else pixels.mean.copy()
         if below is not None:
@@ -230,23 +181,12 @@ class IsoNormalisation(StackCalibration):
         ]
         return {"rows": rows, "curve": curve, "overviews": maps}
 
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
-        last = name.rpartition("/")[2]
-        if last == "mask":
-            return mask_attributes()
-        meaning = {
-            "ratio": "signal relative to the lowest ISO speed",
-            "ratio_error": "standard error of the ratio",
-        }
-        return {"units": "1", "long_name": meaning[last]}
-
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the factors, and the curve."""
         curve = result["curve"]
         row = {
             "kind": curve.kind,
-            **{name: getattr(curve, name) for name in _CURVE_COLUMNS},
+            **{name: getattr(curve, name) for name in CURVE_COLUMNS},
             "iso_min": curve.iso_min,
             "chi2": curve.chi2,
             "ndf": curve.ndf,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibdask.config import ENGINE_SECTIONS, Campaign, Section, Slurm, load_config
@@ -12,7 +13,6 @@ from calibdask.sensor.config import Frames, Stacks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from calibdask.engine.protocol import Calibration
 
@@ -57,7 +57,8 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
         frames=document.get("Frames", Frames),
         stacks=document.get("Stacks", Stacks),
         shard_bytes=campaign.shard_bytes,
-        products=tuple((what, path) for what, path in given if path is not None),
+        # Workers may run elsewhere, so that a relative path would lead them astray.
+        products=tuple((what, str(Path(path).absolute())) for what, path in given if path),
         options=section,
     )
     return Prepared(

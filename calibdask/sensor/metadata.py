@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isclose
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
@@ -24,6 +24,7 @@ from calibdask.io.spectacle import (
     parse_names,
     read_camera_file,
 )
+from calibdask.sensor.config import FrameKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,26 +39,12 @@ __all__ = [
     "StackKey",
     "conflict_warnings",
     "describe",
-    "group_frames",
     "misfits",
     "stack_key",
     "unused_rows",
 ]
 
-KINDS: Final = (
-    "bias_readnoise",
-    "dark_current",
-    "emva_bright",
-    "emva_bright_spatial",
-    "emva_dark",
-    "emva_dark_spatial",
-    "flatfield",
-    "gain",
-    "iso_normalisation",
-    "light",
-    "linearity",
-    "spectral_response",
-)
+KINDS: Final[tuple[str, ...]] = get_args(FrameKind.__value__)
 """What frames are taken for; "light" are those to be calibrated."""
 
 SOURCES: Final = (
@@ -151,7 +138,8 @@ def describe(
     WrongKind
         It is no frame but something SPECTACLE made of frames.
     ConfigError
-        There are two camera files or two descriptors where one belongs.
+        There are two camera files or two descriptors where one belongs, or four black levels
+        without a colour pattern.
     CorruptedInput
         The camera file or descriptor makes no sense.
     """
@@ -172,6 +160,7 @@ def describe(
         _by_camera_file(path),
     ]
     told: dict[str, Any] = {}
+    rank = dict.fromkeys(_FIELDS, len(SOURCES))
     conflicts = []
     for field in _FIELDS:
         said = [
@@ -183,22 +172,30 @@ def describe(
             told[field] = _FIELDS[field][1]
             continue
         (winner, value), *others = said
-        told[field] = value
+        told[field], rank[field] = value, SOURCES.index(winner)
         same = _FIELDS[field][2]
         conflicts += [
             Conflict(info.path, _FIELDS[field][0], winner, value, loser, other)
             for loser, other in others
             if not same(value, other)
         ]
-    shape = by_source[-1].get("shape", info.shape)
-    if shape != info.shape:
-        conflicts.append(
-            Conflict(info.path, "the shape", SOURCES[1], info.shape, SOURCES[-1], shape)
-        )
-    if told["white_level"] is None and told["bit_depth"] is not None:
+    conflicts += [
+        Conflict(info.path, "the shape", SOURCES[1], info.shape, source, one["shape"])
+        for source, one in zip(SOURCES, by_source, strict=True)
+        if one.get("shape", info.shape) != info.shape
+    ]
+    # One follows from the other, where who counts more says only one.
+    if rank["bit_depth"] < rank["white_level"]:
         told["white_level"] = 2 ** told["bit_depth"] - 1
-    if told["bit_depth"] is None and told["white_level"] is not None:
+    elif rank["white_level"] < rank["bit_depth"]:
         told["bit_depth"] = told["white_level"].bit_length()
+    if told["pattern"] and len(told["black_level"]) == 1:
+        told["black_level"] *= 4
+    if len(told["black_level"]) == 4 and not told["pattern"]:
+        raise ConfigError(
+            f"{path}: has four black levels ({told['black_level']}) and nothing tells the colour"
+            " pattern they are of; tell it in the configuration (Frames.table)"
+        )
     return replace(info, **told), tuple(conflicts)
 
 
@@ -233,6 +230,7 @@ _FIELDS: Final[dict[str, tuple[str, Any, Callable[[Any, Any], bool]]]] = {
     "white_level": ("the white level", None, _equal),
     "pattern": ("the colour pattern", "", _equal),
     "black_level": ("the black level", (), _equal),
+    "time": ("the time", "", _equal),
     "make": ("the make", "", _same_text),
     "model": ("the model", "", _same_text),
 }
@@ -270,6 +268,7 @@ def _by_descriptor(path: Path) -> dict[str, Any]:
                 "exposure_s": image.exposure_s,
                 "photons": image.photons,
                 "bit_depth": descriptor.bit_depth,
+                "shape": descriptor.shape,
             }
     return {}
 
@@ -357,21 +356,6 @@ class StackKey:
     temperature_c: float = _NO_TEMPERATURE_C
 
     @property
-    def cell(self) -> tuple[str | int, ...]:
-        """The key as strings and integers, as a cell of a plan holds it."""
-        numbers = self.exposure_s, self.photons, self.temperature_c
-        exposure, photons, temperature = (repr(number) for number in numbers)
-        return self.kind, self.iso, exposure, self.level, photons, temperature
-
-    @classmethod
-    def from_cell(cls, cell: Sequence[str | int]) -> Self:
-        """Make the key again from its cell."""
-        kind, iso, exposure, level, photons, temperature = cell
-        return cls(
-            str(kind), int(iso), float(exposure), str(level), float(photons), float(temperature)
-        )
-
-    @property
     def label(self) -> str:
         """The key for people."""
         parts = [self.kind or "frames"]
@@ -416,18 +400,6 @@ def stack_key(info: FrameInfo, temperature_step_c: float | None = None) -> Stack
         float(_UNKNOWN) if info.photons is None else float(info.photons),
         temperature_c,
     )
-
-
-def group_frames(
-    infos: Iterable[FrameInfo], temperature_step_c: float | None = None
-) -> dict[StackKey, list[FrameInfo]]:
-    """Sort frames into stacks: in order of the keys, in each by time and then by path."""
-    stacks: dict[StackKey, list[FrameInfo]] = {}
-    for info in infos:
-        stacks.setdefault(stack_key(info, temperature_step_c), []).append(info)
-    return {
-        key: sorted(stacks[key], key=lambda info: (info.time, info.path)) for key in sorted(stacks)
-    }
 
 
 def misfits(

@@ -25,36 +25,26 @@ __all__ = [
     "BOLTZMANN_EV",
     "PIXEL_FLAGS",
     "QUANTISATION_VARIANCE",
-    "EmvaPoints",
     "IsoCurve",
     "Lines",
     "PtcFit",
-    "RadialModel",
-    "SpatialSums",
     "TemperatureLaw",
     "chi2_probability",
     "dark_current",
-    "emva1288",
     "fit_iso_curve",
     "fit_lines",
     "fit_ptc",
-    "fit_radial",
     "fit_temperature",
     "full_well",
     "hot_pixels",
     "iso_ratios",
-    "local_response",
     "photon_transfer",
     "pixel_flag",
     "pool_noise",
-    "radial_blocks",
-    "radial_gain",
     "read_noise",
     "robust_centre",
-    "spatial_variance",
-    "split_nonuniformity",
+    "variance_fit_probability",
     "variance_of_variance",
-    "within_range",
 ]
 
 type Floats = NDArray[np.float64]
@@ -155,6 +145,35 @@ def chi2_probability(chi2: ArrayLike, ndf: ArrayLike) -> Floats:
 
     ndf = np.asarray(ndf, np.float64)
     p = gammaincc(np.maximum(ndf, 1.0) / 2.0, np.maximum(chi2, 0.0) / 2.0)
+    return np.where(ndf > 0, p, np.nan)
+
+
+def variance_fit_probability(chi2: ArrayLike, ndf: ArrayLike, n: ArrayLike) -> Floats:
+    """Give the probability of a chi2 at least this large for a fit to sample variances.
+
+    The squared pull of a variance of n frames has itself the variance 2 + 12/(n - 1), not 2, so
+    chi2 is taken as a scaled chi2 of fewer degrees of freedom with equal mean and variance
+    (Satterthwaite 1946). Without that, ten frames make a good pixel look bad a hundred times too
+    often.
+
+    Parameters
+    ----------
+    chi2, ndf : array_like
+        Of the fit.
+    n : array_like
+        Frames of each point.
+
+    Returns
+    -------
+    ndarray of float64
+        NaN without degrees of freedom.
+    """
+    from scipy.special import gammaincc
+
+    ndf = np.asarray(ndf, np.float64)
+    scale = 1.0 + 6.0 / np.maximum(np.asarray(n, np.float64) - 1.0, 1.0)
+    half = np.maximum(ndf, 1.0) / scale / 2.0
+    p = gammaincc(half, np.maximum(chi2, 0.0) / scale / 2.0)
     return np.where(ndf > 0, p, np.nan)
 
 
@@ -836,591 +855,3 @@ def full_well(signal: Floats, variance: Floats, error: Floats) -> tuple[float, b
     fall = variance[top] - variance[top + 1 :]
     noise = np.hypot(error[top], error[top + 1 :])
     return float(signal[top]), bool(np.any(fall > 3.0 * noise))
-
-
-# -- flat field ---------------------------------------------------------------------------------
-
-
-def radial_gain(r2: Floats, coefficients: Floats) -> Floats:
-    """Correction for vignetting, g(r) = 1 + k0 r^2 + k1 r^4 + ... (Adobe DNG, FixVignetteRadial).
-
-    Parameters
-    ----------
-    r2 : ndarray of float64
-        Squared distance from the optical centre, in units of the distance of the farthest corner.
-    coefficients : ndarray of float64, shape (n_terms,)
-        k0, k1, ...: strongly degenerate. Compare maps, never coefficients.
-
-    Returns
-    -------
-    ndarray of float64
-        What the signal is to be multiplied with; 1 in the centre.
-    """
-    total = np.zeros_like(r2)
-    for k in coefficients[::-1]:
-        total = (total + k) * r2
-    return total + 1.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RadialModel:
-    """Vignetting: signal = amplitude of the channel / g(r).
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Rows and columns of the sensor.
-    centre : ndarray of float64, shape (2,)
-        Optical centre (x, y) as a fraction of width and height: pixel x lies at x/width, as
-        SPECTACLE counts.
-    centre_error : ndarray of float64, shape (2,)
-        Standard errors.
-    coefficients : ndarray of float64, shape (n_terms,)
-        k0, k1, ... of `radial_gain`.
-    amplitude : mapping of int to float
-        Signal in the centre by channel, DN.
-    covariance : ndarray of float64, shape (n_terms + 2, n_terms + 2)
-        Of the coefficients and the centre.
-    chi2 : float
-        Of the blocks; with structure in the light or the lens it is large.
-    ndf : int
-        Degrees of freedom.
-    r2_fitted : float
-        Largest squared radius of a block in the fit: beyond, the model is extrapolated.
-    """
-
-    shape: tuple[int, int]
-    centre: Floats
-    centre_error: Floats
-    coefficients: Floats
-    amplitude: dict[int, float]
-    covariance: Floats
-    chi2: float
-    ndf: int
-    r2_fitted: float
-
-    def radius2(self, y: ArrayLike, x: ArrayLike) -> Floats:
-        """Squared radius of pixels in row y and column x."""
-        return _radius2(np.asarray(y, np.float64), np.asarray(x, np.float64), self)
-
-    def gain(self, y: ArrayLike, x: ArrayLike) -> Floats:
-        """Correction g at row y and column x (arrays that broadcast)."""
-        return radial_gain(self.radius2(y, x), self.coefficients)
-
-    def gain_error(self, y: ArrayLike, x: ArrayLike) -> Floats:
-        """Give the standard error of g, from the covariance of all parameters."""
-        y, x = np.broadcast_arrays(np.asarray(y, np.float64), np.asarray(x, np.float64))
-        r2, by_x, by_y = _radius2_slopes(y, x, self.shape, self.centre)
-        slope = _radial_slope(r2, self.coefficients)
-        terms = [r2 ** (k + 1) for k in range(len(self.coefficients))]
-        gradient = np.stack([*terms, slope * by_x, slope * by_y], axis=-1)
-        variance = np.einsum("...i,ij,...j->...", gradient, self.covariance, gradient)
-        error: Floats = np.sqrt(np.maximum(variance, 0.0))
-        return error
-
-
-def _radius2(y: Floats, x: Floats, model: RadialModel) -> Floats:
-    return _radius2_slopes(y, x, model.shape, model.centre)[0]
-
-
-def _radius2_slopes(
-    y: Floats, x: Floats, shape: tuple[int, int], centre: Floats
-) -> tuple[Floats, Floats, Floats]:
-    """Squared radius, and its derivatives by the centre's two fractions."""
-    height, width = shape
-    cx, cy = float(centre[0]), float(centre[1])
-    far_x, far_y = max(cx, 1.0 - cx) * width, max(cy, 1.0 - cy) * height
-    scale = far_x**2 + far_y**2
-    dx, dy = x - cx * width, y - cy * height
-    r2 = (dx**2 + dy**2) / scale
-    # The farthest corner moves with the centre.
-    grow_x = 2.0 * far_x * width * (1.0 if cx > 0.5 else -1.0)
-    grow_y = 2.0 * far_y * height * (1.0 if cy > 0.5 else -1.0)
-    by_x = (-2.0 * dx * width - r2 * grow_x) / scale
-    by_y = (-2.0 * dy * height - r2 * grow_y) / scale
-    return r2, by_x, by_y
-
-
-def _radial_slope(r2: Floats, coefficients: Floats) -> Floats:
-    """Differentiate g by r^2."""
-    total = np.zeros_like(r2)
-    for power in range(len(coefficients), 0, -1):
-        total = total * r2 + power * coefficients[power - 1]
-    return total
-
-
-def local_response(
-    signal: Floats, good: Mask, channel: NDArray[Any], block: int
-) -> tuple[Floats, Floats]:
-    """Compare each pixel with the plane through its neighbours of the same channel.
-
-    A plane follows vignetting across a block; what is left of a pixel is its own response.
-
-    Parameters
-    ----------
-    signal : ndarray of float64, shape (h, w)
-        Signal above the bias, DN.
-    good : ndarray of bool, shape (h, w)
-        Pixels that make the planes.
-    channel : ndarray of int, shape (h, w)
-        Colour channel of each.
-    block : int
-        Rows and columns of a block.
-
-    Returns
-    -------
-    deviation : ndarray of float64, shape (h, w)
-        Signal/plane - 1, of bad pixels, too; NaN where a block has fewer than four good pixels of
-        the channel.
-    freedom : ndarray of float64, shape (h, w)
-        Share of each good pixel in its block's degrees of freedom, (n - 3)/n: the expected
-        square of a deviation is the variance times this. 0 elsewhere.
-    """
-    cell, n_cells, rows, columns = _block_cells(signal.shape, channel, block)
-    use = good & np.isfinite(signal)
-    inside, value = cell[use], signal[use]
-    y, x = rows[use].astype(np.float64), columns[use].astype(np.float64)
-    count = np.bincount(inside, minlength=n_cells)
-    number = np.maximum(count, 1)
-
-    def total(values: NDArray[Any]) -> Floats:
-        result: Floats = np.bincount(inside, values, n_cells)
-        return result
-
-    centre_y, centre_x, centre = total(y) / number, total(x) / number, total(value) / number
-    y, x, value = y - centre_y[inside], x - centre_x[inside], value - centre[inside]
-    yy, xx, xy, ys, xs = (
-        total(y * y),
-        total(x * x),
-        total(x * y),
-        total(y * value),
-        total(x * value),
-    )
-    determinant = yy * xx - xy * xy
-    enough = (count >= 4) & (determinant > 1e-9 * yy * xx)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        by_y = np.where(enough, (ys * xx - xs * xy) / determinant, np.nan)
-        by_x = np.where(enough, (xs * yy - ys * xy) / determinant, np.nan)
-        plane = (
-            centre[cell]
-            + by_y[cell] * (rows - centre_y[cell])
-            + by_x[cell] * (columns - centre_x[cell])
-        )
-        deviation = np.where(plane > 0, signal / plane - 1.0, np.nan)
-    freedom = np.where(use & enough[cell], 1.0 - 3.0 / number[cell], 0.0)
-    return deviation, freedom
-
-
-def _block_cells(
-    shape: tuple[int, ...], channel: NDArray[Any], block: int
-) -> tuple[NDArray[Any], int, NDArray[Any], NDArray[Any]]:
-    """Give the block cell of each pixel, the number of cells, and rows and columns."""
-    height, width = shape
-    rows, columns = np.indices((height, width))
-    n_across = -(-width // block)
-    cell = (rows // block * n_across + columns // block) * 4 + channel
-    return cell, -(-height // block) * n_across * 4, rows, columns
-
-
-def within_range(
-    mean: Floats,
-    variance: Floats,
-    good: Mask,
-    channel: NDArray[Any],
-    limits: tuple[float, float],
-    block: int,
-    n_sigma: float = 3.0,
-) -> tuple[Mask, Mask]:
-    """Find where the noise is cut off by the ends of the converter, by blocks of pixels.
-
-    Whole blocks are taken or left: to leave out the single pixels that reached an end in some frame
-    would leave out those with upward noise, and what is left would be low by parts in a thousand.
-
-    Parameters
-    ----------
-    mean, variance : ndarray of float64, shape (h, w)
-        Of each pixel over the frames, DN and DN^2.
-    good : ndarray of bool, shape (h, w)
-        Pixels that count.
-    channel : ndarray of int, shape (h, w)
-        Colour channel of each.
-    limits : tuple of float
-        Lowest and highest value of the converter, DN.
-    block : int
-        Rows and columns of a block.
-    n_sigma : float
-        Distance that the mean of a block must keep from the limits, in standard deviations of
-        noise and pixels together.
-
-    Returns
-    -------
-    low, high : ndarray of bool, shape (h, w)
-        Where the noise reaches the lower and the upper limit.
-    """
-    cell, n_cells, _, _ = _block_cells(mean.shape, channel, block)
-    inside = cell[good]
-    number = np.maximum(np.bincount(inside, minlength=n_cells), 1)
-    centre = np.bincount(inside, mean[good], n_cells) / number
-    spread = np.bincount(inside, variance[good], n_cells) / number
-    spread += np.bincount(inside, (mean[good] - centre[inside]) ** 2, n_cells) / number
-    reach = n_sigma * np.sqrt(spread)
-    return (centre - reach <= limits[0])[cell], (centre + reach >= limits[1])[cell]
-
-
-def radial_blocks(
-    signal: Floats,
-    variance: Floats,
-    good: Mask,
-    channel: NDArray[Any],
-    corner: tuple[int, int],
-    block: int,
-) -> Floats:
-    """Average a map over blocks of one channel each, for the radial fit.
-
-    The mean square distance of the pixels from their centroid is kept: a block's mean squared
-    radius is that of its centroid plus this number, which takes out most of the curvature of the
-    model within a block.
-
-    Parameters
-    ----------
-    signal, variance : ndarray of float64, shape (h, w)
-        Signal above the bias and the variance of its mean, DN and DN^2.
-    good : ndarray of bool, shape (h, w)
-        Pixels to use.
-    channel : ndarray of int, shape (h, w)
-        Colour channel of each.
-    corner : tuple of int
-        Row and column of the first pixel in the sensor.
-    block : int
-        Rows and columns of a block.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_blocks, 7)
-        Channel, row, column, mean square distance (px^2), signal, its variance, pixels.
-    """
-    cell, n_cells, rows, columns = _block_cells(signal.shape, channel, block)
-    use = good & np.isfinite(signal) & (variance > 0)
-    cell, y, x = cell[use], rows[use] + float(corner[0]), columns[use] + float(corner[1])
-    count = np.bincount(cell, minlength=n_cells)
-    number = np.maximum(count, 1)
-
-    def mean(values: NDArray[Any]) -> Floats:
-        result: Floats = np.bincount(cell, values, n_cells) / number
-        return result
-
-    mean_y, mean_x = mean(y), mean(x)
-    spread = mean((y - mean_y[cell]) ** 2 + (x - mean_x[cell]) ** 2)
-    noise = mean(variance[use]) / number
-    channels = np.arange(n_cells) % 4
-    blocks = np.stack([channels, mean_y, mean_x, spread, mean(signal[use]), noise, count], axis=1)
-    return blocks[count > 0].astype(np.float64)
-
-
-def fit_radial(
-    blocks: Floats, shape: tuple[int, int], *, n_terms: int = 5, border: float = 0.0,
-    pixel_scatter: float = 0.0,
-) -> RadialModel:  # fmt: skip
-    """Fit vignetting to block means by least squares, with an analytic gradient.
-
-    Parameters
-    ----------
-    blocks : ndarray of float64, shape (n_blocks, 7)
-        From `radial_blocks`, of all tiles.
-    shape : tuple of int
-        Rows and columns of the sensor.
-    n_terms : int
-        Terms of g(r).
-    border : float
-        Fraction of height and width left out of the fit on each side.
-    pixel_scatter : float
-        Relative scatter of the pixels' response (PRNU): adds to the variance of a block.
-
-    Returns
-    -------
-    RadialModel
-
-    Raises
-    ------
-    NotEnoughData
-        Fewer blocks than parameters.
-    """
-    from scipy.optimize import least_squares
-
-    height, width = shape
-    channel, y, x, spread, value, variance, count = blocks.T
-    inside = (y >= border * height) & (y <= (1 - border) * height - 1)
-    inside &= (x >= border * width) & (x <= (1 - border) * width - 1) & (value > 0)
-    blocks = blocks[inside]
-    channel, y, x, spread, value, variance, count = blocks.T
-    names = np.unique(channel).astype(int).tolist()
-    n_parameters = n_terms + 2 + len(names)
-    if len(value) <= n_parameters:
-        raise NotEnoughData(
-            f"a radial flat field with {n_parameters} parameters cannot be fitted to"
-            f" {len(value)} blocks of pixels with signal: take smaller blocks (block_size), a"
-            " smaller border, or fewer terms"
-        )
-    member = channel[:, None] == np.array(names)
-    start_amplitude = np.array([np.max(value[one]) for one in member.T])
-    weight = 1.0 / np.sqrt(variance + (pixel_scatter * value) ** 2 / count)
-
-    def spread_r2(r2: Floats, centre: Floats) -> Floats:
-        far_x = float(max(centre[0], 1 - centre[0])) * width
-        far_y = float(max(centre[1], 1 - centre[1])) * height
-        return r2 + np.asarray(spread) / (far_x**2 + far_y**2)
-
-    def unpack(p: Floats) -> tuple[Floats, Floats, Floats]:
-        return p[:n_terms], p[n_terms : n_terms + 2], p[n_terms + 2 :] * start_amplitude
-
-    def residuals(p: Floats) -> Floats:
-        k, centre, amplitude = unpack(p)
-        r2, _, _ = _radius2_slopes(y, x, shape, centre)
-        model = member @ amplitude / radial_gain(spread_r2(r2, centre), k)
-        return np.asarray((model - value) * weight)
-
-    def jacobian(p: Floats) -> Floats:
-        k, centre, amplitude = unpack(p)
-        r2, by_x, by_y = _radius2_slopes(y, x, shape, centre)
-        r2 = spread_r2(r2, centre)
-        g = radial_gain(r2, k)
-        by_g = -(member @ amplitude) / g**2
-        slope = _radial_slope(r2, k)
-        parts = [by_g * r2 ** (i + 1) for i in range(n_terms)]
-        parts += [by_g * slope * by_x, by_g * slope * by_y]
-        shares = (member * start_amplitude / g[:, None]).T
-        return np.asarray(np.stack([*parts, *shares], axis=1) * weight[:, None])
-
-    # First a parabola: from a flat start the centre has no slope.
-    start = np.concatenate([[0.5], np.zeros(n_terms - 1), [0.5, 0.5], np.ones(len(names))])
-    fit = least_squares(
-        residuals, start, jac=jacobian, method="lm", xtol=1e-14, ftol=1e-14, gtol=1e-14
-    )
-    k, centre, amplitude = unpack(fit.x)
-    chi2, ndf = 2.0 * float(fit.cost), len(value) - n_parameters
-    normal = fit.jac.T @ fit.jac
-    # Degenerate coefficients: the pseudo-inverse keeps what the data say.
-    covariance = np.linalg.pinv(normal, rcond=1e-14, hermitian=True)[: n_terms + 2, : n_terms + 2]
-    covariance = covariance * max(chi2 / ndf, 1.0)
-    r2, _, _ = _radius2_slopes(y, x, shape, centre)
-    return RadialModel(
-        (height, width),
-        centre.copy(),
-        np.sqrt(np.diag(covariance)[n_terms:]),
-        k.copy(),
-        dict(zip(names, amplitude.tolist(), strict=True)),
-        covariance,
-        chi2,
-        ndf,
-        float(r2.max()),
-    )
-
-
-# -- EMVA 1288 ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SpatialSums:
-    """Spatial moments of the mean image of a stack, addable over tiles.
-
-    Attributes
-    ----------
-    n : int
-        Pixels.
-    mean, m2 : float
-        Mean (DN) of the pixel means, and sum of their squared deviations (DN^2).
-    variance_sum : float
-        Sum over pixels of the temporal variance of the pixel mean, s^2/L, DN^2.
-    """
-
-    n: int
-    mean: float
-    m2: float
-    variance_sum: float
-
-
-def spatial_variance(sums: SpatialSums) -> float:
-    """Variance of the pixels' true values: what is seen less what the noise leaves in the mean.
-
-    s_y^2 = s_measured^2 - sigma_stack^2/L (EMVA 1288, eq. 32).
-    """
-    return sums.m2 / (sums.n - 1) - sums.variance_sum / sums.n
-
-
-def split_nonuniformity(
-    sums: SpatialSums, row_means: Floats, column_means: Floats
-) -> tuple[float, float, float]:
-    """Split the spatial variance into that of rows, of columns, and of single pixels.
-
-    With independent parts, s_y^2 = row + column + pixel, the variance of row means is
-    row + pixel/N, and that of column means column + pixel/M, for M rows and N columns; each less
-    what temporal noise leaves in it (EMVA 1288, release 4.0, sec. 8.2).
-
-    Parameters
-    ----------
-    sums : SpatialSums
-        Of the whole sensor.
-    row_means : ndarray of float64, shape (M,)
-        Mean of each row of the mean image, DN.
-    column_means : ndarray of float64, shape (N,)
-        Mean of each column, DN.
-
-    Returns
-    -------
-    row, column, pixel : float
-        DN^2; small ones may come out negative. NaN for a single row or column.
-    """
-    m, n = len(row_means), len(column_means)
-    if m < 2 or n < 2 or m * n <= m + n:
-        return math.nan, math.nan, math.nan
-    noise = sums.variance_sum / sums.n
-    rows = float(row_means.var(ddof=1)) - noise / n
-    columns = float(column_means.var(ddof=1)) - noise / m
-    pixel = m * n / (m * n - m - n) * (spatial_variance(sums) - rows - columns)
-    return rows - pixel / n, columns - pixel / m, pixel
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EmvaPoints:
-    """Photon transfer data of a whole sensor: one entry per exposure, of bright and dark pairs.
-
-    Attributes
-    ----------
-    exposure_s : ndarray of float64, shape (n,)
-        Exposure times, rising.
-    photons : ndarray of float64, shape (n,)
-        Mean photons per pixel; NaN where not known.
-    bright, bright_variance : ndarray of float64, shape (n,)
-        Mean (DN) and temporal variance (DN^2) with light.
-    dark, dark_variance : ndarray of float64, shape (n,)
-        The same without light, at the same exposure.
-    """
-
-    exposure_s: Floats
-    photons: Floats
-    bright: Floats
-    bright_variance: Floats
-    dark: Floats
-    dark_variance: Floats
-
-
-def emva1288(
-    points: EmvaPoints, bright: SpatialSums | None, dark: SpatialSums | None
-) -> dict[str, float]:
-    """Characterise a sensor by the standard EMVA 1288, release 4.0 linear.
-
-    Parameters
-    ----------
-    points : EmvaPoints
-        The photon transfer series.
-    bright, dark : SpatialSums or None
-        The spatial stacks; without them DSNU and PRNU are NaN.
-
-    Returns
-    -------
-    dict of str to float
-        k_dn_per_electron (eq. 14), responsivity_dn_per_photon (eq. 13), quantum_efficiency
-        (eq. 15), sigma_y_dark_dn, sigma_d_electron (eq. 17), saturation_dn (signal),
-        saturation_photon, saturation_electron (sec. 6.7), threshold_photon, threshold_electron
-        (sec. 6.8), dynamic_range, snr_max, linearity_min_percent, linearity_max_percent,
-        linearity_mean_percent (sec. 6.10: largest, smallest and mean absolute deviation from a line
-        with relative weights between 5 and 95 % of saturation), dark_current_mean_dn_per_s,
-        dark_current_mean_electron_per_s, dark_current_variance_electron_per_s (eq. 29, 30),
-        s2_y_dark, s2_y_bright (eq. 32), dsnu1288_electron, prnu1288_percent (eq. 41), and the
-        standard errors of K, R and QE from the scatter about their lines. What
-        needs photons is NaN without them.
-
-    Raises
-    ------
-    NotEnoughData
-        Fewer than three exposures below 70 % of saturation.
-    """
-    signal = points.bright - points.dark
-    excess = points.bright_variance - points.dark_variance
-    top = int(np.argmax(points.bright_variance))
-    saturation = float(signal[top])
-    low = signal <= 0.7 * saturation
-    if int(low.sum()) < 3:
-        raise NotEnoughData(
-            f"EMVA 1288 fits the gain below 70 % of saturation, but only {int(low.sum())} of"
-            f" {len(signal)} exposures are there: record more of them, over the whole range"
-        )
-    k, k_error = _through_origin(signal[low], excess[low])
-    r, r_error = _through_origin(points.photons[low], signal[low])
-    qe = r / k
-
-    time, length = points.exposure_s, len(points.exposure_s)
-    weight = np.ones(length)
-    dark_line = fit_lines(time, points.dark, weight)
-    noise_line = fit_lines(time, points.dark_variance, weight)
-    # With one exposure time for all levels there is no line.
-    many = len(np.unique(time)) > 1
-    variance_0 = float(noise_line.intercept if many else points.dark_variance.mean())
-    variance_0 = max(variance_0, MIN_TEMPORAL_VARIANCE)
-    sigma_y = math.sqrt(variance_0)
-    sigma_d = math.sqrt(variance_0 - QUANTISATION_VARIANCE) / k
-    threshold_e = sigma_y / k + 0.5
-    saturation_photon = float(points.photons[top])
-    saturation_e = qe * saturation_photon
-    if math.isnan(saturation_e):
-        saturation_e = saturation / k
-
-    middle = (signal >= 0.05 * saturation) & (signal <= 0.95 * saturation)
-    # Relative to photons, or to the exposure where only that is known.
-    light = points.photons if np.isfinite(points.photons).all() else time
-    straight = fit_lines(light[middle], signal[middle], 1.0 / signal[middle] ** 2)
-    fitted = straight.intercept + straight.slope * light[middle]
-    deviation = 100.0 * (signal[middle] - fitted) / fitted
-    known = bool(np.isfinite(deviation).any())
-
-    result = {
-        "k_dn_per_electron": k,
-        "k_error": k_error,
-        "responsivity_dn_per_photon": r,
-        "responsivity_error": r_error,
-        "quantum_efficiency": qe,
-        "quantum_efficiency_error": qe * math.hypot(k_error / k, r_error / r),
-        "sigma_y_dark_dn": sigma_y,
-        "sigma_d_electron": sigma_d,
-        "saturation_dn": saturation,
-        "saturation_photon": saturation_photon,
-        "saturation_electron": saturation_e,
-        "threshold_photon": threshold_e / qe,
-        "threshold_electron": threshold_e,
-        "dynamic_range": saturation_e / threshold_e,
-        "snr_max": math.sqrt(saturation_e),
-        "linearity_min_percent": float(deviation.min()) if known else math.nan,
-        "linearity_max_percent": float(deviation.max()) if known else math.nan,
-        "linearity_mean_percent": float(np.abs(deviation).mean()) if known else math.nan,
-        "dark_current_mean_dn_per_s": float(dark_line.slope),
-        "dark_current_mean_electron_per_s": float(dark_line.slope) / k,
-        "dark_current_variance_electron_per_s": float(noise_line.slope) / k**2,
-        "s2_y_dark": math.nan,
-        "s2_y_bright": math.nan,
-        "dsnu1288_electron": math.nan,
-        "prnu1288_percent": math.nan,
-    }
-    if dark is not None:
-        s2_dark = spatial_variance(dark)
-        result["s2_y_dark"] = s2_dark
-        result["dsnu1288_electron"] = _root(s2_dark) / k
-        if bright is not None:
-            s2_bright = spatial_variance(bright)
-            result["s2_y_bright"] = s2_bright
-            result["prnu1288_percent"] = (
-                100.0 * _root(s2_bright - s2_dark) / (bright.mean - dark.mean)
-            )
-    return result
-
-
-def _root(value: float) -> float:
-    """Square root; NaN of a variance that came out negative."""
-    return math.sqrt(value) if value >= 0 else math.nan
-
-
-def _through_origin(x: Floats, y: Floats) -> tuple[float, float]:
-    """Slope of y = slope x by least squares, and its standard error from the scatter."""
-    s_xx = float(x @ x)
-    slope = float(x @ y) / s_xx
-    rest = y - slope * x
-    return slope, math.sqrt(float(rest @ rest) / (len(x) - 1) / s_xx)

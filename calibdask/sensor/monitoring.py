@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
     type Row = Mapping[str, Any]
 
-__all__ = ["CHANNELS", "count_columns", "monitoring_table"]
+__all__ = ["MONOCHROME", "channel_names", "count_columns", "monitoring_table"]
 
-CHANNELS = ("R", "G", "B", "G2")
-"""Names of the channels in LibRaw's numbering; a monochrome sensor has the first one only."""
+MONOCHROME = "mono"
+"""Name of the one channel of a sensor without filters."""
+
+
+def channel_names(sensor: SensorFacts) -> tuple[str, ...]:
+    """Name the channels of a sensor in LibRaw's numbering."""
+    return ("R", "G", "B", "G2") if sensor.pattern else (MONOCHROME,)
+
 
 UNITS = {
     "dn": "DN",
@@ -75,7 +81,7 @@ def monitoring_table(
 
 
 def _unit(name: str) -> str | None:
-    base = name.removesuffix("_error").removesuffix("_std").removesuffix("_limit")
+    base = name.removesuffix("_error")
     fits = [end for end in UNITS if base.endswith(f"_{end}")]
     return UNITS[max(fits, key=len)] if fits else None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.errors import MissingInput
 from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import SensorFacts, TileStacks
 
 __all__ = [
     "BIAS_SOURCES",
@@ -25,6 +26,7 @@ __all__ = [
     "gather",
     "iso_name",
     "mask_attributes",
+    "saturation_dn",
 ]
 
 type Floats = NDArray[np.float64]
@@ -126,7 +128,7 @@ def gather[K](
         if key.kind == kind or (unknown_too and not key.kind):
             name = key_of(key)
             joined[name] = joined[name].merge(stack) if name in joined else stack
-    limit = tile.sensor.saturation_dn
+    limit = saturation_dn(tile.sensor)
     result = {}
     for name, stack in joined.items():
         mean, variance = stack.moments()
@@ -144,6 +146,13 @@ def gather[K](
             stack.frames.frame_sum / float(mean.size),
         )
     return result
+
+
+def saturation_dn(sensor: SensorFacts) -> int | None:
+    """Give the value at which pixels saturate: as stated, or the converter's largest."""
+    if sensor.saturation_dn is None and sensor.bit_depth is not None:
+        return int(2**sensor.bit_depth - 1)
+    return sensor.saturation_dn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,9 +177,18 @@ def bias_level(tile: TileStacks, iso: int) -> BiasLevel:
 
     Another ISO speed's bias leaves fixed pattern behind (a peer that uses the lowest ISO's bias at
     all of them keeps 7 DN rms at ISO 1600 in its own simulation), so results say when it was used.
+
+    Raises
+    ------
+    MissingInput
+        The product given as bias is another job's.
     """
     product = tile.given.get("bias", {})
     groups = {name.split("/")[1] for name in product if name.startswith("bias/")}
+    if "bias" in tile.given and not groups:
+        raise MissingInput(
+            "the option bias names an output without maps of bias: it is to be that of the job bias"
+        )
     speeds = [_UNKNOWN if one == _NO_ISO else int(one[3:]) for one in sorted(groups)]
     stacks = gather(tile, "bias_readnoise", lambda key: key.iso)
     for same in (True, False):

@@ -17,6 +17,7 @@ from calibdask.report import (
     draw_figure,
 )
 from calibdask.sensor.model import PIXEL_FLAGS
+from calibdask.sensor.monitoring import MONOCHROME
 from calibdask.sensor.pixels import BIAS_SOURCES, iso_name
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ __all__ = [
     "stack_sections",
 ]
 
-CHANNEL_COLOURS = {"R": PALETTE[1], "G": PALETTE[2], "B": PALETTE[0], "G2": PALETTE[3]}
+CHANNEL_COLOURS = {
+    "R": PALETTE[1],
+    "G": PALETTE[2],
+    "B": PALETTE[0],
+    "G2": PALETTE[3],
+    MONOCHROME: "#333333",
+}
 GREY = "#777777"
 _MARGINS = (1.0, 0.2, 0.55, 0.2)
 MANY_FLAGGED = 0.05
@@ -205,7 +212,7 @@ def dark_sections(result: Row) -> list[Section]:
         }
         blocks.append(_table(result["temperature"], laws, "Law of temperature.", pairs))
         blocks.append(_draw_temperature(rows))
-    figures = [_draw_map(one, name, "dark current (DN/s)") for name, one in maps.items()]
+    figures = [_draw_map(one, name, "dark current (DN/s)") for name, one in _without_repeats(maps)]
     return [
         Section("What needs attention", notices),
         Section("Dark current", blocks),
@@ -252,7 +259,7 @@ def gain_sections(result: Row) -> list[Section]:
         "ptc_gain_dn_per_electron": "ptc_gain_dn_per_electron_error",
     }
     figures = [_draw_ptc(rows, points, iso) for iso in sorted({row["iso"] for row in rows})]
-    shown = [(name, one) for name, one in maps.items() if name.endswith("/gain")]
+    shown = [(name, one) for name, one in _without_repeats(maps) if name.endswith("/gain")]
     return [
         Section("What needs attention", notices),
         Section(
@@ -291,7 +298,7 @@ def flat_sections(result: Row) -> list[Section]:
     names = {name: value for name, value in row.items() if name != "flags"}
     table = TableBlock(
         columns={
-            "Quantity": [name.replace("_", " ") for name in names],
+            "Quantity": [_quantity(name) for name in names],
             "Value": [_plain(value) for value in names.values()],
         },
         caption="The flat field. prnu is the scatter of the pixels about their neighbours, less"
@@ -342,7 +349,7 @@ def emva_sections(result: Row) -> list[Section]:
             notices.append(Notice("info", text))
     names = [name for name in rows[0] if name != "iso"]
     labels = [f"ISO {row['iso']}" if row["iso"] >= 0 else "Value" for row in rows]
-    columns: dict[str, Any] = {"Quantity": [name.replace("_", " ") for name in names]}
+    columns: dict[str, Any] = {"Quantity": [_quantity(name) for name in names]}
     for label, row in zip(labels, rows, strict=True):
         columns[label] = [_plain(row[name]) for name in names]
     figures: list[Block] = []
@@ -403,7 +410,7 @@ def defect_sections(result: Row) -> list[Section]:
 
 # -- stacks and calibrated frames -----------------------------------------------------------------
 
-_MOST_MAPS = 12
+_MOST_MAPS = 4
 """Stacks whose maps a report shows; all are in the product."""
 
 
@@ -560,6 +567,37 @@ def _table(
     )
 
 
+def _without_repeats(maps: Mapping[str, Overview]) -> list[tuple[str, Overview]]:
+    """Leave out the map of all ISO speeds where there is one speed: it is the same."""
+    groups = {name.split("/")[1] for name in maps if name.count("/") == 2}
+    return [(name, one) for name, one in maps.items() if name.count("/") == 2 or len(groups) > 1]
+
+
+_UNITS = {
+    "_dn_per_electron": "DN/e⁻",
+    "_dn_per_photon": "DN/photon",
+    "_electron_per_s": "e⁻/s",
+    "_dn_per_s": "DN/s",
+    "_electron": "e⁻",
+    "_photon": "photons",
+    "_percent": "%",
+    "_dn2": "DN²",
+    "_dn": "DN",
+}
+
+
+def _quantity(name: str) -> str:
+    """Write the name of a column for people: ``k_dn_per_electron_error`` as K error (DN/e⁻)."""
+    base = name.removesuffix("_error")
+    error = " error" if base != name else ""
+    for end, unit in _UNITS.items():
+        if base.endswith(end):
+            what = base.removesuffix(end).replace("_", " ")
+            what = what.upper() if len(what) == 1 else what
+            return f"{what}{error} ({unit})"
+    return base.replace("_", " ") + error
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, str | bool | int | np.bool_ | np.integer):
         return {"True": "yes", "False": "no"}.get(str(value), str(value))
@@ -676,7 +714,8 @@ def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
                 x, y, error = np.array(mine).T
                 colour = PALETTE[number % len(PALETTE)]
                 axes.errorbar(x, y, error, fmt="o-", ms=4, color=colour, label=f"ISO {iso}")
-        axes.set_yscale("log")
+        if any(row["dark_current_dn_per_s"] > 0 for row in rows):
+            axes.set_yscale("log")
         axes.set_xlabel("temperature (°C)")
         axes.set_ylabel("dark current (DN/s)")
         axes.legend()
@@ -717,8 +756,10 @@ def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], iso: int) -> FigureBlo
                 bottom.plot(x[shown], rest[shown], "o", ms=4, color=colour)
             if row["full_well_reached"]:
                 top.axvline(row["full_well_dn"], color=colour, ls=":", lw=1)
-        top.set_xscale("log")
-        top.set_yscale("log")
+        mine = [point for point in points if point["iso"] == iso]
+        if all(any(point[name] > 0 for point in mine) for name in ("signal_dn", "variance_dn2")):
+            top.set_xscale("log")
+            top.set_yscale("log")
         top.set_ylabel("variance (DN²)")
         top.legend(ncols=4)
         bottom.axhline(0.0, color=GREY, lw=1)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from calibdask.io.maps import ProductMaps
     from calibdask.sensor.calibration import StackCalibration
-    from calibdask.sensor.model import IsoCurve, RadialModel
+    from calibdask.sensor.model import IsoCurve
+    from calibdask.sensor.spatial import RadialModel
 
 __all__ = ["N_TERMS", "write_bias", "write_dark", "write_flat", "write_gain", "write_iso"]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import calibdask as package
 from calibdask.array.simulate import ArraySimulation, SimulatedArray, simulate_array
 from calibdask.cli import main
 from calibdask.muon.simulate import MuonSimulation
@@ -119,6 +120,14 @@ def emva_set(tmp_path_factory) -> Path:
     return simulate_sensor(tmp_path_factory.mktemp("emva"), options).root
 
 
+@pytest.fixture(scope="session")
+def products(camera, tmp_path_factory) -> Path:
+    """Where the output of the job bias lies, as the configuration of calibrate-images says."""
+    root = tmp_path_factory.mktemp("products")
+    package.run("bias", [camera], root / "bias", cluster="serial", report=False)
+    return root
+
+
 @pytest.fixture
 def inputs_of(request):
     """Give the inputs of a job: ``inputs_of("inter-calibration")``."""
@@ -128,6 +137,10 @@ def inputs_of(request):
             return request.getfixturevalue("muons")
         if job == "emva1288":
             return (request.getfixturevalue("emva_set"),)
+        if job == "calibrate-images":
+            products = request.getfixturevalue("products")
+            request.getfixturevalue("monkeypatch").chdir(products)
+            return (request.getfixturevalue("camera") / "images" / "light",)
         if JOBS[job].module.startswith("calibdask.sensor"):
             return (request.getfixturevalue("camera"),)
         paths: tuple[Path, ...] = request.getfixturevalue("campaign").paths

@@ -73,6 +73,22 @@ def test_script(path, inputs_of, tmp_path):
     assert done.stdout
 
 
+@pytest.mark.slow
+def test_script_of_a_camera(camera, tmp_path):
+    command = [sys.executable, str(ROOT / "jobs" / "camera.py"), str(camera), "out"]
+    done = subprocess.run(
+        [*command, "--cluster", "serial"],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "flat" / "maps.zarr").is_dir()
+    assert "Look at these first" in done.stdout
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_script_says_how_it_is_used(path, tmp_path):
     command = [sys.executable, str(path), "--help"]
@@ -86,7 +102,10 @@ def test_init_gives_a_configuration_that_runs(job, inputs_of, tmp_path, calibdas
     assert said.code == 0
     assert "#" in said.out
     path = tmp_path / "config.yaml"
-    path.write_text(said.out)
+    text = said.out
+    if job == "calibrate-images":  # it needs the product of another job
+        text = text.replace("# bias: bias", "bias: bias")
+    path.write_text(text)
     assert calibdask("check-config", job, "-c", path).code == 0
     done = calibdask(
         job, "-c", path, "-i", inputs_of(job)[0], "-o", tmp_path / "out", "--no-report"

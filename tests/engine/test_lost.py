@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -180,6 +181,37 @@ def test_copies_still_end_the_planning_of_events(tmp_path):
     (folder / "d.npy").write_bytes((folder / "c5.npy").read_bytes())
     with pytest.raises(ConfigError, match="the same data twice"):
         make_plan(MeanCounts(), [folder])
+
+
+def test_copies_are_judged_among_what_is_taken(tmp_path):
+    @dataclass(frozen=True)
+    class Picky(MeanCounts):
+        def survey(self, source):
+            if "other" in source.path:
+                raise WrongKind(f"{source.path}: is of another kind")
+            return super().survey(source)
+
+    folder = write(tmp_path / "in")
+    for name in ("a_other.npy", "other.npy"):
+        (folder / name).write_bytes((folder / "c5.npy").read_bytes())
+    assert len(make_plan(Picky(), [folder]).inputs) == 10
+
+
+def test_the_same_data_may_be_two_measurements(tmp_path):
+    @dataclass(frozen=True)
+    class Counts(MeanOfBatches):
+        def repeats(self, survey):
+            return len(np.unique(np.load(survey.source.path))) == 1
+
+    full = np.full(30, 4095)
+    folder = write(tmp_path / "in", full_1=full, full_2=full, full_3=full)
+    (folder / "d.npy").write_bytes((folder / "c5.npy").read_bytes())
+    plan = make_plan(Counts(), [folder])
+    assert [Path(failure.where).name for failure in plan.rejected] == ["d.npy"]
+    identities = [ref.identity for ref in plan.inputs]
+    assert len(identities) == len(set(identities)) == 13
+    result, _ = run(tmp_path, Counts(), allow_missing=0.1)
+    assert dict(result._summary())["counts"] == "390"
 
 
 def test_skipped_files_of_one_reason_are_told_together(tmp_path):

@@ -24,8 +24,8 @@ EXACT = {
     "saturation_photon": ("u_p_sat", 1.0),
     "saturation_electron": ("u_e_sat", 1.0),
     "snr_max": ("SNR_max", 1.0),
-    "s2_y_dark": ("s_2_y_dark", 1.0),
-    "s2_y_bright": ("s_2_y", 1.0),
+    "s2_y_dark_dn2": ("s_2_y_dark", 1.0),
+    "s2_y_bright_dn2": ("s_2_y", 1.0),
     "sigma_y_dark_dn": ("sigma_y_dark", 1.0),
     "sigma_d_electron": ("sigma_d", 1.0),
     "threshold_photon": ("u_p_min", 1.0),
@@ -75,7 +75,7 @@ def test_rows_columns_and_pixels_add_up(row):
     """With independent parts, and rows and columns few against the pixels."""
     for what in ("dark", "bright"):
         parts = [row[f"s2_{what}_{part}_dn2"] for part in ("row", "column", "pixel")]
-        assert np.sum(parts) == pytest.approx(row[f"s2_y_{what}"], rel=0.01)
+        assert np.sum(parts) == pytest.approx(row[f"s2_y_{what}_dn2"], rel=0.01)
 
 
 def test_every_exposure_has_its_dark_frames(row, result):

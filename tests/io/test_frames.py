@@ -60,7 +60,7 @@ def test_libraw_opens_our_dng_pixel_by_pixel(tmp_path, pattern, shape):
 def test_without_libraw_the_same(tmp_path, pattern, shape):
     path = tmp_path / "one.dng"
     dng(path, shape, pattern, temperature_c=-10.5)
-    strip = frames._Strip.of(path)
+    strip = frames._Strips.of(path)
     assert (strip is not None) is bool(pattern)  # a DNG without filters goes through LibRaw
     by_libraw = frames._inspect_libraw(path, frames._raw_tags(path)[0])
     assert inspect_frame(path) == by_libraw
@@ -85,7 +85,7 @@ def test_what_libraw_changes_is_left_to_it(tmp_path):
         (50712, 3, 4096, tuple(table.tolist()), True), (50717, 3, 1, 4095, True),
     ]  # fmt: skip
     tifffile.imwrite(path, frame, photometric="cfa", extratags=more, metadata=None)
-    assert frames._Strip.of(path) is None
+    assert frames._Strips.of(path) is None
     np.testing.assert_array_equal(read_frame(path), table[frame])
 
 
@@ -117,6 +117,45 @@ def test_visible_part_does_not_move_the_pattern(tmp_path, area, pattern, black):
     np.testing.assert_array_equal(read_frame(path), frame)
 
 
+def write_strips(path, frame, rows):
+    more = [
+        (33421, 3, 2, (2, 2), True), (33422, 1, 4, bytes([0, 1, 1, 2]), True),
+        (50706, 1, 4, bytes([1, 4, 0, 0]), True), (50708, 2, 0, "Acme One", True),
+        (50717, 3, 1, 4095, True),
+    ]  # fmt: skip
+    tifffile.imwrite(
+        path, frame, photometric="cfa", extratags=more, metadata=None, rowsperstrip=rows
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_strips_one_behind_the_other_are_one_piece(tmp_path, rows):
+    frame = pixels((40, 60))
+    path = tmp_path / "strips.dng"
+    write_strips(path, frame, rows)
+    assert len(frames._Strips.of(path).runs) == 1
+    np.testing.assert_array_equal(read_frame(path), frame)
+    with rawpy.imread(str(path)) as raw:
+        np.testing.assert_array_equal(raw.raw_image, frame)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_strips_in_another_order(tmp_path, rows):
+    """LibRaw reads on behind the first strip, whatever the directory says of the others."""
+    frame = pixels((40, 60))
+    path = tmp_path / "strips.dng"
+    write_strips(path, frame, rows)
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags["StripOffsets"]
+        place, size = tag.valueoffset, {3: 2, 4: 4}[tag.dtype]
+    whole = bytearray(path.read_bytes())
+    first, second = whole[place : place + size], whole[place + size : place + 2 * size]
+    whole[place : place + 2 * size] = second + first
+    path.write_bytes(whole)
+    swapped = np.concatenate([frame[rows : 2 * rows], frame[:rows], frame[2 * rows :]])
+    np.testing.assert_array_equal(read_frame(path), swapped)
+
+
 def test_big_endian_dng(tmp_path):
     frame = pixels((40, 60))
     path = tmp_path / "big.dng"
@@ -126,7 +165,7 @@ def test_big_endian_dng(tmp_path):
         (50717, 3, 1, 4095, True),
     ]  # fmt: skip
     tifffile.imwrite(path, frame, photometric="cfa", extratags=more, metadata=None, byteorder=">")
-    assert frames._Strip.of(path).byte_order == ">"
+    assert frames._Strips.of(path).byte_order == ">"
     ours = read_frame(path)
     assert ours.dtype.isnative
     np.testing.assert_array_equal(ours, frame)
@@ -156,7 +195,7 @@ def test_a_dng_without_exif(tmp_path):
     path = tmp_path / "bare.dng"
     dng(path, iso=None, exposure_s=None, time=None)
     info = inspect_frame(path)
-    assert (info.iso, info.exposure_s, info.time, info.time_s) == (None, None, "", None)
+    assert (info.iso, info.exposure_s, info.time) == (None, None, "")
     assert info == frames._inspect_libraw(path, frames._raw_tags(path)[0])
 
 
@@ -266,7 +305,7 @@ def test_fits(tmp_path):
         0.25,
         -20.5,
     )
-    assert (info.white_level, info.time_s, info.kind) == (60000, 1741064767.5, "dark")
+    assert (info.white_level, info.time, info.kind) == (60000, "2025-03-04T05:06:07.500000", "dark")
     ours = read_frame(path)
     assert ours.dtype == np.uint16
     assert ours.dtype.isnative
@@ -336,6 +375,20 @@ def test_png_and_tiff(tmp_path):
     np.testing.assert_array_equal(eight, frame >> 8)
     assert inspect_frame(tmp_path / "three.TIFF").n_frames == 3
     np.testing.assert_array_equal(read_frame(tmp_path / "three.TIFF", 2), frame // 3)
+
+
+def test_eight_bits_tell_their_saturation(tmp_path):
+    frame = pixels((20, 31), 255).astype(np.uint8)
+    Image.fromarray(frame).save(tmp_path / "one.png")
+    tifffile.imwrite(tmp_path / "one.tif", frame)
+    fits.PrimaryHDU(frame).writeto(tmp_path / "one.fits")
+    np.save(tmp_path / "one.npy", frame)
+    for name in ("one.png", "one.tif", "one.fits", "one.npy"):
+        info = inspect_frame(tmp_path / name)
+        assert (info.dtype, info.bit_depth, info.white_level) == ("uint16", 8, 255), name
+        np.testing.assert_array_equal(read_frame(tmp_path / name), frame)
+        with pytest.raises(CorruptedInput, match="has no frames 1 to 1"):
+            read_frame(tmp_path / name, 1)
 
 
 def test_npy(tmp_path):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calibdask.io.dng import DngHeader, write_dng
+from calibdask.sensor.metadata import stack_key
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-__all__ = ["BEGIN", "make_frames", "write_stack"]
+__all__ = ["BEGIN", "make_frames", "stacks_of", "write_stack"]
 
 BEGIN = datetime(2026, 3, 1, 20, tzinfo=UTC)
 
@@ -53,3 +54,11 @@ def write_stack(
         write_dng(path, frame, header)
         paths.append(path)
     return paths
+
+
+def stacks_of(infos, temperature_step_c: float | None = None):
+    """Sort what is known of frames by the key of their stack."""
+    stacks = {}
+    for info in infos:
+        stacks.setdefault(stack_key(info, temperature_step_c), []).append(info)
+    return dict(sorted(stacks.items()))

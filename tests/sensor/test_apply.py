@@ -382,3 +382,20 @@ def test_other_calibrations_are_other_work(sensor, made, lights, tmp_path):
     changed = run(_job(other, "bias"), [lights], tmp_path / "three", workdir=workdir)
     assert changed.account.cached == 0
     assert changed.digest != first.digest
+
+
+def test_another_exposure_in_the_configuration_is_other_work(made, lights, tmp_path):
+    workdir = tmp_path / "work"
+    digests = []
+    for exposure_s in (0.5, 0.5, 5.0):
+        table = ({"path": "*.dng", "exposure_s": exposure_s},)
+        job = CalibrateImages(
+            products=(("bias", made["bias"]), ("dark", made["dark"])),
+            frames=Frames.model_validate({"table": table}),
+        )
+        output = tmp_path / f"out{len(digests)}"
+        result = run(job, [lights / "night100"], output, workdir=workdir)
+        digests.append((result.digest, result.account.cached))
+    assert digests[1] == (digests[0][0], 2)
+    assert digests[2][0] != digests[0][0]
+    assert digests[2][1] == 0

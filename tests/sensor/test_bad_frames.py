@@ -139,3 +139,27 @@ def test_no_camera_file_where_spectacle_needs_it(tmp_path):
     assert "beside a camera file (*data.json)" in said
     assert "calibdask generate-metadata" in said
     assert not make_plan(StackImages(), [made.root / "images"]).warnings
+
+
+def test_saturated_frames_that_are_all_alike_are_no_copies(tmp_path):
+    """EMVA 1288 goes beyond saturation, where frames of several exposures are one and the same."""
+    (tmp_path / "images").mkdir()
+    lines = ["n 12 40 30"]
+    random = np.random.default_rng(3)
+    for step in range(3):
+        lines.append(f"b {1000 * (step + 1)} {100 * step}")
+        for index in range(2):
+            frame = random.integers(0, 4096, (30, 40)) if step == 0 else np.full((30, 40), 4095)
+            name = f"{step}_{index}.png"
+            Image.fromarray(frame.astype(np.uint16)).save(tmp_path / "images" / name)
+            lines.append(f"i images\\{name}")
+    shutil.copyfile(tmp_path / "images" / "0_1.png", tmp_path / "images" / "0_2.png")
+    lines.insert(4, "i images\\0_2.png")
+    (tmp_path / "EMVA1288_Data.txt").write_text("\n".join(lines) + "\n")
+    plan = make_plan(StackImages(), [tmp_path])
+    assert [Path(failure.where).name for failure in plan.rejected] == ["0_2.png"]
+    run(StackImages(), [tmp_path], tmp_path / "out", allow_missing=0.2)
+    maps = maps_of(tmp_path / "out")
+    saturated = [values for name, values in maps.items() if name.endswith("/n_saturated")]
+    assert len(saturated) == 3
+    assert sum(bool((values == 2).all()) for values in saturated) == 2

@@ -73,6 +73,15 @@ class TestBias:
                 np.testing.assert_array_equal(one[name], many[name])
         assert whole["rows"][0]["readnoise_dn"] == pytest.approx(parts["rows"][0]["readnoise_dn"])
 
+    def test_frames_of_floats(self, camera):
+        frames = camera.frames(10)
+        one, _, _ = run_job(Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor)
+        other, _, _ = run_job(
+            Bias(), {key("bias_readnoise", iso=100): frames.astype(np.float32)}, camera.sensor
+        )
+        for name in one:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-9)
+
 
 class TestBadInput:
     def test_a_pixel_that_stands_out_is_flagged(self, camera):
@@ -88,7 +97,11 @@ class TestBadInput:
     def test_clipped_at_zero_is_said(self, camera):
         """Cameras that subtract the black level cut the noise in half."""
         frames = np.maximum(camera.frames(20).astype(int) - 128, 0).astype(np.uint16)
-        _, result, _ = run_job(Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor)
+        _, result, calibration = run_job(
+            Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor
+        )
+        sections = calibration.report(result, calibration.tables(result))
+        assert "at zero in some frame" in sections[0].blocks[0].text
         assert "clipped" in result["rows"][0]["flags"]
         assert result["rows"][0]["n_flagged"] > 0.9 * 96 * 128
 

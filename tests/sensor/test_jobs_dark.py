@@ -7,7 +7,7 @@ import pytest
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor.dark import DarkCurrent
-from calibdask.sensor.iso import CURVE, TABLE
+from calibdask.sensor.isotable import CURVE, TABLE
 from tests.sensor.toys import Camera, key, run_job
 
 TIMES = (1.0, 3.0, 6.0, 12.0, 24.0)
@@ -137,7 +137,9 @@ class TestBadInput:
 
     def test_all_pixels_saturated(self, camera):
         stacks = {one: np.full_like(v, 4095) for one, v in stacks_of(camera, n=3).items()}
-        maps, result, _ = run_job(DarkCurrent(), stacks, camera.sensor)
+        maps, result, calibration = run_job(DarkCurrent(), stacks, camera.sensor)
+        sections = calibration.report(result, calibration.tables(result))
+        assert "100.0 % of the pixels are flagged" in sections[0].blocks[0].text
         assert np.isnan(maps["dark_current/iso100/dark_current"]).all()
         assert np.isnan(result["rows"][0]["dark_current_dn_per_s"])
         assert result["rows"][0]["n_flagged"] == 80 * 96

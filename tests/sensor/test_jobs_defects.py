@@ -66,8 +66,10 @@ def test_a_limit_in_absolute_terms(camera):
 
 def test_what_could_not_be_judged_is_said(camera):
     stacks = {k: v for k, v in stacks_of(camera, n=5).items() if k.kind == "bias_readnoise"}
-    _, result, _ = run_job(Defects(), stacks, camera.sensor)
+    _, result, calibration = run_job(Defects(), stacks, camera.sensor)
     applied = {row["criterion"]: row["applied"] for row in result["rows"]}
+    sections = calibration.report(result, calibration.tables(result))
+    assert any("No frames to judge by: hot" in block.text for block in sections[0].blocks)
     assert applied["bad-bias"]
     assert not applied["hot"]
     assert not applied["bad-response"]

@@ -73,7 +73,8 @@ class TestFlat:
         camera = Camera(shape=(96, 128), pattern="")
         maps, result, _ = run_job(FlatField(), stacks_of(camera), camera.sensor)
         assert np.abs(maps["flatfield/model"] * camera.truth["vignetting"] - 1).max() < 5e-3
-        assert "signal_G_dn" not in result["row"]
+        assert "signal_mono_dn" in result["row"]
+        assert "signal_R_dn" not in result["row"]
 
     def test_several_levels_are_added(self, camera):
         stacks = stacks_of(camera, n=10)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from calibdask.errors import NotEnoughData
+from calibdask.errors import MissingInput, NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.gain import Gain
 from tests.sensor.toys import Camera, key, run_job
@@ -66,6 +68,11 @@ class TestGain:
         assert len(curve) == 48
         assert str(curve["variance_dn2"].unit) == "DN2"
 
+    def test_a_sensor_without_filters_has_one_channel(self):
+        camera = Camera(shape=(32, 32), pattern="")
+        _, result, _ = run_job(Gain(), stacks_of(camera, n=5), camera.sensor)
+        assert [row["channel"] for row in result["rows"]] == ["mono"]
+
     def test_a_flickering_lamp_is_taken_out(self, camera):
         """1 % from frame to frame would add a third to the variance at the top."""
         stacks = stacks_of(camera, n=30, flicker=0.01)
@@ -114,9 +121,36 @@ class TestGain:
 
 
 class TestBadInput:
+    def test_unknown_saturation_is_said(self, camera):
+        unknown = replace(camera.sensor, saturation_dn=None, bit_depth=None)
+        assert "Stacks.saturation_dn" in replace(Gain(), sensor=unknown).warnings()[0]
+        assert not replace(Gain(), sensor=camera.sensor).warnings()
+
+    def test_the_converters_end_counts_where_no_saturation_is_stated(self, camera):
+        sensor = replace(camera.sensor, saturation_dn=None)
+        stacks = stacks_of(camera, n=10, light=np.linspace(500, 25_000, 14))
+        _, result, _ = run_job(Gain(), stacks, sensor)
+        row = result["rows"][0]
+        assert row["ptc_gain_dn_per_electron"] == pytest.approx(0.25, rel=0.02)
+
     def test_one_level(self, camera):
         with pytest.raises(NotEnoughData, match="1 at ISO 100"):
             run_job(Gain(), stacks_of(camera, n=3, light=[1000.0]), camera.sensor)
+
+    def test_all_saturated(self, camera):
+        """No value, every pixel flagged, and a page that says so."""
+        stacks = {
+            one: np.full_like(frames, 4095) if one.kind == "gain" else frames
+            for one, frames in stacks_of(camera, n=3, light=[500.0, 1000.0, 2000.0]).items()
+        }
+        maps, result, calibration = run_job(Gain(), stacks, camera.sensor)
+        assert np.isnan(maps["gain/iso100/gain"]).all()
+        assert (maps["gain/iso100/mask"] & (1 << 1)).all()
+        assert np.isnan(result["rows"][0]["ptc_gain_dn_per_electron"])
+        sections = calibration.report(result, calibration.tables(result))
+        notices = [block.text for block in sections[0].blocks]
+        assert any("100.0 % of the pixels are flagged" in text for text in notices)
+        assert any("too few usable levels" in text for text in notices)
 
     def test_saturated_levels_are_left_out(self, camera):
         """And a pixel that always saturates is flagged, the others are kept."""
@@ -132,6 +166,21 @@ class TestBadInput:
         ratio = maps["gain/iso100/gain"][good] / camera.truth["gain"][good]
         assert ratio.mean() == pytest.approx(1.0, abs=0.01)
         assert result["rows"][0]["full_well_dn"] > 3000
+
+    def test_products_of_other_jobs_are_refused(self, camera):
+        stacks = stacks_of(camera, n=2, light=[500.0, 1000.0])
+        wrong = {"bias": {"gain/gain": camera.bias(100)}}
+        with pytest.raises(MissingInput, match="that of the job bias"):
+            run_job(Gain(), stacks, camera.sensor, given=wrong)
+        tables = {"iso": {"/sensor/gain": {}}}
+        with pytest.raises(MissingInput, match="that of the job iso-normalisation"):
+            run_job(Gain(), stacks, camera.sensor, tables=tables)
+
+    def test_the_brighter_fatter_term_is_an_option(self, camera):
+        options = config.Gain(brighter_fatter=True)
+        _, result, _ = run_job(Gain(options=options), stacks_of(camera, n=20), camera.sensor)
+        for row in result["rows"]:  # this camera has none
+            assert abs(row["a00_per_electron"]) < 4 * row["a00_per_electron_error"]
 
     def test_bias_that_is_too_high_does_not_turn_weights_negative(self, camera):
         """The peer's weights 1/mean are negative where the mean is below the bias."""

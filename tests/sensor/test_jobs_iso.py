@@ -7,7 +7,8 @@ import pytest
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.iso import CURVE, TABLE, IsoNormalisation, IsoTable
+from calibdask.sensor.iso import IsoNormalisation
+from calibdask.sensor.isotable import CURVE, TABLE, IsoTable
 from tests.sensor.toys import Camera, key, run_job
 
 SPEEDS = (100, 200, 400, 800, 1600, 3200)

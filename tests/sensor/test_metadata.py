@@ -2,38 +2,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
 from calibdask.io.frames import FrameInfo, inspect_frame
 from calibdask.io.spectacle import CameraFile, write_camera_file
-from calibdask.sensor.config import FrameKind, FrameRow, Frames
+from calibdask.sensor.config import FrameRow, Frames
 from calibdask.sensor.metadata import (
-    KINDS,
     SOURCES,
     StackKey,
     conflict_warnings,
     describe,
-    group_frames,
     misfits,
     stack_key,
     unused_rows,
 )
+from tests.sensor.frames import stacks_of
 
 
 def info(path="a.dng", **more):
     values = {"shape": (40, 60), "dtype": "uint16", "model": "One", "pattern": "RGGB"}
     return FrameInfo(str(path), **{**values, "bit_depth": 12, "white_level": 4095, **more})
-
-
-def test_the_kinds_of_the_configuration_are_all():
-    assert get_args(FrameKind.__value__) == KINDS
 
 
 # -- who says what ---------------------------------------------------------------------------------
@@ -86,6 +80,60 @@ def test_of_the_rows_that_match_the_last_that_says_something_counts():
     )
 
 
+def test_what_bare_pixels_do_not_say():
+    row = {
+        "path": "*.npy", "pattern": "GBRG", "black_level": 100, "make": "Acme", "model": "Two",
+        "time": datetime(2025, 3, 4, 5, 6, 7),  # noqa: DTZ001  as YAML reads it
+    }  # fmt: skip
+    bare = info("a.npy", model="", pattern="", bit_depth=None, white_level=None)
+    full, conflicts = describe(bare, Frames.model_validate({"table": [row]}))
+    assert (full.camera, full.pattern, full.black_level) == ("Acme Two", "GBRG", (100,) * 4)
+    assert (full.time, conflicts) == ("2025-03-04T05:06:07", ())
+    four = Frames.model_validate({"table": [{"path": "*", "black_level": [1, 2, 3, 4]}]})
+    assert describe(info("a.dng"), four)[0].black_level == (1, 2, 3, 4)
+    with pytest.raises(ConfigError, match=r"four black levels .* nothing tells the colour pattern"):
+        describe(bare, four)
+    one = Frames.model_validate({"table": [{"path": "*", "black_level": 7.5}]})
+    assert describe(bare, one)[0].black_level == (7.5,)
+
+
+def test_the_description_names_every_column():
+    described = Frames.model_fields["table"].description
+    assert all(name in described for name in FrameRow.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"black_level": [1, 2]}, "neither a number nor four"),
+        ({"black_level": True}, "neither a number nor four"),
+        ({"black_level": "dark"}, "neither a number nor four"),
+        ({"time": "yesterday"}, "is no time like"),
+        ({"pattern": "RGBG"}, "'RGGB', 'BGGR', 'GRBG' or 'GBRG'"),
+        ({"iso": "100"}, "valid integer"),
+        ({"kind": "darks"}, "Input should be"),
+        ({"exposure": 1.0}, "Extra inputs are not permitted"),
+    ],
+)
+def test_rows_that_make_no_sense(row, message):
+    with pytest.raises(ValidationError, match=message):
+        Frames.model_validate({"table": [{"path": "*", **row}]})
+
+
+def test_bit_depth_and_white_level_go_together():
+    def told(row, **more):
+        frames = Frames.model_validate({"table": [{"path": "*", **row}]})
+        full = describe(info(**more), frames)[0]
+        return full.bit_depth, full.white_level
+
+    unknown = {"bit_depth": None, "white_level": None}
+    assert told({"bit_depth": 12}, bit_depth=16, white_level=65535) == (12, 4095)
+    assert told({"white_level": 15520}, **unknown) == (14, 15520)
+    assert told({"white_level": 60000, "bit_depth": 16}, **unknown) == (16, 60000)
+    assert told({}, bit_depth=14, white_level=15520) == (14, 15520)
+    assert told({}, **unknown) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("said", "kind"),
     [("Bias Frame", "bias_readnoise"), ("DARK", "dark_current"), ("gain", "gain"), ("odd", "")],
@@ -134,7 +182,7 @@ def test_products_of_spectacle_are_no_frames(tmp_path):
 def test_the_descriptor_of_emva(shared_sensor):
     folder = shared_sensor / "emva1288_001_ccd_12bit" / "images"
     infos = [describe(inspect_frame(path))[0] for path in sorted(folder.glob("*.png"))]
-    stacks = group_frames(infos)
+    stacks = stacks_of(infos)
     sizes = Counter((key.kind, len(members)) for key, members in stacks.items())
     assert sizes == {
         ("emva_bright", 2): 50, ("emva_dark", 2): 50,
@@ -148,13 +196,19 @@ def test_the_descriptor_of_emva(shared_sensor):
 
 
 def test_a_descriptor_says_nothing_about_other_images(tmp_path):
-    (tmp_path / "EMVA1288_Data.txt").write_text("n 12 6 4\nb 1000 5\ni a.png\ni b.png\n")
+    (tmp_path / "EMVA1288_Data.txt").write_text("n 12 60 40\nb 1000 5\ni a.png\ni b.png\n")
     assert describe(info(tmp_path / "a.png"))[0].kind == "emva_bright"
     assert describe(info(tmp_path / "c.png"))[0].kind == ""
     _, (conflict,) = describe(info(tmp_path / "a.png", bit_depth=14))
     assert (conflict.what, conflict.winner, conflict.loser) == (
         "the bit depth", "the file", "the EMVA 1288 descriptor",
     )  # fmt: skip
+
+
+def test_a_descriptor_of_another_size(tmp_path):
+    (tmp_path / "EMVA1288_Data.txt").write_text("n 12 6 4\nd 1000\ni a.png\ni b.png\n")
+    (conflict,) = describe(info(tmp_path / "a.png"))[1]
+    assert (conflict.what, conflict.value, conflict.other) == ("the shape", (40, 60), (4, 6))
 
 
 def test_equal_contradictions_are_told_once(tmp_path):
@@ -173,23 +227,6 @@ def test_what_counts_first_is_stated():
 
 # -- stacks ----------------------------------------------------------------------------------------
 
-KEYS = st.builds(
-    StackKey,
-    kind=st.sampled_from(["", *KINDS]),
-    iso=st.integers(-1, 10**6),
-    exposure_s=st.floats(0, 1e4) | st.just(-1.0),
-    level=st.text(max_size=5),
-    photons=st.floats(0, 1e9) | st.just(-1.0),
-    temperature_c=st.floats(-200, 100) | st.just(-999.0),
-)
-
-
-@given(KEYS, KEYS)
-def test_a_key_is_its_cell(one, other):
-    assert StackKey.from_cell(one.cell) == one
-    assert (one.cell == other.cell) == (one == other)
-    assert all(isinstance(part, str | int) for part in one.cell)
-
 
 def test_keys_of_frames():
     assert stack_key(info()) == StackKey()
@@ -203,17 +240,6 @@ def test_keys_of_frames():
     assert stack_key(dark, 5.0).temperature_c == -10
     assert stack_key(dark, 5.0).label == "dark_current, 1 s, -10 °C"
     assert stack_key(dataclasses.replace(dark, kind="gain"), 5.0).temperature_c == -999
-
-
-def test_frames_of_a_stack_in_order_of_time():
-    infos = [
-        info("b", iso=200, time="2025-01-01T00:00:02"), info("c", iso=200),
-        info("a", iso=200, time="2025-01-01T00:00:03"), info("z", iso=100),
-    ]  # fmt: skip
-    stacks = group_frames(infos)
-    assert [key.iso for key in stacks] == [100, 200]
-    assert [one.path for one in stacks[StackKey(iso=200)]] == ["c", "b", "a"]
-    assert group_frames(reversed(infos)) == stacks
 
 
 @pytest.mark.parametrize(

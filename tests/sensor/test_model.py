@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibdask.errors import NotEnoughData
-from calibdask.sensor import model
+from calibdask.sensor import model, spatial, standard
 
 
 def moments(frames):
@@ -276,6 +276,21 @@ class TestPhotonTransfer:
         assert fit.a00 == pytest.approx(0.0, abs=1e-12)
         assert fit.gain == pytest.approx(1.0)
 
+    @pytest.mark.parametrize("n_frames", [10, 50])
+    def test_good_pixels_do_not_look_bad(self, rng, n_frames):
+        """Of ten frames, plain chi2 calls hundreds of times too many fits bad."""
+        true = np.linspace(20.0, 400.0, 10)[:, None]
+        variance = true * rng.chisquare(n_frames - 1, (10, 100_000)) / (n_frames - 1)
+        signal = np.broadcast_to(true, variance.shape)
+        n = np.full(variance.shape, n_frames)
+        good = np.ones(variance.shape, bool)
+        fit = model.photon_transfer(signal, variance, n, good, (0.0, 1.0))
+        p = model.variance_fit_probability(fit.chi2, fit.n_levels - 2, n_frames)
+        assert (p < 1e-2).mean() == pytest.approx(1e-2, rel=0.3)
+        assert (p < 1e-6).sum() <= 6
+        plain = model.chi2_probability(fit.chi2, fit.n_levels - 2)
+        assert (plain < 1e-6).sum() >= (30 if n_frames == 10 else 0)
+
     def test_too_few_levels(self):
         with pytest.raises(NotEnoughData, match="there are 1"):
             model.fit_ptc(np.ones(1), np.ones(1), np.ones(1))
@@ -297,7 +312,7 @@ class TestRadial:
 
     def flat(self, rng, noise):
         channel = np.tile(np.array([[0, 1], [3, 2]]), (60, 90))
-        truth = model.RadialModel(
+        truth = spatial.RadialModel(
             self.shape, self.centre, np.zeros(2), self.k, {}, np.zeros((7, 7)), 0.0, 1, 1.0
         )
         y, x = np.indices(self.shape)
@@ -308,7 +323,7 @@ class TestRadial:
 
     def blocks(self, signal, channel, noise, block=12):
         tiles = [
-            model.radial_blocks(
+            spatial.radial_blocks(
                 signal[y : y + 40], np.full((40, 180), noise**2), np.ones((40, 180), bool),
                 channel[y : y + 40], (y, 0), block,
             )
@@ -322,7 +337,7 @@ class TestRadial:
         pulls, centre_pulls = [], []
         for _ in range(6):
             signal, channel, gain = self.flat(rng, 2.0)
-            fit = model.fit_radial(self.blocks(signal, channel, 2.0, block=4), self.shape)
+            fit = spatial.fit_radial(self.blocks(signal, channel, 2.0, block=4), self.shape)
             pulls.append((fit.gain(y, x) - gain) / fit.gain_error(y, x))
             centre_pulls.append((fit.centre - self.centre) / fit.centre_error)
             assert np.abs(fit.gain(y, x) / gain - 1).max() < 5e-3
@@ -332,25 +347,25 @@ class TestRadial:
     def test_without_noise_only_the_blocks_width_is_left(self, rng):
         signal, channel, gain = self.flat(rng, 0.0)
         y, x = np.indices(self.shape)
-        fit = model.fit_radial(self.blocks(signal, channel, 1.0, block=6), self.shape)
+        fit = spatial.fit_radial(self.blocks(signal, channel, 1.0, block=6), self.shape)
         assert np.abs(fit.gain(y, x) / gain - 1).max() < 2e-4
         np.testing.assert_allclose(fit.centre, self.centre, atol=1e-4)
         assert fit.amplitude[0] == pytest.approx(900.0, rel=2e-4)
 
     def test_a_border_is_seen_in_the_radius_that_was_fitted(self, rng):
         signal, channel, _ = self.flat(rng, 0.0)
-        fit = model.fit_radial(self.blocks(signal, channel, 1.0), self.shape, border=0.2)
+        fit = spatial.fit_radial(self.blocks(signal, channel, 1.0), self.shape, border=0.2)
         assert fit.r2_fitted < 0.4
         assert fit.radius2(0, 0) > 0.9
 
     def test_too_few_blocks(self):
         with pytest.raises(NotEnoughData, match="block_size"):
-            model.fit_radial(np.ones((3, 7)), (10, 10))
+            spatial.fit_radial(np.ones((3, 7)), (10, 10))
 
     def test_the_gradient_is_the_gradient(self, rng):
         """Through the covariance: error of g by finite differences of the parameters."""
         signal, channel, _ = self.flat(rng, 2.0)
-        fit = model.fit_radial(self.blocks(signal, channel, 2.0), self.shape)
+        fit = spatial.fit_radial(self.blocks(signal, channel, 2.0), self.shape)
         for y, x in ((3, 170), (60, 90), (110, 5)):
             gradient = []
             parameters = np.concatenate([fit.coefficients, fit.centre])
@@ -358,7 +373,7 @@ class TestRadial:
                 step = np.zeros(7)
                 step[i] = 1e-6
                 high, low = (
-                    model.RadialModel(
+                    spatial.RadialModel(
                         fit.shape, p[5:], fit.centre_error, p[:5], {}, fit.covariance, 0, 1, 1
                     ).gain(y, x)
                     for p in (parameters + step, parameters - step)
@@ -381,10 +396,10 @@ class TestEmva:
             "dark": np.full(20, 50.0),
             "dark_variance": np.full(20, 4.0),
         }
-        return model.EmvaPoints(**(fields | changes))
+        return standard.EmvaPoints(**(fields | changes))
 
     def test_a_perfect_sensor(self):
-        result = model.emva1288(self.points(), None, None)
+        result = standard.emva1288(self.points(), None, None)
         assert result["k_dn_per_electron"] == pytest.approx(0.2)
         assert result["responsivity_dn_per_photon"] == pytest.approx(0.1)
         assert result["quantum_efficiency"] == pytest.approx(0.5)
@@ -395,7 +410,7 @@ class TestEmva:
         assert np.isnan(result["prnu1288_percent"])
 
     def test_without_photons_what_needs_none_is_there(self):
-        result = model.emva1288(self.points(photons=np.full(20, np.nan)), None, None)
+        result = standard.emva1288(self.points(photons=np.full(20, np.nan)), None, None)
         assert result["k_dn_per_electron"] == pytest.approx(0.2)
         assert np.isnan(result["quantum_efficiency"])
         assert result["saturation_electron"] == pytest.approx(8500.0)
@@ -406,14 +421,14 @@ class TestEmva:
         frames = 30 + offset + rng.normal(0, 3.0, (n, 40_000))
         mean, variance = moments(frames)
         m2 = float(((mean - mean.mean()) ** 2).sum())
-        sums = model.SpatialSums(40_000, float(mean.mean()), m2, float(variance.sum() / n))
-        assert model.spatial_variance(sums) == pytest.approx(0.25, rel=0.06)
+        sums = standard.SpatialSums(40_000, float(mean.mean()), m2, float(variance.sum() / n))
+        assert standard.spatial_variance(sums) == pytest.approx(0.25, rel=0.06)
         assert m2 / 39_999 > 0.6  # what it would be with the noise
 
     def test_too_few_exposures(self):
-        few = model.EmvaPoints(*(np.array([1.0, 2.0]) for _ in range(6)))
+        few = standard.EmvaPoints(*(np.array([1.0, 2.0]) for _ in range(6)))
         with pytest.raises(NotEnoughData, match="70 %"):
-            model.emva1288(few, None, None)
+            standard.emva1288(few, None, None)
 
 
 class TestLocalResponse:
@@ -424,7 +439,7 @@ class TestLocalResponse:
         signal[5, 7] *= 1.5
         good = np.ones(signal.shape, bool)
         good[5, 7] = False
-        deviation, freedom = model.local_response(signal, good, channel, 8)
+        deviation, freedom = spatial.local_response(signal, good, channel, 8)
         assert deviation[5, 7] == pytest.approx(0.5)
         deviation[5, 7] = 0.0
         assert np.abs(deviation).max() < 1e-12
@@ -435,12 +450,12 @@ class TestLocalResponse:
         rows, _ = np.indices((64, 64))
         channel = np.zeros((64, 64), np.int8)
         signal = (1000.0 + 10 * rows) * (1 + rng.normal(0, 0.02, (64, 64)))
-        deviation, freedom = model.local_response(signal, signal > 0, channel, 4)
+        deviation, freedom = spatial.local_response(signal, signal > 0, channel, 4)
         scatter = np.sqrt((deviation**2).sum() / freedom.sum())
         assert scatter == pytest.approx(0.02, rel=0.05)
 
     def test_too_few_pixels_make_no_plane(self):
-        deviation, freedom = model.local_response(
+        deviation, freedom = spatial.local_response(
             np.ones((4, 4)), np.ones((4, 4), bool), np.tile([[0, 1], [3, 2]], (2, 2)), 2
         )
         assert np.isnan(deviation).all()

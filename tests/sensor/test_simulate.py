@@ -15,7 +15,7 @@ from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput
 from calibdask.io.frames import inspect_frame, read_frame
 from calibdask.io.spectacle import read_camera_file, read_settings
 from calibdask.sensor.config import Frames
-from calibdask.sensor.metadata import describe, group_frames, misfits
+from calibdask.sensor.metadata import describe, misfits
 from calibdask.sensor.simulate import SensorSimulation, simulate_sensor
 from calibdask.sensor.simulation import (
     FAULTS,
@@ -24,6 +24,7 @@ from calibdask.sensor.simulation import (
     frame_specs,
     true_sensor,
 )
+from tests.sensor.frames import stacks_of
 
 SMALL = SensorSimulation(rows=31, columns=44, n_frames=3, kinds=SIMULATED_KINDS, emva_points=4)
 
@@ -64,7 +65,7 @@ def test_what_is_known_about_frames_is_what_was_simulated(made):
 
 def test_frames_come_into_their_stacks(made):
     infos = [info for info, _ in described(made).values()]
-    stacks = group_frames(one for one in infos if not one.kind.startswith("emva"))
+    stacks = stacks_of(one for one in infos if not one.kind.startswith("emva"))
     sizes = Counter((key.kind, len(members)) for key, members in stacks.items())
     assert sizes == {
         ("bias_readnoise", 3): 6, ("dark_current", 3): 10, ("flatfield", 3): 1, ("gain", 3): 10,
@@ -112,7 +113,7 @@ def test_flat_folder_of_fits_with_its_configuration(tmp_path, pattern):
         assert info.black_level == (77,) * (4 if pattern else 1)
     path, spec = next(iter(made.frames.items()))
     np.testing.assert_array_equal(read_frame(path), expose(made.truth, spec))
-    assert len(group_frames([describe(inspect_frame(p), frames)[0] for p in made.frames], 1.0)) == (
+    assert len(stacks_of([describe(inspect_frame(p), frames)[0] for p in made.frames], 1.0)) == (
         2 + 2 * 2 * 5 + 2
     )
 
