@@ -285,6 +285,10 @@ class _FromRings(Calibration):
         if len(types) > 1:
             listed = " and ".join(f"{path} ({kind})" for kind, path in sorted(types.items()))
             raise ConfigError(f"simulated and observed rings in one run: {listed}; separate them")
+        telescopes = tuple(found[tel_id][0] for tel_id in sorted(found))
+        if not any(survey.facts.cells for survey in surveys):
+            why = _two_mirrors(telescopes) or "no telescope to calibrate has an image or a ring"
+            raise NotEnoughData(f"{why}: nothing to calibrate")
         missing = sorted(set(self.options.allowed_tels or ()) - set(found))
         notes = self.notes
         if missing:
@@ -293,7 +297,7 @@ class _FromRings(Calibration):
         obs_ids = {number for survey in surveys for number in survey.facts.obs_ids}
         return replace(
             self,
-            telescopes=tuple(found[tel_id][0] for tel_id in sorted(found)),
+            telescopes=telescopes,
             process_type=next(iter(types)),
             obs_ids=tuple(sorted(obs_ids)),
             fits_rings=any(survey.facts.kind != "rings" for survey in surveys),
@@ -357,12 +361,8 @@ class _FromRings(Calibration):
 
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and telescopes."""
-        dual = [tel_id for tel_id, _, n_mirrors in self.telescopes if n_mirrors != 1]
-        if not dual:
-            return self.notes
-        listed = ", ".join(map(str, dual))
-        text = f"telescopes {listed} have two mirrors: there is no ring model for them, so they get"
-        return [*self.notes, f"{text} no value (flag D)"]
+        dual = _two_mirrors(self.telescopes)
+        return [*self.notes, dual] if dual else self.notes
 
     # -- map ------------------------------------------------------------------------------------
 
@@ -561,6 +561,15 @@ class _FromRings(Calibration):
         }
 
     description: ClassVar[str] = ""
+
+
+def _two_mirrors(telescopes: Sequence[Telescope]) -> str:
+    """Name the telescopes that have two mirrors; empty for none."""
+    dual = [str(tel_id) for tel_id, _, n_mirrors in telescopes if n_mirrors != 1]
+    if not dual:
+        return ""
+    who = f"telescope {dual[0]} has" if len(dual) == 1 else f"telescopes {', '.join(dual)} have"
+    return f"{who} two mirrors: there is no ring model for that, so no value (flag D)"
 
 
 def _places_of(rows: Rows) -> dict[Cell, slice]:
