@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench scale faults statistics lint lock clean
+.PHONY: help install demo test bench bench-muon scale faults statistics lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -40,6 +40,11 @@ test: .venv/installed ## run all tests
 
 bench: .venv/installed .venv-peer/installed ## measure time and memory (BENCH="--only warm", see --help)
 	@$(BIN)/python tests/benchmarks/bench.py --peer .venv-peer/bin/python $(BENCH)
+
+bench-muon: .venv/installed .venv-peer/installed ## the same for muon rings, from tables and from images
+	@$(BIN)/python tests/benchmarks/muon_tables.py --peer .venv-peer/bin/python $(BENCH)
+	@$(BIN)/python tests/benchmarks/muon.py
+	@$(BIN)/python tests/benchmarks/muon_truth.py
 
 scale: .venv/installed ## measure the engine from ten shards to ten thousand (SCALE="--scale 0.1")
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py $(SCALE)

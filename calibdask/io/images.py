@@ -53,6 +53,8 @@ _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 # larger part of the camera reads 0, the data were reduced, and 0 stands for "no light".
 _MAX_FRACTION_DEAD: Final = 0.1
 
+_TRUNCATED: Final = ".*(truncated|_read_next_object)"
+
 # warnings.catch_warnings is for the whole process.
 _CTAPIPE: Final = threading.Lock()
 
@@ -580,8 +582,10 @@ def _event_source(path: Path | str, choice: FocalLengthChoice) -> Iterator[Any]:
     """Open a file with ctapipe; what it tells of a bad file becomes our exceptions."""
     from ctapipe.io import EventSource
 
-    with _CTAPIPE, warnings.catch_warnings():
+    with _CTAPIPE, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
+        # All that ctapipe and eventio do about a file that ends too early is to say so.
+        warnings.filterwarnings("always", message=_TRUNCATED)
         try:
             source = EventSource(input_url=Path(path), focal_length_choice=choice)
         except (ValueError, OSError) as error:
@@ -599,6 +603,8 @@ def _event_source(path: Path | str, choice: FocalLengthChoice) -> Iterator[Any]:
                 yield source
             except EOFError as error:
                 raise _ends_early(path) from error
+        if caught:
+            raise _ends_early(path)
 
 
 def _ends_early(path: Path | str) -> CorruptedInput:
