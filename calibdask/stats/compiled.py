@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_directory", "compiled"]
 
+_ONE_AT_A_TIME = threading.Lock()
+
 
 def cache_directory(package: Path) -> Path:
     """Give the place where the compiled kernels of a package are kept.
 
     It is in the user's own cache directory (``XDG_CACHE_HOME``, else ``~/.cache``). Set
-    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way.
+    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way. What is in there
+    is executed: nobody else may write to it.
 
     Parameters
     ----------
@@ -64,13 +68,14 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
 
     config: Any = numba.config
     package = Path(inspect.getfile(function)).parent
-    before = config.CACHE_DIR
-    # The directory is looked up while a function is decorated. Other libraries keep theirs.
-    config.CACHE_DIR = str(cache_directory(package))
-    try:
-        kernel: Any = numba.njit(cache=True, error_model="numpy")(function)
-    except RuntimeError:  # "cannot cache function: no locator available"
-        kernel = numba.njit(error_model="numpy")(function)
-    finally:
-        config.CACHE_DIR = before
+    with _ONE_AT_A_TIME:
+        before = config.CACHE_DIR
+        # The directory is looked up while a function is decorated. Other libraries keep theirs.
+        config.CACHE_DIR = str(cache_directory(package))
+        try:
+            kernel: Any = numba.njit(cache=True, error_model="numpy")(function)
+        except RuntimeError:  # "cannot cache function: no locator available"
+            kernel = numba.njit(error_model="numpy")(function)
+        finally:
+            config.CACHE_DIR = before
     return cast("F", kernel)
