@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from calibdask.array.model import FLAGS
+from calibdask.muon.model import FLAGS as MUON_FLAGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +20,12 @@ def test_the_calibration_it_shows_is_the_one_that_is_tested() -> None:
 def test_it_explains_every_flag() -> None:
     section = README.split("| flag | meaning |")[1].split("###")[0]
     assert set(re.findall(r"^\| ([A-Z]) \|", section, flags=re.MULTILINE)) == set(FLAGS)
+
+
+def test_it_explains_every_flag_of_muons() -> None:
+    section = README.split("| flag | of a telescope or a bin |")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| ([A-Z]) \| (.*) \|$", section, flags=re.MULTILINE))
+    assert {flag: text.replace("`", "") for flag, text in rows.items()} == MUON_FLAGS
 
 
 def test_files_it_names_exist() -> None:
