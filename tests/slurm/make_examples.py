@@ -11,6 +11,10 @@ WORDS = (
     *("calibdask", "inter-calibration", "-c", "configs/inter_calibration.yaml"),
     *("-i", "demo/dl2", "-o", "inter_calibration.h5"),
 )
+MUONS = (
+    *("calibdask", "calculate-throughput-muon", "-c", "configs/calculate_throughput_muon.yaml"),
+    *("-i", "muons", "-o", "throughput.h5"),
+)
 
 
 def examples() -> dict[str, str]:
@@ -22,9 +26,13 @@ def examples() -> dict[str, str]:
     head = BatchJob(
         (*WORDS, "--cluster", "slurm", "--workers", "2:8"), 1, 1, "1-00:00:00", "2G", setup=setup
     )
+    muons = BatchJob(
+        (*MUONS, "--cluster", "allocation"), 2, 8, "04:00:00", "2G", requeue=True, setup=setup
+    )
     return {
         "inter_calibration.sbatch": inside.script(),
         "inter_calibration_head.sbatch": head.script(),
+        "calculate_throughput_muon.sbatch": muons.script(),
     }
 
 
