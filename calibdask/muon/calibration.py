@@ -49,6 +49,7 @@ from calibdask.muon.model import (
     assign_chunks,
     chunk_starts,
     radius_edges,
+    residuals,
 )
 from calibdask.muon.result import (
     CellState,
@@ -716,6 +717,7 @@ def _cut_into_chunks(total: ChunkKeys, options: MuonOptions) -> CellState:
 def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOptions) -> CellState:
     """Give the moments of what is within the bounds, and the next bounds."""
     before = given.arrays
+    total = total.over(0, len(before["n"]))
     moments = total.efficiency.moments()
     std = np.sqrt(moments.variance(ddof=0))
     number = int(before["round"]) + 1
@@ -733,10 +735,9 @@ def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOp
     }
     profiles = {}
     for name, sums in total.profiles.items():
-        profile = sums.moments()
-        shape = (len(moments.n), -1)
-        for field in ("n", "mean", "m2"):
-            profiles[f"{name}_{field}"] = getattr(profile, field).reshape(shape)
+        residual = residuals(sums.moments(), moments.mean)
+        for field, values in residual.to_arrays().items():
+            profiles[f"{name}_{field}"] = values
     return CellState.of(
         options.clip_sigma,
         before["low"],

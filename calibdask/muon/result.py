@@ -198,12 +198,9 @@ def _throughput_rows(
         filled = a["n"] > 0
         for name, values in columns.items():
             parts.setdefault(name, []).append(values[filled])
-        for name in PROFILES:
-            for i in np.flatnonzero(filled).tolist():
-                n, mean, m2 = (a[f"{name}_{field}"][i] for field in ("n", "mean", "m2"))
-                scale = a["mean"][i]
-                relative = np.where(n > 0, mean / scale - 1, 0.0)
-                residuals[name] = residuals[name].merge(Moments(n, relative, m2 / scale**2))
+        for name, total in residuals.items():
+            own = Moments(*(a[f"{name}_{field}"] for field in ("n", "mean", "m2")))
+            residuals[name] = total.merge(own)
     rows = {name: np.concatenate(values) for name, values in parts.items()}
     if not rows:
         return {"n_events": np.empty(0, np.int64)}, residuals

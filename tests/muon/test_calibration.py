@@ -486,3 +486,22 @@ def test_time_bins_name_their_place(muons, run):
     other = run("throughput", muons, epoch).tables[f"{THROUGHPUT}/tel_001"]
     assert (np.asarray(table["bin"]) - 1).tolist() == np.asarray(other["bin"]).tolist()
     assert digest_hdf5(one.paths[0]) == one.digest
+
+
+def test_all_rings_with_the_plain_aggregator(muons, run):
+    name = "CalculateThroughputWithMuons.aggregator_type"
+    table = run("throughput", muons, {name: "PlainAggregator"}).tables[f"{THROUGHPUT}/tel_001"]
+    value = good_rings(muons, 1)[EFFICIENCY]
+    assert (table["n_events"][0], table["n_clipped"][0]) == (len(value), 0)
+    assert table["mean"][0] == pytest.approx(value.mean(), rel=1e-12)
+    assert table["median"][0] == pytest.approx(np.median(value), abs=0.02 * value.std())
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_fewer_iterations(muons, run, iterations):
+    overrides = {"SigmaClippingAggregator.iterations": iterations}
+    table = run("throughput", muons[:1], overrides).tables[f"{THROUGHPUT}/tel_001"]
+    value = good_rings(muons[:1], 1)[EFFICIENCY]
+    kept = sigma_clip(value, sigma=4, maxiters=iterations, cenfunc="mean").compressed()
+    assert table["n_events"][0] == len(kept)
+    assert table["mean"][0] == pytest.approx(kept.mean(), rel=1e-12)
