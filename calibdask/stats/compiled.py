@@ -61,7 +61,8 @@ def _digest(package: Path) -> str:
 def compiled[F: Callable[..., Any]](function: F) -> F:
     """Compile a function for the types it is first called with, and keep what was compiled.
 
-    Where nothing can be kept (a home that cannot be written to), it is compiled in each process.
+    Kernels release Python's lock, so that threads compute side by side. Where nothing can be kept
+    (a home that cannot be written to), they are compiled in each process.
     Kernels may call kernels of their own package and of `calibdask.stats`, no others.
     """
     import numba
@@ -73,9 +74,9 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
         # The directory is looked up while a function is decorated. Other libraries keep theirs.
         config.CACHE_DIR = str(cache_directory(package))
         try:
-            kernel: Any = numba.njit(cache=True, error_model="numpy")(function)
+            kernel: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
         except RuntimeError:  # "cannot cache function: no locator available"
-            kernel = numba.njit(error_model="numpy")(function)
+            kernel = numba.njit(nogil=True, error_model="numpy")(function)
         finally:
             config.CACHE_DIR = before
     return cast("F", kernel)
