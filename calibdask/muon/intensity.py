@@ -222,7 +222,7 @@ def _photons(radius: float, optics: Optics) -> float:
     """Give the photons in a pixel on the ring per m of path.
 
     Cherenkov light of a charge e per unit of path and azimuth is α/(2π) sin(2θ) (1/λ₁ - 1/λ₂)
-    after the projection of the mirror (Vacanti et al. 1994, eq. 5; the 2π cancel out).
+    after the projection of the mirror (Vacanti et al. 1994; the 2π cancel out).
     """
     wavelengths = 1.0 / optics.min_wavelength_m - 1.0 / optics.max_wavelength_m
     return (

@@ -282,6 +282,13 @@ def test_a_fit_is_at_a_minimum(drawn, n_free):
         assert not fit.covariance[4:].any()
 
 
+@pytest.mark.parametrize(("impact", "starts"), [(0.3, 4), (1.0, 4), (5.0, 1), (9.0, 1)])
+def test_several_starts_only_where_the_light_is_even(impact, starts):
+    parameters = parameters_of((impact, 1.0, 0.06, 0.3, 0.0, 0.0, 1.15))
+    x, y, (charge,) = images(parameters, 1, seed=2)
+    assert fit_intensity(x, y, charge, parameters[4:], OPTICS, 4).starts == starts
+
+
 def test_no_light_is_no_fit():
     parameters = parameters_of((3.0, 0.0, 0.06, 0.2, 0.0, 0.0, 1.1))
     x, y = near(parameters)
