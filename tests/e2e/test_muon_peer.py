@@ -180,6 +180,52 @@ def test_where_the_peer_stays_in_a_saddle(peers, ours):
     np.testing.assert_allclose(rings[name][others], table[name][others], rtol=1e-2)
 
 
+def test_where_the_light_is_opposite_to_its_start_the_peer_stays_in_the_saddle(shared_simtel, ours):
+    """The peer begins at azimuth 0. Rings at 180 degrees often end at impact 0, 6 % too bright.
+
+    It calls them valid and at the limit, so that its cuts lose one side of the telescope.
+    """
+    import astropy.units as u
+
+    from calibdask.muon.intensity import fit_intensity, predict, profile_points
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ctapipe.image.muon import MuonIntensityFitter
+        from ctapipe.io import EventSource
+
+        path = shared_simtel / "lst_muons.simtel.zst"
+        with EventSource(path, focal_length_choice="EQUIVALENT") as source:
+            peer = MuonIntensityFitter(source.subarray)
+    camera = ours[0].camera
+    optics = optics_of(camera, OPTIONS)
+    radius = np.radians(1.15)
+    x, y = camera.pixel_x_rad, camera.pixel_y_rad
+    distance = np.hypot(x, y)
+    near = np.abs(distance - radius) < 0.4 * radius
+    circle = np.array([0.0, 0.0, radius])
+    truth = np.array([-6.0, 0.0, np.radians(0.06), 0.2, *circle])
+    n_points = profile_points(radius, optics)
+    expected = predict(truth, distance, np.arctan2(y, x), n_points, optics)
+    stuck = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        image = rng.poisson(expected) + rng.normal(0.0, 1.1, expected.size)
+        centre, pedestal = 0 * u.deg, np.full(image.size, 1.1)
+        theirs = peer(1, centre, centre, radius * u.rad, image, pedestal, mask=near)
+        mine = fit_intensity(x[near], y[near], image[near], circle, optics, 4)
+        assert mine.converged
+        assert np.hypot(*mine.parameters[:2]) == pytest.approx(6.0, abs=1.0)
+        assert mine.parameters[3] == pytest.approx(0.2, abs=0.02)
+        if theirs.impact.to_value("m") < 0.1:
+            assert theirs.is_valid
+            assert theirs.parameters_at_limit
+            assert theirs.likelihood_value > mine.negative_log_likelihood + 100
+            stuck.append(theirs.optical_efficiency / mine.parameters[3])
+    assert len(stuck) >= 2
+    assert np.mean(stuck) == pytest.approx(1.06, abs=0.02)
+
+
 def test_with_the_circle_of_the_peer_nothing_is_left(peers, ours):
     """The same circle, pixels and likelihood: only Migrad's tolerance remains."""
     from calibdask.muon.intensity import fit_intensity
