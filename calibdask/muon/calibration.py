@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from calibdask.muon.result import Telescope
     from calibdask.muon.rings import RingOptions
     from calibdask.report import Section
+    from calibdask.stats.timebins import TimeBins
 
 __all__ = ["PsfFromMuons", "ThroughputFromMuons"]
 
@@ -254,11 +255,11 @@ class _FromRings(Calibration):
             raise WrongKind(f"{path}: holds neither tables of muon rings nor images")
         if product_id:  # tells apart what equal size and samples would not
             source = replace(source, identity=f"{source.identity}:{product_id}")
-        numbers = {
-            tel_id: [0] if options.bins is None else np.unique(options.bins.index(times[tel_id]))
+        cells = tuple(
+            (tel_id, number)
             for tel_id in wanted
-        }
-        cells = tuple((t, int(number)) for t in wanted for number in numbers[t])
+            for number in ([0] if options.bins is None else _bins_of(times[tel_id], options.bins))
+        )
         facts = _Facts(
             tuple(telescopes), obs_ids, process_type, cells, n_rows, row_bytes, more_bytes, kind
         )
@@ -564,6 +565,12 @@ class _FromRings(Calibration):
         }
 
     description: ClassVar[str] = ""
+
+
+def _bins_of(time_ns: NDArray[np.int64], bins: TimeBins) -> list[int]:
+    """List the bins that times fall into."""
+    numbers: list[int] = np.unique(bins.index(time_ns[time_ns != _NO_TIME])).tolist()
+    return numbers
 
 
 def _two_mirrors(telescopes: Sequence[Telescope]) -> str:

@@ -19,6 +19,7 @@ from calibdask.io.muon import read_rings, read_times
 from calibdask.muon.simulate import (
     MuonSimulation,
     describe_telescopes,
+    ring_columns,
     simulate,
     simulate_rings,
     true_efficiency,
@@ -270,6 +271,27 @@ def test_a_telescope_without_table_costs_nobody(muons, run):
     assert f"{THROUGHPUT}/tel_003" not in result.tables
     lines = run("psf", muons).tables[f"{PSF}_overview"]
     assert lines["flags"].tolist()[2] == "D"
+
+
+def test_dual_mirrors_with_a_table_of_nothing(tmp_path, run):
+    """ctapipe writes a row of NaN for every image of a telescope with two mirrors."""
+    options = MuonSimulation(n_files=1, n_rings=300, n_telescopes=1, n_dual_mirror=1)
+    columns = simulate_rings(options, 0)
+    nothing = ring_columns(
+        50,
+        obs_id=columns["obs_id"][0],
+        event_id=10_000 + np.arange(50),
+        tel_id=np.int16(2),
+        time_ns=columns["time_ns"][:50],
+        has_time=np.bool_(True),
+    )
+    both = {name: np.concatenate([columns[name], nothing[name]]) for name in columns}
+    path = tmp_path / "a.h5"
+    write_rings(path, describe_telescopes(options), both)
+    for overrides in ({}, {"Campaign.time_bin": "5 min"}, {"SizeChunking.chunk_size": 50}):
+        trend = run("throughput", [path], overrides).tables[f"{THROUGHPUT}_trend"]
+        assert [flags.replace("B", "") for flags in trend["flags"].tolist()] == ["", "D"]
+    assert run("psf", [path]).tables[f"{PSF}_overview"]["flags"].tolist()[1] == "D"
 
 
 def test_running_twice_repeats_nothing(muons, run, tmp_path):

@@ -18,10 +18,7 @@ def draw(seed, n=200, n_groups=3):
 
 def split(group, values, cuts, n_groups=3):
     edges = [0, *sorted(cuts), len(values)]
-    return [
-        ExactMoments.from_groups(group[a:b], values[a:b], n_groups)
-        for a, b in pairwise(edges)
-    ]
+    return [ExactMoments.from_groups(group[a:b], values[a:b], n_groups) for a, b in pairwise(edges)]
 
 
 @settings(max_examples=30, deadline=None)
