@@ -42,7 +42,7 @@ bench: .venv/installed .venv-peer/installed ## measure time and memory (BENCH="-
 	@$(BIN)/python tests/benchmarks/bench.py --peer .venv-peer/bin/python $(BENCH)
 
 bench-muon: .venv/installed .venv-peer/installed ## the same for muon rings, from tables and from images
-	@$(BIN)/python tests/benchmarks/muon_tables.py --peer .venv-peer/bin/python $(BENCH)
+	@$(BIN)/python tests/benchmarks/muon_tables.py --peer .venv-peer/bin/python
 	@$(BIN)/python tests/benchmarks/muon.py
 	@$(BIN)/python tests/benchmarks/muon_truth.py
 

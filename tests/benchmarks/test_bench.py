@@ -108,3 +108,24 @@ def test_muon_truth_on_few_rings(monkeypatch, capsys):
     assert found > 15
     assert abs(bias) < 5 * error
     assert all(np.isfinite(one).all() for one in pulls)
+
+
+def test_muon_tables_on_few_rings(monkeypatch, capsys, tmp_path):
+    module = _load("muon_tables")
+    asked = []
+
+    def job(kind, paths, folder, *options):
+        asked.append((kind, len(paths), options))
+        return bench.Cost(2.0, 3.0, 100.0, 50.0, 150.0, "")
+
+    real = module.job
+    monkeypatch.setattr(module, "job", job)
+    module.main(["--scale", "0.0005"])
+    shown = capsys.readouterr().out
+    assert shown.count("PyTables reading the columns") == 6
+    assert {n for _, n, _ in asked} == {8, 2}
+    (path,) = module.simulate(tmp_path / "rings", module.MuonSimulation(n_files=1, n_rings=400))
+    assert module.read([path]) >= 0
+    cost = real("psf", [path], tmp_path, "--cluster", "serial")
+    assert cost.cpu_s > 0.1
+    assert list(tmp_path.glob("psf.h5*")) == [tmp_path / "psf.h5"]
