@@ -111,7 +111,6 @@ _ROWS = (
 )
 """Fields of `Rings`, as they are kept."""
 
-
 _CUTS = {
     "images of telescopes with one mirror and known optics": ("dual mirror", "no optics"),
     "images that were measured": ("no image",),
@@ -196,6 +195,7 @@ class _FromRings(Calibration):
     obs_ids: tuple[int, ...] = ()
     fits_rings: bool = False
 
+    description: ClassVar[str]
     version: ClassVar[int] = 1
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
@@ -563,8 +563,6 @@ class _FromRings(Calibration):
             "data_level": "DL1",
             "process_type": self.process_type,
         }
-
-    description: ClassVar[str] = ""
 
 
 def _bins_of(time_ns: NDArray[np.int64], bins: TimeBins) -> list[int]:
