@@ -45,6 +45,11 @@ bench: .venv/installed .venv-peer/installed ## measure time and memory (BENCH="-
 bench-sensor: .venv/installed ## measure stacks of raw frames (30 GB of disk; SENSOR="--only ram files")
 	@$(BIN)/python tests/benchmarks/sensor.py $(SENSOR)
 
+bench-muon: .venv/installed .venv-peer/installed ## the same for muon rings, from tables and from images
+	@$(BIN)/python tests/benchmarks/muon_tables.py --peer .venv-peer/bin/python
+	@$(BIN)/python tests/benchmarks/muon.py
+	@$(BIN)/python tests/benchmarks/muon_truth.py
+
 scale: .venv/installed ## measure the engine from ten shards to ten thousand (SCALE="--scale 0.1")
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py $(SCALE)
 

@@ -554,7 +554,7 @@ def _worker_environment() -> dict[str, str]:
     """Give the environment that every ``dask worker`` needs, also where none is passed on."""
     from calibdask.engine.provenance import code_digest
 
-    inherited = ("NPY_DISABLE_CPU_FEATURES", "OPENBLAS_CORETYPE", "PYTHONPATH")
+    inherited = ("NPY_DISABLE_CPU_FEATURES", "NUMBA_CACHE_DIR", "OPENBLAS_CORETYPE", "PYTHONPATH")
     return {
         "CALIBDASK_EXPECTED_CODE": code_digest(),
         "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",

@@ -231,7 +231,11 @@ def preliminary(plan: Plan, context: WorkContext) -> Preliminary:
                 break
             stage += 1
         calibration = context.calibration
-        tables = calibration.tables(calibration.combine(states)) if states else {}
+        tables: Mapping[str, QTable] = {}
+        try:
+            tables = calibration.tables(calibration.combine(states)) if states else {}
+        except CalibdaskError as error:  # the first stage need not tell anything yet
+            look.notes.append(str(error))
     if missing := len(cells) - len(states):
         look.notes.append(
             "nothing can be fitted yet"

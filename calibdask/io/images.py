@@ -53,6 +53,8 @@ _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 # larger part of the camera reads 0, the data were reduced, and 0 stands for "no light".
 _MAX_FRACTION_DEAD: Final = 0.1
 
+_TRUNCATED: Final = ".*(truncated|_read_next_object)"
+
 # warnings.catch_warnings is for the whole process.
 _CTAPIPE: Final = threading.Lock()
 
@@ -367,7 +369,7 @@ def _inspect_dl1(path: Path | str, choice: FocalLengthChoice) -> ImageInfo:
             cameras[tel_id] = _read_camera(file, path, tel_id, choice)
             _check_table(table, path, cameras[tel_id])
             sizes[tel_id] = 5 * 4 * len(cameras[tel_id].pixel_x_rad)
-            keys[tel_id] = _read_keys(table, path, tel_id)
+            keys[tel_id] = _all_keys(table, path, tel_id)
         attributes = file.root._v_attrs
         product, process = (
             str(attributes[name]) if name in attributes else None
@@ -379,7 +381,10 @@ def _inspect_dl1(path: Path | str, choice: FocalLengthChoice) -> ImageInfo:
         raise _no_focal_length(path, next(iter(cameras.values())).tel_description, choice)
     events = np.concatenate([np.stack(one, axis=1) for one in keys.values()])
     obs_ids = {*np.unique(events[:, 0]).tolist(), *(int(one) for one in stored)}
-    times = {tel_id: _times(path, tel_id, *one) for tel_id, one in keys.items()}
+    times = {
+        tel_id: read_times(path, obs_id, event_id, np.full(len(obs_id), tel_id))
+        for tel_id, (obs_id, event_id) in keys.items()
+    }
     return ImageInfo(
         tuple(sorted(obs_ids)),
         len(np.unique(events, axis=0)),
@@ -403,30 +408,23 @@ def _read_dl1(
             raise MissingInput(f"{path}: has no images of telescope {wanted}")
         chosen = [wanted] if wanted is not None else list(found)
         cameras = {tel_id: _read_camera(file, path, tel_id, choice) for tel_id in chosen}
-        keys, stops = {}, {}
+        n_rows = {}
         for tel_id, camera in cameras.items():
             _check_table(found[tel_id], path, camera)
-            keys[tel_id] = _read_keys(found[tel_id], path, tel_id)
-            first, stop = rows or (0, len(keys[tel_id][0]))
-            stops[tel_id] = (first, min(stop, len(keys[tel_id][0])))
+            n_rows[tel_id] = int(found[tel_id].nrows)
     for tel_id, camera in cameras.items():
-        times = _times(path, tel_id, *keys[tel_id])
-        first, stop = stops[tel_id]
+        first, stop = rows or (0, n_rows[tel_id])
+        stop = min(stop, n_rows[tel_id])
         step = max(1, _BLOCK_BYTES // (5 * len(camera.pixel_x_rad)))
         for begin in range(first, stop, step):
-            part = slice(begin, min(begin + step, stop))
             # Not kept open: the reader holds a lock, and the caller computes between two blocks.
             with open_hdf5(path) as file:
                 table = file.get_node(f"{_IMAGES}/tel_{tel_id:03d}")
-                image, mask = _read_block(table, part)
-            yield TelescopeImages(
-                camera,
-                keys[tel_id][0][part].astype(np.int32),
-                keys[tel_id][1][part],
-                times[part],
-                image,
-                mask,
-            )
+                block = table.read(begin, min(begin + step, stop))
+                obs_id, event_id = _keys(block, table, path, tel_id)
+                image, mask = _charges(block, table)
+            time_ns = read_times(path, obs_id, event_id, np.full(len(obs_id), tel_id))
+            yield TelescopeImages(camera, obs_id.astype(np.int32), event_id, time_ns, image, mask)
 
 
 def _image_tables(file: tables.File, path: Path | str) -> Iterator[tuple[int, tables.Table]]:
@@ -463,41 +461,42 @@ def _check_table(table: tables.Table, path: Path | str, camera: Camera) -> None:
         )
 
 
-def _read_keys(
-    table: tables.Table, path: Path | str, tel_id: int
+def _keys(
+    rows: NDArray[Any], table: tables.Table, path: Path | str, tel_id: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Read observation and event of each image, without the images."""
-    n = int(table.nrows)
-    keys = np.empty((n, 3), np.int64)
-    step = max(1, _BLOCK_BYTES // int(table.rowsize))
-    for begin in range(0, n, step):
-        block = table.read(begin, min(begin + step, n))
-        for k, name in enumerate(_KEYS):
-            keys[begin : begin + len(block), k] = block[name]
-    if (keys[:, 2] != tel_id).any():
-        other = keys[keys[:, 2] != tel_id][0, 2]
-        raise CorruptedInput(f"{path}: {table._v_pathname} has rows of telescope {other}")
-    _, index, count = np.unique(keys[:, :2], axis=0, return_index=True, return_counts=True)
+    """Give observation and event of rows of an image table; each must be there once."""
+    others = rows["tel_id"][rows["tel_id"] != tel_id]
+    if len(others):
+        raise CorruptedInput(f"{path}: {table._v_pathname} has rows of telescope {others[0]}")
+    keys = np.stack([rows["obs_id"], rows["event_id"]], axis=1).astype(np.int64)
+    found, count = np.unique(keys, axis=0, return_counts=True)
     if (count > 1).any():
-        row = index[np.argmax(count > 1)]
+        obs_id, event_id = found[np.argmax(count > 1)]
         raise CorruptedInput(
-            f"{path}: {table._v_pathname} has event {keys[row, 1]} of observation {keys[row, 0]}"
+            f"{path}: {table._v_pathname} has event {event_id} of observation {obs_id}"
             f" {count.max()} times; write the file again without repeated rows"
         )
     return keys[:, 0].copy(), keys[:, 1].copy()
 
 
-def _times(
-    path: Path | str, tel_id: int, obs_id: NDArray[np.int64], event_id: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    return read_times(path, obs_id, event_id, np.full(len(obs_id), tel_id))
+def _all_keys(
+    table: tables.Table, path: Path | str, tel_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Read the keys of a whole table; its images pass through memory in blocks."""
+    n = int(table.nrows)
+    rows = np.empty(n, [(name, np.int64) for name in _KEYS])
+    step = max(1, _BLOCK_BYTES // int(table.rowsize))
+    for begin in range(0, n, step):
+        block = table.read(begin, min(begin + step, n))
+        for name in _KEYS:
+            rows[name][begin : begin + len(block)] = block[name]
+    return _keys(rows, table, path, tel_id)
 
 
-def _read_block(
-    table: tables.Table, part: slice
+def _charges(
+    block: NDArray[Any], table: tables.Table
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Read images and masks; what was stored as fixed point becomes p.e. again."""
-    block = table.read(part.start, part.stop)
+    """Give images and masks; what was stored as fixed point becomes p.e. again."""
     number = table.colnames.index("image")
     stored = block["image"]
     prefix = f"CTAFIELD_{number}_"
@@ -580,8 +579,10 @@ def _event_source(path: Path | str, choice: FocalLengthChoice) -> Iterator[Any]:
     """Open a file with ctapipe; what it tells of a bad file becomes our exceptions."""
     from ctapipe.io import EventSource
 
-    with _CTAPIPE, warnings.catch_warnings():
+    with _CTAPIPE, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
+        # All that ctapipe and eventio do about a file that ends too early is to say so.
+        warnings.filterwarnings("always", message=_TRUNCATED)
         try:
             source = EventSource(input_url=Path(path), focal_length_choice=choice)
         except (ValueError, OSError) as error:
@@ -599,6 +600,8 @@ def _event_source(path: Path | str, choice: FocalLengthChoice) -> Iterator[Any]:
                 yield source
             except EOFError as error:
                 raise _ends_early(path) from error
+        if caught:
+            raise _ends_early(path)
 
 
 def _ends_early(path: Path | str) -> CorruptedInput:

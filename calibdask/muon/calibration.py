@@ -49,6 +49,7 @@ from calibdask.muon.model import (
     assign_chunks,
     chunk_starts,
     radius_edges,
+    residuals,
 )
 from calibdask.muon.result import (
     CellState,
@@ -56,6 +57,7 @@ from calibdask.muon.result import (
     throughput_tables,
 )
 from calibdask.muon.summary import (
+    MILLISECONDS_OF_2020,
     ChunkKeys,
     EfficiencySummary,
     Gallery,
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from calibdask.muon.result import Telescope
     from calibdask.muon.rings import RingOptions
     from calibdask.report import Section
+    from calibdask.stats.timebins import TimeBins
 
 __all__ = ["PsfFromMuons", "ThroughputFromMuons"]
 
@@ -107,7 +110,6 @@ _ROWS = (
     "azimuth_deg",
 )
 """Fields of `Rings`, as they are kept."""
-
 
 _CUTS = {
     "images of telescopes with one mirror and known optics": ("dual mirror", "no optics"),
@@ -193,6 +195,7 @@ class _FromRings(Calibration):
     obs_ids: tuple[int, ...] = ()
     fits_rings: bool = False
 
+    description: ClassVar[str]
     version: ClassVar[int] = 1
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
@@ -252,11 +255,11 @@ class _FromRings(Calibration):
             raise WrongKind(f"{path}: holds neither tables of muon rings nor images")
         if product_id:  # tells apart what equal size and samples would not
             source = replace(source, identity=f"{source.identity}:{product_id}")
-        numbers = {
-            tel_id: [0] if options.bins is None else np.unique(options.bins.index(times[tel_id]))
+        cells = tuple(
+            (tel_id, number)
             for tel_id in wanted
-        }
-        cells = tuple((t, int(number)) for t in wanted for number in numbers[t])
+            for number in ([0] if options.bins is None else _bins_of(times[tel_id], options.bins))
+        )
         facts = _Facts(
             tuple(telescopes), obs_ids, process_type, cells, n_rows, row_bytes, more_bytes, kind
         )
@@ -285,6 +288,10 @@ class _FromRings(Calibration):
         if len(types) > 1:
             listed = " and ".join(f"{path} ({kind})" for kind, path in sorted(types.items()))
             raise ConfigError(f"simulated and observed rings in one run: {listed}; separate them")
+        telescopes = tuple(found[tel_id][0] for tel_id in sorted(found))
+        if not any(survey.facts.cells for survey in surveys):
+            why = _two_mirrors(telescopes) or "no telescope to calibrate has an image or a ring"
+            raise NotEnoughData(f"{why}: nothing to calibrate")
         missing = sorted(set(self.options.allowed_tels or ()) - set(found))
         notes = self.notes
         if missing:
@@ -293,7 +300,7 @@ class _FromRings(Calibration):
         obs_ids = {number for survey in surveys for number in survey.facts.obs_ids}
         return replace(
             self,
-            telescopes=tuple(found[tel_id][0] for tel_id in sorted(found)),
+            telescopes=telescopes,
             process_type=next(iter(types)),
             obs_ids=tuple(sorted(obs_ids)),
             fits_rings=any(survey.facts.kind != "rings" for survey in surveys),
@@ -357,12 +364,8 @@ class _FromRings(Calibration):
 
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and telescopes."""
-        dual = [tel_id for tel_id, _, n_mirrors in self.telescopes if n_mirrors != 1]
-        if not dual:
-            return self.notes
-        listed = ", ".join(map(str, dual))
-        text = f"telescopes {listed} have two mirrors: there is no ring model for them, so they get"
-        return [*self.notes, f"{text} no value (flag D)"]
+        dual = _two_mirrors(self.telescopes)
+        return [*self.notes, dual] if dual else self.notes
 
     # -- map ------------------------------------------------------------------------------------
 
@@ -547,7 +550,8 @@ class _FromRings(Calibration):
         """
         if not any(state.arrays["n"].sum() for state in states.values()):
             raise NotEnoughData(
-                "no ring is left after the selection: nothing to calibrate; see the cut flow"
+                "no ring is left after the selection, or too few for a chunk: nothing to calibrate;"
+                " see the cut flow"
             )
         return states
 
@@ -560,7 +564,20 @@ class _FromRings(Calibration):
             "process_type": self.process_type,
         }
 
-    description: ClassVar[str] = ""
+
+def _bins_of(time_ns: NDArray[np.int64], bins: TimeBins) -> list[int]:
+    """List the bins that times fall into."""
+    numbers: list[int] = np.unique(bins.index(time_ns[time_ns != _NO_TIME])).tolist()
+    return numbers
+
+
+def _two_mirrors(telescopes: Sequence[Telescope]) -> str:
+    """Name the telescopes that have two mirrors; empty for none."""
+    dual = [str(tel_id) for tel_id, _, n_mirrors in telescopes if n_mirrors != 1]
+    if not dual:
+        return ""
+    who = f"telescope {dual[0]} has" if len(dual) == 1 else f"telescopes {', '.join(dual)} have"
+    return f"{who} two mirrors: there is no ring model for that, so no value (flag D)"
 
 
 def _places_of(rows: Rows) -> dict[Cell, slice]:
@@ -669,6 +686,13 @@ class ThroughputFromMuons(_FromRings):
             n=moments.n,
             mean=moments.mean,
             std=np.sqrt(moments.variance(ddof=0)),
+            # What follows is for a look at a running campaign: nothing is clipped yet.
+            m2=moments.m2,
+            n_all=moments.n,
+            median=np.full(1, np.nan),
+            time_ms=_middle_ms(total),
+            least=total.least[:, None],
+            greatest=total.greatest[:, None],
         )
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
@@ -680,6 +704,14 @@ class ThroughputFromMuons(_FromRings):
         from calibdask.muon.report import throughput_sections
 
         return throughput_sections(tables, _pictures(result))
+
+
+def _middle_ms(total: RingSummary) -> NDArray[np.float64]:
+    """Time between the first ring and the last, in ms from the beginning of 2020."""
+    if not total.efficiency.n[0]:
+        return np.zeros(1)
+    first, last = int(total.least[0]), int(total.greatest[0])
+    return np.array([(first + last) / 2e6 - MILLISECONDS_OF_2020])
 
 
 def _cut_into_chunks(total: ChunkKeys, options: MuonOptions) -> CellState:
@@ -707,6 +739,7 @@ def _cut_into_chunks(total: ChunkKeys, options: MuonOptions) -> CellState:
 def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOptions) -> CellState:
     """Give the moments of what is within the bounds, and the next bounds."""
     before = given.arrays
+    total = total.over(0, len(before["n"]))
     moments = total.efficiency.moments()
     std = np.sqrt(moments.variance(ddof=0))
     number = int(before["round"]) + 1
@@ -724,10 +757,9 @@ def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOp
     }
     profiles = {}
     for name, sums in total.profiles.items():
-        profile = sums.moments()
-        shape = (len(moments.n), -1)
-        for field in ("n", "mean", "m2"):
-            profiles[f"{name}_{field}"] = getattr(profile, field).reshape(shape)
+        residual = residuals(sums.moments(), moments.mean)
+        for field, values in residual.to_arrays().items():
+            profiles[f"{name}_{field}"] = values
     return CellState.of(
         options.clip_sigma,
         before["low"],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from calibdask.muon.ring import dot, invert, times
 from calibdask.stats.compiled import compiled
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def profile_points(radius: float, optics: Optics) -> int:
 
 
 @compiled
-def _profile(impact_x: float, impact_y: float, n: int, optics: Optics, averaged: bool) -> Vector:
+def _profile(impact_x: float, impact_y: float, n: int, optics: Optics, smoothing: float) -> Vector:
     """Give the path of light on the mirror against azimuth, smoothed over a pixel: P, ∂P/∂x, ∂P/∂y.
 
     The points are those of ctapipe's `create_profile`.
@@ -187,7 +188,7 @@ def _profile(impact_x: float, impact_y: float, n: int, optics: Optics, averaged:
     distance = math.hypot(impact_x, impact_y)
     # A point moves across the edge of a circle by a square root, and the likelihood has a cusp
     # there. The mean of the derivative over the spacing of the points knows no cusps.
-    step = 0.5 * delta * distance if averaged else 0.0
+    step = smoothing * 0.5 * delta * distance
     path = np.empty((n, 3))
     for k in range(n):
         angle = -math.pi + k * delta
@@ -221,7 +222,7 @@ def _photons(radius: float, optics: Optics) -> float:
     """Give the photons in a pixel on the ring per m of path.
 
     Cherenkov light of a charge e per unit of path and azimuth is α/(2π) sin(2θ) (1/λ₁ - 1/λ₂)
-    after the projection of the mirror (Vacanti et al. 1994, eq. 5; the 2π cancel out).
+    after the projection of the mirror (Vacanti et al. 1994; the 2π cancel out).
     """
     wavelengths = 1.0 / optics.min_wavelength_m - 1.0 / optics.max_wavelength_m
     return (
@@ -252,8 +253,8 @@ def likelihood(
     n_points: int,
     optics: Optics,
     n_free: int,
-    averaged: bool,
-    poisson: bool,
+    smoothing: float,
+    poisson: float,
 ) -> tuple[float, Vector, Vector]:
     """Give the negative log-likelihood of a ring, its gradient and the information matrix.
 
@@ -276,12 +277,13 @@ def likelihood(
         The telescope.
     n_free : int
         4 or 7: how many of the parameters the derivatives are for.
-    averaged : bool
-        Whether derivatives by the impact are means over the spacing of the azimuth profile.
-    poisson : bool
-        Give the covariance of the gradient for charges that are Poisson sums, not Gaussian. It
-        exceeds the information by their third and fourth cumulant, κ₃ = μ (1 + 3σ₁²) and
-        κ₄ = μ (1 + 6σ₁² + 3σ₁⁴), which enter as V' κ₃/V³ + V'² κ₄/(4V⁴).
+    smoothing : float
+        1 for derivatives by the impact that are means over the spacing of the azimuth profile, 0
+        for the derivatives themselves.
+    poisson : float
+        0 for the information; 1 for the covariance of the gradient where charges are Poisson sums,
+        not Gaussian. It exceeds the information by their third and fourth cumulant,
+        κ₃ = μ (1 + 3σ₁²) and κ₄ = μ (1 + 6σ₁² + 3σ₁⁴), which enter as V' κ₃/V³ + V'² κ₄/(4V⁴).
 
     Returns
     -------
@@ -293,7 +295,7 @@ def likelihood(
         Fisher information, or the covariance of the gradient.
     """
     width, efficiency, radius = parameters[2], parameters[3], parameters[6]
-    profile = _profile(parameters[0], parameters[1], n_points, optics, averaged)
+    profile = _profile(parameters[0], parameters[1], n_points, optics, smoothing)
     photons = _photons(radius, optics)
     by_radius = 2.0 / math.tan(2.0 * radius) - 1.0 / radius  # of the photons, relative
     per_angle = (n_points - 1) / (2.0 * math.pi)
@@ -348,8 +350,7 @@ def likelihood(
         slope = 0.5 * per_pe * weight - pull - 0.5 * per_pe * pull * pull
         relative = per_pe * weight
         information = weight + 0.5 * relative**2
-        if poisson:
-            information += mu * relative * weight**2 * (third + 0.25 * relative * fourth)
+        information += poisson * mu * relative * weight**2 * (third + 0.25 * relative * fourth)
         for m in range(n_free):
             gradient[m] += slope * d[m]
             weighted = information * d[m]
@@ -379,7 +380,7 @@ def predict(
         Expected charges, in p.e.
     """
     width, efficiency, radius = parameters[2], parameters[3], parameters[6]
-    profile = _profile(parameters[0], parameters[1], n_points, optics, False)
+    profile = _profile(parameters[0], parameters[1], n_points, optics, 0.0)
     scale = _photons(radius, optics) * efficiency
     per_angle = (n_points - 1) / (2.0 * math.pi)
     half = 0.5 * optics.pixel_width_rad
@@ -435,9 +436,9 @@ def first_guess(
             for k in range(3):
                 matrix[m, k] += row[m] * row[k]
     found = np.full(7, np.nan)
-    inverse, positive = _inverse(matrix)
+    inverse, positive = invert(matrix)
     if positive:
-        solution = inverse @ vector
+        solution = times(inverse, vector)
         if solution[0] > 0.0:
             found[0] = solution[1] / solution[0] * optics.mirror_radius_m
             found[1] = solution[2] / solution[0] * optics.mirror_radius_m
@@ -445,45 +446,6 @@ def first_guess(
             found[3] = solution[0] / (_photons(radius, optics) * optics.mirror_radius_m)
             found[4:7] = circle
     return found
-
-
-@compiled
-def _inverse(matrix: Vector) -> tuple[Vector, bool]:
-    """Invert a symmetric matrix; False where it is not positive definite to working precision."""
-    n = matrix.shape[0]
-    scale = np.empty(n)
-    for k in range(n):
-        if not (matrix[k, k] > 0.0 and math.isfinite(matrix[k, k])):
-            return np.full((n, n), np.nan), False
-        scale[k] = 1.0 / math.sqrt(matrix[k, k])
-    lower = np.zeros((n, n))
-    for k in range(n):
-        for m in range(k + 1):
-            total = matrix[k, m] * scale[k] * scale[m]
-            for j in range(m):
-                total -= lower[k, j] * lower[m, j]
-            if k == m:
-                if not total > 1e-10:
-                    return np.full((n, n), np.nan), False
-                lower[k, k] = math.sqrt(total)
-            else:
-                lower[k, m] = total / lower[m, m]
-    half = np.zeros((n, n))
-    for k in range(n):
-        half[k, k] = 1.0 / lower[k, k]
-        for m in range(k):
-            total = 0.0
-            for j in range(m, k):
-                total -= lower[k, j] * half[j, m]
-            half[k, m] = total / lower[k, k]
-    inverse = np.zeros((n, n))
-    for k in range(n):
-        for m in range(n):
-            total = 0.0
-            for j in range(max(k, m), n):
-                total += half[j, k] * half[j, m]
-            inverse[k, m] = total * scale[k] * scale[m]
-    return inverse, True
 
 
 @compiled
@@ -497,21 +459,21 @@ def _climb(
     parameters, trial = start.copy(), start.copy()
     polar(x, y, parameters, distance, azimuth)
     value, gradient, information = likelihood(
-        parameters, charge, distance, azimuth, n_points, optics, n_free, True, False
+        parameters, charge, distance, azimuth, n_points, optics, n_free, 1.0, 0.0
     )
     information[0, 0] += faint
     information[1, 1] += faint
     damping, evaluations = 0.0, 1
-    covariance, positive = _inverse(information)
-    gap = 0.5 * float(gradient @ (covariance @ gradient))
+    covariance, positive = invert(information)
+    gap = 0.5 * dot(gradient, times(covariance, gradient))
     while evaluations < MAX_EVALUATIONS and not (positive and gap < CLOSE):
         matrix = information.copy()
         for k in range(n_free):
             matrix[k, k] += damping * matrix[k, k]
-        inverse, usable = _inverse(matrix)
+        inverse, usable = invert(matrix)
         if not usable:
             break
-        step = -(inverse @ gradient)
+        step = -times(inverse, gradient)
         length = math.hypot(step[0], step[1])
         if length > MAX_STEP_M:
             step[0] *= MAX_STEP_M / length
@@ -523,7 +485,7 @@ def _climb(
         if n_free > 4:
             polar(x, y, trial, distance, azimuth)
         new_value, new_gradient, new_information = likelihood(
-            trial, charge, distance, azimuth, n_points, optics, n_free, True, False
+            trial, charge, distance, azimuth, n_points, optics, n_free, 1.0, 0.0
         )
         evaluations += 1
         if new_value < value:
@@ -531,8 +493,8 @@ def _climb(
             value, gradient, information = new_value, new_gradient, new_information
             information[0, 0] += faint
             information[1, 1] += faint
-            covariance, positive = _inverse(information)
-            gap = 0.5 * float(gradient @ (covariance @ gradient))
+            covariance, positive = invert(information)
+            gap = 0.5 * dot(gradient, times(covariance, gradient))
             damping = damping / 8.0 if damping > 0.05 else 0.0
         else:
             damping = max(4.0 * damping, 0.3)
@@ -594,10 +556,13 @@ def fit_intensity(
             best = Fit(found, covariance, value, gap, 0.0, 0.0, converged)
     polar(x, y, best.parameters, distance, azimuth)
     _, _, spread = likelihood(
-        best.parameters, charge, distance, azimuth, n_points, optics, n_free, True, True
+        best.parameters, charge, distance, azimuth, n_points, optics, n_free, 1.0, 1.0
     )
-    inverse = np.ascontiguousarray(best.covariance[:n_free, :n_free])
-    best.covariance[:n_free, :n_free] = inverse @ spread @ inverse
+    inverse = best.covariance[:n_free, :n_free].copy()
+    for k in range(n_free):
+        side = times(spread, inverse[k])
+        for m in range(n_free):
+            best.covariance[k, m] = dot(side, inverse[m])
     return Fit(
         best.parameters,
         best.covariance,

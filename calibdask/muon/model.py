@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibdask.stats.moments import Moments
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ __all__ = [
     "fit_line",
     "fit_quadratic_term",
     "radius_edges",
+    "residuals",
 ]
 
 IMPACT_EDGES_M = np.arange(0.0, 16.0)
@@ -160,6 +163,31 @@ def clip_bounds(
     if clip_sigma is None:
         return low, high
     return np.fmax(low, mean - clip_sigma * std), np.fmin(high, mean + clip_sigma * std)
+
+
+def residuals(profile: Moments, mean: Floats) -> Moments:
+    """Join the profiles of chunks, each relative to the mean of its chunk.
+
+    Parameters
+    ----------
+    profile : Moments of K * B groups
+        Efficiency in B bins of each of K chunks.
+    mean : ndarray of float64, shape (K,)
+        Mean efficiency of each chunk.
+
+    Returns
+    -------
+    Moments of B groups
+        Of efficiency / mean - 1.
+    """
+    n, means, m2 = (
+        values.reshape(len(mean), -1) for values in (profile.n, profile.mean, profile.m2)
+    )
+    total = Moments.identity(n.shape[1])
+    for i in np.flatnonzero(n.sum(axis=1)).tolist():
+        relative = np.where(n[i] > 0, means[i] / mean[i] - 1, 0.0)
+        total = total.merge(Moments(n[i], relative, m2[i] / mean[i] ** 2))
+    return total
 
 
 def radius_edges(least_deg: float, greatest_deg: float, n_bins: int) -> Floats:

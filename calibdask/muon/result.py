@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from calibdask.errors import NotEnoughData
 from calibdask.muon.model import (
     FLAGS,
     PROFILES,
@@ -153,6 +154,11 @@ def throughput_tables(
         Options of the job.
     obs_ids : sequence of int
         Observations of all inputs.
+
+    Raises
+    ------
+    NotEnoughData
+        There is none: only where a campaign that runs is looked at.
     """
     metadata = _metadata(options, obs_ids)
     own: dict[int, dict[str, NDArray[Any]]] = {}
@@ -161,6 +167,8 @@ def throughput_tables(
         rows, residuals = _throughput_rows(bins, options)
         if len(rows["n_events"]):
             own[tel_id], profiles[tel_id] = rows, residuals
+    if not own:
+        raise NotEnoughData("no telescope has a throughput yet")
     tables = {f"{THROUGHPUT}_trend": _trends(own, telescopes, metadata)}
     for tel_id, rows in own.items():
         tables[f"{THROUGHPUT}/tel_{tel_id:03d}"] = _throughput_table(rows, metadata)
@@ -198,12 +206,11 @@ def _throughput_rows(
         filled = a["n"] > 0
         for name, values in columns.items():
             parts.setdefault(name, []).append(values[filled])
-        for name in PROFILES:
-            for i in np.flatnonzero(filled).tolist():
-                n, mean, m2 = (a[f"{name}_{field}"][i] for field in ("n", "mean", "m2"))
-                scale = a["mean"][i]
-                relative = np.where(n > 0, mean / scale - 1, 0.0)
-                residuals[name] = residuals[name].merge(Moments(n, relative, m2 / scale**2))
+        for name, total in residuals.items():
+            if f"{name}_n" not in a:  # a campaign that runs: nothing is clipped yet
+                continue
+            own = Moments(*(a[f"{name}_{field}"] for field in ("n", "mean", "m2")))
+            residuals[name] = total.merge(own)
     rows = {name: np.concatenate(values) for name, values in parts.items()}
     if not rows:
         return {"n_events": np.empty(0, np.int64)}, residuals
@@ -378,6 +385,11 @@ def psf_tables(
         Options of the job.
     obs_ids : sequence of int
         Observations of all inputs.
+
+    Raises
+    ------
+    NotEnoughData
+        There is none: only where a campaign that runs is looked at.
     """
     metadata = _metadata(options, obs_ids)
     lines: dict[int, list[dict[str, Any]]] = {}
@@ -388,6 +400,8 @@ def psf_tables(
                 line, own = _psf_line(tel_id, number, state.arrays, options)
                 lines.setdefault(tel_id, []).append(line)
                 points.append(own)
+    if not lines:
+        raise NotEnoughData("no telescope has bins of ring radius yet")
     overview = [line for of_one in lines.values() for line in of_one]
     for tel_id, _, n_mirrors in telescopes:
         if tel_id not in lines:

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 type Vector = NDArray[np.float64]
 type Mask = NDArray[np.bool_]
 
-__all__ = ["Circle", "Light", "completeness", "containment", "fit_ring", "light", "tailcuts"]
+__all__ = [
+    "Circle",
+    "Light",
+    "completeness",
+    "containment",
+    "dot",
+    "fit_ring",
+    "invert",
+    "light",
+    "tailcuts",
+    "times",
+]
 
 N_ITERATIONS = 3
 """How often the circle is fitted, each time to the annulus around the circle before."""
@@ -86,6 +97,78 @@ class Light(NamedTuple):
     radial_std_dev: float
     skewness: float
     excess_kurtosis: float
+
+
+@compiled
+def invert(matrix: Vector) -> tuple[Vector, bool]:
+    """Invert a symmetric matrix by Cholesky's method.
+
+    Without BLAS: for matrices this small it takes longer, to compile too, and bits depend on it.
+
+    Parameters
+    ----------
+    matrix : array of float64, (n, n)
+        The matrix.
+
+    Returns
+    -------
+    inverse : array of float64, (n, n)
+        NaN where there is none.
+    positive : bool
+        Whether the matrix is positive definite, to working precision.
+    """
+    n = matrix.shape[0]
+    scale = np.empty(n)
+    for k in range(n):
+        if not (matrix[k, k] > 0.0 and math.isfinite(matrix[k, k])):
+            return np.full((n, n), np.nan), False
+        scale[k] = 1.0 / math.sqrt(matrix[k, k])
+    lower = np.zeros((n, n))
+    for k in range(n):
+        for m in range(k + 1):
+            total = matrix[k, m] * scale[k] * scale[m]
+            for j in range(m):
+                total -= lower[k, j] * lower[m, j]
+            if k == m:
+                if not total > 1e-10:
+                    return np.full((n, n), np.nan), False
+                lower[k, k] = math.sqrt(total)
+            else:
+                lower[k, m] = total / lower[m, m]
+    half = np.zeros((n, n))
+    for k in range(n):
+        half[k, k] = 1.0 / lower[k, k]
+        for m in range(k):
+            total = 0.0
+            for j in range(m, k):
+                total -= lower[k, j] * half[j, m]
+            half[k, m] = total / lower[k, k]
+    inverse = np.zeros((n, n))
+    for k in range(n):
+        for m in range(n):
+            total = 0.0
+            for j in range(max(k, m), n):
+                total += half[j, k] * half[j, m]
+            inverse[k, m] = total * scale[k] * scale[m]
+    return inverse, True
+
+
+@compiled
+def dot(a: Vector, b: Vector) -> float:
+    """Multiply two vectors."""
+    total = 0.0
+    for k in range(a.size):
+        total += a[k] * b[k]
+    return total
+
+
+@compiled
+def times(matrix: Vector, vector: Vector) -> Vector:
+    """Multiply a matrix with a vector."""
+    product = np.empty(vector.size)
+    for k in range(vector.size):
+        product[k] = dot(matrix[k], vector)
+    return product
 
 
 @compiled
@@ -182,17 +265,18 @@ def taubin(x: Vector, y: Vector, image: Vector, mask: Mask) -> Circle:
     h[0, 2] = h[2, 0] = -8.0 * total * a * radius
     h[1, 2] = h[2, 1] = -8.0 * total * b * radius
     h /= 2.0 * denominator
-    if not (abs(np.linalg.det(h)) > 0.0 and np.isfinite(radius)):
+    covariance, positive = invert(h)
+    if not (positive and math.isfinite(radius)):
         return none
     # The loss has the unit of its coordinates squared, and ctapipe's are in degree.
-    covariance = np.linalg.inv(h) * math.radians(1.0) ** 2
+    covariance *= math.radians(1.0) ** 2
     return Circle(
         x0 + a,
         y0 + b,
         radius,
-        math.sqrt(max(covariance[0, 0], 0.0)),
-        math.sqrt(max(covariance[1, 1], 0.0)),
-        math.sqrt(max(covariance[2, 2], 0.0)),
+        math.sqrt(covariance[0, 0]),
+        math.sqrt(covariance[1, 1]),
+        math.sqrt(covariance[2, 2]),
     )
 
 

@@ -303,19 +303,7 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
     n = len(images.event_id)
     reason = unusable(camera)
     if reason is None:
-        cuts = _Cuts(*(float(getattr(options, name)) for name in _Cuts._fields))
-        mask = images.image_mask
-        measured, status = _measure(
-            np.ascontiguousarray(images.image, np.float32),
-            np.ascontiguousarray(np.empty((0, 0)) if mask is None else mask, np.bool_),
-            np.ascontiguousarray(camera.neighbours, np.int32),
-            np.ascontiguousarray(camera.pixel_x_rad, np.float64),
-            np.ascontiguousarray(camera.pixel_y_rad, np.float64),
-            np.ascontiguousarray(camera.pixel_width_rad, np.float64),
-            float(camera.fov_radius_rad),
-            optics_of(camera, options),
-            cuts,
-        )
+        measured, status = _measure(images, options)
     else:
         measured = np.tile(_nothing(), (n, 1))
         status = np.full(n, STATUS.index(reason), np.int8)
@@ -333,6 +321,30 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
     columns["n_broken_pixels"] = np.count_nonzero(np.isnan(images.image), axis=1).astype(np.int16)
     columns["status"] = status
     return columns
+
+
+def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.int8]]:
+    """Fit all images of a telescope: rows of the measured columns (angles in rad), and status."""
+    camera = images.camera
+    x = np.ascontiguousarray(camera.pixel_x_rad, np.float64)
+    y = np.ascontiguousarray(camera.pixel_y_rad, np.float64)
+    width = np.ascontiguousarray(camera.pixel_width_rad, np.float64)
+    neighbours = np.ascontiguousarray(camera.neighbours, np.int32)
+    field = float(camera.fov_radius_rad)
+    optics = optics_of(camera, options)
+    cuts = _Cuts(*(float(getattr(options, name)) for name in _Cuts._fields))
+    thresholds = (cuts.picture_threshold, cuts.boundary_threshold, cuts.min_picture_neighbors)
+    rows = np.tile(_nothing(), (len(images.image), 1))
+    status = np.empty(len(rows), np.int8)
+    # The loop is Python's: compiled, it would be compiled with all that it calls once more.
+    for k, row in enumerate(rows):
+        image = images.image[k].astype(np.float64)
+        if images.image_mask is None:
+            mask = tailcuts(image, neighbours, *thresholds)
+        else:
+            mask = np.ascontiguousarray(images.image_mask[k], np.bool_)
+        status[k] = _measure_one(image, mask, x, y, width, field, optics, cuts, row)
+    return rows, status
 
 
 def predicted_image(
@@ -379,7 +391,6 @@ def predicted_image(
     return image
 
 
-@compiled
 def _nothing() -> Vector:
     """Give a row of an image without a ring."""
     row = np.full(_N_RING + _N_LIGHT + _N_EFFICIENCY, np.nan)
@@ -501,38 +512,3 @@ def _measure_one(
         row[7] = math.hypot(row[0], row[1])
     valid = _describe_fit(fit, row[_N_RING + _N_LIGHT :])
     return _FITTED if valid else _NOT_VALID
-
-
-@compiled
-def _measure(
-    image: NDArray[np.float32],
-    mask: Mask,
-    neighbours: NDArray[np.int32],
-    x: Vector,
-    y: Vector,
-    width: Vector,
-    fov_radius: float,
-    optics: Optics,
-    cuts: _Cuts,
-) -> tuple[Vector, NDArray[np.int8]]:
-    """Fit all images of a telescope: rows of the measured columns (angles in rad), and status."""
-    n = image.shape[0]
-    rows = np.empty((n, _N_RING + _N_LIGHT + _N_EFFICIENCY))
-    status = np.empty(n, np.int8)
-    one = np.empty(image.shape[1])
-    for k in range(n):
-        rows[k] = _nothing()
-        for i in range(one.size):
-            one[i] = image[k, i]
-        if mask.size:
-            kept = mask[k]
-        else:
-            kept = tailcuts(
-                one,
-                neighbours,
-                cuts.picture_threshold,
-                cuts.boundary_threshold,
-                cuts.min_picture_neighbors,
-            )
-        status[k] = _measure_one(one, kept, x, y, width, fov_radius, optics, cuts, rows[k])
-    return rows, status

@@ -96,7 +96,9 @@ def simulate_images(
     image = draw_images(options, truth, pixels, optics_of(camera, model), chance)
     image[:, broken.random(options.n_pixels) < options.broken] = 0.0
     thresholds = (model.picture_threshold, model.boundary_threshold, model.min_picture_neighbors)
-    mask = np.array([tailcuts(one, camera.neighbours, *thresholds) for one in image])
+    mask = np.array(
+        [tailcuts(one, camera.neighbours, *thresholds) for one in image.astype(np.float64)]
+    )
     # One telescope after the other, so that each ring is an event of its own.
     first = number * n * options.n_telescopes
     event = first + np.arange(n) * options.n_telescopes + tel_id

@@ -305,8 +305,12 @@ class ChunkKeys:
 class EfficiencySummary:
     """The rings of a cell within the clipping bounds, by chunk; one chunk where there are bins.
 
+    It holds the range of chunks that have rings here: a shard of a long campaign knows few of them.
+
     Attributes
     ----------
+    first : int
+        Number of the first of these K chunks.
     efficiency : ExactMoments of K groups
         Optical efficiency of the rings within the bounds.
     time_ms : ExactMoments of K groups
@@ -321,6 +325,7 @@ class EfficiencySummary:
         Efficiency by bins of what residuals are shown against; see `PROFILES`.
     """
 
+    first: int
     efficiency: ExactMoments
     time_ms: ExactMoments
     n_all: NDArray[np.int64]
@@ -328,6 +333,21 @@ class EfficiencySummary:
     greatest: NDArray[np.int64]
     counts: NDArray[np.int64]
     profiles: dict[str, ExactMoments]
+
+    @classmethod
+    def identity(cls) -> Self:
+        """Give one without rings."""
+        profiles = {name: ExactMoments.identity(0) for name in PROFILES}
+        return cls(
+            0,
+            ExactMoments.identity(0),
+            ExactMoments.identity(0, exponent=0),
+            np.empty(0, np.int64),
+            np.empty((2, 0), np.int64),
+            np.empty((2, 0), np.int64),
+            np.empty((0, N_BINS + 2), np.int64),
+            profiles,
+        )
 
     @classmethod
     def of(
@@ -348,16 +368,20 @@ class EfficiencySummary:
             Rings of the cell.
         chunk : ndarray of int64, shape (N,)
             Chunk of each; -1: none.
-        low, high : ndarray of float64, shape (K,)
+        low, high : ndarray of float64, shape (all chunks,)
             Bounds of the efficiency, both included.
-        mean, std : ndarray of float64, shape (K,)
+        mean, std : ndarray of float64, shape (all chunks,)
             Origin and unit of the histogram.
         reach : float
             The histogram covers +- reach.
         """
-        n_chunks = len(low)
         keep = chunk >= 0
-        own, value = chunk[keep], rings.efficiency[keep]
+        if not keep.any():
+            return cls.identity()
+        first, last = int(chunk[keep].min()), int(chunk.max())
+        n_chunks = last - first + 1
+        low, high, mean, std = (values[first : last + 1] for values in (low, high, mean, std))
+        own, value = chunk[keep] - first, rings.efficiency[keep]
         times, observations = (
             _extent(own, values[keep], n_chunks) for values in (rings.time_ns, rings.obs_id)
         )
@@ -380,6 +404,7 @@ class EfficiencySummary:
             profiles[name] = ExactMoments.from_groups(group, value[seen], n_chunks * n_bins)
         time_ms = rings.time_ns[index] // _NS_PER_MS - MILLISECONDS_OF_2020
         return cls(
+            first,
             ExactMoments.from_groups(own, value, n_chunks),
             ExactMoments.from_groups(own, time_ms, n_chunks, exponent=0),
             n_all,
@@ -391,14 +416,43 @@ class EfficiencySummary:
 
     def merge(self, other: Self) -> Self:
         """Join the summaries of different rings within the same bounds."""
+        if not len(other.n_all):
+            return self
+        if not len(self.n_all):
+            return other
+        first = min(self.first, other.first)
+        stop = max(one.first + len(one.n_all) for one in (self, other))
+        one, two = self.over(first, stop), other.over(first, stop)
         return type(self)(
-            self.efficiency.merge(other.efficiency),
-            self.time_ms.merge(other.time_ms),
-            self.n_all + other.n_all,
-            np.minimum(self.least, other.least),
-            np.maximum(self.greatest, other.greatest),
-            self.counts + other.counts,
-            {name: one.merge(other.profiles[name]) for name, one in self.profiles.items()},
+            first,
+            one.efficiency.merge(two.efficiency),
+            one.time_ms.merge(two.time_ms),
+            one.n_all + two.n_all,
+            np.minimum(one.least, two.least),
+            np.maximum(one.greatest, two.greatest),
+            one.counts + two.counts,
+            {name: sums.merge(two.profiles[name]) for name, sums in one.profiles.items()},
+        )
+
+    def over(self, first: int, stop: int) -> Self:
+        """Give the same over a larger range of chunks, of which the others have no ring."""
+        before, after = self.first - first, stop - self.first - len(self.n_all)
+        if not before and not after:
+            return self
+        ends = ((0, 0), (before, after))
+        profiles = {}
+        for name, sums in self.profiles.items():
+            n_bins = len(PROFILES[name][1]) - 1
+            profiles[name] = sums.padded(before * n_bins, after * n_bins)
+        return type(self)(
+            first,
+            self.efficiency.padded(before, after),
+            self.time_ms.padded(before, after),
+            np.pad(self.n_all, (before, after)),
+            np.pad(self.least, ends, constant_values=_LATEST),
+            np.pad(self.greatest, ends, constant_values=_EARLIEST),
+            np.pad(self.counts, ((before, after), (0, 0))),
+            profiles,
         )
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -406,6 +460,7 @@ class EfficiencySummary:
         arrays: dict[str, NDArray[Any]] = {
             **_prefixed("efficiency", self.efficiency),
             **_prefixed("time_ms", self.time_ms),
+            "first": np.array(self.first),
             "n_all": self.n_all,
             "least": self.least,
             "greatest": self.greatest,
@@ -422,6 +477,7 @@ class EfficiencySummary:
             np.asarray(arrays[name], np.int64) for name in ("n_all", "least", "greatest", "counts")
         )
         return cls(
+            int(arrays["first"]),
             _moments_of(arrays, "efficiency"),
             _moments_of(arrays, "time_ms"),
             n_all,

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_directory", "compiled"]
 
+_ONE_AT_A_TIME = threading.Lock()
+
 
 def cache_directory(package: Path) -> Path:
     """Give the place where the compiled kernels of a package are kept.
 
     It is in the user's own cache directory (``XDG_CACHE_HOME``, else ``~/.cache``). Set
-    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way.
+    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way. What is in there
+    is executed: nobody else may write to it.
 
     Parameters
     ----------
@@ -57,22 +61,22 @@ def _digest(package: Path) -> str:
 def compiled[F: Callable[..., Any]](function: F) -> F:
     """Compile a function for the types it is first called with, and keep what was compiled.
 
-    It lets other threads run meanwhile.
-
-    Where nothing can be kept (a home that cannot be written to), it is compiled in each process.
+    Kernels release Python's lock, so that threads compute side by side. Where nothing can be kept
+    (a home that cannot be written to), they are compiled in each process.
     Kernels may call kernels of their own package and of `calibdask.stats`, no others.
     """
     import numba
 
     config: Any = numba.config
     package = Path(inspect.getfile(function)).parent
-    before = config.CACHE_DIR
-    # The directory is looked up while a function is decorated. Other libraries keep theirs.
-    config.CACHE_DIR = str(cache_directory(package))
-    try:
-        kernel: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # "cannot cache function: no locator available"
-        kernel = numba.njit(nogil=True, error_model="numpy")(function)
-    finally:
-        config.CACHE_DIR = before
+    with _ONE_AT_A_TIME:
+        before = config.CACHE_DIR
+        # The directory is looked up while a function is decorated. Other libraries keep theirs.
+        config.CACHE_DIR = str(cache_directory(package))
+        try:
+            kernel: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        except RuntimeError:  # "cannot cache function: no locator available"
+            kernel = numba.njit(nogil=True, error_model="numpy")(function)
+        finally:
+            config.CACHE_DIR = before
     return cast("F", kernel)

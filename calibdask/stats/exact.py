@@ -133,6 +133,14 @@ class ExactMoments:
             raise ValueError("exact moments with different exponents or groups do not merge")
         return type(self)(self.exponent, self.n + other.n, self.s1 + other.s1, self.s2 + other.s2)
 
+    def padded(self, before: int, after: int) -> Self:
+        """Add empty groups before and after these."""
+
+        def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.pad(values, [(before, after), *[(0, 0)] * (values.ndim - 1)])
+
+        return type(self)(self.exponent, pad(self.n), pad(self.s1), pad(self.s2))
+
     def moments(self) -> Moments:
         """Give n, mean and M2 as floats, each rounded once."""
         mean, m2 = np.zeros(len(self.n)), np.zeros(len(self.n))

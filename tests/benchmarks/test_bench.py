@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -84,3 +85,47 @@ def test_warm_on_small_data(tmp_path, monkeypatch, capsys):
     assert first_map.other == everything.other > 0
     assert output.read_text() == capsys.readouterr().out
     assert len(list((tmp_path / "data").glob("array-1-3000-*/*.h5"))) == 1
+
+
+def test_muon_images_on_few_rings(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["muon.py", "--rings", "12"])
+    _load("muon").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("12 images, ")
+    floor, _, *ours, peer = (float(line[32:41]) for line in lines[2:7])
+    assert floor < min(ours)
+    assert max(ours) < peer
+
+
+def test_muon_truth_on_few_rings(monkeypatch, capsys):
+    module = _load("muon_truth")
+    monkeypatch.setattr(module, "study", lambda *_, **__: (3, 0.1, 0.2, (np.ones(3),) * 3))
+    monkeypatch.setattr(sys, "argv", ["muon_truth.py"])
+    module.main()
+    assert capsys.readouterr().out.count("  3/ 400  +0.10 ± 0.20") == 2 * 23
+    monkeypatch.undo()
+    found, bias, error, pulls = module.study(20, module.LOOSE, broken=0.01)
+    assert found > 15
+    assert abs(bias) < 5 * error
+    assert all(np.isfinite(one).all() for one in pulls)
+
+
+def test_muon_tables_on_few_rings(monkeypatch, capsys, tmp_path):
+    module = _load("muon_tables")
+    asked = []
+
+    def job(kind, paths, folder, *options):
+        asked.append((kind, len(paths), options))
+        return bench.Cost(2.0, 3.0, 100.0, 50.0, 150.0, "")
+
+    real = module.job
+    monkeypatch.setattr(module, "job", job)
+    module.main(["--scale", "0.0005"])
+    shown = capsys.readouterr().out
+    assert shown.count("PyTables reading the columns") == 6
+    assert {n for _, n, _ in asked} == {8, 2}
+    (path,) = module.simulate(tmp_path / "rings", module.MuonSimulation(n_files=1, n_rings=400))
+    assert module.read([path]) >= 0
+    cost = real("psf", [path], tmp_path, "--cluster", "serial")
+    assert cost.cpu_s > 0.1
+    assert list(tmp_path.glob("psf.h5*")) == [tmp_path / "psf.h5"]

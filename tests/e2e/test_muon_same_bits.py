@@ -21,10 +21,10 @@ from calibdask.muon.simulate import (
 )
 
 JOBS = ("calculate-throughput-muon", "calculate-psf-muon")
-# A ring takes 400 bytes: about five shards a file.
-CUT = {"Campaign.shard_bytes": "200 KiB"}
+# A ring takes 400 bytes: three shards a file.
+CUT = {"Campaign.shard_bytes": "330 KiB"}
 WAYS = {
-    "bins": {"Campaign.time_bin": "7 min"},
+    "bins": {"Campaign.time_bin": "13 min"},
     "chunks": {"SizeChunking.chunk_size": 500},
     "one bin": {},
 }
@@ -42,15 +42,15 @@ def run(tmp_path_factory):
     return do
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    ("job", "way"), [(JOBS[0], "bins"), (JOBS[0], "chunks"), (JOBS[1], "one bin")]
+)
 def test_shards_order_and_threads_move_no_bit(job, way, muons, run):
     whole = run(job, muons, overrides=WAYS[way])
-    cut = run(job, muons[::-1], overrides=WAYS[way] | CUT)
-    threads = run(job, muons, overrides=WAYS[way] | CUT, cluster="threads", workers=4)
+    cut = run(job, muons[::-1], overrides=WAYS[way] | CUT, cluster="threads", workers=4)
     assert len(whole.plan.shards) == 2
-    assert len(cut.plan.shards) >= 8
-    assert whole.digest == cut.digest == threads.digest
+    assert len(cut.plan.shards) == 6
+    assert whole.digest == cut.digest
 
 
 def test_other_files_with_the_same_rings(muons, run, tmp_path):
@@ -74,7 +74,7 @@ def test_other_files_with_the_same_rings(muons, run, tmp_path):
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_dask_workers(muons, run):
-    reference = run(JOBS[0], muons)
+    reference = run(JOBS[0], muons, overrides={})
     result = run(JOBS[0], muons, cluster="local", workers=2)
     assert result.digest == reference.digest
 
@@ -85,8 +85,8 @@ def test_both_jobs_share_their_map(muons, run, tmp_path):
     second = run(JOBS[1], muons, workdir=tmp_path / "work")
     assert first.account.cached == 0
     assert second.account.computed == 0
-    assert second.digest == run(JOBS[1], muons).digest
-    assert first.digest == run(JOBS[0], muons).digest
+    assert second.digest == run(JOBS[1], muons, overrides={}).digest
+    assert first.digest == run(JOBS[0], muons, overrides={}).digest
 
 
 def test_files_added_later_cost_only_themselves(muons, run, tmp_path):
@@ -102,7 +102,7 @@ def test_options_of_the_clipping_cost_no_reading(muons, run, tmp_path):
     run(JOBS[0], muons, workdir=tmp_path / "work")
     again = run(JOBS[0], muons, overrides=CUT | {name: 3}, workdir=tmp_path / "work")
     assert again.account.computed == 0
-    assert again.digest == run(JOBS[0], muons, overrides=CUT | {name: 3}).digest
+    assert again.digest == run(JOBS[0], muons, overrides={name: 3}).digest
 
 
 def test_a_bad_file_does_not_bend_the_rest(muons, run, tmp_path):
@@ -119,7 +119,7 @@ def test_a_bad_file_does_not_bend_the_rest(muons, run, tmp_path):
 @pytest.mark.slow
 def test_killed_and_run_again(muons, run, tmp_path):
     command = [sys.executable, "-m", "calibdask.cli", JOBS[0], "--cluster", "serial", "-q"]
-    command += ["--set", "Campaign.shard_bytes=60 KiB", "--no-report"]
+    command += ["--set", "Campaign.shard_bytes=100 KiB", "--no-report"]
     command += ["-o", str(tmp_path / "out.h5"), "-i", *map(str, muons)]
     store = tmp_path / "out.h5.work" / "store"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -132,4 +132,4 @@ def test_killed_and_run_again(muons, run, tmp_path):
     process.communicate(timeout=60)
     assert not (tmp_path / "out.h5").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.strip() == run(JOBS[0], muons).digest
+    assert again.stdout.strip() == run(JOBS[0], muons, overrides={}).digest

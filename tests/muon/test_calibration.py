@@ -9,12 +9,17 @@ import pytest
 import tables
 from astropy.stats import sigma_clip
 
+import calibdask
+from calibdask.engine.preliminary import preliminary
+from calibdask.engine.store import Store
+from calibdask.engine.tasks import WorkContext
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.hdf5 import digest_hdf5
 from calibdask.io.muon import read_rings, read_times
 from calibdask.muon.simulate import (
     MuonSimulation,
     describe_telescopes,
+    ring_columns,
     simulate,
     simulate_rings,
     true_efficiency,
@@ -268,6 +273,27 @@ def test_a_telescope_without_table_costs_nobody(muons, run):
     assert lines["flags"].tolist()[2] == "D"
 
 
+def test_dual_mirrors_with_a_table_of_nothing(tmp_path, run):
+    """ctapipe writes a row of NaN for every image of a telescope with two mirrors."""
+    options = MuonSimulation(n_files=1, n_rings=300, n_telescopes=1, n_dual_mirror=1)
+    columns = simulate_rings(options, 0)
+    nothing = ring_columns(
+        50,
+        obs_id=columns["obs_id"][0],
+        event_id=10_000 + np.arange(50),
+        tel_id=np.int16(2),
+        time_ns=columns["time_ns"][:50],
+        has_time=np.bool_(True),
+    )
+    both = {name: np.concatenate([columns[name], nothing[name]]) for name in columns}
+    path = tmp_path / "a.h5"
+    write_rings(path, describe_telescopes(options), both)
+    for overrides in ({}, {"Campaign.time_bin": "5 min"}, {"SizeChunking.chunk_size": 50}):
+        trend = run("throughput", [path], overrides).tables[f"{THROUGHPUT}_trend"]
+        assert [flags.replace("B", "") for flags in trend["flags"].tolist()] == ["", "D"]
+    assert run("psf", [path]).tables[f"{PSF}_overview"]["flags"].tolist()[1] == "D"
+
+
 def test_running_twice_repeats_nothing(muons, run, tmp_path):
     """Results appended to the input would be there twice."""
     first = run("throughput", muons, workdir=tmp_path / "work")
@@ -486,3 +512,37 @@ def test_time_bins_name_their_place(muons, run):
     other = run("throughput", muons, epoch).tables[f"{THROUGHPUT}/tel_001"]
     assert (np.asarray(table["bin"]) - 1).tolist() == np.asarray(other["bin"]).tolist()
     assert digest_hdf5(one.paths[0]) == one.digest
+
+
+def test_all_rings_with_the_plain_aggregator(muons, run):
+    name = "CalculateThroughputWithMuons.aggregator_type"
+    table = run("throughput", muons, {name: "PlainAggregator"}).tables[f"{THROUGHPUT}/tel_001"]
+    value = good_rings(muons, 1)[EFFICIENCY]
+    assert (table["n_events"][0], table["n_clipped"][0]) == (len(value), 0)
+    assert table["mean"][0] == pytest.approx(value.mean(), rel=1e-12)
+    assert table["median"][0] == pytest.approx(np.median(value), abs=0.02 * value.std())
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_fewer_iterations(muons, run, iterations):
+    overrides = {"SigmaClippingAggregator.iterations": iterations}
+    table = run("throughput", muons[:1], overrides).tables[f"{THROUGHPUT}/tel_001"]
+    value = good_rings(muons[:1], 1)[EFFICIENCY]
+    kept = sigma_clip(value, sigma=4, maxiters=iterations, cenfunc="mean").compressed()
+    assert table["n_events"][0] == len(kept)
+    assert table["mean"][0] == pytest.approx(kept.mean(), rel=1e-12)
+
+
+def test_a_campaign_that_runs_can_be_looked_at(muons, run, tmp_path):
+    """Coefficients of the shards so far: after the first stage nothing is clipped yet."""
+    result = run("throughput", muons[:1], workdir=tmp_path / "work")
+    store = Store(tmp_path / "work" / "store")
+    plan = calibdask.plan("calculate-throughput-muon", muons)
+    found = preliminary(plan, WorkContext(plan.calibration, store))
+    assert found.merged == (0,)
+    table = found.tables[f"{THROUGHPUT}/tel_001"]
+    assert abs(table["mean"][0] - result.tables[f"{THROUGHPUT}/tel_001"]["mean"][0]) < 0.01
+    plan = calibdask.plan("calculate-psf-muon", muons)
+    line = preliminary(plan, WorkContext(plan.calibration, store))
+    assert line.tables == {}
+    assert any("no telescope has bins of ring radius yet" in note for note in line.notes)

@@ -132,7 +132,7 @@ def test_prediction_and_likelihood_are_those_of_ctapipe(shape):
         ours = predict(parameters, *place, n_points, optics)
         # At the edge of a circle rounding counts by its square root.
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-7 * theirs.max())
-        value, _, _ = likelihood(parameters, charge, *place, n_points, optics, 4, True, False)
+        value, _, _ = likelihood(parameters, charge, *place, n_points, optics, 4, 1.0, 0.0)
         expected = neg_log_likelihood_approx(charge, theirs, 0.5, 1.1).sum()
         assert value == pytest.approx(expected, rel=1e-8)
 
@@ -172,14 +172,12 @@ def test_the_gradient_is_the_derivative(drawn):
 
     def value(at):
         place = polar_of(at, x, y)
-        return likelihood(at, charge, *place, n_points, OPTICS, 7, False, False)[0]
+        return likelihood(at, charge, *place, n_points, OPTICS, 7, 0.0, 0.0)[0]
 
     place = polar_of(parameters, x, y)
     # There begin and end of the profile meet, with different neighbours in its smoothing.
     assume((math.pi - np.abs(place[1])).min() > 1e-6)
-    _, gradient, information = likelihood(
-        parameters, charge, *place, n_points, OPTICS, 7, False, False
-    )
+    _, gradient, information = likelihood(parameters, charge, *place, n_points, OPTICS, 7, 0.0, 0.0)
     steps = np.array([1e-6, 1e-6, 1e-9, 1e-7, 1e-9, 1e-9, 1e-9])
     numeric = np.array(
         [(value(parameters + s) - value(parameters - s)) / (2 * s.sum()) for s in np.diag(steps)]
@@ -192,7 +190,7 @@ def test_the_gradient_is_the_derivative(drawn):
         rtol=1e-4,
         atol=2e-3,
     )
-    four = likelihood(parameters, charge, *place, n_points, OPTICS, 4, False, False)
+    four = likelihood(parameters, charge, *place, n_points, OPTICS, 4, 0.0, 0.0)
     np.testing.assert_array_equal(four[1], gradient[:4])
     np.testing.assert_array_equal(four[2], information[:4, :4])
 
@@ -220,19 +218,19 @@ def test_the_information_is_the_covariance_of_the_gradient(gaussian):
     place = polar_of(parameters, x, y)
     gradients = np.array(
         [
-            likelihood(parameters, charge, *place, n_points, OPTICS, 7, True, False)[1]
+            likelihood(parameters, charge, *place, n_points, OPTICS, 7, 1.0, 0.0)[1]
             for charge in charges
         ]
     )
     _, _, expected = likelihood(
-        parameters, charges[0], *place, n_points, OPTICS, 7, True, not gaussian
+        parameters, charges[0], *place, n_points, OPTICS, 7, 1.0, float(not gaussian)
     )
     scale = np.sqrt(np.diag(expected))
     found = np.cov(gradients.T) / np.outer(scale, scale)
     np.testing.assert_allclose(found, expected / np.outer(scale, scale), atol=0.08)
     # Poisson charges scatter more than their Gaussian likelihood believes: not a detail.
     if not gaussian:
-        _, _, fisher = likelihood(parameters, charges[0], *place, n_points, OPTICS, 7, True, False)
+        _, _, fisher = likelihood(parameters, charges[0], *place, n_points, OPTICS, 7, 1.0, 0.0)
         assert np.all(np.diag(expected) > 1.05 * np.diag(fisher))
 
 
@@ -244,7 +242,7 @@ def test_behind_the_hole_a_central_impact_is_stationary_and_no_minimum():
     central[:2] = 0.0
     n_points = profile_points(truth[6], OPTICS)
     place = polar_of(truth, x, y)
-    at_centre, gradient, _ = likelihood(central, charge, *place, n_points, OPTICS, 4, True, False)
+    at_centre, gradient, _ = likelihood(central, charge, *place, n_points, OPTICS, 4, 1.0, 0.0)
     assert np.all(np.abs(gradient[:2]) < 1e-9)
     fit = fit_intensity(x, y, charge, truth[4:], OPTICS, 4)
     assert fit.converged
@@ -269,7 +267,7 @@ def test_a_fit_is_at_a_minimum(drawn, n_free):
 
     def value(at):
         place = polar_of(at, x, y)
-        return likelihood(at, charge, *place, n_points, OPTICS, 4, True, False)[0]
+        return likelihood(at, charge, *place, n_points, OPTICS, 4, 1.0, 0.0)[0]
 
     assert fit.negative_log_likelihood == pytest.approx(value(fit.parameters), rel=1e-12)
     assert fit.negative_log_likelihood <= value(parameters) + 1.0
@@ -282,6 +280,13 @@ def test_a_fit_is_at_a_minimum(drawn, n_free):
     if n_free == 4:
         np.testing.assert_array_equal(fit.parameters[4:], parameters[4:])
         assert not fit.covariance[4:].any()
+
+
+@pytest.mark.parametrize(("impact", "starts"), [(0.3, 4), (1.0, 4), (5.0, 1), (9.0, 1)])
+def test_several_starts_only_where_the_light_is_even(impact, starts):
+    parameters = parameters_of((impact, 1.0, 0.06, 0.3, 0.0, 0.0, 1.15))
+    x, y, (charge,) = images(parameters, 1, seed=2)
+    assert fit_intensity(x, y, charge, parameters[4:], OPTICS, 4).starts == starts
 
 
 def test_no_light_is_no_fit():

@@ -14,6 +14,7 @@ from calibdask.muon.ring import (
     completeness,
     containment,
     fit_ring,
+    invert,
     light,
     tailcuts,
     taubin,
@@ -167,6 +168,25 @@ def test_no_light_is_nan_not_an_error():
     assert math.isnan(found.intensity_ratio)
     assert math.isnan(found.radial_std_dev)
     assert found.ring_intensity == 0.0
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 7), seed=st.integers(0, 2**31), scale=st.floats(-8.0, 8.0))
+def test_inverse_against_numpy(n, seed, scale):
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(n, n)) + 2 * np.eye(n)
+    units = 10.0 ** (scale * rng.uniform(-1, 1, n))
+    matrix = (factor @ factor.T) * np.outer(units, units)
+    inverse, positive = invert(matrix)
+    assume(np.linalg.cond(factor) < 1e3)
+    assert positive
+    np.testing.assert_allclose(
+        (inverse * np.outer(units, units)), np.linalg.inv(factor @ factor.T), rtol=1e-6, atol=1e-9
+    )
+    assert not invert(-matrix)[1]
+    assert not invert(np.full((n, n), math.nan))[1]
+    if n > 1:
+        assert not invert(np.ones((n, n)))[1]
 
 
 # --- cleaning ---------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ KINDS = {
     "rings with images": (with_pictures, RingSummary.identity()),
     "keys": (ChunkKeys.of, ChunkKeys.identity()),
     "gallery": (lambda rings: pictures(rings, 3), Gallery.identity(3)),
-    "efficiency": (efficiency, efficiency(take(draw_rings(1), slice(0)))),
+    "efficiency": (efficiency, EfficiencySummary.identity()),
     "width": (width, width(take(draw_rings(1), slice(0)))),
 }
 
@@ -118,6 +118,21 @@ def test_profiles_hold_rings_at_their_edges():
     assert by_impact.sum() == 3
     by_azimuth = found.profiles["azimuth"].n
     assert (by_azimuth[0], by_azimuth[-1], by_azimuth[6]) == (1, 1, 2)
+
+
+def test_a_summary_holds_the_chunks_that_it_has():
+    rings = draw_rings(8, 40)
+    n = 1000
+    bounds = np.zeros(n), np.ones(n), np.full(n, 0.2), np.full(n, 0.01)
+    chunk = np.arange(40) // 10 + 500
+    found = EfficiencySummary.of(rings, chunk, *bounds, 5.0)
+    assert (found.first, len(found.n_all)) == (500, 4)
+    other = EfficiencySummary.of(rings, chunk + 6, *bounds, 5.0)
+    joined = other.merge(found)
+    assert (joined.first, joined.n_all.tolist()) == (500, [10] * 4 + [0, 0] + [10] * 4)
+    whole = joined.over(0, n)
+    assert whole.n_all.sum() == 80
+    assert whole.efficiency.moments().mean[503] == found.efficiency.moments().mean[3]
 
 
 def test_an_empty_side_changes_nothing():

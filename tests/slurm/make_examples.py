@@ -15,6 +15,10 @@ GAIN = (
     *("calibdask", "gain", "-c", "configs/gain.yaml", "-i", "camera", "-o", "gain"),
     *("--set", "Gain.bias=bias"),
 )
+MUONS = (
+    *("calibdask", "calculate-throughput-muon", "-c", "configs/calculate_throughput_muon.yaml"),
+    *("-i", "muons", "-o", "throughput.h5"),
+)
 
 
 def examples() -> dict[str, str]:
@@ -29,10 +33,14 @@ def examples() -> dict[str, str]:
     gain = BatchJob(
         (*GAIN, "--cluster", "allocation"), 2, 4, "01:00:00", "3G", requeue=True, setup=setup
     )
+    muons = BatchJob(
+        (*MUONS, "--cluster", "allocation"), 2, 8, "04:00:00", "2G", requeue=True, setup=setup
+    )
     return {
         "gain.sbatch": gain.script(),
         "inter_calibration.sbatch": inside.script(),
         "inter_calibration_head.sbatch": head.script(),
+        "calculate_throughput_muon.sbatch": muons.script(),
     }
 
 

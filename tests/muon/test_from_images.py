@@ -1,0 +1,171 @@
+"""Both jobs from images: rings are fitted on the way, once, and the truth comes back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tables
+
+from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
+from calibdask.io.images import read_images
+from calibdask.io.muon import MUON_GROUP
+from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons
+from calibdask.muon.config import load_muon_config
+from calibdask.muon.image_simulation import MuonImageSimulation
+from calibdask.muon.report import Picture
+from calibdask.muon.rings import RingOptions, rings_of
+from calibdask.muon.simulate import MuonSimulation, simulate
+from calibdask.muon.simulate_images import simulate as simulate_images
+from tests.muon.conftest import PSF, THROUGHPUT
+
+OPTIONS = MuonImageSimulation(n_files=2, n_telescopes=2, n_rings_per_telescope=60, seed=3)
+CUT = {"Campaign.shard_bytes": "400 KiB"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return simulate_images(tmp_path_factory.mktemp("images"), OPTIONS, lambda done, total: None)
+
+
+@pytest.fixture
+def result(images, run):
+    return run("throughput", images)
+
+
+def test_the_truth_comes_back(result):
+    trend = result.tables[f"{THROUGHPUT}_trend"]
+    assert trend["tel_id"].tolist() == [1, 2]
+    assert (trend["n_events"] > 90).all()
+    # Rings have a known bias of half a per cent with the circle that ctapipe fits.
+    error = np.hypot(trend["mean_err"], 0.005 * OPTIONS.optical_efficiency)
+    assert (np.abs(trend["mean"] - OPTIONS.optical_efficiency) < 4 * error).all()
+
+
+def test_every_image_is_accounted_for(result):
+    flow = result.account.total.cut_flow
+    counts = list(flow.values())
+    assert counts[0] == 240
+    assert counts == sorted(counts, reverse=True)
+    assert list(flow)[:3] == [
+        "images",
+        "images of telescopes with one mirror and known optics",
+        "images that were measured",
+    ]
+
+
+def test_shards_of_images_move_no_bit(images, result, run):
+    cut = run("throughput", images[::-1], CUT)
+    assert len(cut.plan.shards) > 8
+    assert cut.digest == result.digest
+    parts = {name for shard in cut.plan.shards for name, _ in shard.part}
+    assert parts == {"tel_id", "first_row", "stop_row"}
+
+
+def test_rings_are_fitted_once_for_both_jobs(images, run, tmp_path, monkeypatch):
+    run("throughput", images[:1], workdir=tmp_path / "work")
+
+    def refuse(*_):
+        raise AssertionError("rings are fitted again")
+
+    monkeypatch.setattr("calibdask.muon.rings.rings_of", refuse)
+    second = run("psf", images[:1], workdir=tmp_path / "work")
+    assert second.account.computed == 0
+    assert second.tables[f"{PSF}_overview"]["n_events"].sum() > 90
+
+
+def test_a_few_images_are_kept_for_people(result):
+    from calibdask.muon.calibration import _pictures
+
+    pictures = _pictures(result.result)
+    assert len(pictures) == 6
+    assert all(isinstance(one, Picture) for one in pictures)
+    assert [one.tel_id for one in pictures] == [1, 2, 1, 2, 1, 2]
+    for one in pictures:
+        _, _, charge, expected = one.pixels
+        bright = expected > 5
+        assert bright.sum() > 30
+        # What the fit predicts is what is there: the gallery shows the right pair.
+        pull = (charge - expected)[bright] / np.sqrt(1.3 * expected[bright] + 1.2)
+        assert abs(pull.mean()) < 0.5
+        assert 0.6 < pull.std() < 1.6
+
+
+def test_tables_of_rings_come_first(images, run, tmp_path):
+    """A file with both is read as it is: no ring is fitted."""
+    path = tmp_path / "both.h5"
+    path.write_bytes(images[0].read_bytes())
+    options = RingOptions(hole_radius_m=0.74)
+    with tables.open_file(path, "a") as file:
+        file.create_group("/dl1/event/telescope", "muon")
+    for block in read_images(images[0]):
+        columns = rings_of(block, options)
+        wanted = [name for name in columns if name not in ("time_ns", "status")]
+        rows = np.rec.fromarrays([columns[name] for name in wanted], names=wanted)
+        with tables.open_file(path, "a") as file:
+            file.create_table(MUON_GROUP, f"tel_{block.camera.tel_id:03d}", obj=rows)
+    from_tables = run("throughput", [path])
+    assert "images that were measured" not in from_tables.account.total.cut_flow
+    assert from_tables.digest == run("throughput", images[:1]).digest
+
+
+def test_images_and_tables_in_one_run(images, run, tmp_path):
+    rings = simulate(tmp_path / "rings", MuonSimulation(n_files=1, n_rings=300, n_telescopes=1))
+    other = MuonSimulation(n_files=1, n_rings=300, n_telescopes=1, n_dual_mirror=1)
+    contradicting = simulate(tmp_path / "other", other)
+    with pytest.raises(ConfigError, match="different arrays"):
+        run("throughput", [*images[:1], *contradicting])
+    result = run("throughput", [*images[:1], *rings])
+    flow = result.account.total.cut_flow
+    assert flow["rings with efficiency, radius and width"] > 300
+    assert flow["images"] > 400
+
+
+def test_no_focal_length(run, tmp_path):
+    options = MuonImageSimulation(
+        n_files=1, n_rings_per_telescope=5, effective_focal_length=False, seed=1
+    )
+    paths = simulate_images(tmp_path / "images", options, lambda done, total: None)
+    with pytest.raises(MissingInput, match="EQUIVALENT"):
+        run("throughput", paths)
+    overrides = {"EventSource.focal_length_choice": "EQUIVALENT"}
+    result = run("throughput", paths, overrides)
+    assert result.tables[f"{THROUGHPUT}_trend"]["n_events"][0] > 0
+
+
+def test_options_of_the_fit_are_part_of_the_map(images, run, tmp_path):
+    run("throughput", images[:1], workdir=tmp_path / "work")
+    other = {"MuonIntensityFitter.fit_circle": True}
+    again = run("throughput", images[:1], other, workdir=tmp_path / "work")
+    assert again.account.computed == 1
+
+
+def test_simtel_files(shared_simtel, run):
+    overrides = {"EventSource.focal_length_choice": "EQUIVALENT", "Campaign.time_bin": "1 s"}
+    result = run("throughput", [shared_simtel / "lst_muons.simtel.zst"], overrides)
+    table = result.tables[f"{THROUGHPUT}/tel_001"]
+    assert len(table) >= 3
+    # ctapipe: 23 rings pass all cuts, mean 0.2408; it misses two (test_muon_peer.py says why).
+    assert table["n_events"].sum() == 25
+    mean = np.average(table["mean"], weights=table["n_events"])
+    assert mean == pytest.approx(0.2408, abs=0.0015)
+
+
+def test_dual_mirrors_are_told(shared_simtel, run):
+    path = shared_simtel / "gct_checs_muons.simtel.zst"
+    overrides = {"EventSource.focal_length_choice": "EQUIVALENT"}
+    with pytest.raises(NotEnoughData, match=r"telescopes? 1 ha\w+ two mirrors"):
+        run("throughput", [path], overrides)
+
+
+def test_truncated_simtel(shared_simtel, run, tmp_path):
+    path = tmp_path / "cut.simtel.zst"
+    path.write_bytes((shared_simtel / "lst_muons.simtel.zst").read_bytes()[:300_000])
+    with pytest.raises((CorruptedInput, MissingInput), match=r"cut\.simtel\.zst"):
+        run("throughput", [path], {"EventSource.focal_length_choice": "EQUIVALENT"})
+
+
+def test_jobs_have_one_map():
+    options = load_muon_config("calculate-throughput-muon", []).options
+    one, two = (kind(options, 2**28) for kind in (ThroughputFromMuons, PsfFromMuons))
+    assert (one.map_name, one.version) == (two.map_name, two.version)
+    assert one.map_config() == two.map_config()
