@@ -424,6 +424,9 @@ class CrossCalibration(PairwiseCalibration):
         components["ndf"] = ndf
         p_value = chdtrc(np.maximum(ndf, 1), components["chi2"])
         components["p_value"] = np.where(ndf > 0, p_value, np.nan)
+        held = self._reference_of(self.options.reference_type, fit)
+        if held is not None:
+            components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
 
     def _scaled(self, cell: Cell, fit: NetworkFit, scales: TypeScales | None) -> _Scaled:
         """Values and covariance of all telescopes, with muons where there are any."""
@@ -516,6 +519,8 @@ class CrossCalibration(PairwiseCalibration):
             error = value * np.sqrt(np.diagonal(scaled.covariance))
         main["error"] = np.where(scaled.known, error, np.nan)
         flags = np.strings.replace(np.asarray(main["flags"], np.str_), "B", "")
+        held = scaled.known & (main["error"] == 0) & (np.strings.find(flags, "R") < 0)
+        flags = np.strings.add(np.where(held, "R", ""), flags)
         flags = np.where(scaled.is_absolute, np.strings.replace(flags, "R", ""), flags)
         uncertain = np.isfinite(value) & ~scaled.known
         main["flags"] = np.strings.add(flags, np.where(uncertain, "B", ""))

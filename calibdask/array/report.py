@@ -307,7 +307,9 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
     """Say which types have no network, more than one, or one that fits badly."""
     notices = []
     for tel_type in np.unique(telescopes["tel_type"]).tolist():
-        n_components = int((components["tel_type"] == tel_type).sum())
+        # A component of several types is called LST-MST.
+        types = [name.split("-") for name in components["tel_type"].tolist()]
+        n_components = sum(tel_type in names for names in types)
         if not n_components:
             notices.append(Notice("warning", f"{tel_type}: no network could be fitted."))
         elif n_components > 1:
@@ -320,7 +322,10 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
             text = "The pairs disagree by more than their errors: look for outliers among them."
             notices.append(Notice("warning", f"{who} {text}"))
         elif p_value > 1 - P_VALUE_LIMIT:
-            text = "The pairs agree better than their errors allow: these may be too large."
+            text = (
+                "The pairs agree better than independent ones would: those that share showers make"
+                " chi2 too small."
+            )
             notices.append(Notice("info", f"{who} {text}"))
     return notices
 

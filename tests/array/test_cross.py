@@ -248,6 +248,16 @@ def test_ratios_within_types_are_taken_as_given(simulated, inter, run):
     assert not any("-" not in kind for kind in pairs["tel_type"][pairs["used"]].tolist())
 
 
+def test_the_reports_say_what_is_true(simulated, inter, run):
+    """A network of several types is one of each of them; what is held fixed needs no error."""
+    for inputs in (simulated.paths, (*simulated.paths, inter)):
+        page = run(*inputs, report=True).paths[0].with_suffix(".html").read_text()
+        assert "Scale of the types" in page
+        assert "no network could be fitted" not in page
+        assert "a value without an error" not in page
+        assert "weighted mean" not in page
+
+
 def test_the_peers_inter_calibration_is_read(shared_array, run):
     """Its cross-calibration is off by the participation-weighted mean of its coefficients."""
     peer = shared_array / "peer_dl2_small"
@@ -403,7 +413,9 @@ def test_muons_of_each_time_bin(simulated, run, tmp_path):
         "Campaign.time_bin": "20 min",
         "Campaign.epoch": to_time(int(start * 1e9)).utc.isot,
     }
-    result = run(*simulated.paths, path, overrides=overrides)
+    result = run(*simulated.paths, path, overrides=overrides, report=True)
+    page = result.paths[0].with_suffix(".html").read_text()
+    assert "No telescope has a muon throughput here" in page  # in the last bin
     table = result.tables[COEFFICIENTS]
     first = np.asarray(table["time_bin"]) == 0
     assert table["absolute"][first].all()

@@ -235,3 +235,27 @@ def test_times_as_ctapipe_stores_them_and_for_people(simulated, tmp_path):
         seconds[:, 0] - OPTIONS.start_tai_s(0), 1200 * np.asarray(result.tables[TABLE]["time_bin"])
     )
     assert not seconds[:, 1].any()
+
+
+def test_values_of_bins_whose_errors_are_still_to_come(simulated):
+    """One bin after its last stage, the others after the first: values flagged P, no drift."""
+    made = plan(JOB, simulated.paths, overrides=VALID | bins(20))
+    calibration, states = made.calibration, {}
+    for shard in made.shards:
+        (cell,) = shard.cells
+        first = calibration.reduce(0, calibration.read(shard, None), {})
+        states[cell] = calibration.fit(0, cell, first.summaries[cell], None)
+        assert not states[cell].done
+    before = calibration.tables(calibration.combine(states))
+    data = calibration.read(shard, first.rows)
+    scores = calibration.reduce(1, data, {cell: states[cell]}).summaries[cell]
+    states[cell] = calibration.fit(1, cell, scores, states[cell])
+    assert states[cell].done
+    for tables in (before, calibration.tables(calibration.combine(states))):
+        assert list(tables) == [TABLE]
+        assert "n_events" not in tables[TABLE].colnames
+        assert len(tables[TABLE]) == 3 * len(simulated.tel_type)
+    late = np.asarray(tables[TABLE]["time_bin"]) == cell[0]
+    has_value = np.isfinite(tables[TABLE]["value"])
+    is_preliminary = np.array(["P" in flags for flags in tables[TABLE]["flags"].tolist()])
+    np.testing.assert_array_equal(is_preliminary, has_value & ~late)
