@@ -195,8 +195,6 @@ class _CalculateWithMuons(Section):
     """What both jobs have in common."""
 
     hints: ClassVar[Mapping[str, str]] = {
-        "append": "leave it out: nothing is written into the input, and bins of files added later "
-        "join those of an earlier run in its work directory",
         "chunk_size": "it belongs into SigmaClippingAggregator.SizeChunking",
         "log_level": "use --log-level on the command line",
         "log_file": "use -l FILE on the command line",
@@ -216,6 +214,11 @@ class _CalculateWithMuons(Section):
         examples=["out.h5"],
     )
     overwrite: bool = Field(default=False, description="Replace an output that exists.")
+    append: bool = Field(
+        default=False,
+        description="Accepted and without effect: nothing is written into the input. Files added "
+        "later join those of an earlier run in its work directory.",
+    )
     allowed_tels: Annotated[tuple[int, ...], read_with(_telescopes)] | None = Field(
         default=None, description="Telescopes to calibrate; all unless given.", examples=[[1, 2]]
     )
@@ -552,6 +555,8 @@ def load_muon_config(
         tool = document.get("CalculateThroughputWithMuons", CalculateThroughputWithMuons)
         n_radius_bins = CalculatePSFWithMuons().muonring_radius_fit_nbins
     notes: list[str] = []
+    if tool.append:
+        notes.append(f"{type(tool).__name__}.append is without effect: the output is a file anew")
     query = _joined(
         MuonQualityQuery,
         document.find("QualityQuery", MuonQualityQuery),

@@ -116,6 +116,11 @@ def test_chunks_by_number_mean_nothing_to_the_psf(load):
     assert "without effect" in config.notes[0]
 
 
+def test_nothing_is_appended(load):
+    assert load("CalculateThroughputWithMuons: {append: false}\n").notes == ()
+    assert "without effect" in load("CalculateThroughputWithMuons: {append: true}\n").notes[0]
+
+
 def test_no_criteria_is_noted(load):
     config = load("MuonQualityQuery: {quality_criteria: []}\n")
     assert config.options.quality_criteria.pairs == ()
@@ -126,7 +131,6 @@ def test_no_criteria_is_noted(load):
     ("text", "message"),
     [
         ("CalculateThroughputWithMuons: {chunk_size: 5}", "SizeChunking"),
-        ("CalculateThroughputWithMuons: {append: true}", "nothing is written into the input"),
         ("CalculateThroughputWithMuons: {allowed_tels: [x]}", "telescope numbers"),
         ("CalculateThroughputWithMuons: {allowed_tels: []}", "list is empty"),
         ("CalculateThroughputWithMuons: {agregator_type: x}", "did you mean 'aggregator_type'"),
