@@ -348,7 +348,7 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
             status = "failed"
         inputs.append(InputRecord(ref.path, ref.size, len(shards_of[ref.path]), status))
     inputs += [InputRecord(one.where, 0, 0, "rejected") for one in plan.rejected]
-    inputs += [InputRecord(path, 0, 0, "left out") for path, _ in plan.skipped]
+    inputs += [InputRecord(where, 0, 0, "left out") for where, _ in plan.skipped_alike()]
     return RunRecord(
         job=plan.job,
         version=calibdask.__version__,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -199,3 +201,47 @@ class TestSameBits:
         cut = {"Stacks.frames_per_task": 20}
         result = run("gain", overrides=cut, cluster="local", workers=2)
         assert result.digest == references["gain"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(products, tmp_path_factory):
+    """A scene taken with the same camera."""
+    root, _ = products
+    options = replace(OPTIONS, kinds=("light",), n_frames=3)
+    lights = simulate_sensor(tmp_path_factory.mktemp("lights"), options)
+    names = {name: name for name in ("bias", "iso", "dark", "gain", "flat")}
+    output = tmp_path_factory.mktemp("calibrated") / "out"
+    calibdask.run(
+        "calibrate-images",
+        [lights.root],
+        output,
+        overrides={
+            f"CalibrateImages.{name}": str(root / product)
+            for name, product in {**names, "readnoise": "bias"}.items()
+        },
+        cluster="serial",
+    )
+    return lights.truth, sorted(output.glob("*.zarr"))
+
+
+class TestCalibratedImages:
+    """The light frames, corrected with what the chain made: the scene comes back."""
+
+    def test_the_scene_in_electrons(self, calibrated):
+        """Errors are right, but for one number: the flat field is 1 at its brightest."""
+        truth, paths = calibrated
+        scene = truth.scene_e
+        frames = {"iso100": [], "iso400": []}
+        for path in paths:
+            one = read_product(path)
+            good = one.rows("mask") == 0
+            assert good.mean() > 0.9
+            value, error = one.rows("value"), one.rows("error")
+            scale = np.median((value / scene)[good])
+            assert scale == pytest.approx(1.0, abs=0.05)
+            pulls = ((value / scale - scene) / error)[good]
+            assert abs(np.median(pulls)) < 0.1
+            frames[path.name[:6]].append(rms(pulls[np.abs(pulls) < 5]))
+        assert all(frames.values())
+        # Of 25 frames, maps have errors of their own, and errors of errors.
+        assert all(0.9 < np.mean(one) < 1.1 for one in frames.values())
