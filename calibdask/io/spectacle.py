@@ -96,9 +96,13 @@ def parse_names(path: Path | str) -> NamedFrame:
 
 
 def is_product(path: Path) -> bool:
-    """Tell whether a file is something SPECTACLE made: in ``stacks``, ... beside a camera file."""
+    """Tell whether a file is something SPECTACLE made, or this program in its format.
+
+    It is in ``stacks``, ... beside a camera file, or in an output directory.
+    """
     return any(
-        folder.name in _PRODUCTS and any(folder.parent.glob("*data.json"))
+        folder.name in _PRODUCTS
+        and (any(folder.parent.glob("*data.json")) or (folder.parent / "calibdask.json").is_file())
         for folder in path.absolute().parents
     )
 

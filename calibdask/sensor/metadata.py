@@ -145,7 +145,7 @@ def describe(
     """
     path = Path(info.path)
     if is_product(path):
-        raise WrongKind(f"{path}: is a product of SPECTACLE, not a frame")
+        raise WrongKind(f"{path}: is a product made of frames, not a frame")
     names = parse_names(path)
     by_source: list[Mapping[str, Any]] = [
         _by_table(path, () if frames is None else frames.table),

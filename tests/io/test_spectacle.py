@@ -70,6 +70,10 @@ def test_products_are_no_frames(tmp_path):
     assert is_product(tmp_path / "stacks" / "gain" / "iso100_mean.npy")
     assert is_product(tmp_path / "calibration" / "A_bias.npy")
     assert not is_product(tmp_path / "images" / "gain" / "iso100.npy")
+    output = tmp_path / "elsewhere"
+    output.mkdir()
+    (output / "calibdask.json").touch()
+    assert is_product(output / "stacks" / "gain" / "iso100_mean.npy")
 
 
 def test_camera_file_there_and_back(tmp_path):

@@ -15,7 +15,7 @@ from calibdask.engine.store import Store
 from calibdask.engine.tasks import WorkContext
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.hdf5 import digest_hdf5
-from calibdask.io.muon import read_rings, read_times
+from calibdask.io.muon import TRIGGER, read_rings, read_times
 from calibdask.muon.simulate import (
     MuonSimulation,
     describe_telescopes,
@@ -360,6 +360,18 @@ def test_rings_without_a_time_are_left_out_and_counted(tmp_path, run):
     flow = list(result.account.total.cut_flow.values())
     assert 0.6 < flow[-1] / flow[-2] < 0.8
     assert any("not in the trigger table" in text for text in result.account.total.warnings)
+
+
+def test_a_telescope_without_any_trigger_time_has_no_time_bin_and_is_told(tmp_path, run):
+    tel_id = np.array([1] * 200 + [2] * 200, np.int16)
+    path = write_file(tmp_path / "a.h5", 2, event_id=np.arange(400), tel_id=tel_id)
+    with tables.open_file(path, "a") as file:
+        trigger = file.get_node(TRIGGER)
+        first = int(np.flatnonzero(trigger.col("tel_id") == 2)[0])
+        trigger.remove_rows(first, first + 200)
+    result = run("throughput", [path], {"Campaign.time_bin": "1 d"})
+    assert any("no trigger of telescope 2 is known" in text for text in result.plan.warnings)
+    assert result.tables[f"{THROUGHPUT}_trend"]["flags"][1] == "M"
 
 
 def test_too_few_rings_are_flagged(tmp_path, run):

@@ -175,7 +175,7 @@ def test_the_camera_file_fills_what_is_left(tmp_path):
 
 def test_products_of_spectacle_are_no_frames(tmp_path):
     write_camera_file(tmp_path / "camera_data.json", camera())
-    with pytest.raises(WrongKind, match="is a product of SPECTACLE"):
+    with pytest.raises(WrongKind, match="is a product made of frames"):
         describe(info(tmp_path / "stacks" / "gain" / "iso100_mean.npy"))
 
 
