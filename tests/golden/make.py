@@ -2,7 +2,8 @@
 
     python -m tests.golden.make
 
-writes ``inter_calibration.json`` and ``timing_calibration.json`` anew. Do so when numbers are
+writes ``inter_calibration.json``, ``timing_calibration.json`` and ``scales.json`` (types on one
+scale, image sizes) anew. Do so when numbers are
 meant to change, together with a raised ``version`` of the calibration: stored results of the old
 version are then not used.
 """
@@ -19,6 +20,7 @@ import numpy as np
 
 import calibdask
 from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
+from calibdask.array.cross import CrossCalibration
 from calibdask.array.simulate import ArraySimulation, simulate_array
 from calibdask.array.summary import PairSummary
 from calibdask.array.timing import TimingCalibration
@@ -27,6 +29,8 @@ from calibdask.engine.tasks import WorkContext, map_shard
 
 GOLDEN: Final = Path(__file__).with_name("inter_calibration.json")
 TIMING: Final = Path(__file__).with_name("timing_calibration.json")
+SCALES: Final = Path(__file__).with_name("scales.json")
+CONFIGS: Final = Path(__file__).parents[2] / "configs"
 ESTIMATORS: Final = ("log-mean", "log-median", "log-clipped", "asymmetry")
 OPTIONS: Final = ArraySimulation(
     n_files=2,
@@ -98,6 +102,29 @@ def compute_timing(folder: Path) -> dict[str, Any]:
     return numbers
 
 
+def compute_scales(folder: Path) -> dict[str, Any]:
+    """Simulate into an empty folder, calibrate types against each other and by image sizes."""
+    made = simulate_array(folder / "dl2", replace(OPTIONS, n_events=600))
+    numbers: dict[str, Any] = {"version": [CrossCalibration.version, InterCalibration.version]}
+    for job, config in (
+        ("cross-calibration", "cross_calibration.yaml"),
+        ("inter-calibration", "inter_calibration_of_image_sizes.yaml"),
+    ):
+        result = calibdask.run(
+            job,
+            made.paths,
+            folder / f"{job}.h5",
+            config=CONFIGS / config,
+            cluster="serial",
+            report=False,
+        )
+        for path, table in result.tables.items():
+            name = path.removeprefix("/dl2/monitoring/subarray/")
+            if not name.endswith(("_covariance", "_pairs")):
+                numbers[name] = {column: _plain(table[column]) for column in table.colnames}
+    return numbers
+
+
 def _first_summary(folder: Path, config: Path, paths: tuple[Path, ...]) -> dict[str, Any]:
     """What the map step stores for the first shard."""
     plan = calibdask.plan("inter-calibration", paths, config=config)
@@ -118,7 +145,11 @@ def _plain(values: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    for path, compute_all in ((GOLDEN, compute), (TIMING, compute_timing)):
+    for path, compute_all in (
+        (GOLDEN, compute),
+        (TIMING, compute_timing),
+        (SCALES, compute_scales),
+    ):
         with tempfile.TemporaryDirectory() as name:
             text = json.dumps(compute_all(Path(name)), indent=1)
         path.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Numbers of the timing do not move unless they are meant to: see make.py."""
+"""Numbers of timing, types and image sizes do not move unless they are meant to: see make.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from tests.golden.make import TIMING, compute_timing
+from tests.golden.make import SCALES, TIMING, compute_scales, compute_timing
 
 MEANT = (
-    "the numbers moved: raise TimingCalibration.version if this change is meant, and write the"
+    "the numbers moved: raise the version of the calibration if this change is meant, and write the"
     " golden numbers again (python -m tests.golden.make)"
 )
 
@@ -20,9 +20,16 @@ def golden():
     return json.loads(TIMING.read_text(encoding="utf-8"))
 
 
-def test_offsets_and_residuals(golden, tmp_path):
-    computed = compute_timing(tmp_path)
-    assert computed.pop("version") == golden["version"], MEANT
+@pytest.mark.parametrize(
+    ("path", "compute"),
+    [(TIMING, compute_timing), (SCALES, compute_scales)],
+    ids=["timing", "scales"],
+)
+def test_numbers(path, compute, tmp_path):
+    golden = json.loads(path.read_text(encoding="utf-8"))
+    computed = compute(tmp_path)
+    assert computed.pop("version") == golden.pop("version"), MEANT
+    assert set(computed) == set(golden), MEANT
     for table, columns in computed.items():
         assert set(columns) == set(golden[table]), f"{table}: {MEANT}"
         for name, values in columns.items():
