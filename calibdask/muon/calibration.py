@@ -227,6 +227,8 @@ class _FromRings(Calibration):
     def survey(self, source: InputRef) -> Survey:
         """Look at what a file holds: tables of rings, else images to fit them to."""
         path, options = source.path, self.options
+        if not source.size:
+            raise CorruptedInput(f"{path}: is empty; copy or produce it again")
         of_events = not is_hdf5(path)
         times: Mapping[int, NDArray[np.int64]] = {}
         if not of_events and has_muon_tables(path):

@@ -374,6 +374,12 @@ def test_a_telescope_without_any_trigger_time_has_no_time_bin_and_is_told(tmp_pa
     assert result.tables[f"{THROUGHPUT}_trend"]["flags"][1] == "M"
 
 
+def test_an_empty_file_is_told(tmp_path, run):
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(CorruptedInput, match="is empty"):
+        run("throughput", [tmp_path / "a.h5"])
+
+
 def test_too_few_rings_are_flagged(tmp_path, run):
     n_few = 7
     tel_id = np.array([1] * 50 + [2] * n_few, np.int16)
