@@ -303,11 +303,12 @@ class _FromRings(Calibration):
             with_cells = {cell[0] for cell in survey.facts.cells}
             timeless = [t for t, n in survey.facts.n_rows.items() if n and t not in with_cells]
             if timeless:
-                listed = ", ".join(map(str, sorted(timeless)))
-                notes += (
-                    f"{survey.source.path}: no trigger of telescope {listed} is known, so its rings"
-                    " belong to no time bin and are left out",
+                note = (
+                    f"{survey.source.path}: no trigger of telescope"
+                    f" {', '.join(map(str, sorted(timeless)))} is known, so its rings belong to no"
+                    " time bin and are left out"
                 )
+                notes += (note,)
         obs_ids = {number for survey in surveys for number in survey.facts.obs_ids}
         return replace(
             self,
