@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for kind in ("throughput", "psf"):
                 copy = folder / "peer.h5"
                 shutil.copy(paths[0], copy)  # it writes into its input
-                tool = parsed.peer.with_name(f"calibpipe-calculate-{kind}-muon")
+                tool = parsed.peer.absolute().with_name(f"calibpipe-calculate-{kind}-muon")
                 own = folder / f"{kind}.yaml"
                 section = CONFIG.splitlines()
                 own.write_text("\n".join(section[:2] if kind == "throughput" else section[2:]))
