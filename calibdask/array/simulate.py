@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import tables
 
     from calibdask.array.simulation import Columns
+    from calibdask.io.dl1 import TelescopeDescription
 
 __all__ = [
     "ARRAYS",
@@ -51,7 +52,6 @@ __all__ = [
 ENERGY_RECONSTRUCTOR: Final = "RandomForestRegressor"
 PARTICLE_RECONSTRUCTOR: Final = "RandomForestClassifier"
 GEOMETRY_RECONSTRUCTOR: Final = "HillasReconstructor"
-_EARTH_RADIUS_M: Final = 6_378_137.0  # WGS84, at the equator
 _TAI_MINUS_UTC_S: Final = 37
 _SUBARRAY_EVENT: Final = 32  # ctapipe.containers.EventType.SUBARRAY
 _POINTING_STEP_S: Final = 10
@@ -131,13 +131,19 @@ def simulate_block(path: Path, options: ArraySimulation, block: int) -> int:
     ConfigError
         The file exists, or the options give no event at all.
     """
+    from calibdask.io.dl1 import write_instrument
     from calibdask.io.hdf5 import create_hdf5, write_root_attributes
 
     array = true_array(options)
     events, images = simulate_events(array, block)
     with create_hdf5(path) as file:
         write_root_attributes(file, _reference_metadata(options, block))
-        _write_instrument(file, array)
+        write_instrument(
+            file,
+            _describe_telescopes(array),
+            subarray=f"calibdask-{options.array}",
+            altitude_m=options.observatory_altitude_m,
+        )
         _write_observation(file, array, block)
         _write_subarray_events(file, array, events, images)
         _write_telescope_events(file, options, block, events, images)
@@ -194,118 +200,31 @@ def _reference_metadata(options: ArraySimulation, block: int) -> dict[str, str]:
     }
 
 
-def _write_instrument(file: tables.File, array: SimulatedArray) -> None:
-    """Write what `ctapipe.instrument.SubarrayDescription.from_hdf` reads; cameras are invented."""
-    options = array.options
-    kinds = sorted(set(array.tel_type.values()))
-    index = np.array([kinds.index(kind) for kind in array.tel_type.values()])
-    names = np.array(kinds)[index]
-    cameras = np.array([f"{kind}Cam" for kind in kinds])[index]
-    position_m = np.array([*array.position_m.values()]).astype(np.float32)
-    origin = {
-        "ORIGIN": "ctapipe.instrument.SubarrayDescription",
-        "SUBARRAY": f"calibdask-{options.array}",
-        "SOFT_VER": "0.32.0",
-    }
-    _write_table(
-        file,
-        "/configuration/instrument/subarray/layout",
-        {
-            "tel_id": np.array([*array.tel_type], dtype=np.uint16),
-            "name": names,
-            "type": names,
-            "pos_x": position_m[:, 0],
-            "pos_y": position_m[:, 1],
-            "pos_z": position_m[:, 2],
-            "camera_name": cameras,
-            "optics_name": names,
-            "camera_index": index,
-            "optics_index": index,
-            "tel_description": np.array(
-                [f"{name}_{name}_{camera}" for name, camera in zip(names, cameras, strict=True)]
-            ),
-        },
-        units={"pos_x": "m", "pos_y": "m", "pos_z": "m"},
-        attributes=origin
-        | {
-            "TAB_TYPE": "subarray",
-            "TAB_VER": "2.0",
-            "name": f"calibdask-{options.array}",
-            "reference_itrs_x": _EARTH_RADIUS_M + options.observatory_altitude_m,
-            "reference_itrs_y": 0.0,
-            "reference_itrs_z": 0.0,
-        },
-    )
-    types = [TELESCOPE_TYPES[kind] for kind in kinds]
-    _write_table(
-        file,
-        "/configuration/instrument/telescope/optics",
-        {
-            "optics_name": np.array(kinds),
-            "size_type": np.array(kinds),
-            "reflector_shape": np.array([t.reflector_shape for t in types]),
-            "mirror_area": np.array([t.mirror_area_m2 for t in types]),
-            "n_mirrors": np.array([t.n_mirrors for t in types]),
-            "n_mirror_tiles": np.array([t.n_mirror_tiles for t in types]),
-            "equivalent_focal_length": np.array([t.focal_length_m for t in types]),
-            "effective_focal_length": np.array([t.effective_focal_length_m for t in types]),
-        },
-        units={
-            "mirror_area": "m**2",
-            "equivalent_focal_length": "m",
-            "effective_focal_length": "m",
-        },
-        attributes=origin | {"TAB_TYPE": "optics", "TAB_VER": "4.0"},
-    )
-    for i, kind in enumerate(kinds):
-        _write_camera(file, i, kind)
+def _describe_telescopes(array: SimulatedArray) -> list[TelescopeDescription]:
+    """Give the telescopes in the order of the array; their cameras are invented."""
+    from calibdask.io.dl1 import OpticsDescription, TelescopeDescription, square_camera
 
-
-def _write_camera(file: tables.File, index: int, tel_type: str) -> None:
-    """Write a camera of square pixels on a square grid, with a Gaussian reference pulse."""
-    name, kind = f"{tel_type}Cam", TELESCOPE_TYPES[tel_type]
-    n = kind.n_pixels_per_side
-    centre_m = (np.arange(n) - (n - 1) / 2) * kind.pixel_size_m
-    x_m, y_m = np.meshgrid(centre_m, centre_m)
-    _write_table(
-        file,
-        f"/configuration/instrument/telescope/camera/geometry_{index}",
-        {
-            "pix_id": np.arange(n * n),
-            "pix_x": x_m.ravel(),
-            "pix_y": y_m.ravel(),
-            "pix_area": np.full(n * n, kind.pixel_size_m**2),
-        },
-        units={"pix_x": "m", "pix_y": "m", "pix_area": "m**2"},
-        attributes={
-            "CAM_ID": name,
-            "PIX_TYPE": "square",
-            "GRID": "square",
-            "PIX_ROT": 0.0,
-            "CAM_ROT": 0.0,
-            "TAB_TYPE": "ctapipe.instrument.CameraGeometry",
-            "TAB_VER": "2.1",
-        },
-    )
-    time_ns = np.arange(0, 25, 0.1)
-    pulse = np.exp(-0.5 * ((time_ns - 12.5) / 2) ** 2)
-    _write_table(
-        file,
-        f"/configuration/instrument/telescope/camera/readout_{index}",
-        {f"reference_pulse_shape_channel{i}": pulse for i in range(kind.n_channels)}
-        | {"reference_pulse_sample_time": time_ns},
-        units={"reference_pulse_sample_time": "ns"},
-        attributes={
-            "CAM_ID": name,
-            "NCHAN": kind.n_channels,
-            "NPIXELS": n * n,
-            "NSAMPLES": kind.n_samples,
-            "SAMPFREQ": kind.sampling_rate_ghz,
-            "REFWIDTH": 0.1,
-            "TAB_TYPE": "ctapipe.instrument.CameraReadout",
-            "TAB_VER": "3.0",
-        },
-    )
+    optics, cameras = {}, {}
+    for name, kind in TELESCOPE_TYPES.items():
+        optics[name] = OpticsDescription(
+            name=name,
+            size_type=name,
+            reflector_shape=kind.reflector_shape,
+            mirror_area_m2=kind.mirror_area_m2,
+            n_mirrors=kind.n_mirrors,
+            n_mirror_tiles=kind.n_mirror_tiles,
+            equivalent_focal_length_m=kind.focal_length_m,
+            effective_focal_length_m=kind.effective_focal_length_m,
+        )
+        cameras[name] = replace(
+            square_camera(f"{name}Cam", kind.n_pixels_per_side, kind.pixel_size_m, kind.n_channels),
+            n_samples=kind.n_samples,
+            sampling_rate_ghz=kind.sampling_rate_ghz,
+        )
+    return [
+        TelescopeDescription(tel_id, optics[name], cameras[name], array.position_m[tel_id])
+        for tel_id, name in array.tel_type.items()
+    ]
 
 
 def _write_observation(file: tables.File, array: SimulatedArray, block: int) -> None:

@@ -157,7 +157,11 @@ def write_reference_metadata(
 
 
 def write_instrument(
-    file: tables.File, telescopes: Sequence[TelescopeDescription], *, altitude_m: float = 2150.0
+    file: tables.File,
+    telescopes: Sequence[TelescopeDescription],
+    *,
+    subarray: str = "calibdask",
+    altitude_m: float = 2150.0,
 ) -> None:
     """Write what `ctapipe.instrument.SubarrayDescription.from_hdf` reads.
 
@@ -167,17 +171,19 @@ def write_instrument(
         From `calibdask.io.hdf5.create_hdf5`.
     telescopes : sequence of TelescopeDescription
         In the order of the layout table. Equal names mean equal optics and cameras.
+    subarray : str
+        Its name.
     altitude_m : float
         Of the ground above the sea.
     """
-    optics = list({one.optics.name: one.optics for one in telescopes}.values())
-    cameras = list({one.camera.name: one.camera for one in telescopes}.values())
+    optics = [one for _, one in sorted({t.optics.name: t.optics for t in telescopes}.items())]
+    cameras = [one for _, one in sorted({t.camera.name: t.camera for t in telescopes}.items())]
     optics_names = [one.name for one in optics]
     camera_names = [one.name for one in cameras]
     position_m = np.array([one.position_m for one in telescopes], np.float32)
     origin = {
         "ORIGIN": "ctapipe.instrument.SubarrayDescription",
-        "SUBARRAY": "calibdask",
+        "SUBARRAY": subarray,
         "SOFT_VER": "0.32.0",
     }
     write_table(
@@ -201,7 +207,7 @@ def write_instrument(
         | {
             "TAB_TYPE": "subarray",
             "TAB_VER": "2.0",
-            "name": "calibdask",
+            "name": subarray,
             "reference_itrs_x": _EARTH_RADIUS_M + altitude_m,
             "reference_itrs_y": 0.0,
             "reference_itrs_z": 0.0,
