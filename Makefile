@@ -2,7 +2,7 @@
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias \
-  cross-scale lint lock clean
+  cross-scale timing-truth lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -68,6 +68,9 @@ image-bias: .venv/installed ## effect by effect, the biases of image sizes and w
 
 cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telescope types, 200 arrays (20 s)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/cross_scale.py
+
+timing-truth: .venv/installed ## offsets of telescope times against the truth, with and without what goes wrong
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/timing_truth.py
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .
