@@ -18,7 +18,7 @@ from calibdask.engine.executors import batch_sizes
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.protocol import Calibration, Cell, InputRef, Shard, Survey, WrongKind
-from calibdask.engine.shown import facts_html
+from calibdask.engine.shown import facts_html, printable
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
 
 if TYPE_CHECKING:
@@ -256,9 +256,13 @@ class Plan:
             alike.setdefault(reason.removeprefix(f"{path}: "), []).append(path)
         return [
             (
-                paths[0]
-                if len(paths) == 1
-                else f"{len(paths)} files below {os.path.commonpath(map(os.path.dirname, paths))}",
+                printable(
+                    paths[0]
+                    if len(paths) == 1
+                    else f"{len(paths)} files below"
+                    f" {os.path.commonpath(map(os.path.dirname, paths))}",
+                    one_line=True,
+                ),
                 reason,
             )
             for reason, paths in alike.items()
@@ -325,8 +329,9 @@ def _survey_all(
                     f"{one.path}: holds the same data as {copies[0]}, which is used"
                 )
             elif copies:
+                names = [printable(str(path), one_line=True) for path in (copies[0], one.path)]
                 raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
-                    f"the same data twice: {copies[0]} and {one.path} have the same content, and"
+                    f"the same data twice: {names[0]} and {names[1]} have the same content, and"
                     " counting events twice would make the errors too small; leave one of them out"
                 )
             surveys.append(survey)

@@ -31,7 +31,7 @@ from calibdask.engine.places import Places
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
-from calibdask.engine.shown import facts_html, facts_text, table_text, tables_html
+from calibdask.engine.shown import facts_html, facts_text, printable, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     States,
@@ -46,6 +46,7 @@ from calibdask.engine.tasks import (
 )
 from calibdask.errors import CalibdaskError, CorruptedInput
 from calibdask.io.maps import MAPS
+from calibdask.stats.compiled import cache_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -396,7 +397,8 @@ def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping
         same = np.flatnonzero(values[1:] == values[:-1])
         if same.size:
             one, two = plan.shards[owner[same[0]]], plan.shards[owner[same[0] + 1]]
-            paths = " and ".join(shard.inputs[0].path for shard in (one, two))
+            names = (printable(shard.inputs[0].path, one_line=True) for shard in (one, two))
+            paths = " and ".join(names)
             event = plan.calibration.name_event(group, int(values[same[0]]))
             raise CorruptedInput(
                 f"{paths} both hold {event}"
@@ -619,6 +621,8 @@ def run_calibration(
                     "WARNING", f"took {workdir} over from a dead run ({lock.taken_over})"
                 )
             )
+        if problem := cache_problem():
+            emit(events.Message("WARNING", problem))
         plan = make_plan(
             calibration,
             inputs,
