@@ -14,8 +14,12 @@
 #   OOMKILL=1  kill jobs that take more memory than they asked for
 set -euo pipefail
 
+if [ "$(id -u)" != 0 ]; then
+  echo 'start.sh: must run as root: SLURM starts jobs as their users' >&2
+  exit 1
+fi
 SCRIPT=start.sh
-# shellcheck source=slurm/one-machine/prefix.sh
+# shellcheck source-path=SCRIPTDIR source=prefix.sh
 . "$(dirname "${BASH_SOURCE[0]}")/prefix.sh"
 NODES=${NODES:-3}
 CPUS=${CPUS:-4}
@@ -23,8 +27,6 @@ MEM=${MEM:-6000}
 PORT=${PORT:-16817}
 OOMKILL=${OOMKILL:-}
 SOCKET=$PREFIX/run/munge.socket
-
-[ "$(id -u)" = 0 ] || fail 'must run as root: SLURM starts jobs as their users'
 
 umask 022
 if ! is_ours; then

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 SCRIPT=stop.sh
-# shellcheck source=slurm/one-machine/prefix.sh
+# shellcheck source-path=SCRIPTDIR source=prefix.sh
 . "$(dirname "${BASH_SOURCE[0]}")/prefix.sh"
 
 case ${1:-} in
