@@ -24,6 +24,7 @@ import numpy as np
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CorruptedInput, MissingInput, TransientError
+from calibdask.io.areas import areas_of_fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
     from PIL import Image
+
+    from calibdask.io.areas import Area
 
 __all__ = ["FRAME_PATTERNS", "FrameInfo", "inspect_frame", "read_frame", "read_frames"]
 
@@ -106,6 +109,9 @@ class FrameInfo:
         Name of the illumination; empty where it has none.
     photons : float or None
         Mean number of photons a pixel received.
+    lit_areas : tuple of Area
+        Where light falls, in rows and columns of the whole raw image: not on masked borders and
+        overscan. Empty for all of it.
     """
 
     path: str
@@ -125,6 +131,7 @@ class FrameInfo:
     kind: str = ""
     level: str = ""
     photons: float | None = None
+    lit_areas: tuple[Area, ...] = ()
 
     @property
     def camera(self) -> str:
@@ -430,8 +437,16 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
             white_level=white,
             pattern=pattern,
             black_level=black,
+            lit_areas=_visible(sizes),
             **{name: value or told.get(name, value) for name, value in said.items()},
         )
+
+
+def _visible(sizes: Any) -> tuple[Area, ...]:
+    """Give what LibRaw's margins leave."""
+    top, left = int(sizes.top_margin), int(sizes.left_margin)
+    area = (top, left, top + int(sizes.height), left + int(sizes.width))
+    return () if area == (0, 0, sizes.raw_height, sizes.raw_width) else (area,)
 
 
 def _iso(value: Any) -> int | None:
@@ -462,12 +477,17 @@ def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
                 return {}, ()
             first = tiff.pages.first
             layout = tuple(
-                (page.shape, page.compression, page.bitspersample)
+                (page.shape, page.compression, page.bitspersample, _tag(page, "ActiveArea"))
                 for page in (first, *(first.pages or ()))
             )
             return _page_tags(first), layout
     except _NONSENSE:
         return {}, ()
+
+
+def _tag(page: Any, name: str) -> Any:
+    tag = page.tags.get(name)
+    return None if tag is None else tag.value
 
 
 @contextmanager
@@ -646,6 +666,12 @@ def _inspect_fits(path: Path) -> FrameInfo:
         if pattern and pattern not in _BAYER:
             raise WrongKind(f"{path}: BAYERPAT {pattern!r} is not one like 'RGGB'")
         shift = int(header.get("YBAYROFF", 0)) % 2, int(header.get("XBAYROFF", 0)) % 2
+        order = str(header.get("ROWORDER", "")).strip().upper()
+        if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
+            raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
+        if order == "BOTTOM-UP":
+            # Patterns are told from the top of the picture, which is the last row of the file.
+            shift = (int(axes[-2]) - 1 - shift[0]) % 2, shift[1]
         if pattern:
             pattern = "".join(
                 pattern[2 * ((row + shift[0]) % 2) + (column + shift[1]) % 2]
@@ -675,7 +701,15 @@ def _inspect_fits(path: Path) -> FrameInfo:
             kind=str(header.get("IMAGETYP", "")).strip(),
             level=str(header.get("LEVEL", "")).strip(),
             photons=_finite(header.get("PHOTONS")),
+            lit_areas=_lit_areas(path, header, (int(axes[-2]), int(axes[-1]))),
         )
+
+
+def _lit_areas(path: Path, header: Any, shape: tuple[int, int]) -> tuple[Area, ...]:
+    try:
+        return areas_of_fits(header, shape)
+    except CorruptedInput as error:
+        raise CorruptedInput(f"{path}: {error}; correct the card") from error
 
 
 def _exposure(value: Any) -> float | None:

@@ -129,10 +129,11 @@ def emva1288(
     dict of str to float
         k_dn_per_electron (eq. 14), responsivity_dn_per_photon (eq. 13), quantum_efficiency
         (eq. 15), sigma_y_dark_dn, sigma_d_electron (eq. 17), saturation_dn (signal),
-        saturation_photon, saturation_electron (sec. 6.7, see `saturation_index`), threshold_photon, threshold_electron
-        (sec. 6.8), dynamic_range, snr_max, linearity_min_percent, linearity_max_percent,
-        linearity_mean_percent (sec. 6.10: largest, smallest and mean absolute deviation from a line
-        with relative weights between 5 and 95 % of saturation), dark_current_mean_dn_per_s,
+        saturation_photon, saturation_electron (sec. 6.7, see `saturation_index`),
+        threshold_photon, threshold_electron (sec. 6.8), dynamic_range, snr_max,
+        linearity_min_percent, linearity_max_percent, linearity_mean_percent (sec. 6.10: largest,
+        smallest and mean absolute deviation from a line with relative weights between 5 and 95 % of
+        saturation), dark_current_mean_dn_per_s,
         dark_current_mean_electron_per_s, dark_current_variance_electron_per_s (eq. 29, 30),
         s2_y_dark_dn2, s2_y_bright_dn2 (eq. 32), dsnu1288_electron, prnu1288_percent (eq. 41), and
         the standard errors of K, R and QE from the scatter about their lines. What needs photons

@@ -419,7 +419,7 @@ class TestEmva:
     def test_saturation_is_the_first_maximum_below_the_largest_exposure(self):
         points = self.points()
         variance = points.bright_variance.copy()
-        variance[7] = 50.0  # a lamp that flickered: above all others, at 40 % of saturation
+        variance[7] = 1000.0  # a lamp that flickered: above all others, at 40 % of saturation
         result = standard.emva1288(self.points(bright_variance=variance), None, None)
         assert result["saturation_photon"] == 17000.0
 
