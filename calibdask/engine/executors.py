@@ -138,7 +138,9 @@ def _run_guarded(guard: Guard, place: int, task: Task) -> Outcome:
 def _failure_of(label: str, crash: Crashed) -> Failure:
     if crash.out_of_memory:
         text = f"{label}: {crash} twice, as a system does that is out of memory; lower"
-        return Failure(label, "KilledWorker", f"{text} Campaign.shard_bytes or use fewer workers", 1)
+        return Failure(
+            label, "KilledWorker", f"{text} Campaign.shard_bytes or use fewer workers", 1
+        )
     error = unreadable(label, crash)
     return Failure.of(error, label)
 

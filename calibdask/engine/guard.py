@@ -86,6 +86,7 @@ class Guard:
         self._function = function
         self._keeper: int | None = None
         self._busy = 0
+        self._closed = False
         self._idle: list[Connection[Any, Any]] = []
         self._change = threading.Condition()
         self._children = children
@@ -129,9 +130,11 @@ class Guard:
             The child ended.
         """
         with self._change:
-            self.start()
-            while not self._idle:
+            while not self._closed and self._keeper is not None and not self._idle:
                 self._change.wait()
+            if self._closed:  # by a thread that was interrupted
+                raise TransientError("inputs are not opened any more: the run ends")
+            self.start()
             connection = self._idle.pop()
             self._busy += 1
         try:
@@ -157,7 +160,10 @@ class Guard:
         return value
 
     def close(self) -> None:
-        """End the children: at once where one is at work."""
+        """End the children, at once where one is at work; no call is made any more."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
         if self._keeper is None:
             return
         if self._busy:

@@ -318,10 +318,7 @@ def _survey_all(
         progress(number, len(found))
         try:
             ref = identities.of(one.path)
-            try:
-                survey: Survey = look(ref)
-            except Crashed as crash:
-                raise unreadable(str(one.path), crash) from None
+            survey: Survey = look("survey", ref)
             # One of two copies may have been hashed in full and the other not.
             alike = seen.setdefault(":".join(ref.identity.split(":")[:2]), [])
             copies = [
@@ -330,7 +327,7 @@ def _survey_all(
                 if identity.startswith(ref.identity) or ref.identity.startswith(identity)
             ]
             alike.append((ref.identity, one.path))
-            if copies and calibration.repeats(survey):
+            if copies and look("repeats", survey):
                 named = replace(survey.source, identity=f"{ref.identity}#{len(copies) + 1}")
                 survey = replace(survey, source=named)
             elif copies and calibration.rejects_copies:
@@ -350,9 +347,12 @@ def _survey_all(
                 rejected.append(Failure.of(error, str(one.path)))
             else:
                 skipped.append((str(one.path), str(error)))
-        except Unforeseen as error:
+        except Crashed as crash:
+            where = str(one.path)
+            rejected.append(Failure.of(unreadable(where, crash), where))
+        except Unforeseen as bug:
             # A bug in the look at one input, or damage that nobody foresaw, costs that input.
-            rejected.append(Failure(str(one.path), error.kind, str(error), 1, error.trace))
+            rejected.append(Failure(str(one.path), bug.kind, str(bug), 1, bug.trace))
         except CalibdaskError as error:
             rejected.append(Failure.of(error, str(one.path)))
     progress(len(found), len(found))
@@ -363,7 +363,9 @@ def _pieces(
     calibration: Calibration, surveys: Sequence[Survey], rejected: list[Failure]
 ) -> list[Piece]:
     """Cut the inputs into shards, in a child process, as that may open them again."""
-    with Guard(lambda *places: list(calibration.pieces([surveys[place] for place in places]))) as cut:
+    with Guard(
+        lambda *places: list(calibration.pieces([surveys[place] for place in places]))
+    ) as cut:
         good = list(range(len(surveys)))
         for _ in range(2):
             try:
@@ -428,7 +430,7 @@ def make_plan(
     found = find_inputs([os.fspath(one) for one in inputs], calibration.patterns)
     memory = None if workdir is None else workdir / "inputs.json"
     identities = Identities(memory, full=verify_full)
-    with Guard(calibration.survey) as look:
+    with Guard(lambda method, one: getattr(calibration, method)(one)) as look:
         surveys, rejected, skipped = _survey_all(calibration, found, identities, look, progress)
     misfits = calibration.misfits(surveys) if surveys else {}
     rejected += [
