@@ -246,7 +246,8 @@ def _listening(
         console = Console(stderr=True)
         handlers.append(RichHandler(console=console, show_path=False))
     if log_file is not None:
-        handlers.append(logging.FileHandler(log_file))
+        # Opened by the first message: until then it may turn out to be an input.
+        handlers.append(logging.FileHandler(log_file, delay=True))
         form = "%(asctime)s %(levelname)s %(message)s"
         handlers[-1].setFormatter(logging.Formatter(form))
     for handler in handlers:
@@ -313,6 +314,7 @@ def _run_job(
             overrides=_overrides(settings, time_bin, epoch),
             listener=listener,
             workdir=workdir,
+            log_file=log_file,
             report=not no_report,
             dashboard=sys.stderr.isatty() if dashboard is None else dashboard,
             command=shlex.join(["calibdask", *sys.argv[1:]]),

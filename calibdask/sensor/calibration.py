@@ -373,6 +373,10 @@ class StackCalibration(Calibration):
                 )
         return found
 
+    def also_read(self) -> Sequence[str]:
+        """Name the products of other jobs."""
+        return [path for _, path in self.products]
+
     def planned(self, surveys: Sequence[Survey]) -> Self:
         """Put the frames into stacks and look at the products that the fit needs.
 
