@@ -335,9 +335,8 @@ def _survey_all(
                 named = replace(survey.source, identity=f"{ref.identity}#{len(copies) + 1}")
                 survey = replace(survey, source=named)
             elif copies and calibration.rejects_copies:
-                raise CorruptedInput(
-                    f"{one.path}: holds the same data as {copies[0]}, which is used"
-                )
+                first = printable(str(copies[0]), one_line=True)
+                raise CorruptedInput(f"{one.path}: holds the same data as {first}, which is used")
             elif copies:
                 names = [printable(str(path), one_line=True) for path in (copies[0], one.path)]
                 raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
