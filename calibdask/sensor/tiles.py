@@ -41,6 +41,8 @@ class SensorFacts:
         Bits of the converter.
     first, last : str
         Times of the first and the last frame; empty where unknown.
+    serial_number, binning, window, unit
+        As in `calibdask.io.frames.FrameInfo`.
     """
 
     camera: str
@@ -51,6 +53,10 @@ class SensorFacts:
     bit_depth: int | None = None
     first: str = ""
     last: str = ""
+    serial_number: str = ""
+    binning: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
