@@ -35,21 +35,32 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "CalibrateImages", "CalibratedFrames"]
 
 _OUT_BYTES = 10  # of a calibrated pixel: value, error, mask
+_SHOWN = "shown "
+_THUMBNAIL = 240  # most rows or columns of a frame in the report
 _BAND = 64  # rows corrected at a time: their numbers stay in the cache
 
 
 @dataclass(frozen=True)
 class CalibratedFrames:
-    """One row for each frame, sorted by its name; merging joins the rows."""
+    """One row for each frame, sorted by its name; merging joins the rows.
+
+    Attributes
+    ----------
+    columns : mapping of str to ndarray, shape (n_frames,)
+        The rows.
+    shown : mapping of str to ndarray, shape (rows, columns)
+        One frame in short for the report: "before", "after", "flagged" (share of the pixels), and
+        "step", how many rows and columns a pixel of these stands for.
+    """
 
     columns: Mapping[str, NDArray[Any]]
+    shown: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def merge(self, other: Self) -> Self:
         """Join the rows of other frames."""
-        if not other.columns:
-            return self
-        if not self.columns:
-            return other
+        shown = {**other.shown, **self.shown}
+        if not other.columns or not self.columns:
+            return type(self)({**self.columns, **other.columns}, shown)
         order = np.argsort(
             np.concatenate([self.columns["name"], other.columns["name"]]), kind="stable"
         )
@@ -57,16 +68,22 @@ class CalibratedFrames:
             name: np.concatenate([values, other.columns[name]])[order]
             for name, values in self.columns.items()
         }
-        return type(self)(joined)
+        return type(self)(joined, shown)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the columns."""
-        return dict(self.columns)
+        """Give the columns, and what is shown."""
+        return {**self.columns, **{f"{_SHOWN}{name}": one for name, one in self.shown.items()}}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make it again from its columns."""
-        return cls(dict(arrays))
+        """Make it again from its arrays."""
+        columns = {name: one for name, one in arrays.items() if not name.startswith(_SHOWN)}
+        shown = {
+            name.removeprefix(_SHOWN): one
+            for name, one in arrays.items()
+            if name.startswith(_SHOWN)
+        }
+        return cls(columns, shown)
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class CalibrateImages(StackCalibration):
 
     name: ClassVar[str] = "calibrate-images"
     has_maps: ClassVar[bool] = False
+    any_kind: ClassVar[bool] = True
     summary: ClassVar[type[Summary]] = CalibratedFrames
     state: ClassVar[type[State]] = Values
     preload: ClassVar[tuple[str, ...]] = ()
@@ -241,11 +259,14 @@ class CalibrateImages(StackCalibration):
             "mask": np.full(shape, image_flag("no-value")),
         }
         rows: dict[str, list[Any]] = {}
+        shown: dict[str, NDArray[Any]] = {}
         for _, name, raw in data.stream:
             frame = _calibrated(raw, data.corrections[name], infos[name].exposure_s)
             for column, values in frame.items():
                 kept[column][places[name]] = values
             mask = frame["mask"]
+            if name == self._shown_frame:
+                shown = _in_short(raw, frame["value"], mask)
             good = frame["value"][mask == 0]
             row = {
                 "name": np.uint64(name),
@@ -260,28 +281,36 @@ class CalibrateImages(StackCalibration):
             }
             for column, entry in row.items():
                 rows.setdefault(column, []).append(entry)
-        summary = CalibratedFrames({name: np.array(values) for name, values in rows.items()})
+        summary = CalibratedFrames({name: np.array(values) for name, values in rows.items()}, shown)
         flow = {"frames": len(places), "frames calibrated": data.stream.n_read}
-        return Reduced({ALL: summary}, flow, rows=kept, lost=tuple(data.stream.lost))
+        stream = data.stream
+        return Reduced(
+            {ALL: summary}, flow, rows=kept, warnings=tuple(stream.odd), lost=tuple(stream.lost)
+        )
+
+    @property
+    def _shown_frame(self) -> int:
+        """The frame that the report shows."""
+        return self.plan_frames[0][1][0].name
 
     # -- products ---------------------------------------------------------------------------------
 
     def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> Any:
         """Give the rows: there is nothing to fit."""
         del stage, cell, given
-        return Values(total.columns)
+        return Values(total.to_arrays())
 
     def fit_config(self) -> Mapping[str, Any]:
         """Nothing is fitted."""
         return {}
 
     def combine(self, states: Mapping[Cell, Any]) -> Any:
-        """Give the rows of all frames."""
-        return dict(states[ALL].arrays)
+        """Give the rows of all frames, and the one that is shown."""
+        return CalibratedFrames.from_arrays(states[ALL].arrays)
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give one row for each frame."""
-        rows = self._rows(result)
+        rows = self._rows(result.columns)
         about = {
             "mean": f"over good pixels, in {self.units}",
             "median": f"over good pixels, in {self.units}",
@@ -384,7 +413,9 @@ class CalibrateImages(StackCalibration):
         del tables
         from calibdask.sensor.report import calibrated_sections
 
-        return calibrated_sections(self._rows(result), self.units)
+        frame = self._frames_by_name[self._shown_frame][1]
+        name = Path(frame.info.path).name
+        return calibrated_sections(self._rows(result.columns), self.units, name, result.shown)
 
 
 def _metadata(info: FrameInfo) -> Iterator[tuple[str, str]]:
@@ -408,6 +439,29 @@ def _calibrated(
         one = calibrate(raw[here], corrections.rows(first, first + _BAND), exposure_s)
         value[here], error[here], mask[here] = one.value, one.error, one.mask
     return {"value": value, "error": error, "mask": mask}
+
+
+def _in_short(
+    raw: NDArray[Any], value: NDArray[Any], mask: NDArray[np.uint16]
+) -> dict[str, NDArray[Any]]:
+    """Average a frame, and what came of it, over square blocks of an even number of rows."""
+    step = 2 * max(1, -(-max(raw.shape) // (2 * _THUMBNAIL)))
+
+    def blocks(values: NDArray[Any]) -> NDArray[np.float64]:
+        starts = (np.arange(0, n, step) for n in raw.shape)
+        sums = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
+        counts = np.isfinite(values).astype(np.float64)
+        for axis, start in enumerate(starts):
+            sums, counts = (np.add.reduceat(one, start, axis=axis) for one in (sums, counts))
+        with np.errstate(invalid="ignore"):
+            return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+    return {
+        "before": blocks(raw),
+        "after": blocks(value),
+        "flagged": blocks((mask > 0).astype(np.float64)),
+        "step": np.array([step]),
+    }
 
 
 # -- which maps ------------------------------------------------------------------------------------

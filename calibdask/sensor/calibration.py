@@ -302,6 +302,9 @@ class StackCalibration(Calibration):
     kinds: ClassVar[tuple[str, ...]] = ()
     """Which kinds of frames it takes; all if empty."""
 
+    any_kind: ClassVar[bool] = False
+    """Whether it does not matter what frames are taken for."""
+
     own_kind: ClassVar[str] = ""
     """What frames are taken for that state no kind; they are of no kind if empty."""
 
@@ -378,10 +381,10 @@ class StackCalibration(Calibration):
         info, conflicts = describe(found, self.frames)
         if not info.kind:
             info = replace(info, kind=self.own_kind)
-        if info.kind and info.kind not in KINDS:
+        if info.kind and info.kind not in KINDS and not self.any_kind:
             raise WrongKind(
-                f"{source.path}: states the type {info.kind!r}, which is not known, so that it is"
-                f" no frame for {self.name}: tell its kind in Frames.table ({', '.join(KINDS)})"
+                f"{source.path}: states the type {info.kind!r}, which is not known: if it is one of"
+                f" {', '.join(self.kinds or KINDS)}, say so by kind in Frames.table"
             )
         if self.kinds and info.kind and info.kind not in self.kinds:
             raise WrongKind(

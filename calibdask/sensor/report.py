@@ -505,8 +505,10 @@ def _draw_frames(result: Sequence[StackRecord]) -> FigureBlock:
     )
 
 
-def calibrated_sections(rows: Sequence[Row], units: str) -> list[Section]:
-    """Describe calibrated frames, one row for each."""
+def calibrated_sections(
+    rows: Sequence[Row], units: str, name: str, shown: Mapping[str, NDArray[Any]]
+) -> list[Section]:
+    """Describe calibrated frames, one row for each, and show one (see `CalibratedFrames`)."""
     from calibdask.sensor.apply import IMAGE_FLAGS
 
     notices: list[Block] = []
@@ -533,8 +535,49 @@ def calibrated_sections(rows: Sequence[Row], units: str) -> list[Section]:
     table = _table(rows, headings, "Means and medians are over good pixels, then flags.")
     return [
         Section("What needs attention", notices or [Paragraph("Nothing.")]),
-        Section("Frames", [table]),
+        Section("Frames", [*([_draw_calibrated(name, shown, units)] if shown else []), table]),
     ]
+
+
+def _draw_calibrated(name: str, shown: Mapping[str, NDArray[Any]], units: str) -> FigureBlock:
+    """Draw a frame before and after calibration, and which of its pixels are flagged."""
+    step = int(shown["step"][0])
+    panels = (
+        ("before", "raw", "DN", "viridis"),
+        ("after", "calibrated", units, "viridis"),
+        ("flagged", "mask", "share of flagged pixels", "Reds"),
+    )
+
+    def paint(figure: Figure) -> None:
+        for axes, (key, title, label, colours) in zip(figure.subplots(1, 3), panels, strict=True):
+            image = shown[key]
+            finite = image[np.isfinite(image)]
+            low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
+            if key == "flagged":
+                low, high = 0.0, 1.0
+            rows, columns = image.shape
+            axes.grid(visible=False)
+            drawn = axes.imshow(
+                image,
+                cmap=colours,
+                vmin=low,
+                vmax=high if high > low else low + 1.0,
+                extent=(0, columns * step, rows * step, 0),
+                interpolation="nearest",
+            )
+            figure.colorbar(drawn, ax=axes, label=label, orientation="horizontal", pad=0.18)
+            axes.set_title(title)
+            axes.set_xlabel("column")
+        figure.axes[0].set_ylabel("row")
+
+    flagged = 100 * float(np.mean(shown["flagged"]))
+    caption = (
+        f"{name}, the first frame, before and after calibration, and its mask ({flagged:.2g} % of"
+        f" the pixels). Means over {step} x {step} pixels; the table says which flags."
+    )
+    return draw_figure(
+        paint, size_in=(10.5, 4.0), margins_in=(0.7, 0.3, 0.6, 0.4), alt=caption, caption=caption
+    )
 
 
 def _attention(maps: Mapping[str, Overview], rows: Sequence[Row], *names: str) -> list[Block]:
