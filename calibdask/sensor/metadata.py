@@ -271,7 +271,7 @@ def _matches(path: PurePath, pattern: str) -> bool:
 
 def _by_file(info: FrameInfo) -> dict[str, Any]:
     said = {field: getattr(info, field) for field in _FIELDS}
-    words = re.sub(r"[^a-z]+", " ", info.kind.lower()).strip().removesuffix(" frame")
+    words = re.sub(r"[\W_]+", " ", info.kind.lower()).strip().removesuffix(" frame")
     said["kind"] = info.kind if info.kind in KINDS else _IMAGETYP.get(words, "")
     return said
 
