@@ -8,6 +8,8 @@ without LibRaw, which gives the same bits and takes a tenth of the time.
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import re
 import struct
@@ -25,6 +27,7 @@ import numpy as np
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CorruptedInput, MissingInput, TransientError
+from calibdask.io.areas import areas_of_fits
 from calibdask.io.keywords import KEYWORDS, header_text, stated
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
     from PIL import Image
+
+    from calibdask.io.areas import Area
 
 __all__ = ["FRAME_PATTERNS", "FrameInfo", "inspect_frame", "read_frame", "read_frames"]
 
@@ -133,6 +138,9 @@ class FrameInfo:
         Which HDU of a FITS file it is, where there are several images and one was asked for.
     may_be_colours : bool
         A FITS cube of three planes, of which nothing tells whether they are frames or colours.
+    lit_areas : tuple of Area
+        Where light falls, in rows and columns of the whole raw image: not on masked borders and
+        overscan. Empty for all of it.
     """
 
     path: str
@@ -162,6 +170,7 @@ class FrameInfo:
     unit: str = ""
     hdu: int | None = None
     may_be_colours: bool = False
+    lit_areas: tuple[Area, ...] = ()
 
     @property
     def camera(self) -> str:
@@ -487,8 +496,16 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
             white_level=white,
             pattern=pattern,
             black_level=black,
+            lit_areas=_visible(sizes),
             **{name: value or told.get(name, value) for name, value in said.items()},
         )
+
+
+def _visible(sizes: Any) -> tuple[Area, ...]:
+    """Give what LibRaw's margins leave."""
+    top, left = int(sizes.top_margin), int(sizes.left_margin)
+    area = (top, left, top + int(sizes.height), left + int(sizes.width))
+    return () if area == (0, 0, sizes.raw_height, sizes.raw_width) else (area,)
 
 
 def _iso(value: Any) -> int | None:
@@ -519,12 +536,17 @@ def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
                 return {}, ()
             first = tiff.pages.first
             layout = tuple(
-                (page.shape, page.compression, page.bitspersample)
+                (page.shape, page.compression, page.bitspersample, _tag(page, "ActiveArea"))
                 for page in (first, *(first.pages or ()))
             )
             return _page_tags(first), layout
     except _NONSENSE:
         return {}, ()
+
+
+def _tag(page: Any, name: str) -> Any:
+    tag = page.tags.get(name)
+    return None if tag is None else tag.value
 
 
 @contextmanager
@@ -670,17 +692,31 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _fits(path: Path, wanted: int | str | None = None) -> Iterator[tuple[Any, int | None]]:
-    """Give the HDU with the frame, and its number where there are several and one is wanted."""
+def _fits(
+    path: Path, wanted: int | str | None = None, *, whole: bool = False
+) -> Iterator[tuple[Any, int | None]]:
+    """Give the HDU with the frame, and its number where there are several and one is wanted.
+
+    Of a `whole` file all checksums it has are compared.
+    """
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
-    with warnings.catch_warnings(), path.open("rb") as file:
+    with warnings.catch_warnings(record=True) as told, path.open("rb") as opened:
         # Said again by us, in one sentence that names the file.
         warnings.simplefilter("ignore", AstropyWarning)
-        with fits.open(file, memmap=False) as hdus:
+        file: Any = opened
+        if whole:
+            warnings.filterwarnings("always", ".*(Checksum|Datasum) verification failed")
+            if path.suffix.lower() == ".gz":
+                # Its checksum stands behind everything, where astropy does not look.
+                file = io.BytesIO(gzip.decompress(opened.read()))
+        with fits.open(file, memmap=False, checksum=whole) as hdus:
             images = {}
             for number, hdu in enumerate(hdus):
+                failed = [str(one.message) for one in told if "verification" in str(one.message)]
+                if failed:
+                    raise CorruptedInput(f"{path}: {failed[0].strip()}; copy it again")
                 if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
                     _check_fits_size(path, hdu)  # what comes next is behind it
                     images[number] = hdu
@@ -721,7 +757,7 @@ def _inspect_fits(path: Path, wanted: int | str | None) -> FrameInfo:
         pixel = hdu.section[(slice(0, 1),) * len(axes)]
         white = header.of("white_level", _positive)
         white = _eight_bits(pixel.dtype).get("white_level") if white is None else int(white)
-        pattern = _fits_pattern(path, header)
+        pattern = _fits_pattern(path, header, int(axes[-2]))
         black = tuple(
             value
             for index in range(4 if pattern else 1)
@@ -755,6 +791,7 @@ def _inspect_fits(path: Path, wanted: int | str | None) -> FrameInfo:
             unit=_unit(header.of("unit", header_text)),
             hdu=number,
             may_be_colours=len(axes) == 3 and axes[0] == 3,
+            lit_areas=_lit_areas(path, hdu.header, (int(axes[-2]), int(axes[-1]))),
         )
 
 
@@ -790,8 +827,8 @@ def _refuse_last_axis(path: Path, axes: Sequence[int]) -> None:
         )
 
 
-def _fits_pattern(path: Path, header: _Header) -> str:
-    """Give the colours of the first 2 x 2 pixels as BAYERPAT and its offsets tell them."""
+def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
+    """Give the colours of the first 2 x 2 pixels as BAYERPAT, its offsets and ROWORDER tell."""
     pattern = (header.text("BAYERPAT") or "").upper()
     if not pattern:
         return ""
@@ -806,6 +843,12 @@ def _fits_pattern(path: Path, header: _Header) -> str:
                 " which the colour pattern is shifted: correct the card"
             )
         shift.append(round(offset) % 2)
+    order = (header.text("ROWORDER") or "").upper()
+    if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
+        raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
+    if order == "BOTTOM-UP":
+        # Patterns are told from the top of the picture, which is the last row of the file.
+        shift[0] = (n_rows - 1 - shift[0]) % 2
     return "".join(
         pattern[2 * ((row + shift[0]) % 2) + (column + shift[1]) % 2]
         for row in (0, 1)
@@ -844,6 +887,13 @@ def _unit(text: str | None) -> str:
     return "DN" if known else text
 
 
+def _lit_areas(path: Path, header: Any, shape: tuple[int, int]) -> tuple[Area, ...]:
+    try:
+        return areas_of_fits(header, shape)
+    except CorruptedInput as error:
+        raise CorruptedInput(f"{path}: {error}; correct the card") from error
+
+
 def _exposure(value: Any) -> float | None:
     number = _finite(value)
     return number if number is not None and number >= 0 else None  # a bias frame has 0 s
@@ -872,7 +922,7 @@ def _check_fits_size(path: Path, hdu: Any) -> None:
 
 
 def _read_fits(path: Path, start: int, stop: int, wanted: int | None) -> Iterator[NDArray[Any]]:
-    with _fits(path, wanted) as (hdu, _):
+    with _fits(path, wanted, whole=True) as (hdu, _):
         axes = hdu.shape
         plain = _is_unsigned(hdu.header) and _is_plain(path, hdu)
         for index in range(start, stop):
@@ -909,6 +959,8 @@ def _inspect_tiff(path: Path) -> FrameInfo:
                 f"{path}: is compressed by {_compression(page.compression)}, which is not read"
                 " here: save it uncompressed or with Deflate (ZIP), e.g. 'tiffcp -c none IN OUT'"
             )
+        for one in tiff.pages:
+            _check_segments(path, one)
         n_frames, wanted = _tiff_pages(path, tiff)
         if (size := path.stat().st_size) < wanted:
             raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
@@ -976,7 +1028,22 @@ def _read_tiff(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
             page = tiff.pages[index]
             if page.ndim != 2:
                 raise WrongKind(f"{path}: a page of shape {page.shape} is no raw frame")
+            _check_segments(path, page)
             yield page.asarray()
+
+
+def _check_segments(path: Path, page: Any) -> None:
+    """Refuse a page of which strips or tiles are missing: tifffile would give zeros there."""
+    wanted = 1
+    if page.is_tiled:
+        wanted = -(-page.imagelength // page.tilelength) * -(-page.imagewidth // page.tilewidth)
+    elif page.rowsperstrip:
+        wanted = -(-page.imagelength // min(page.rowsperstrip, page.imagelength))
+    counts = page.databytecounts
+    # tifffile gives one place and number for strips that lie one behind the other.
+    there = wanted if page.is_contiguous else sum(count > 0 for count in counts)
+    if there < wanted or 0 in counts:
+        raise CorruptedInput(f"{path}: has {there} of {wanted} strips or tiles; copy it again")
 
 
 @contextmanager
@@ -1020,7 +1087,23 @@ def _inspect_png(path: Path) -> FrameInfo:
         )
 
 
+def _check_png(path: Path) -> None:
+    """Check what Pillow does not: the checksum of each chunk (PNG specification, 5.3)."""
+    content = memoryview(path.read_bytes())
+    start = 8  # behind the signature
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 4])
+        stop = start + 8 + length
+        if zlib.crc32(content[start + 4 : stop]) != int.from_bytes(content[stop : stop + 4]):
+            name = bytes(content[start + 4 : start + 8]).decode("ascii", "replace")
+            raise CorruptedInput(
+                f"{path}: the chunk {name!r} at byte {start} fails its checksum; copy it again"
+            )
+        start = stop + 4
+
+
 def _read_png(path: Path) -> NDArray[Any]:
+    _check_png(path)
     with _png(path) as image:
         return np.asarray(image).astype(np.uint16)
 

@@ -146,11 +146,17 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         ("time",),
     ),
     "pattern": Keyword(
-        "Colours of the first 2 x 2 pixels; XBAYROFF and YBAYROFF shift it",
+        "Colours of the first 2 x 2 pixels; XBAYROFF and YBAYROFF shift it, ROWORDER turns it over",
         f"Each channel is calibrated by itself. {_ONE}",
-        ("BAYERPAT", "XBAYROFF", "YBAYROFF"),
+        ("BAYERPAT", "XBAYROFF", "YBAYROFF", "ROWORDER"),
         ("CFAPattern", "CFARepeatPatternDim", "CFAPlaneColor", "CFALayout"),
         ("pattern",),
+    ),
+    "lit_areas": Keyword(
+        "Where light falls; those of amplifiers end with a letter or a number",
+        f"Masked borders and overscan enter no fit, mean and count. {_ONE}",
+        ("TRIMSEC", "DATASEC", "BIASSEC"),
+        ("ActiveArea",),
     ),
     "black_level": Keyword(
         "Black level in DN: one, or four in the order of the pattern",

@@ -56,6 +56,10 @@ FITS = {
     "BAYERPAT": (BAYER, "pattern", "RGGB"),
     "XBAYROFF": ({**BAYER, "XBAYROFF": 1.0}, "pattern", "GRBG"),
     "YBAYROFF": ({**BAYER, "YBAYROFF": "1"}, "pattern", "GBRG"),
+    "ROWORDER": ({**BAYER, "ROWORDER": "BOTTOM-UP"}, "pattern", "GBRG"),
+    "TRIMSEC": ({"TRIMSEC": "[2:6,1:4]", "DATASEC": "[1:6,2:4]"}, "lit_areas", ((0, 1, 4, 6),)),
+    "DATASEC": ({"TRIMSEC": "", "DATASEC": "[1:6,2:4]"}, "lit_areas", ((1, 0, 4, 6),)),
+    "BIASSEC": ({"BIASSEC": "[5:6,1:4]"}, "lit_areas", ((0, 0, 4, 4),)),
     "BLACKLV0": ({"BLACKLV0": 7.5}, "black_level", (7.5,)),
     "BLACKLV1": ({**BAYER, **FOUR}, "black_level", (10.0, 11.0, 12.0, 13.0)),
     "BLACKLV2": ({**BAYER, **FOUR, "BLACKLV2": 99}, "black_level", (10.0, 11.0, 99.0, 13.0)),
@@ -90,6 +94,7 @@ EXIF = {
     "CFARepeatPatternDim": ((33421, 3, 2, (2, 2)), "pattern", "RGGB"),
     "CFAPlaneColor": ((50710, 1, 3, bytes([0, 1, 2])), "pattern", "RGGB"),
     "CFALayout": ((50711, 3, 1, 1), "pattern", "RGGB"),
+    "ActiveArea": ((50829, 4, 4, (2, 4, 38, 60)), "lit_areas", ((2, 4, 38, 60),)),
     "BlackLevel": ((50714, 3, 1, 64), "black_level", (64.0,) * 4),
     "BlackLevelRepeatDim": ((50713, 3, 2, (1, 1)), "black_level", (0.0,) * 4),
     "WhiteLevel": ((50717, 3, 1, 4000), "white_level", 4000),
@@ -128,7 +133,7 @@ def test_the_reader_asks_for_declared_keywords_only():
     # How the pixels lie in the file, not what they are.
     layout = {
         "BitsPerSample", "Compression", "ExifTag", "ImageLength", "ImageWidth", "SampleFormat",
-        "SamplesPerPixel", "StripByteCounts", "StripOffsets", "ActiveArea",
+        "SamplesPerPixel", "StripByteCounts", "StripOffsets",
     }  # fmt: skip
     assert asked
     assert asked - layout <= {name for one in KEYWORDS.values() for name in one.exif}
@@ -155,7 +160,7 @@ def test_a_tag_is_read(tmp_path, name):
     entry, field, expected = EXIF[name]
     tags = {**MOSAIC, name: entry}
     more = [(*one, True) for one in tags.values()]
-    frame = np.zeros((4, 6), np.uint16)
+    frame = np.zeros((40, 60), np.uint16)  # LibRaw refuses small ones
     path = tmp_path / "one.dng"
     tifffile.imwrite(path, frame, photometric="cfa", extratags=more, metadata=None, software=False)
     assert getattr(inspect_frame(path), field) == expected
