@@ -437,9 +437,12 @@ def make_plan(
     with Guard(lambda method, one: getattr(calibration, method)(one)) as look:
         surveys, rejected, skipped = _survey_all(calibration, found, identities, look, progress)
     misfits = calibration.misfits(surveys) if surveys else {}
-    rejected += [
-        Failure.of(error, surveys[place].source.path) for place, error in sorted(misfits.items())
-    ]
+    for place, error in sorted(misfits.items()):
+        path = surveys[place].source.path
+        if isinstance(error, WrongKind):
+            skipped.append((path, str(error)))
+        else:
+            rejected.append(Failure.of(error, path))
     surveys = [survey for place, survey in enumerate(surveys) if place not in misfits]
     if not surveys:
         if rejected:
