@@ -273,7 +273,7 @@ class Places:
         ConfigError
             Naming the file and the way out.
         """
-        if overwrite or self.output.exists():  # the product itself was looked at before
+        if overwrite:
             return
         for path in self.companions:
             if path.exists() and not self._is_own(path):
