@@ -148,7 +148,8 @@ def describe(
         There are two camera files or two descriptors where one belongs, or four black levels
         without a colour pattern.
     CorruptedInput
-        The camera file or descriptor makes no sense.
+        The camera file or descriptor makes no sense, or the ISO speed is beyond what EXIF holds and
+        stands nowhere else.
     """
     path = Path(info.path)
     if is_product(path):
@@ -198,6 +199,11 @@ def describe(
         winner = SOURCES[rank["kind"]]
         conflicts.append(
             Conflict(info.path, "the kind", winner, told["kind"], SOURCES[1], repr(unknown))
+        )
+    if info.iso_beyond and told["iso"] is None:
+        raise CorruptedInput(
+            f"{path}: says ISO 65535, which stands for any larger one, and nothing tells which:"
+            " tell it by iso in Frames.table"
         )
     # One follows from the other, where who counts more says only one.
     if rank["bit_depth"] < rank["white_level"]:
