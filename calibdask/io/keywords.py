@@ -152,6 +152,12 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         ("CFAPattern", "CFARepeatPatternDim", "CFAPlaneColor", "CFALayout"),
         ("pattern",),
     ),
+    "may_be_colours": Keyword(
+        "What the third axis of an image counts",
+        "RGB: a picture in colour, which is left out. Otherwise planes are frames; three of them"
+        " only with Frames.planes.",
+        ("CTYPE3",),
+    ),
     "lit_areas": Keyword(
         "Where light falls; those of amplifiers end with a letter or a number",
         f"Masked borders and overscan enter no fit, mean and count. {_ONE}",

@@ -26,7 +26,7 @@ from calibdask.sensor.dark import DarkCurrent
 from calibdask.sensor.flat import FlatField
 from calibdask.sensor.gain import Gain
 from calibdask.sensor.iso import IsoNormalisation
-from calibdask.sensor.metadata import describe, misfits, stack_keys
+from calibdask.sensor.metadata import describe, misfits, setting_of, stack_keys
 from calibdask.sensor.settings import Setting
 from calibdask.sensor.stack_images import StackImages
 
@@ -145,6 +145,12 @@ def test_what_keeps_frames_apart(one, other):
 def test_the_name_of_a_setting_holds_all_of_it(setting):
     assert Setting.parse(setting.name) == setting
     assert Setting.of_row(setting.columns([Setting(1, 1.0, 1.0, "x")])) == setting
+
+
+def test_numbers_of_settings_are_those_in_the_names_of_maps():
+    info = FrameInfo("a", SHAPE, "u2", gain_setting=0.1 + 0.2, readout_mode="High Gain (2)")
+    setting = setting_of(info)
+    assert setting == Setting.parse(setting.name) == Setting(gain=0.3, readout="High-Gain-2-")
 
 
 def test_filters_matter_to_frames_that_see_light_only():
