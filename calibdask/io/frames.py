@@ -835,6 +835,9 @@ def _refuse_last_axis(path: Path, axes: Sequence[int]) -> None:
 
 def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
     """Give the colours of the first 2 x 2 pixels as BAYERPAT, its offsets and ROWORDER tell."""
+    order = (header.text("ROWORDER") or "").upper()
+    if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
+        raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
     pattern = (header.text("BAYERPAT") or "").upper()
     if not pattern:
         return ""
@@ -849,9 +852,6 @@ def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
                 " which the colour pattern is shifted: correct the card"
             )
         shift.append(round(offset) % 2)
-    order = (header.text("ROWORDER") or "").upper()
-    if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
-        raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
     if order == "BOTTOM-UP":
         # Patterns are told from the top of the picture, which is the last row of the file.
         shift[0] = (n_rows - 1 - shift[0]) % 2
