@@ -40,13 +40,30 @@ _arrived: list[int] = []  # signals that ask to stop
 def _raise_arrived() -> None:
     """Stop if a signal has asked for it.
 
-    Raising in the handler alone is not enough: PyTables loses every exception that is raised while
-    some of its compiled functions run, which a few reads in ten are. While an exception is on its
-    way, the run is already stopping.
+    Raising in the handler alone is not enough: an exception that is raised in a destructor, or in
+    compiled code that returns nothing, is lost. While an exception is on its way, the run is
+    already stopping.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if _arrived and in_main_thread and sys.exc_info()[0] is None:
         raise KeyboardInterrupt if _arrived[0] == signal.SIGINT else _Terminated
+
+
+@contextmanager
+def _no_complaint_about_lost_signals() -> Iterator[None]:
+    """Keep Python from printing a traceback where a signal was lost: the next event stops the run.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt | _Terminated):
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class _WorkerRange(click.ParamType["int | tuple[int, int]"]):
@@ -809,11 +826,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal.signal(signal.SIGINT, _on_signal)
     carry_on = "what was computed is stored: run the same command again to carry on"
     try:
-        code = app.main(
-            _spread_inputs(sys.argv[1:] if arguments is None else arguments),
-            prog_name="calibdask",
-            standalone_mode=False,
-        )
+        with _no_complaint_about_lost_signals():
+            code = app.main(
+                _spread_inputs(sys.argv[1:] if arguments is None else arguments),
+                prog_name="calibdask",
+                standalone_mode=False,
+            )
     except CalibdaskError as error:
         _complain(str(error))
         code = error.exit_code

@@ -509,6 +509,8 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
         ],
         np.bool_,
     )
+    # Where nobody asked for a reference, the telescope that is held fixed falls back on nothing.
+    asked = of_reference_type & np.isin(fit.tel_type, list(configured))
     if options.normalisation == "weighted-mean":
         is_configured[:] = False
     is_reference = np.zeros(n_tel, np.bool_)
@@ -529,7 +531,7 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
             # The first of several largest: the lowest id, as telescopes are sorted.
             chosen = np.argmax(np.where(is_configured[member], np.inf, share))
             is_reference[member[chosen]] = True
-            is_fallback[member] = not is_configured[member[chosen]]
+            is_fallback[member] |= asked[member].any() and not is_configured[member[chosen]]
             gauge = np.zeros(len(member))
             gauge[chosen] = 1.0
         gauges[member] = gauge
