@@ -51,8 +51,7 @@ def _raise_arrived() -> None:
 
 @contextmanager
 def _no_complaint_about_lost_signals() -> Iterator[None]:
-    """Keep Python from printing a traceback where a signal was lost: the next event stops the run.
-    """
+    """Keep Python from printing a traceback where a signal was lost: the next event stops."""
     before = sys.unraisablehook
 
     def hook(lost: Any) -> None:
@@ -194,7 +193,11 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--workdir", type=_PATH, metavar="DIR",
         help="Where results are kept, so that a run can be resumed [default: OUTPUT.work].",
     ),
-    click.option("--overwrite/--no-overwrite", default=None, help="Replace an existing output."),
+    click.option(
+        "--overwrite/--no-overwrite", default=None,
+        help="Replace an existing output, whatever it is. A run replaces its own product unasked,"
+        " if its inputs have grown and its options are the same.",
+    ),
     click.option(
         "--allow-missing", type=click.FloatRange(0, 1), metavar="FRACTION",
         help="Write a product although up to this fraction of the inputs failed.",

@@ -221,6 +221,8 @@ class ProgressBars:
                     self._console.print(tunnel_command(link))
             case Workers():
                 self._console.print(f"{event}")
+            case Message("INFO", text) if not log.isEnabledFor(logging.INFO):
+                self._console.print(text, markup=False, highlight=False)
             case RunEnded():
                 self.close()
 

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from calibdask.engine.run import Account, RunOptions
     from calibdask.report import RunRecord
 
-__all__ = ["Finished", "Products", "digest_output"]
+__all__ = ["Finished", "Products", "digest_output", "plan_of_product"]
 
 _MANIFEST = "calibdask.json"
+_PLAN = "CALIBDASK PLAN"  # attribute of a product
 
 
 def digest_output(path: Path) -> str:
@@ -72,6 +73,19 @@ def _digest_part(path: Path) -> str:
         return total.hexdigest()
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: {_MANIFEST} beside it names it, but it is gone") from error
+
+
+def plan_of_product(path: Path) -> str | None:
+    """Give the digest of the plan that a product was made by; None if it does not say so."""
+    from calibdask.io.hdf5 import read_root_attributes
+
+    try:
+        if path.is_dir():
+            text = (path / _MANIFEST).read_text(encoding="utf-8")
+            return str(json.loads(text)["plan"])
+        return read_root_attributes(path).get(_PLAN)
+    except (CalibdaskError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _manifest(directory: Path) -> list[str]:
@@ -233,7 +247,7 @@ class Products:
         if run.plan.calibration.has_maps and run.tables:
             _write_hdf5(directory / TABLES, run.tables, _attributes(run, *ids))
         names = sorted(file.name for file in directory.iterdir())
-        text = json.dumps({"files": names}, indent=1)
+        text = json.dumps({"files": names, "plan": run.plan.digest}, indent=1)
         (directory / _MANIFEST).write_text(text, encoding="utf-8")
         self.paths = [self.output / name for name in names]
         digest = self._write_companions(run, directory, directory / "calibdask", ids)
@@ -286,7 +300,7 @@ def _attributes(run: Finished, activity_id: str, product_id: str) -> dict[str, s
         product_id=product_id,
         **run.plan.calibration.product(run.result),
     )
-    attributes["CALIBDASK PLAN"] = run.plan.digest
+    attributes[_PLAN] = run.plan.digest
     attributes["CALIBDASK SHARDS"] = str(len(run.plan.shards) + len(run.plan.rejected))
     attributes["CALIBDASK SHARDS MISSING"] = str(_n_missing(run))
     return attributes

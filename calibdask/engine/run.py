@@ -23,6 +23,7 @@ from calibdask.engine.cluster import (
     open_executor,
 )
 from calibdask.engine.envelope import Envelope, Failure, Outcome
+from calibdask.engine.growth import OwnProduct
 from calibdask.engine.lock import WorkdirLock
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.plan import Plan, make_plan
@@ -76,7 +77,8 @@ class RunOptions:
     workdir : Path, optional
         Where results are kept; the output's name with ``.work`` unless given.
     overwrite : bool
-        Replace an output that is there.
+        Replace an output that is there, whatever it is. Its own product a run replaces unasked,
+        if all inputs of that are among its inputs and the options are the same.
     allow_missing : float
         Fraction of the inputs or shards that may be missing in a product.
     verify_full : bool
@@ -578,9 +580,10 @@ def run_calibration(
     from threadpoolctl import threadpool_limits
 
     account = Account()
-    products = Products(output, overwrite=options.overwrite)
-    products.check_writable()
     workdir = options.workdir or output.with_name(output.name + ".work")
+    own = OwnProduct(workdir, output, calibration)
+    products = Products(output, overwrite=options.overwrite or own.is_there)
+    products.check_writable()
     progress = ProgressFile(workdir, job=calibration.name, output=output, command=options.command)
     emit = progress.before(emit)
     preload = (type(calibration).__module__, *calibration.preload)
@@ -605,6 +608,8 @@ def run_calibration(
         )
         directory = plan.calibration.has_maps or bool(plan.calibration.files(plan.shards))
         products.check_kind(directory=directory)
+        if not options.overwrite and (replaced := own.check(plan)):
+            emit(events.Message("INFO", replaced))
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
             emit(events.Message("ERROR", failure.describe()))
@@ -652,6 +657,7 @@ def run_calibration(
             )
             account.notes.append(note)
             emit(events.Message("WARNING", note))
+        own.record(plan)
         digest = products.write(
             Finished(plan, account, result, tables, partial, options, config or {})
         )

@@ -49,6 +49,7 @@ __all__ = [
     "create_hdf5",
     "digest_hdf5",
     "open_hdf5",
+    "read_root_attributes",
     "read_tables",
     "standard_unit",
     "write_root_attributes",
@@ -308,6 +309,20 @@ def write_table(
     _write_attributes(table, metadata)
     # Left to PyTables, tables reach the disk in the order of garbage collection.
     table.close()
+
+
+def read_root_attributes(path: Path) -> dict[str, str]:
+    """Give the attributes of a file's root that are text.
+
+    Raises
+    ------
+    MissingInput, CorruptedInput, TransientError
+        As for `open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        attributes = file.root._v_attrs
+        found = {name: attributes[name] for name in attributes._v_attrnamesuser}
+    return {name: str(value) for name, value in found.items() if isinstance(value, str)}
 
 
 def write_root_attributes(file: tables.File, attributes: Mapping[str, str]) -> None:

@@ -520,12 +520,12 @@ class StackCalibration(Calibration):
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what the fit depends on: options, other products, frames' order and sensor."""
-        sensor = self._sensor
+        sensor = self.sensor
         return {
             "options": dict(self.fit_options()),
             "clip": [self.stacks.clip_sigma, self.stacks.clip_iterations],
             "products": [list(one) for one in self.product_digests],
-            "sensor": [
+            "sensor": [] if sensor is None else [
                 list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,
                 sensor.bit_depth,
             ],

@@ -430,17 +430,20 @@ def test_a_signal_waits_until_pytables_is_done(opened, number, tmp_path):
         example(path)
     before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     done = []
-    try:
-        with pytest.raises(Stopped), opened(path):
-            signal.raise_signal(number)
+
+    def work(*numbers):
+        with opened(path):
+            for one in numbers:
+                signal.raise_signal(one)
             done.append("what was begun")
+
+    try:
+        with pytest.raises(Stopped):
+            work(number)
         assert done == ["what was begun"]
         assert signal.getsignal(number) is stop
-        # Who presses Ctrl-C again does not want to wait.
-        with pytest.raises(Stopped), opened(path):
-            signal.raise_signal(number)
-            signal.raise_signal(signal.SIGINT)
-            done.append("too late")
+        with pytest.raises(Stopped):  # who presses Ctrl-C again does not want to wait
+            work(number, signal.SIGINT)
         assert done == ["what was begun"]
     finally:
         for one, handler in before.items():
