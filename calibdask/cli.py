@@ -579,16 +579,16 @@ def digest(output: Path) -> None:
 _CAMPAIGN_ARGUMENT = click.argument("path", type=_PATH, metavar="WORKDIR")
 
 
-def _watch(workdir: Path, *, more: str = "") -> int:
+def _watch(workdir: Path) -> int:
     """Show a campaign until nothing runs there any more; give the exit code of its status."""
     try:
-        return _show(workdir, more)
+        return _show(workdir)
     except KeyboardInterrupt:
         click.echo(f"left; 'calibdask status {workdir}' tells how far it is", err=True)
         return 130
 
 
-def _show(workdir: Path, more: str) -> int:
+def _show(workdir: Path) -> int:
     from calibdask.engine.campaign import follow
 
     if not sys.stdout.isatty():
@@ -604,8 +604,7 @@ def _show(workdir: Path, more: str) -> int:
 
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
         for status in follow(workdir):
-            running = status.state == "running"
-            live.update(Text(f"{status}{more if running else ''}"), refresh=True)
+            live.update(Text(f"{status}"), refresh=True)
     return status.exit_code
 
 
@@ -653,14 +652,13 @@ def connect_command(path: Path, once: bool, coefficients: bool) -> None:
             click.echo(campaign.preliminary())
             return
         text = str(campaign)
-        more = f"\ntunnel          {campaign.tunnel}" if campaign.tunnel else ""
         workdir = campaign.workdir
     if once:
         click.echo(text)
         return
     if not sys.stdout.isatty():
         click.echo(text)
-    click.get_current_context().exit(_watch(workdir, more=more))
+    click.get_current_context().exit(_watch(workdir))
 
 
 @app.command("cancel")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from calibdask.engine import slurm
+from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import Holder, WorkdirLock, ask_to_stop, holder_of
 from calibdask.engine.plan import format_bytes
 from calibdask.engine.progress import Progress, read_progress
@@ -162,6 +163,8 @@ class Status:
         if self.state == "running":
             facts += [("now", told.doing), ("speed", _speed(told))]
             facts += [("dashboard", told.dashboard or "")]
+            if told.dashboard:
+                facts += [("tunnel", tunnel_command(told.dashboard, told.host))]
         facts += [("failed", text) for text in told.failures[-_SHOWN:]]
         facts += [("message", text) for text in told.messages[-_SHOWN:]]
         facts += [("ended", self.reason), ("digest", told.digest or "")]

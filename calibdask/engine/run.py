@@ -20,6 +20,7 @@ from calibdask.engine.cluster import (
     WorkerJob,
     available_cpus,
     available_memory,
+    check_cluster,
     open_executor,
 )
 from calibdask.engine.envelope import Envelope, Failure, Outcome
@@ -588,6 +589,7 @@ def run_calibration(
     emit = progress.before(emit)
     preload = (type(calibration).__module__, *calibration.preload)
     site = options.site(workdir, emit, preload)
+    check_cluster(options.cluster, site)
     memory = options.memory_per_worker(site)
     # Sums in BLAS depend on its number of threads, and one worker is one processor.
     with WorkdirLock(workdir) as lock, progress, threadpool_limits(1):
@@ -633,6 +635,7 @@ def run_calibration(
                     executor.workers,
                     str(workdir),
                     dashboard,
+                    events.tunnel_command(dashboard) if dashboard else None,
                 )
             )
             executor.announce((plan, context))
