@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -344,7 +345,20 @@ def _run_job(
     if quiet:
         click.echo(result.digest)
     else:
-        click.echo(result)
+        click.echo(result.text(_screen_width()))
+
+
+def _screen_width() -> int | None:
+    """Give the columns of the terminal; None where output goes elsewhere and may be long."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _echo_list(lines: Sequence[str], rest: str) -> None:
+    """Print a list, shortened on a terminal."""
+    from calibdask.engine.shown import shortened
+
+    for line in lines if _screen_width() is None else shortened(lines, rest):
+        click.echo(line)
 
 
 def _add_job(name: str, summary: str) -> None:
@@ -445,8 +459,7 @@ def _add_simulation(name: str) -> None:
                 raise ConfigError(f"--set {option}: the simulation has no such option{hint}")
         values = {option: _frozen(value) for option, value in overrides.items()}
         made = simulation.simulate(output, kind(**{**given, **values}), _show_progress)
-        for path in made:
-            click.echo(path)
+        _echo_list([str(path) for path in made], str(output))
 
 
 def _show_progress(done: int, total: int) -> None:

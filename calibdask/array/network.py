@@ -26,13 +26,22 @@ from calibdask.errors import CorruptedInput
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from astropy.table import QTable
     from numpy.typing import NDArray
 
     from calibdask.array.model import NetworkOptions, Observable
     from calibdask.stats.histogram import Histogram
     from calibdask.stats.moments import CoMoments
 
-__all__ = ["NetworkFit", "coefficients", "column_units", "fit_stage", "has_error", "values_so_far"]
+__all__ = [
+    "NetworkFit",
+    "coefficients",
+    "column_units",
+    "describe_columns",
+    "fit_stage",
+    "has_error",
+    "values_so_far",
+]
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its MAD (Rousseeuw & Croux 1993, eq. 1.2)."""
@@ -638,6 +647,36 @@ def column_units(observable: Observable) -> dict[str, str]:
         **dict.fromkeys((*linear, "residual"), observable.unit),
         "covariance": f"{observable.unit}2",
     }
+
+
+COLUMN_DESCRIPTIONS = {
+    "time_bin": "Number of the time bin since the epoch",
+    "time_start": "Begin of the time bin",
+    "time_end": "End of the time bin",
+    "tel_type": "Type of the telescope",
+    "tel_id": "Number of the telescope",
+    "value": "Throughput, or time that is read too late, relative to the reference",
+    "error": "Standard error of the value, each shower counted once",
+    "error_independent": "The same if pairs were independent, which they are not",
+    "systematic": "What a harder selection, or parts of the data, change beyond statistics",
+    "error_total": "Error and systematic together",
+    "n_pairs": "Pairs of this telescope in the fit",
+    "n_events": "Events with such a pair",
+    "component": "Number of its connected group: values compare only within one",
+    "flags": "Letters that say what is special or wrong; empty where all is well",
+    "value_of_pairs": "Value from pairs alone, without muons",
+    "error_of_pairs": "Its error",
+    "n_rings": "Muon rings of this telescope",
+    "absolute": "Whether muons set the scale of the value",
+}
+"""What the columns of the telescopes' table hold."""
+
+
+def describe_columns(table: QTable) -> None:
+    """Describe the columns of a table of telescopes, in place."""
+    for name in table.colnames:
+        if name in COLUMN_DESCRIPTIONS:
+            table[name].info.description = COLUMN_DESCRIPTIONS[name]
 
 
 def values_so_far(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:

@@ -17,6 +17,7 @@ from calibdask.array.network import (
     NetworkFit,
     coefficients,
     column_units,
+    describe_columns,
     fit_stage,
     values_so_far,
 )
@@ -574,11 +575,13 @@ class PairwiseCalibration(FromDl2):
             for name in of_cells[0][1]
         }
         units = column_units(self.network.observable)
-        return QTable(
+        table = QTable(
             self._times(of_cells) | columns,
             units={name: unit for name, unit in units.items() if name in columns},
             meta={"obs_id": np.array(self.obs_ids, np.uint64)},
         )
+        describe_columns(table)
+        return table
 
     def _drift(
         self,

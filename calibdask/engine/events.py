@@ -180,16 +180,21 @@ class ProgressBars:
             BarColumn,
             MofNCompleteColumn,
             Progress,
+            SpinnerColumn,
             TextColumn,
+            TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
+            # A task may take minutes: what turns and counts says that it is alive.
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description:<17}"),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
@@ -215,7 +220,7 @@ class ProgressBars:
                     self._bar(f"stage {stage} {group}", count)
             case TaskEnded(stage=stage, group=group, label=label):
                 self._progress.update(
-                    self._bars[f"stage {stage} {group}"], advance=1, note=label[:40]
+                    self._bars[f"stage {stage} {group}"], advance=1, note=label[:24]
                 )
             case RunStarted(dashboard=str(link)):
                 self._console.print(f"dashboard: {link}\n{tunnel_command(link)}")

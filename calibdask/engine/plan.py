@@ -264,6 +264,17 @@ class Plan:
             for reason, paths in alike.items()
         ]
 
+    def skipped_text(self) -> str:
+        """Say in one line that files were skipped."""
+        alike = self.skipped_alike()
+        if len(alike) == 1:
+            where, reason = alike[0]
+            return f"{where} left out: {reason}"
+        return (
+            f"{len(self.skipped)} of {len(self.skipped) + len(self.inputs)} files left out, as they"
+            f" are not for {self.job}: calibdask plan says why, and the report"
+        )
+
     def _costs(self) -> list[tuple[str, str]]:
         few, many = (self.estimate(workers) for workers in _FEW_AND_MANY)
         memory = f"{format_bytes(self.peak_bytes)} for the largest shard, about"

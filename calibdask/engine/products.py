@@ -17,7 +17,7 @@ from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.io.maps import TABLES, digest_maps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from astropy.table import QTable
 
@@ -152,6 +152,7 @@ class Products:
         self.output = output
         self.overwrite = overwrite
         self.paths: list[Path] = []
+        self._tell: Callable[[str, int], None] = lambda _what, _done: None
 
     def check_writable(self) -> None:
         """Refuse an output that exists or cannot be written, before any work starts.
@@ -215,14 +216,22 @@ class Products:
             file.replace(self.output / file.name)
         finished.rmdir()
 
-    def write(self, run: Finished) -> str:
+    def write(self, run: Finished, progress: Callable[[str, int], None]) -> str:
         """Write everything and give the digest of the numbers.
+
+        Parameters
+        ----------
+        run : Finished
+            What to write.
+        progress : callable
+            Told what begins to be written (0) and is written (1).
 
         Raises
         ------
         CalibdaskError
             A file cannot be written.
         """
+        self._tell = progress
         try:
             return self._write(run)
         except OSError as error:
@@ -266,18 +275,17 @@ class Products:
             self.paths.append(home / path.name)
             return path
 
-        for table in list(run.tables.values())[:1]:  # the coefficients, for people
-            from astropy.table import Table
-
+        for where, table in list(run.tables.items())[:1]:  # the coefficients, for people
             with _replacing(place(".ecsv")) as partial:
-                # As plain columns: astropy 8 cannot serialise a Quantity whose name is "value".
-                Table(table).write(partial, format="ascii.ecsv")
+                _write_ecsv(partial, where, table, run, digest)
         if run.options.report:
             from calibdask.report import write_report
 
+            self._tell("report", 0)
             sections = run.plan.calibration.report(run.result, run.tables)
             record = _run_record(run, digest)
             write_report(place(".html"), f"calibdask {run.plan.job}", record, sections)
+            self._tell("report", 1)
         with _replacing(place(".provenance.json")) as partial:
             activity = _activity(run, *ids, digest, self.paths)
             partial.write_text(json.dumps(activity, indent=1), encoding="utf-8")
@@ -340,8 +348,7 @@ def _activity(
 
 
 def _warnings(run: Finished) -> list[str]:
-    skipped = [f"{where} left out: {reason}" for where, reason in run.plan.skipped_alike()]
-    return [*run.plan.warnings, *skipped, *run.account.total.warnings, *run.account.notes]
+    return [*run.plan.warnings, *run.account.total.warnings, *run.account.notes]
 
 
 def _run_record(run: Finished, digest: str) -> RunRecord:
@@ -362,7 +369,9 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
             status = "failed"
         inputs.append(InputRecord(ref.path, ref.size, len(shards_of[ref.path]), status))
     inputs += [InputRecord(one.where, 0, 0, "rejected") for one in plan.rejected]
-    inputs += [InputRecord(where, 0, 0, "left out") for where, _ in plan.skipped_alike()]
+    inputs += [
+        InputRecord(where, 0, 0, f"left out: {reason}") for where, reason in plan.skipped_alike()
+    ]
     return RunRecord(
         job=plan.job,
         version=calibdask.__version__,
@@ -396,6 +405,28 @@ def _unit_text(unit: Any) -> str:
         return str(unit.to_string("vounit"))
     except ValueError:
         return str(unit.to_string())
+
+
+def _write_ecsv(path: Path, where: str, table: QTable, run: Finished, digest: str) -> None:
+    """Write a table as text with all its digits, which programs read as well as people."""
+    from astropy.table import Table
+
+    import calibdask
+
+    # As plain columns: astropy 8 cannot serialise a Quantity whose name is "value".
+    plain = Table(table)
+    # Arrays as lists of numbers: they would become a block of binary data.
+    plain.meta = {
+        "table": where,
+        "job": run.plan.job,
+        "calibdask": calibdask.__version__,
+        "digest": digest,
+        **{
+            key: value.tolist() if hasattr(value, "tolist") else value
+            for key, value in table.meta.items()
+        },
+    }
+    plain.write(path, format="ascii.ecsv")
 
 
 def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[str, str]) -> None:

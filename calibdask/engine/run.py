@@ -6,9 +6,11 @@ So a run can be killed at any time: the same command finds what is there and com
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +32,13 @@ from calibdask.engine.merge import merge_tree
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
-from calibdask.engine.shown import facts_html, facts_text, table_text, tables_html
+from calibdask.engine.shown import (
+    facts_html,
+    facts_text,
+    shortened,
+    table_text,
+    tables_html,
+)
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     States,
@@ -45,10 +53,10 @@ from calibdask.engine.tasks import (
 )
 from calibdask.errors import CalibdaskError, CorruptedInput
 from calibdask.io.maps import MAPS
+from calibdask.stats.compiled import will_compile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from astropy.table import QTable
 
@@ -226,16 +234,24 @@ class RunResult:
         flow = account.total.cut_flow or {}
         rows += [(name, f"{count:,}".replace(",", " ")) for name, count in flow.items()]
         rows += [("time", f"{account.wall_seconds:.1f} s ({account.cpu_seconds:.1f} s of tasks)")]
-        rows += [("wrote", str(path)) for path in self.paths]
+        written = [str(path) for path in self.paths]
+        rest = str(self.paths[-1].parent) if self.paths else ""
+        rows += [("wrote", path) for path in shortened(written, rest)]
         return [*rows, ("digest", self.digest)]
+
+    def text(self, width: int | None = None) -> str:
+        """Show the first table, shortened to a screen if its width is given, and the account."""
+        parts = []
+        if self.tables:
+            rest = next((path for path in self.paths if path.suffix == ".ecsv"), "the product")
+            table = next(iter(self.tables.items()))
+            parts.append(table_text(*table, width=width, rest=str(rest)))
+        parts.append(self.account_text())
+        return "\n\n".join(parts)
 
     def __str__(self) -> str:
         """Show the first table and the account."""
-        parts = []
-        if self.tables:
-            parts.append(table_text(*next(iter(self.tables.items()))))
-        parts.append(self.account_text())
-        return "\n\n".join(parts)
+        return self.text()
 
     def account_text(self) -> str:
         """Say what was done and written."""
@@ -615,8 +631,8 @@ def run_calibration(
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
             emit(events.Message("ERROR", failure.describe()))
-        for where, reason in plan.skipped_alike():
-            emit(events.Message("WARNING", f"{where} left out: {reason}"))
+        if plan.skipped:
+            emit(events.Message("INFO", plan.skipped_text()))
         for warning in plan.warnings:
             emit(events.Message("WARNING", warning))
         store = Store(workdir / "store")
@@ -638,6 +654,10 @@ def run_calibration(
                     events.tunnel_command(dashboard) if dashboard else None,
                 )
             )
+            module = sys.modules[type(calibration).__module__]
+            if module.__file__ is not None and will_compile(Path(module.__file__).parent):
+                note = "compiling kernels first, once for this installation: some 15 s"
+                emit(events.Message("INFO", note))
             executor.announce((plan, context))
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
@@ -662,7 +682,8 @@ def run_calibration(
             emit(events.Message("WARNING", note))
         own.record(plan)
         digest = products.write(
-            Finished(plan, account, result, tables, partial, options, config or {})
+            Finished(plan, account, result, tables, partial, options, config or {}),
+            lambda what, done: emit(events.Progress(f"writing {what}", done, 1)),
         )
         for written in products.paths:
             emit(events.Written(str(written)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["cache_directory", "compiled"]
+__all__ = ["cache_directory", "compiled", "will_compile"]
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -44,6 +44,17 @@ def cache_directory(package: Path) -> Path:
     else:
         root = Path("~/.cache/calibdask/numba").expanduser()
     return root / _digest(package)
+
+
+def will_compile(package: Path) -> bool:
+    """Tell whether a package has kernels of which none has been compiled and kept yet."""
+    has_kernels = any(b"\n@compiled" in path.read_bytes() for path in package.glob("*.py"))
+    if not has_kernels:
+        return False
+    try:
+        return next(cache_directory(package).rglob("*.nbc"), None) is None
+    except OSError:
+        return True
 
 
 @functools.cache
