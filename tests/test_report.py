@@ -29,7 +29,7 @@ from calibdask.report import (
     render_report,
     write_report,
 )
-from calibdask.rounding import round_to_error
+from calibdask.rounding import error_columns, round_to_error
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -102,6 +102,7 @@ class _AsymmetryEstimation(FromDl2):
     options: AsymmetryOptions
 
     version: ClassVar[int] = 2
+    kept_bytes: ClassVar[int] = 66
     summary: ClassVar[type[Summary]] = PairSummary
 
     @property
@@ -265,6 +266,7 @@ class InterCalibration(PairwiseCalibration):
     options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 3
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None

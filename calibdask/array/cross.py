@@ -120,6 +120,7 @@ class CrossCalibration(PairwiseCalibration):
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = COEFFICIENTS
 
     given: Given | None = None

@@ -194,6 +194,11 @@ class FromDl2(Calibration):
     obs_ids: tuple[int, ...] = ()
     bins: TimeBins | None = None
 
+    small_bytes: ClassVar[int] = 12_000
+    kept_bytes: ClassVar[int] = 30
+    """Bytes of kept rows and keys for each telescope-event if all are selected, as measured on the
+    simulated array of 36 telescopes: for the plan's estimate."""
+
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
 
     @property
@@ -259,6 +264,7 @@ class FromDl2(Calibration):
             n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
             peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
             n_parts = -(-peak_bytes // self.shard_bytes)
+            stored = self.small_bytes + n_rows * self.kept_bytes
             if n_parts <= 1:
                 yield Piece(
                     (survey.source,),
@@ -266,6 +272,7 @@ class FromDl2(Calibration):
                     order=survey.order,
                     n_bytes=survey.source.size,
                     peak_bytes=peak_bytes,
+                    stored_bytes=stored,
                 )
                 continue
             for first, stop in event_ranges(survey.source.path, n_parts):
@@ -277,6 +284,7 @@ class FromDl2(Calibration):
                     order=(*survey.order, first),
                     n_bytes=int(survey.source.size * fraction),
                     peak_bytes=int(peak_bytes * fraction),
+                    stored_bytes=self.small_bytes + int(n_rows * fraction * self.kept_bytes),
                 )
 
     def warnings(self) -> Sequence[str]:

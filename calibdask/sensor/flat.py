@@ -137,6 +137,7 @@ class FlatField(MapCalibration):
     """Relative response: measured map, radial model, and what is left between them."""
 
     name: ClassVar[str] = "flatfield"
+    state_ratio: ClassVar[float] = 0.4
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
     joined: ClassVar[frozenset[str]] = frozenset({"n_terms", "border"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {

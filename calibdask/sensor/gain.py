@@ -97,6 +97,7 @@ class Gain(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"
+    state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
     joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {

@@ -131,3 +131,38 @@ def test_digest_command(campaign, config, tmp_path, calibdask):
     said = calibdask("inter-calibration", "-c", config, "-i", *campaign.paths, "-o", output, "-q")
     assert said.code == 0
     assert calibdask("digest", output).out.strip() == said.out.strip()
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "inter-calibration", "energy-asymmetry-estimation", "calculate-throughput-muon",
+        "calculate-psf-muon", "bias", "stack-images", "gain", "defects",
+    ],
+)  # fmt: skip
+def test_the_plan_states_the_size_of_the_store(job, inputs_of, tmp_path):
+    inputs = inputs_of(job)
+    stated = package.plan(job, inputs).estimate(2).result_bytes
+    package.run(job, inputs, tmp_path / "out", cluster="serial", report=False)
+    written = sum(path.stat().st_size for path in (tmp_path / "out.work" / "store").rglob("*.npz"))
+    assert stated / 1.5 < written < 1.5 * stated, (stated, written)
+
+
+def test_the_text_table_says_what_it_is(campaign, config, tmp_path):
+    """Described columns, all digits, version and digest, and nothing in binary."""
+    from astropy.table import Table
+
+    output = tmp_path / "out.h5"
+    result = package.run(
+        "inter-calibration", campaign.paths, output, config=config, cluster="serial", report=False
+    )
+    path = output.with_suffix(".ecsv")
+    text = path.read_text(encoding="utf-8")
+    assert "binary" not in text
+    assert "ndarray" not in text
+    table = Table.read(path, format="ascii.ecsv")
+    assert all(table[name].info.description for name in table.colnames)
+    assert table.meta["digest"] == result.digest
+    assert table.meta["calibdask"] == package.__version__
+    values = next(iter(result.tables.values()))["value"]
+    assert table["value"].tolist() == values.tolist()
