@@ -61,9 +61,9 @@ def _as_text(table: QTable) -> dict[str, list[str]]:
             texts[name] = [format_number(value, ".5g") for value in values.tolist()]
         else:
             texts[name] = [str(value) for value in values.tolist()]
-    for name, values in numbers.items():  # errors of other kinds, and those without their value
+    for name, found in numbers.items():  # errors of other kinds, and those without their value
         if name.startswith("error") or name.endswith(("_error", "_err")) or name == "systematic":
-            texts[name] = [round_to_error(one, one)[1] for one in values]
+            texts[name] = [round_to_error(one, one)[1] for one in found]
     for name, error in error_columns(list(numbers)).items():
         pairs = [round_to_error(*pair) for pair in zip(numbers[name], numbers[error], strict=True)]
         texts[name], texts[error] = [one for one, _ in pairs], [other for _, other in pairs]
