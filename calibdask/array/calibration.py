@@ -101,7 +101,7 @@ class _AsymmetryEstimation(FromDl2):
 
     options: AsymmetryOptions
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 66
     summary: ClassVar[type[Summary]] = PairSummary
 

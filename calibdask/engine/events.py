@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from calibdask.engine.shown import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -151,17 +153,18 @@ def log_event(event: Event) -> None:
     """Send what people should know to the log."""
     match event:
         case Message(level, text):
-            log.log(logging.getLevelNamesMapping()[level], "%s", text)
+            log.log(logging.getLevelNamesMapping()[level], "%s", printable(text))
         case TaskEnded(failure=str(text)):
-            log.error("%s", text)
+            log.error("%s", printable(text))
         case Workers():
             log.info("%s", event)
         case RunStarted():
             log.info("%s: %d shards, plan %s", event.job, event.shards, event.plan)
         case Written(path):
-            log.info("wrote %s", path)
+            log.info("wrote %s", printable(path, one_line=True))
         case TaskEnded():
-            log.debug("stage %d %s %s", event.stage, event.group, event.label)
+            label = printable(event.label, one_line=True)
+            log.debug("stage %d %s %s", event.stage, event.group, label)
 
 
 def tunnel_command(link: str, host: str | None = None) -> str:
@@ -195,7 +198,7 @@ class ProgressBars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
         )
@@ -220,14 +223,16 @@ class ProgressBars:
                     self._bar(f"stage {stage} {group}", count)
             case TaskEnded(stage=stage, group=group, label=label):
                 self._progress.update(
-                    self._bars[f"stage {stage} {group}"], advance=1, note=label[:24]
+                    self._bars[f"stage {stage} {group}"],
+                    advance=1,
+                    note=printable(label, one_line=True)[:24],
                 )
             case RunStarted(dashboard=str(link)):
                 self._console.print(f"dashboard: {link}\n{tunnel_command(link)}")
             case Workers():
                 self._console.print(f"{event}")
             case Message("INFO", text) if not log.isEnabledFor(logging.INFO):
-                self._console.print(text, markup=False, highlight=False)
+                self._console.print(printable(text), markup=False, highlight=False)
             case RunEnded():
                 self.close()
 
