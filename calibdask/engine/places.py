@@ -28,7 +28,7 @@ COMPANIONS = (".ecsv", ".html", ".provenance.json")
 
 OWN_NAMES = (
     "cancel", "inputs.json", "lock.json", "lock.takeover", "logs", "outputs.json", "plan.json",
-    "progress.json", "session", "store",
+    "products.json", "progress.json", "session", "store",
 )  # fmt: skip
 """What a run keeps in its work directory."""
 
