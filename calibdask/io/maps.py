@@ -147,10 +147,13 @@ class ProductMaps:
         The Zarr directory.
     layouts : mapping of str to MapLayout
         What there is, by name.
+    attributes : mapping
+        Of the product as a whole.
     """
 
     path: Path
     layouts: Mapping[str, MapLayout]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def __contains__(self, name: object) -> bool:
         return name in self.layouts
@@ -198,6 +201,7 @@ def read_product(path: Path | str) -> ProductMaps:
         )
     layouts = {}
     try:
+        attributes = json.loads((root / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         # What describes the groups may tell of the arrays as they once were: ask each array.
         for about in sorted(root.rglob("zarr.json")):
             if json.loads(about.read_text(encoding="utf-8"))["node_type"] != "array":
@@ -213,7 +217,7 @@ def read_product(path: Path | str) -> ProductMaps:
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptedInput(f"{root}: is no Zarr group that can be read: {error}") from error
-    return ProductMaps(root, layouts)
+    return ProductMaps(root, layouts, attributes)
 
 
 def digest_maps(path: Path) -> str:

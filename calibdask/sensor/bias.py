@@ -55,7 +55,7 @@ def noise_flags(
     tile: TileStacks, pixels: Pixels, n_sigma: float
 ) -> tuple[Floats, Floats, NDArray[np.uint16]]:
     """Give read noise, its error, and flags where it is no good or far above the median."""
-    noise, error, undersampled = read_noise(pixels.variance, pixels.n)
+    noise, error, undersampled = read_noise(pixels.variance, pixels.n, tile.sensor.step_dn)
     mask = pixels.mask()
     mask[undersampled] |= pixel_flag("undersampled")
     for channel in np.unique(tile.channel):
@@ -102,7 +102,7 @@ class _FromBiasFrames(MapCalibration):
             }
             scalars |= overview(f"{group}/readnoise", tile, noise, noise_mask)
             scalars |= overview(f"{group}/variance", tile, pixels.variance, noise_mask)
-            scalars[f"n_frames:{iso}"] = np.array([len(pixels.frame_means)])
+            scalars[f"n_frames:{iso}"] = np.array([len(pixels.frame_means), tile.sensor.step_dn])
             if self.writes_bias:
                 group = f"bias/{iso_name(iso)}"
                 mask = bias_flags(tile, pixels, n_sigma)
@@ -127,10 +127,8 @@ class _FromBiasFrames(MapCalibration):
                 " (kind: bias_readnoise), or put them into a folder bias_readnoise/iso<ISO>"
             )
         for iso in speeds:
-            row: dict[str, Any] = {
-                "iso": iso,
-                "n_frames": int(tiles[0][f"n_frames:{iso}"][0]),
-            }
+            n_frames, step = tiles[0][f"n_frames:{iso}"].tolist()
+            row: dict[str, Any] = {"iso": iso, "n_frames": n_frames}
             if self.writes_bias:
                 short = maps[f"bias/{iso_name(iso)}/bias"]
                 n, mean, std = short.total
@@ -143,7 +141,7 @@ class _FromBiasFrames(MapCalibration):
                 }
             _, variance, spread = maps[f"readnoise/{iso_name(iso)}/variance"].total
             n_noise = max(maps[f"readnoise/{iso_name(iso)}/variance"].total[0], 1)
-            rms = np.sqrt(max(variance - QUANTISATION_VARIANCE, 0.0))
+            rms = np.sqrt(max(variance - step**2 * QUANTISATION_VARIANCE, 0.0))
             row |= {
                 "readnoise_dn": rms,
                 "readnoise_dn_error": spread / np.sqrt(n_noise) / (2 * rms) if rms > 0 else np.nan,

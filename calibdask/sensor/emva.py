@@ -60,7 +60,7 @@ class Emva1288(MapCalibration):
         """
         lit = tile.lit
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, NDArray[Any]] = {"step": np.array([tile.sensor.step_dn])}
         for kind in (*PAIRS, *SPATIAL):
             stacks = gather(
                 tile,
@@ -100,7 +100,7 @@ class Emva1288(MapCalibration):
         for iso in sorted({key[0] for key in stacks["emva_bright"]}):
             series, unpaired = _series(tiles, stacks, iso)
             spatial, split = _nonuniformity(tiles, stacks, iso)
-            result = emva1288(series, *spatial)
+            result = emva1288(series, *spatial, int(tiles[0]["step"][0]))
             rows.append(
                 {
                     "iso": iso,

@@ -205,7 +205,9 @@ class Gain(MapCalibration):
         frames = sum(len(one.frame_means) for one in points)
         facts = {
             f"sums:{iso}": sums,
-            f"levels:{iso}": np.array([len(points), frames, bias.source], np.int64),
+            f"levels:{iso}": np.array(
+                [len(points), frames, bias.source, tile.sensor.step_dn], np.int64
+            ),
         }
         return maps, facts
 
@@ -241,7 +243,7 @@ class Gain(MapCalibration):
             total = sum(
                 (tile[f"sums:{iso}"] for tile in tiles), np.zeros(tiles[0][f"sums:{iso}"].shape)
             )
-            n_levels, n_frames, _ = tiles[0][f"levels:{iso}"].tolist()
+            n_levels, n_frames, _, step = tiles[0][f"levels:{iso}"].tolist()
             source = max(int(tile[f"levels:{iso}"][2]) for tile in tiles)
             short = maps[f"gain/{iso_name(iso)}/gain"]
             noise = maps[f"gain/{iso_name(iso)}/gain_variance"]
@@ -262,7 +264,7 @@ class Gain(MapCalibration):
                         "gain_scatter_dn_per_electron": np.sqrt(
                             max(short.std[channel] ** 2 - noise.mean[channel], 0.0)
                         ),
-                        **self._channel_row(curve),
+                        **self._channel_row(curve, step),
                         "bias_source": BIAS_SOURCES[source],
                         **count_columns(short),
                     }
@@ -273,7 +275,7 @@ class Gain(MapCalibration):
         left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
         return {"rows": rows, "points": points, "left_out": left_out, "overviews": maps}
 
-    def _channel_row(self, curve: _Curve) -> dict[str, Any]:
+    def _channel_row(self, curve: _Curve, step_dn: int) -> dict[str, Any]:
         """Fit a channel's curve; NaN, and the reason, where that cannot be done."""
         brighter_fatter = self.options.brighter_fatter
         well, reached = full_well(*curve.all_levels())
@@ -296,8 +298,8 @@ class Gain(MapCalibration):
             fit = fit_ptc(signal, variance, error, brighter_fatter=brighter_fatter)
         except NotEnoughData:
             return row
-        floor = max(fit.floor, MIN_TEMPORAL_VARIANCE) - QUANTISATION_VARIANCE
-        noise = np.sqrt(floor)
+        floor = max(fit.floor, MIN_TEMPORAL_VARIANCE * step_dn**2)
+        noise = np.sqrt(floor - QUANTISATION_VARIANCE * step_dn**2)
         return row | {
             "ptc_gain_dn_per_electron": fit.gain,
             "ptc_gain_dn_per_electron_error": fit.gain_error,

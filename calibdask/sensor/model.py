@@ -249,7 +249,9 @@ def fit_lines(x: Floats, y: Floats, weight: Floats) -> Lines:
 # -- bias and read noise ------------------------------------------------------------------------
 
 
-def read_noise(variance: Floats, n: NDArray[Any]) -> tuple[Floats, Floats, Mask]:
+def read_noise(
+    variance: Floats, n: NDArray[Any], step_dn: float = 1.0
+) -> tuple[Floats, Floats, Mask]:
     """Read noise from the variance of bias frames, without the noise of rounding.
 
     sigma^2 = s^2 - 1/12 (EMVA 1288, eq. 17 and sec. 6.6: a variance below 0.24 DN^2 counts as
@@ -261,6 +263,8 @@ def read_noise(variance: Floats, n: NDArray[Any]) -> tuple[Floats, Floats, Mask]
         Unbiased variance of each pixel, DN^2.
     n : ndarray of int
         Frames.
+    step_dn : float
+        Step of the values: rounding goes with its square.
 
     Returns
     -------
@@ -269,9 +273,10 @@ def read_noise(variance: Floats, n: NDArray[Any]) -> tuple[Floats, Floats, Mask]
     undersampled : ndarray of bool
         Where the noise is an upper limit only.
     """
-    undersampled = variance < MIN_TEMPORAL_VARIANCE
-    used = np.maximum(variance, MIN_TEMPORAL_VARIANCE)
-    noise = np.sqrt(used - QUANTISATION_VARIANCE)
+    least, rounding = MIN_TEMPORAL_VARIANCE * step_dn**2, QUANTISATION_VARIANCE * step_dn**2
+    undersampled = variance < least
+    used = np.maximum(variance, least)
+    noise = np.sqrt(used - rounding)
     # NaN stays NaN: np.maximum passes it on.
     error = np.sqrt(variance_of_variance(used, n)) / (2.0 * noise)
     return noise, error, undersampled
@@ -502,6 +507,8 @@ class DarkCurrent:
         Of the line, with the scatter of the pixel's own frames.
     n_exposures : ndarray of int64
         Exposures used.
+    freedom : ndarray of float64
+        Degrees of freedom of the noise of the pixel's own frames.
     """
 
     rate: Floats
@@ -510,6 +517,20 @@ class DarkCurrent:
     offset_error: Floats
     chi2: Floats
     n_exposures: NDArray[np.int64]
+    freedom: Floats
+
+    def p_value(self) -> Floats:
+        """Give the probability of a chi2 at least this large; NaN with fewer than three points.
+
+        Both the line's residuals and the noise that scales them are from the same few frames, so
+        that their ratio follows Fisher's F.
+        """
+        from scipy.special import fdtrc
+
+        ndf = self.n_exposures - 2.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = fdtrc(np.maximum(ndf, 1.0), self.freedom, self.chi2 / ndf)
+        return np.where((ndf > 0) & (self.freedom > 0), p, np.nan)
 
 
 def dark_current(
@@ -557,6 +578,7 @@ def dark_current(
             np.sqrt(scale * line.intercept_variance),
             line.chi2 / scale,
             line.n_points,
+            freedom.sum(axis=0),
         )
 
 

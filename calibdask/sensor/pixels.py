@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.sensor.metadata import StackKey
+    from calibdask.sensor.summary import Stack
     from calibdask.sensor.tiles import SensorFacts, TileStacks
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "gather",
     "iso_name",
     "mask_attributes",
+    "saturated_in",
     "saturation_dn",
 ]
 
@@ -136,9 +138,12 @@ def gather[K](
     result = {}
     for name, stack in joined.items():
         mean, variance = stack.moments()
-        saturated = stack.n_saturated > 0
+        saturated = saturated_in(stack, tile.sensor)
         if limit is not None:
             saturated |= mean >= near_saturation * limit
+        stuck = 2 * stack.n_saturated.astype(np.int64) > stack.n
+        if limit is not None:  # counted only above the level that the files state
+            stuck |= stack.minimum >= limit
         result[name] = Pixels(
             mean,
             variance,
@@ -146,11 +151,19 @@ def gather[K](
             saturated,
             # Only whole numbers end at zero.
             (stack.minimum == 0) if stack.minimum.dtype.kind == "u" else np.zeros(mean.shape, bool),
-            2 * stack.n_saturated.astype(np.int64) > stack.n,
+            stuck,
             stack.frames.frame_sum / max(float(np.count_nonzero(tile.lit)), 1.0),
             tile.lit,
         )
     return result
+
+
+def saturated_in(stack: Stack, sensor: SensorFacts) -> Mask:
+    """Say which pixels reach saturation in some frame."""
+    saturated: Mask = stack.n_saturated > 0
+    if sensor.saturation_dn is not None:  # it may have been found later, in the frames themselves
+        saturated |= (stack.maximum >= sensor.saturation_dn) & (stack.n > 0)
+    return saturated
 
 
 def saturation_dn(sensor: SensorFacts) -> int | None:

@@ -39,6 +39,7 @@ __all__ = [
     "Stack",
     "StackSummary",
     "Tile",
+    "frame_facts",
     "summarise",
     "tiles_of",
 ]
@@ -404,7 +405,7 @@ class _Sums:
             if self.areas:
                 self._only_lit(batch, (top, bottom), bounds, sums[number], clipped[number])
         self.ids += ids
-        self.facts.append(np.stack([_facts(frame, self.areas) for frame in batch]))
+        self.facts.append(np.stack([frame_facts(frame, self.areas) for frame in batch]))
         self.frame_sums.append(sums)
         self.frame_clipped.append(clipped)
 
@@ -439,7 +440,8 @@ class _Sums:
             yield kind(**pixels, frames=frames)
 
 
-def _facts(frame: NDArray[Any], areas: Areas) -> NDArray[np.float64]:
+def frame_facts(frame: NDArray[Any], areas: Areas = ()) -> NDArray[np.float64]:
+    """Give what is known of a whole frame, or of some areas of it: see `FACTS`."""
     facts = np.array([0, np.inf, -np.inf, 0, -np.inf, 0, 0, 0, 0, 0], np.float64)
     find: Any = frame_extremes
     for top, left, bottom, right in areas or ((0, 0, *frame.shape),):

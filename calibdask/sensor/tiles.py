@@ -44,6 +44,8 @@ class SensorFacts:
         Times of the first and the last frame; empty where unknown.
     lit_areas : tuple of (int, int, int, int)
         Where light falls (see `calibdask.io.areas.Area`); empty for everywhere.
+    step_dn : int
+        Values are multiples of this: more than 1 where they are left-justified.
     """
 
     camera: str
@@ -55,6 +57,7 @@ class SensorFacts:
     first: str = ""
     last: str = ""
     lit_areas: tuple[tuple[int, int, int, int], ...] = ()
+    step_dn: int = 1
 
     def lit(self, first: int, stop: int) -> NDArray[np.bool_]:
         """Say of the pixels of some rows whether light falls on them, shape (stop - first, W)."""
