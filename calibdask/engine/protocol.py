@@ -352,9 +352,9 @@ class Calibration:
         """
         return states
 
-    def notices(self, states: Mapping[Cell, Any]) -> Sequence[str]:
+    def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
         """Tell what the fits found odd about the data, in sentences. Runs on the driver."""
-        del states
+        del states, result
         return ()
 
     # -- products ---------------------------------------------------------------------------------

@@ -254,9 +254,9 @@ class CalibrateImages(StackCalibration):
         """Nothing is fitted."""
         return {}
 
-    def notices(self, states: Mapping[Cell, Any]) -> Sequence[str]:
+    def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
         """Nothing: what is odd about the frames is known while planning."""
-        del states
+        del states, result
         return ()
 
     def combine(self, states: Mapping[Cell, Any]) -> Any:

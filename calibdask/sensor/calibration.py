@@ -678,8 +678,9 @@ class StackCalibration(Calibration):
             sensor, step_dn=step, saturation_dn=sensor.saturation_dn if top is None else top
         )
 
-    def notices(self, states: Mapping[Cell, TileFit]) -> Sequence[str]:
+    def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
         """Tell what the frames show about the converter, where it is not what is stated."""
+        del result
         sensor = self._sensor
         found, step = self._found(states)
         told = []

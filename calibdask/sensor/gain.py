@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -31,6 +32,7 @@ from calibdask.sensor.pixels import (
     iso_name,
     saturation_dn,
 )
+from calibdask.sensor.spatial import steps_along
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -65,7 +67,11 @@ _SUMS = (
 )
 
 
-def without_flicker(pixels: Pixels, signal: Floats) -> Floats:
+_BY_VALUE = int(pixel_flag("unphysical"))
+"""Flags that hang on the gain itself: means without these pixels would be too high."""
+
+
+def without_flicker(pixels: Pixels, signal: Floats) -> tuple[Floats, float]:
     """Take out of the variances what the light's own variation from frame to frame adds.
 
     All pixels see the same relative variation f, which adds (f signal)^2. It shows in the means of
@@ -80,17 +86,19 @@ def without_flicker(pixels: Pixels, signal: Floats) -> Floats:
 
     Returns
     -------
-    ndarray of float64, shape (h, w)
-        Variance, DN^2. Its expectation is right whether or not the light varies.
+    variance : ndarray of float64, shape (h, w)
+        DN^2. Its expectation is right whether or not the light varies.
+    flicker2 : float
+        Relative variance of the light; 0 where none shows.
     """
     means, seen = pixels.frame_means, np.isfinite(pixels.variance) & pixels.lit
     lit = signal[np.isfinite(signal) & pixels.lit]
     light = float(lit.mean()) if lit.size else 0.0
     if len(means) < 2 or not seen.any() or light <= 0:
-        return pixels.variance
+        return pixels.variance, 0.0
     own = float(pixels.variance[seen].mean()) / np.count_nonzero(pixels.lit)
     flicker2 = (float(means.var(ddof=1)) - own) / light**2
-    return pixels.variance - flicker2 * signal**2
+    return pixels.variance - flicker2 * signal**2, max(flicker2, 0.0)
 
 
 @dataclass(frozen=True)
@@ -139,16 +147,26 @@ class Gain(MapCalibration):
             scalars |= facts
             group = f"gain/{iso_name(iso)}"
             gain, error, mask = (fitted[f"{group}/{n}"] for n in ("gain", "gain_error", "mask"))
-            scalars |= overview(f"{group}/gain", tile, gain, mask)
-            scalars |= overview(f"{group}/gain_variance", tile, error**2, mask)
+            scalars |= overview(f"{group}/gain", tile, gain, mask, _BY_VALUE)
+            scalars |= overview(f"{group}/gain_variance", tile, error**2, mask, _BY_VALUE)
+            for axis in ("columns", "rows"):
+                good = np.isfinite(gain) & (mask & ~np.uint16(_BY_VALUE) == 0)
+                scalars[f"{axis}:{iso}"] = np.stack(
+                    [
+                        _profile(gain, good & (tile.channel == channel), axis)
+                        for channel in range(N_CHANNELS)
+                    ]
+                )
             if table is not None or len(levels) == 1:
-                parts.append((gain, error, mask, table(iso)[0] if table is not None else 1.0))
+                factor = table(iso)[0] if table is not None else 1.0
+                parts.append((gain, error, mask & ~np.uint16(_BY_VALUE), factor))
         for iso, n in short.items():
             scalars[f"short:{iso}"] = np.array([n])
         if parts:
             gain, error, mask = average_normalised(parts)
+            mask[gain <= 0] |= pixel_flag("unphysical")
             maps |= {"gain/gain": gain, "gain/gain_error": error, "gain/mask": mask}
-            scalars |= overview("gain/gain", tile, gain, mask)
+            scalars |= overview("gain/gain", tile, gain, mask, _BY_VALUE)
         return TileFit(maps, scalars)
 
     def _fit_iso(
@@ -158,9 +176,12 @@ class Gain(MapCalibration):
         signal = np.stack([one.mean - bias.value for one in points])
         if self.options.flicker:
             pairs = zip(points, signal, strict=True)
-            variance = np.stack([without_flicker(one, light) for one, light in pairs])
+            steady = [without_flicker(one, light) for one, light in pairs]
+            variance = np.stack([one for one, _ in steady])
+            flicker2 = np.array([f2 for _, f2 in steady])[:, None]
         else:
             variance = np.stack([one.variance for one in points])
+            flicker2 = np.zeros((len(points), 1))
         n = np.stack([one.n for one in points])
         good = np.stack([one.good for one in points]) & np.isfinite(signal)
         gain, gain_error, floor, floor_error, chi2 = (np.full(tile.shape, np.nan) for _ in range(5))
@@ -171,13 +192,25 @@ class Gain(MapCalibration):
             if not here.any():
                 continue
             x, y, n_here, usable = signal[:, here], variance[:, here], n[:, here], good[:, here]
-            usable = usable & (x <= self._limit(tile, x, y, bias, here))
-            fit = photon_transfer(x, y, n_here, usable, pool_noise(x, y, usable))
-            gain[here], gain_error[here] = fit.gain, fit.gain_error
-            # The error of the bias shifts all levels together, and so the floor only.
-            shift = fit.gain * np.sqrt(np.nan_to_num(bias.variance[here]))
-            floor[here], floor_error[here] = fit.floor, np.hypot(fit.floor_error, shift)
-            chi2[here], n_levels[here] = fit.chi2, fit.n_levels
+            used = self._used(tile, channel, points, y, bias)
+            usable = usable & used[:, None]
+            parts = np.zeros(x.shape[1], np.int64)
+            for again in (False, True):
+                for part in np.unique(parts).tolist():
+                    mine = parts == part
+                    where = tuple(one[mine] for one in np.nonzero(here))
+                    data = (x[:, mine], y[:, mine], n_here[:, mine], usable[:, mine])
+                    noise = pool_noise(data[0], data[1], data[3])
+                    fit = photon_transfer(*data, noise, flicker2)
+                    gain[where], gain_error[where] = fit.gain, fit.gain_error
+                    # The error of the bias shifts all levels together, and so the floor only.
+                    shift = fit.gain * np.sqrt(np.nan_to_num(bias.variance[where]))
+                    floor[where], floor_error[where] = fit.floor, np.hypot(fit.floor_error, shift)
+                    chi2[where], n_levels[where] = fit.chi2, fit.n_levels
+                # Amplifiers differ in noise as well: then each has its own noise model.
+                parts = _amplifiers(gain, here)
+                if again or not parts.any():
+                    break
             known = np.isfinite(x) & np.isfinite(y)
             for of, chosen in ((0, known), (4, usable)):
                 x_of, y_of = np.where(chosen, x, 0.0), np.where(chosen, y, 0.0)
@@ -211,27 +244,30 @@ class Gain(MapCalibration):
         }
         return maps, facts
 
-    def _limit(
-        self, tile: TileStacks, x: Floats, y: Floats, bias: BiasLevel, here: NDArray[np.bool_]
-    ) -> float:
-        """Give the signal up to which a channel is used: a fraction of saturation."""
-        with np.errstate(invalid="ignore"):
-            known = np.isfinite(x) & np.isfinite(y)
-            count = np.maximum(known.sum(axis=1), 1)
-            mean_x = np.where(known, x, 0.0).sum(axis=1) / count
-            mean_y = np.where(known, y, 0.0).sum(axis=1) / count
-            spread = np.where(known, y - mean_y[:, None], 0.0)
+    def _used(
+        self, tile: TileStacks, channel: int, points: Sequence[Pixels], y: Floats, bias: BiasLevel
+    ) -> NDArray[np.bool_]:
+        """Say which levels a channel uses: those up to a fraction of saturation.
+
+        A level is used whole or not at all, by its mean over the sensor: if each pixel decided by
+        its own signal, the noise and the response that make it low would be picked with it.
+        """
+        places = tile.places_of(channel)
+        weight = tile.n_lit_by_place * places
+        level = np.array([np.average(one.level - bias.level, weights=weight) for one in points])
+        known = np.isfinite(y)
+        count = np.maximum(known.sum(axis=1), 1)
+        mean_y = np.where(known, y, 0.0).sum(axis=1) / count
+        spread = np.where(known, y - mean_y[:, None], 0.0)
         error = np.sqrt((spread**2).sum(axis=1)) / count
-        order = np.argsort(mean_x, kind="stable")
-        top, reached = full_well(mean_x[order], mean_y[order], error[order])
+        order = np.argsort(level, kind="stable")
+        top, reached = full_well(level[order], mean_y[order], error[order])
         limits = [top] if reached else []
         saturation = saturation_dn(tile.sensor)
         if saturation is not None:
-            level = bias.value[here]
-            level = level[np.isfinite(level)]
-            offset = float(level.mean()) if level.size else 0.0
-            limits.append(saturation - offset)
-        return self.options.fit_fraction * min(limits, default=np.inf)
+            limits.append(saturation - float(np.average(bias.level, weights=weight)))
+        used: NDArray[np.bool_] = level <= self.options.fit_fraction * min(limits, default=np.inf)
+        return used
 
     def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
         """Fit the curve of each channel, and make its row."""
@@ -239,6 +275,7 @@ class Gain(MapCalibration):
         maps = overviews(tiles)
         rows: list[dict[str, Any]] = []
         points: list[dict[str, Any]] = []
+        amplifiers: list[dict[str, Any]] = []
         for iso in sorted(int(name[7:]) for name in tiles[0] if name.startswith("levels:")):
             total = sum(
                 (tile[f"sums:{iso}"] for tile in tiles), np.zeros(tiles[0][f"sums:{iso}"].shape)
@@ -272,8 +309,60 @@ class Gain(MapCalibration):
                 points += [
                     {"iso": iso, "channel": channel_name, **point} for point in curve.points()
                 ]
+            amplifiers += [{"iso": iso, **one} for one in self._amplifier_rows(tiles, iso)]
         left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
-        return {"rows": rows, "points": points, "left_out": left_out, "overviews": maps}
+        return {
+            "rows": rows,
+            "points": points,
+            "amplifiers": amplifiers,
+            "left_out": left_out,
+            "overviews": maps,
+        }
+
+    def _amplifier_rows(self, tiles: Sequence[Arrays], iso: int) -> list[dict[str, Any]]:
+        """Tell amplifiers by their gains, along columns and along rows; none for a single one."""
+        rows = []
+        for axis in ("columns", "rows"):
+            parts = [tile[f"{axis}:{iso}"] for tile in tiles]
+            # shape (channels, columns or rows, 3)
+            sums = np.sum(parts, axis=0) if axis == "columns" else np.concatenate(parts, axis=1)
+            seams = steps_along(*_relative(sums))
+            edges = [0, *seams, sums.shape[1]]
+            for first, stop in pairwise(edges) if seams else ():
+                n, total, squares = sums[:, first:stop].sum(axis=1).T
+                for channel, name in enumerate(channel_names(self._sensor)):
+                    if n[channel] > 1:
+                        mean = total[channel] / n[channel]
+                        spread = max(squares[channel] / n[channel] - mean**2, 0.0)
+                        rows.append(
+                            {
+                                "along": axis,
+                                "first": first,
+                                "last": stop - 1,
+                                "channel": name,
+                                "n_used": int(n[channel]),
+                                "gain_dn_per_electron": mean,
+                                "gain_dn_per_electron_error": np.sqrt(spread / n[channel]),
+                            }
+                        )
+        return rows
+
+    def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
+        """Tell of several amplifiers, besides what the frames show about the converter."""
+        told = []
+        for iso, along in sorted({(one["iso"], one["along"]) for one in result["amplifiers"]}):
+            mine = [
+                one for one in result["amplifiers"] if (one["iso"], one["along"]) == (iso, along)
+            ]
+            parts = {(one["first"], one["last"]): one["gain_dn_per_electron"] for one in mine[::-1]}
+            text = ", ".join(
+                f"{first}-{last} ({gain:.4g})" for (first, last), gain in sorted(parts.items())
+            )
+            told.append(
+                f"ISO {iso}: the gain jumps between the {along} {text} DN/e-: these are several"
+                " amplifiers, and a row of a channel is the mean of all (gain_amplifiers has each)"
+            )
+        return [*super().notices(states, result), *told]
 
     def _channel_row(self, curve: _Curve, step_dn: int) -> dict[str, Any]:
         """Fit a channel's curve; NaN, and the reason, where that cannot be done."""
@@ -314,8 +403,8 @@ class Gain(MapCalibration):
         }
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table, and the points of the curves."""
-        return {
+        """Give the monitoring table, the points of the curves, and amplifiers where there are."""
+        tables = {
             "/sensor/gain": monitoring_table(
                 self._sensor,
                 result["rows"],
@@ -335,6 +424,16 @@ class Gain(MapCalibration):
                 {"used": "whether it is part of the fit", "n_used": "pixels used"},
             ),
         }
+        if result["amplifiers"]:
+            tables["/sensor/gain_amplifiers"] = monitoring_table(
+                self._sensor,
+                result["amplifiers"],
+                {
+                    "along": "whether first and last count columns or rows of the frame",
+                    "gain_dn_per_electron": "mean of the good pixels' gains",
+                },
+            )
+        return tables
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
@@ -350,6 +449,54 @@ class Gain(MapCalibration):
             from calibdask.sensor.spectacle import write_gain
 
             write_gain(directory, self, maps)
+
+
+def _profile(gain: Floats, good: NDArray[np.bool_], axis: str) -> Floats:
+    """Sum gains up along columns or rows: number, sum and sum of squares, shape (n, 3)."""
+    along = 0 if axis == "columns" else 1
+    values = np.where(good, gain, 0.0)
+    return np.stack([one.sum(axis=along) for one in (good, values, values**2)], axis=1)
+
+
+def _relative(sums: Floats) -> tuple[Floats, Floats]:
+    """Join the profiles of all channels, each relative to its mean.
+
+    Parameters
+    ----------
+    sums : ndarray of float64, shape (channels, n, 3)
+        From `_profile`.
+
+    Returns
+    -------
+    value, error : ndarray of float64, shape (n,)
+        Weighted mean over channels; NaN where fewer than two pixels are known.
+    """
+    n, total, squares = np.moveaxis(sums, 2, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        overall = (total.sum(axis=1) / n.sum(axis=1))[:, None]
+        mean = total / n
+        # One scatter for all: a weight of the point's own would draw the mean down.
+        inner = (squares - n * mean**2)[n > 1].sum() / np.maximum(n - 1, 0).sum()
+        weight = np.where((n > 1) & (overall > 0), n * overall**2 / inner, 0.0)
+        summed = weight.sum(axis=0)
+        value = np.where(weight > 0, weight * mean / overall, 0.0).sum(axis=0) / summed
+        return value, 1.0 / np.sqrt(summed)
+
+
+def _amplifiers(gain: Floats, here: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count off the amplifiers that pixels of a channel belong to, by their gains in a tile.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_pixels,)
+        Of the pixels in `here`, in their order; 0 for all where there is one amplifier.
+    """
+    good = here & np.isfinite(gain)
+    number = np.zeros(np.count_nonzero(here), np.int64)
+    for axis, place in zip(("rows", "columns"), np.nonzero(here), strict=True):
+        seams = steps_along(*_relative(_profile(gain, good, axis)[None]))
+        number = number * (len(seams) + 1) + np.searchsorted(seams, place, side="right")
+    return number
 
 
 class _Curve:

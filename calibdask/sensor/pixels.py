@@ -68,6 +68,9 @@ class Pixels:
         Mean over the lit pixels of the tile of each frame, DN.
     lit : ndarray of bool, shape (h, w)
         Neither masked border nor overscan.
+    level : ndarray of float64, shape (4,)
+        Mean of all frames over all lit pixels of the sensor, at the places of its filter pattern,
+        DN: the same in every tile.
     """
 
     mean: Floats
@@ -78,6 +81,7 @@ class Pixels:
     stuck: Mask
     frame_means: Floats
     lit: Mask
+    level: Floats
 
     @property
     def good(self) -> Mask:
@@ -154,6 +158,7 @@ def gather[K](
             stuck,
             stack.frames.frame_sum / max(float(np.count_nonzero(tile.lit)), 1.0),
             tile.lit,
+            stack.frames.facts[:, -4:].mean(axis=0) / tile.n_lit_by_place,
         )
     return result
 
@@ -183,11 +188,15 @@ class BiasLevel:
         DN, and the variance of its error, DN^2. NaN where a pixel has none.
     source : int
         Index in `BIAS_SOURCES`.
+    level : ndarray of float64, shape (4,)
+        Mean at the places of the filter pattern: of the whole sensor, but for a product of the
+        tile.
     """
 
     value: Floats
     variance: Floats
     source: int
+    level: Floats
 
 
 def bias_level(tile: TileStacks, iso: int) -> BiasLevel:
@@ -215,20 +224,32 @@ def bias_level(tile: TileStacks, iso: int) -> BiasLevel:
             group = f"bias/{iso_name(found)}"
             value = np.asarray(product[f"{group}/bias"], np.float64)
             error = np.asarray(product[f"{group}/bias_error"], np.float64)
-            return BiasLevel(value, error**2, 0 if same else 2)
+            return BiasLevel(value, error**2, 0 if same else 2, _by_place(tile, value))
         found = _nearest(list(stacks), iso, same=same)
         if found is not None:
             pixels = stacks[found]
-            return BiasLevel(pixels.mean, pixels.mean_variance, 1 if same else 3)
+            return BiasLevel(pixels.mean, pixels.mean_variance, 1 if same else 3, pixels.level)
     level = np.asarray(tile.sensor.black_level, np.float64)
     zero = np.zeros(tile.shape)
     if level.size == 4:
         rows, columns = np.indices(tile.shape)
         black = level.reshape(2, 2)[(rows + tile.y0) % 2, columns % 2]
-        return BiasLevel(black, zero, 4)
+        return BiasLevel(black, zero, 4, level)
     if level.size == 1:
-        return BiasLevel(np.full(tile.shape, level[0]), zero, 4)
-    return BiasLevel(zero.copy(), zero, 5)
+        return BiasLevel(np.full(tile.shape, level[0]), zero, 4, np.full(4, level[0]))
+    return BiasLevel(zero.copy(), zero, 5, np.zeros(4))
+
+
+def _by_place(tile: TileStacks, values: Floats) -> Floats:
+    """Average lit pixels at each place of the filter pattern; over all where a tile lacks one."""
+    good = tile.lit & np.isfinite(values)
+    overall = float(values[good].mean()) if good.any() else 0.0
+    level = np.full(4, overall)
+    for place in range(4):
+        here = (slice((place // 2 - tile.y0) % 2, None, 2), slice(place % 2, None, 2))
+        if good[here].any():
+            level[place] = values[here][good[here]].mean()
+    return level
 
 
 def iso_name(iso: int) -> str:

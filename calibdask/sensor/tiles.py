@@ -156,6 +156,23 @@ class TileStacks:
         """Where light falls, shape (rows, columns): neither masked border nor overscan."""
         return self.sensor.lit(self.y0, self.y1)
 
+    @cached_property
+    def n_lit_by_place(self) -> NDArray[np.float64]:
+        """Lit pixels of the whole sensor at the four places of its filter pattern, 1 for none."""
+        lit = self.sensor.lit(0, self.sensor.shape[0])
+        counts = [np.count_nonzero(lit[row::2, column::2]) for row in (0, 1) for column in (0, 1)]
+        return np.maximum(np.array(counts, np.float64), 1.0)
+
+    def places_of(self, channel: int) -> NDArray[np.bool_]:
+        """Say which of the four places of the filter pattern a channel of the tile has."""
+        rows, columns = self.shape
+        found = np.zeros(4, bool)
+        for place in range(4):
+            row, column = (place // 2 - self.y0) % 2, place % 2
+            inside = row < rows and column < columns
+            found[place] = inside and self.channel[row, column] == channel
+        return found
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
