@@ -268,6 +268,7 @@ class StackCalibration(Calibration):
         What is odd.
     """
 
+    version: ClassVar[int] = 2
     summary: ClassVar[type[Summary]] = StackSummary
     state: ClassVar[type[State]] = TileFit
     patterns: ClassVar[tuple[str, ...]] = FRAME_PATTERNS

@@ -31,6 +31,7 @@ from calibdask.sensor.pixels import (
     gather,
     iso_name,
     saturation_dn,
+    without_flicker,
 )
 from calibdask.sensor.spatial import steps_along
 from calibdask.sensor.tiles import TileFit
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     type Floats = NDArray[np.float64]
     type Level = tuple[str, float, float]
 
-__all__ = ["Gain", "without_flicker"]
+__all__ = ["Gain"]
 
 # Sums over the pixels of a channel at one level: of all, and of those that the fit may use.
 _SUMS = (
@@ -69,36 +70,6 @@ _SUMS = (
 
 _BY_VALUE = int(pixel_flag("unphysical"))
 """Flags that hang on the gain itself: means without these pixels would be too high."""
-
-
-def without_flicker(pixels: Pixels, signal: Floats) -> tuple[Floats, float]:
-    """Take out of the variances what the light's own variation from frame to frame adds.
-
-    All pixels see the same relative variation f, which adds (f signal)^2. It shows in the means of
-    the frames, beyond what the noise of single pixels leaves there.
-
-    Parameters
-    ----------
-    pixels : Pixels
-        Moments of one level.
-    signal : ndarray of float64, shape (h, w)
-        DN above the bias.
-
-    Returns
-    -------
-    variance : ndarray of float64, shape (h, w)
-        DN^2. Its expectation is right whether or not the light varies.
-    flicker2 : float
-        Relative variance of the light; 0 where none shows.
-    """
-    means, seen = pixels.frame_means, np.isfinite(pixels.variance) & pixels.lit
-    lit = signal[np.isfinite(signal) & pixels.lit]
-    light = float(lit.mean()) if lit.size else 0.0
-    if len(means) < 2 or not seen.any() or light <= 0:
-        return pixels.variance, 0.0
-    own = float(pixels.variance[seen].mean()) / np.count_nonzero(pixels.lit)
-    flicker2 = (float(means.var(ddof=1)) - own) / light**2
-    return pixels.variance - flicker2 * signal**2, max(flicker2, 0.0)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = [
     "mask_attributes",
     "saturated_in",
     "saturation_dn",
+    "without_flicker",
 ]
 
 type Floats = NDArray[np.float64]
@@ -270,3 +271,33 @@ def mask_attributes() -> Mapping[str, Any]:
         "flag_masks": [1 << bit for bit in range(len(PIXEL_FLAGS))],
         "flag_meanings": " ".join(PIXEL_FLAGS),
     }
+
+
+def without_flicker(pixels: Pixels, signal: Floats) -> tuple[Floats, float]:
+    """Take out of the variances what the light's own variation from frame to frame adds.
+
+    All pixels see the same relative variation f, which adds (f signal)^2. It shows in the means of
+    the frames, beyond what the noise of single pixels leaves there.
+
+    Parameters
+    ----------
+    pixels : Pixels
+        Moments of one level.
+    signal : ndarray of float64, shape (h, w)
+        DN above the bias.
+
+    Returns
+    -------
+    variance : ndarray of float64, shape (h, w)
+        DN^2. Its expectation is right whether or not the light varies.
+    flicker2 : float
+        Relative variance of the light; 0 where none shows.
+    """
+    means, seen = pixels.frame_means, np.isfinite(pixels.variance) & pixels.lit
+    lit = signal[np.isfinite(signal) & pixels.lit]
+    light = float(lit.mean()) if lit.size else 0.0
+    if len(means) < 2 or not seen.any() or light <= 0:
+        return pixels.variance, 0.0
+    own = float(pixels.variance[seen].mean()) / np.count_nonzero(pixels.lit)
+    flicker2 = (float(means.var(ddof=1)) - own) / light**2
+    return pixels.variance - flicker2 * signal**2, max(flicker2, 0.0)

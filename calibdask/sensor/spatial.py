@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RadialModel",
+    "block_means",
     "fit_radial",
     "local_response",
     "radial_blocks",
@@ -205,6 +206,28 @@ def _block_cells(
     n_across = -(-width // block)
     cell = (rows // block * n_across + columns // block) * 4 + channel
     return cell, -(-height // block) * n_across * 4, rows, columns
+
+
+def block_means(values: Floats, good: Mask, channel: NDArray[Any], block: int) -> Floats:
+    """Give each pixel the mean of the good ones of its channel in its block; NaN without any.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (h, w)
+        A map.
+    good : ndarray of bool, shape (h, w)
+        Pixels that count.
+    channel : ndarray of int, shape (h, w)
+        Colour channel of each.
+    block : int
+        Rows and columns of a block.
+    """
+    cell, n_cells, _, _ = _block_cells(values.shape, channel, block)
+    count = np.bincount(cell[good], minlength=n_cells)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(cell[good], values[good], n_cells) / count
+    spread: Floats = mean[cell]
+    return spread
 
 
 def within_range(

@@ -22,12 +22,10 @@ def main() -> None:
         "one amplifier, 1 % flicker": {"step": 1.0},
     }.items():
         pulls = pulls_of(Sensor(shape=(118, 120), seed=5, **changes))
-        print(f"{what}; masked border and overscan\n  {'map':16} pixels    mean   width  |pull|<1")  # noqa: T201
-        for name, values in pulls.items():
-            inside = np.mean(np.abs(values) < 1)
-            print(  # noqa: T201
-                f"  {name:16} {values.size:6d}  {values.mean():+.3f}   {width(values):.3f}  {inside:.3f}"
-            )
+        print(f"{what}; masked border and overscan\n  {'map':16} pixels    mean   width  |pull|<1")
+        for name, one in pulls.items():
+            inside = np.mean(np.abs(one) < 1)
+            print(f"  {name:16} {one.size:6d}  {one.mean():+.3f}   {width(one):.3f}  {inside:.3f}")
 
 
 if __name__ == "__main__":
