@@ -29,7 +29,6 @@ from calibdask.sensor.pixels import (
     BIAS_SOURCES,
     bias_level,
     gather,
-    iso_name,
     saturation_dn,
     without_flicker,
 )
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.pixels import BiasLevel, Pixels
+    from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import TileStacks
 
     type Floats = NDArray[np.float64]
@@ -78,6 +78,7 @@ class Gain(MapCalibration):
 
     name: ClassVar[str] = "gain"
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
+    own_kind: ClassVar[str] = "gain"
     joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "gain": ("DN/electron", "gain"),
@@ -91,19 +92,17 @@ class Gain(MapCalibration):
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Fit the pixels of one tile at each ISO speed."""
 
-        def key_of(key: StackKey) -> tuple[int, Level]:
-            return key.iso, (key.level, key.exposure_s, key.photons)
+        def key_of(key: StackKey) -> tuple[Setting, Level]:
+            return key.setting, (key.level, key.exposure_s, key.photons)
 
-        stacks = gather(
-            tile, "gain", key_of, unknown_too=True, near_saturation=self.options.near_saturation
-        )
-        levels: dict[int, list[Pixels]] = {}
-        for (iso, _), pixels in stacks.items():
-            levels.setdefault(iso, []).append(pixels)
-        short = {iso: len(one) for iso, one in levels.items() if len(one) < 2}
-        levels = {iso: one for iso, one in levels.items() if len(one) > 1}
+        stacks = gather(tile, "gain", key_of, near_saturation=self.options.near_saturation)
+        levels: dict[Setting, list[Pixels]] = {}
+        for (setting, _), pixels in stacks.items():
+            levels.setdefault(setting, []).append(pixels)
+        short = {setting: len(one) for setting, one in levels.items() if len(one) < 2}
+        levels = {setting: one for setting, one in levels.items() if len(one) > 1}
         if not levels:
-            there = ", ".join(f"{n} at ISO {iso}" for iso, n in short.items())
+            there = ", ".join(f"{n} at {setting.label}" for setting, n in short.items())
             raise NotEnoughData(
                 "gain: photon transfer needs frames at two levels of light or more at one ISO"
                 f" speed, there are {there or 'no frames of kind gain'}"
@@ -112,27 +111,27 @@ class Gain(MapCalibration):
         scalars: dict[str, NDArray[Any]] = {}
         table = self.iso_table
         parts = []
-        for iso in sorted(levels):
-            fitted, facts = self._fit_iso(tile, iso, levels[iso])
+        for setting in sorted(levels):
+            fitted, facts = self._fit_setting(tile, setting, levels[setting])
             maps |= fitted
             scalars |= facts
-            group = f"gain/{iso_name(iso)}"
+            group = f"gain/{setting.name}"
             gain, error, mask = (fitted[f"{group}/{n}"] for n in ("gain", "gain_error", "mask"))
             scalars |= overview(f"{group}/gain", tile, gain, mask, _BY_VALUE)
             scalars |= overview(f"{group}/gain_variance", tile, error**2, mask, _BY_VALUE)
             for axis in ("columns", "rows"):
                 good = np.isfinite(gain) & (mask & ~np.uint16(_BY_VALUE) == 0)
-                scalars[f"{axis}:{iso}"] = np.stack(
+                scalars[f"{axis}:{setting.name}"] = np.stack(
                     [
                         _profile(gain, good & (tile.channel == channel), axis)
                         for channel in range(N_CHANNELS)
                     ]
                 )
             if table is not None or len(levels) == 1:
-                factor = table(iso)[0] if table is not None else 1.0
+                factor = 1.0 if table is None else table(setting.iso)[0]
                 parts.append((gain, error, mask & ~np.uint16(_BY_VALUE), factor))
-        for iso, n in short.items():
-            scalars[f"short:{iso}"] = np.array([n])
+        for setting, n in short.items():
+            scalars[f"short:{setting.label}"] = np.array([n])
         if parts:
             gain, error, mask = average_normalised(parts)
             mask[gain <= 0] |= pixel_flag("unphysical")
@@ -140,10 +139,10 @@ class Gain(MapCalibration):
             scalars |= overview("gain/gain", tile, gain, mask, _BY_VALUE)
         return TileFit(maps, scalars)
 
-    def _fit_iso(
-        self, tile: TileStacks, iso: int, points: list[Pixels]
+    def _fit_setting(
+        self, tile: TileStacks, setting: Setting, points: list[Pixels]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        bias = bias_level(tile, iso)
+        bias = bias_level(tile, setting)
         signal = np.stack([one.mean - bias.value for one in points])
         if self.options.flicker:
             pairs = zip(points, signal, strict=True)
@@ -198,7 +197,7 @@ class Gain(MapCalibration):
         frames_each = np.where(good, n, 0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
         p_value = variance_fit_probability(np.nan_to_num(chi2), n_levels - 2, frames_each)
         mask[p_value < self.options.poor_fit] |= pixel_flag("poor-fit")
-        group = f"gain/{iso_name(iso)}"
+        group = f"gain/{setting.name}"
         maps = {
             f"{group}/gain": gain,
             f"{group}/gain_error": gain_error,
@@ -208,8 +207,8 @@ class Gain(MapCalibration):
         }
         frames = sum(len(one.frame_means) for one in points)
         facts = {
-            f"sums:{iso}": sums,
-            f"levels:{iso}": np.array(
+            f"sums:{setting.name}": sums,
+            f"levels:{setting.name}": np.array(
                 [len(points), frames, bias.source, tile.sensor.step_dn], np.int64
             ),
         }
@@ -224,7 +223,7 @@ class Gain(MapCalibration):
         its own signal, the noise and the response that make it low would be picked with it.
         """
         places = tile.places_of(channel)
-        weight = tile.n_lit_by_place * places
+        weight = tile.sensor.n_lit_by_place * places
         level = np.array([np.average(one.level - bias.level, weights=weight) for one in points])
         known = np.isfinite(y)
         count = np.maximum(known.sum(axis=1), 1)
@@ -247,21 +246,26 @@ class Gain(MapCalibration):
         rows: list[dict[str, Any]] = []
         points: list[dict[str, Any]] = []
         amplifiers: list[dict[str, Any]] = []
-        for iso in sorted(int(name[7:]) for name in tiles[0] if name.startswith("levels:")):
+        notices: list[str] = []
+        step = 1
+        settings = [one for one in self.settings if f"levels:{one.name}" in tiles[0]]
+        for setting in settings:
+            of_setting = setting.columns(settings)
+            name = setting.name
             total = sum(
-                (tile[f"sums:{iso}"] for tile in tiles), np.zeros(tiles[0][f"sums:{iso}"].shape)
+                (tile[f"sums:{name}"] for tile in tiles), np.zeros(tiles[0][f"sums:{name}"].shape)
             )
-            n_levels, n_frames, _, step = tiles[0][f"levels:{iso}"].tolist()
-            source = max(int(tile[f"levels:{iso}"][2]) for tile in tiles)
-            short = maps[f"gain/{iso_name(iso)}/gain"]
-            noise = maps[f"gain/{iso_name(iso)}/gain_variance"]
+            n_levels, n_frames, _, step = tiles[0][f"levels:{name}"].tolist()
+            source = max(int(tile[f"levels:{name}"][2]) for tile in tiles)
+            short = maps[f"gain/{name}/gain"]
+            noise = maps[f"gain/{name}/gain_variance"]
             for channel, channel_name in enumerate(channel_names(self._sensor)):
                 if not total[channel, :, 0].any():
                     continue
                 curve = _Curve(total[channel])
                 rows.append(
                     {
-                        "iso": iso,
+                        **of_setting,
                         "channel": channel_name,
                         "n_levels": n_levels,
                         "n_frames": n_frames,
@@ -278,23 +282,27 @@ class Gain(MapCalibration):
                     }
                 )
                 points += [
-                    {"iso": iso, "channel": channel_name, **point} for point in curve.points()
+                    {**of_setting, "channel": channel_name, **point} for point in curve.points()
                 ]
-            amplifiers += [{"iso": iso, **one} for one in self._amplifier_rows(tiles, iso)]
+            parts = self._amplifier_rows(tiles, setting)
+            notices += self._amplifier_notices(setting, parts)
+            amplifiers += [{**of_setting, **one} for one in parts]
         left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
         return {
             "rows": rows,
             "points": points,
             "amplifiers": amplifiers,
+            "notices": notices,
+            "step_dn": step,
             "left_out": left_out,
             "overviews": maps,
         }
 
-    def _amplifier_rows(self, tiles: Sequence[Arrays], iso: int) -> list[dict[str, Any]]:
+    def _amplifier_rows(self, tiles: Sequence[Arrays], setting: Setting) -> list[dict[str, Any]]:
         """Tell amplifiers by their gains, along columns and along rows; none for a single one."""
         rows = []
         for axis in ("columns", "rows"):
-            parts = [tile[f"{axis}:{iso}"] for tile in tiles]
+            parts = [tile[f"{axis}:{setting.name}"] for tile in tiles]
             # shape (channels, columns or rows, 3)
             sums = np.sum(parts, axis=0) if axis == "columns" else np.concatenate(parts, axis=1)
             seams = steps_along(*_relative(sums))
@@ -320,20 +328,27 @@ class Gain(MapCalibration):
 
     def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
         """Tell of several amplifiers, besides what the frames show about the converter."""
+        return [*super().notices(states, result), *result["notices"]]
+
+    @staticmethod
+    def _amplifier_notices(setting: Setting, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         told = []
-        for iso, along in sorted({(one["iso"], one["along"]) for one in result["amplifiers"]}):
-            mine = [
-                one for one in result["amplifiers"] if (one["iso"], one["along"]) == (iso, along)
-            ]
-            parts = {(one["first"], one["last"]): one["gain_dn_per_electron"] for one in mine[::-1]}
+        for along in sorted({one["along"] for one in rows}):
+            # Of the first channel: people look for the jump, and the table has all.
+            parts = {
+                (one["first"], one["last"]): one["gain_dn_per_electron"]
+                for one in reversed(rows)
+                if one["along"] == along
+            }
             text = ", ".join(
-                f"{first}-{last} ({gain:.4g})" for (first, last), gain in sorted(parts.items())
+                f"{first}-{last} ({gain:.4g} DN/e-)"
+                for (first, last), gain in sorted(parts.items())
             )
             told.append(
-                f"ISO {iso}: the gain jumps between the {along} {text} DN/e-: these are several"
+                f"{setting.label}: the gain jumps between the {along} {text}: these are several"
                 " amplifiers, and a row of a channel is the mean of all (gain_amplifiers has each)"
             )
-        return [*super().notices(states, result), *told]
+        return told
 
     def _channel_row(self, curve: _Curve, step_dn: int) -> dict[str, Any]:
         """Fit a channel's curve; NaN, and the reason, where that cannot be done."""

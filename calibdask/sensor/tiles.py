@@ -42,6 +42,8 @@ class SensorFacts:
         Bits of the converter.
     first, last : str
         Times of the first and the last frame; empty where unknown.
+    serial_number, binning, window, unit
+        As in `calibdask.io.frames.FrameInfo`.
     lit_areas : tuple of (int, int, int, int)
         Where light falls (see `calibdask.io.areas.Area`); empty for everywhere.
     step_dn : int
@@ -56,6 +58,10 @@ class SensorFacts:
     bit_depth: int | None = None
     first: str = ""
     last: str = ""
+    serial_number: str = ""
+    binning: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
+    unit: str = ""
     lit_areas: tuple[tuple[int, int, int, int], ...] = ()
     step_dn: int = 1
 
@@ -65,6 +71,23 @@ class SensorFacts:
         for top, left, bottom, right in self.lit_areas or ((0, 0, *self.shape),):
             lit[max(top - first, 0) : max(bottom - first, 0), left:right] = True
         return lit
+
+    @property
+    def n_lit_by_place(self) -> NDArray[np.float64]:
+        """Lit pixels at the four places of the filter pattern, row by row."""
+        counts = np.zeros(4)
+        for top, left, bottom, right in self.lit_areas or ((0, 0, *self.shape),):
+            rows, columns = (
+                np.array([(stop + 1) // 2 - (first + 1) // 2, stop // 2 - first // 2])
+                for first, stop in ((top, bottom), (left, right))
+            )
+            counts += np.outer(rows, columns).ravel()
+        return counts
+
+    @property
+    def n_lit(self) -> int:
+        """Pixels that light falls on."""
+        return int(self.n_lit_by_place.sum())
 
     @property
     def lit_box(self) -> tuple[int, int, int, int]:
@@ -155,13 +178,6 @@ class TileStacks:
     def lit(self) -> NDArray[np.bool_]:
         """Where light falls, shape (rows, columns): neither masked border nor overscan."""
         return self.sensor.lit(self.y0, self.y1)
-
-    @cached_property
-    def n_lit_by_place(self) -> NDArray[np.float64]:
-        """Lit pixels of the whole sensor at the four places of its filter pattern, 1 for none."""
-        lit = self.sensor.lit(0, self.sensor.shape[0])
-        counts = [np.count_nonzero(lit[row::2, column::2]) for row in (0, 1) for column in (0, 1)]
-        return np.maximum(np.array(counts, np.float64), 1.0)
 
     def places_of(self, channel: int) -> NDArray[np.bool_]:
         """Say which of the four places of the filter pattern a channel of the tile has."""

@@ -218,7 +218,7 @@ def test_what_is_cut_off_below_the_stated_level_is_flagged_and_told(flat):
     lit = mask == 0
     ratio = (maps.rows("flatfield/model") / shade)[lit]
     assert np.abs(ratio / np.median(ratio) - 1).max() < 0.01
-    assert maps.attributes["saturation_dn"] == CLIP
+    assert maps.about("")["saturation_dn"] == CLIP
     told = "pixels pile up at 13584 DN, below the stated white level of 16383"
     assert told in (folder / "flat" / "calibdask.html").read_text(encoding="utf-8")
     assert told in (folder / "flat" / "calibdask.provenance.json").read_text(encoding="utf-8")
