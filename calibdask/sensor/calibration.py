@@ -685,8 +685,8 @@ class StackCalibration(Calibration):
         sensor = self._sensor
         if sensor.saturation_dn is None and sensor.bit_depth is None:
             unknown = (
-                "it is not known where pixels saturate, so none is left out for it: set"
-                " Stacks.saturation_dn"
+                "no file states where pixels saturate, so that none is left out for it unless"
+                " many pile up at the greatest value: set Stacks.saturation_dn"
             )
             return (*self.notes, unknown)
         return self.notes
