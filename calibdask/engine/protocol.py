@@ -380,6 +380,11 @@ class Calibration:
         """
         return states
 
+    def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
+        """Tell what the fits found odd about the data, in sentences. Runs on the driver."""
+        del states, result
+        return ()
+
     # -- products ---------------------------------------------------------------------------------
 
     def tables(self, result: Any) -> Mapping[str, QTable]:

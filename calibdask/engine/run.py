@@ -696,6 +696,9 @@ def run_calibration(
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
             result = calibration.combine(states)
+            for notice in calibration.notices(states, result):
+                account.notes.append(notice)
+                emit(events.Message("WARNING", notice))
             partial = products.partial_directory(plan.digest) if directory else None
             if partial is not None:
                 files = _file_tasks(plan, context, partial, rows)

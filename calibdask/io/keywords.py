@@ -174,7 +174,8 @@ KEYWORDS: Final[dict[str, Keyword]] = {
     ),
     "white_level": Keyword(
         "Value in DN from which a pixel is saturated",
-        "Saturated values enter no fit. Stacks.saturation_dn counts before it.",
+        "Saturated values enter no fit. Where pixels pile up below it, that counts instead, and is"
+        " told; Stacks.saturation_dn counts before both.",
         ("SATURATE", "WHITELEV"),
         ("WhiteLevel",),
         ("white_level",),
