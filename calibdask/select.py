@@ -679,7 +679,7 @@ class Selection:
     Attributes
     ----------
     mask : ndarray of bool, shape (n_rows,)
-        True for the rows that pass every criterion.
+        True for the rows that pass every criterion, and were left before.
     cuts : tuple of Cut
         The cut flow, in the order of the criteria.
     """
@@ -718,6 +718,8 @@ class QualityCriteria:
         columns: Mapping[str, NDArray[Any]],
         units: Mapping[str, str],
         n_rows: int | None = None,
+        *,
+        among: NDArray[np.bool_] | None = None,
     ) -> Selection:
         """Apply the criteria to a table.
 
@@ -729,6 +731,8 @@ class QualityCriteria:
             Unit of each column that has one, as astropy writes it.
         n_rows : int, optional
             Number of rows; needed only when there may be no column to tell it.
+        among : ndarray of bool, shape (n_rows,), optional
+            Rows that are left by what comes before the criteria.
 
         Returns
         -------
@@ -749,7 +753,7 @@ class QualityCriteria:
                 msg = "without columns the number of rows must be given"
                 raise ValueError(msg)
             n_rows = len(next(iter(columns.values())))
-        mask = np.ones(n_rows, dtype=bool)
+        mask = np.ones(n_rows, dtype=bool) if among is None else among.copy()
         cuts = []
         for name, source in self.pairs:
             needed = sorted(_columns_of(name, source))

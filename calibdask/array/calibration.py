@@ -130,7 +130,7 @@ class _AsymmetryEstimation(FromDl2):
     def reduce(self, stage: int, data: TelescopeEvents, given: Mapping[Cell, Any]) -> Reduced:
         """Pair the telescopes of each event; keep the rows, summarise the pairs."""
         del stage, given
-        pairs = select_pairs(data, self.options, layout_of_file(data.layout))
+        pairs = select_pairs(data, self.options, layout_of_file(data.layout), self.of_events(data))
         one, two = pairs.row_1, pairs.row_2
         columns = {"x": self.options.value_column, **self.further}
         rows: dict[str, NDArray[Any]] = {
@@ -462,7 +462,7 @@ class InterCalibration(PairwiseCalibration):
         So a file gives the same rows in whatever company it is calibrated.
         """
         layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data))
         if not self.of_images:
             return pairs
         one, two = pairs.row_1, pairs.row_2

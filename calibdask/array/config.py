@@ -175,6 +175,39 @@ def _algorithm(value: object) -> str:
     return value
 
 
+_EVENT_TYPES = {
+    "FLATFIELD": 0,
+    "SINGLE_PE": 1,
+    "PEDESTAL": 2,
+    "DARK_PEDESTAL": 3,
+    "ELECTRONIC_PEDESTAL": 4,
+    "SKY_PEDESTAL": 5,
+    "OTHER_CALIBRATION": 15,
+    "MUON": 16,
+    "HARDWARE_STEREO": 17,
+    "RANDOM_MONO": 18,
+    "DAQ": 24,
+    "SUBARRAY": 32,
+    "LONG_EVENT": 33,
+    "UNKNOWN": 255,
+}
+"""As in ctapipe.containers.EventType, 0.32."""
+
+
+def _event_types(value: object) -> tuple[int, ...]:
+    listed = value if isinstance(value, list | tuple) else [value]
+    found = []
+    for one in listed:
+        number = _EVENT_TYPES.get(one.upper()) if isinstance(one, str) else one
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 255:
+            raise ConfigError(
+                f"{one!r} is not a type of events: expected is a number, or one of"
+                f" {', '.join(_EVENT_TYPES)}"
+            )
+        found.append(number)
+    return tuple(sorted(set(found)))
+
+
 def _tel_id(value: object) -> int:
     text = value if isinstance(value, str) else str(value)
     if isinstance(value, bool) or not text.isdecimal():
@@ -321,6 +354,12 @@ class _CalculateAsymmetry(Section):
     )
     geometry_reconstructor: _Algorithm = Field(
         default="HillasReconstructor", description="Algorithm whose impact distances are used."
+    )
+    event_types: Annotated[tuple[int, ...], read_with(_event_types)] = Field(
+        default=(_EVENT_TYPES["SUBARRAY"],),
+        description="Types of the events that are used, by number or name "
+        "(ctapipe.containers.EventType): showers. An empty list takes all, flat-field events too.",
+        examples=[["SUBARRAY", "LONG_EVENT"]],
     )
     quality_query: QualityQuery | None = Field(
         default=None, alias="QualityQuery", description="Counts instead of the one at top level."
@@ -687,6 +726,8 @@ class AsymmetryOptions:
     ----------
     geometry_reconstructor : str
         Algorithm of the impact distances, the prefix of their column.
+    event_types : tuple of int
+        Types of the events that are used; all if empty.
     quality_criteria : QualityCriteria
         Selection of telescope-events.
     max_impact_distance : TelescopePatterns
@@ -698,6 +739,7 @@ class AsymmetryOptions:
     """
 
     geometry_reconstructor: str
+    event_types: tuple[int, ...]
     quality_criteria: QualityCriteria
     max_impact_distance: TelescopePatterns
     input_url: str | None
@@ -756,6 +798,7 @@ class AsymmetryOptions:
         return {
             **algorithms,
             "geometry_reconstructor": self.geometry_reconstructor,
+            "event_types": list(self.event_types),
             "quality_criteria": [list(pair) for pair in self.quality_criteria.pairs],
             "max_impact_distance": self.max_impact_distance.to_plain(),
             "event_filters": {name: patterns.to_plain() for name, patterns in filters.items()},
@@ -1295,6 +1338,7 @@ def _common_options(
     )
     return {
         "geometry_reconstructor": section.geometry_reconstructor,
+        "event_types": section.event_types,
         "quality_criteria": QualityCriteria(query.quality_criteria if query else ()),
         "max_impact_distance": (finder or PairFinder()).max_impact_distance,
         "input_url": section.input_url,

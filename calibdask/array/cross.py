@@ -331,7 +331,7 @@ class CrossCalibration(PairwiseCalibration):
     def select(self, data: TelescopeEvents) -> PairRows:
         """Select pairs; those of two types only in events that have enough of both types."""
         layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data))
         types = np.unique(layout.tel_type)
         number = np.zeros(max(layout.tel_id) + 1, np.int64)
         number[list(layout.tel_id)] = np.searchsorted(types, layout.tel_type)

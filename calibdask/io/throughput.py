@@ -20,7 +20,7 @@ import tables
 
 from calibdask.errors import CorruptedInput
 from calibdask.io.hdf5 import open_hdf5
-from calibdask.stats.timebins import ctao_time_ns
+from calibdask.io.times import stored_time_ns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -188,7 +188,7 @@ def _muons(path: Path, file: tables.File) -> MuonThroughputs:
         parts.setdefault("tel_id", []).append(np.full(len(rows), int(name[4:])))
         for column in ("mean", "sem", "n_events"):
             parts.setdefault(column, []).append(rows[column])
-        times.append(_chunk_times(rows))
+        times.append(_chunk_times(path, table, rows))
     if not parts:
         whole, real = np.zeros(0, np.int64), np.zeros(0)
         return MuonThroughputs(whole, real, real, whole, None, None)
@@ -204,10 +204,13 @@ def _muons(path: Path, file: tables.File) -> MuonThroughputs:
     )
 
 
-def _chunk_times(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Begin and end of each chunk; None where they are not stored in high resolution."""
-    names = rows.dtype.names or ()
-    for name in ("time_start", "time_end"):
-        if name not in names or rows.dtype[name].shape != (2,):
-            return None
-    return ctao_time_ns(rows["time_start"]), ctao_time_ns(rows["time_end"])
+def _chunk_times(
+    path: Path, table: tables.Table, rows: NDArray[np.void]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Begin and end of each chunk; None where a table has no such columns."""
+    if not {"time_start", "time_end"} <= set(table.colnames):
+        return None
+    start_ns, end_ns = (
+        stored_time_ns(path, table, name, rows[name]) for name in ("time_start", "time_end")
+    )
+    return start_ns, end_ns

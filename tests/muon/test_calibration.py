@@ -359,7 +359,9 @@ def test_rings_without_a_time_are_left_out_and_counted(tmp_path, run):
     result = run("throughput", simulate(tmp_path / "sim", options))
     flow = list(result.account.total.cut_flow.values())
     assert 0.6 < flow[-1] / flow[-2] < 0.8
-    assert any("not in the trigger table" in text for text in result.account.total.warnings)
+    assert any(
+        "have no time in the trigger table" in text for text in result.account.total.warnings
+    )
 
 
 def test_a_telescope_without_any_trigger_time_has_no_time_bin_and_is_told(tmp_path, run):
