@@ -75,6 +75,8 @@ class Given:
         Their throughputs.
     covariance : tuple of tuple of float
         Covariance of the values.
+    flags : tuple of str
+        Their flags.
     """
 
     path: str
@@ -83,6 +85,7 @@ class Given:
     value: tuple[float, ...]
     error: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
+    flags: tuple[str, ...]
 
     @classmethod
     def of(cls, path: str, table: InterCalibrationTable) -> Self:
@@ -94,7 +97,14 @@ class Given:
             tuple(table.value.tolist()),
             tuple(table.error.tolist()),
             tuple(tuple(row) for row in table.covariance.tolist()),
+            table.flags,
         )
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Telescopes with a value."""
+        pairs = zip(self.tel_id, self.value, strict=True)
+        return frozenset(number for number, value in pairs if np.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,10 +200,18 @@ class CrossCalibration(PairwiseCalibration):
                 " one, or none for one network of all telescopes"
             )
         muons: list[tuple[int, float, float, int, int | None, int | None]] = []
+        notes = planned.notes
         for one in tables:
-            if one.facts.muons is not None:
-                muons += planned._muon_rows(one.source.path, one.facts.muons)
-        planned = replace(planned, muons=tuple(muons))
+            if one.facts.muons is None:
+                continue
+            muons += planned._muon_rows(one.source.path, one.facts.muons)
+            if flagged := one.facts.muons.n_flagged:
+                note = (
+                    f"{one.source.path}: {sum(flagged.values())} muon throughputs, of telescopes"
+                    f" {sorted(flagged)}, are flagged as not to be used: they do not set the scale"
+                )
+                notes = (*notes, note)
+        planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:
             return planned
         path, table = inter[0].source.path, inter[0].facts.inter_calibration
@@ -303,10 +321,10 @@ class CrossCalibration(PairwiseCalibration):
                 f"reference telescope {number} of {reference} is not among the {reference} of the"
                 " inputs: another one is taken and flagged"
             )
-        if self.given is not None and (lacking := set(known) - set(self.given.tel_id)):
+        if self.given is not None and (lacking := set(known) - self.given.known):
             notes.append(
-                f"{self.given.path} has no throughput of telescopes {sorted(lacking)}: they get"
-                " none here"
+                f"{self.given.path} has no throughput that can be used of telescopes"
+                f" {sorted(lacking)}: they get none here"
             )
         return notes
 
@@ -358,14 +376,15 @@ class CrossCalibration(PairwiseCalibration):
         log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
         if given is None:
             return log_value, covariance
-        row = {number: k for k, number in enumerate(given.tel_id)}
+        row = {number: k for k, number in enumerate(given.tel_id) if number in given.known}
         mine = np.array([k for k, number in enumerate(tel_id.tolist()) if number in row], int)
         theirs = [row[number] for number in tel_id[mine].tolist()]
         value = np.array(given.value)[theirs]
-        usable = np.isfinite(value) & np.isfinite(np.array(given.error)[theirs])
-        log_value[mine] = np.log(np.where(usable, value, np.nan))
-        of_value = np.nan_to_num(np.array(given.covariance))[np.ix_(theirs, theirs)]
-        covariance[np.ix_(mine, mine)] = of_value / np.outer(value, value)
+        log_value[mine] = np.log(value)
+        block = np.ix_(mine, mine)
+        of_value = np.array(given.covariance)[np.ix_(theirs, theirs)]
+        # A telescope without a value takes no part, and its covariance costs the others nothing.
+        covariance[block] = np.nan_to_num(of_value / np.outer(value, value))
         return log_value, covariance
 
     def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
@@ -410,6 +429,7 @@ class CrossCalibration(PairwiseCalibration):
                 "tel_id": np.array(self.given.tel_id),
                 "value": np.array(self.given.value),
                 "error": np.array(self.given.error),
+                "flags": np.array(self.given.flags),
             }
         return columns
 

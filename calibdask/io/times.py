@@ -139,14 +139,16 @@ def stored_time_ns(
         day, rest_ns = np.divmod(np.where(known, time_ns, 0), _NS_PER_DAY)
         day_ns = _by_astropy(known, "mjd", scale, day + _MJD_OF_1970)
         return np.where(known, day_ns + rest_ns, NO_TIME)
-    known = np.isfinite(values)
-    value = np.where(known, values, 0.0)
+    # Only dates that can be: astropy warns of others.
+    first, per_day = _FORMATS[form]
+    known = (values > first) & (values < first + per_day * (_END_NS / _NS_PER_DAY))
     if (form, scale) != ("mjd", "tai"):
-        return _by_astropy(known, form, scale, value)
-    days = np.clip(np.floor(value), 0, 2 * _MJD_OF_1970)
+        return _by_astropy(known, form, scale, values)
+    value = np.where(known, values, first)
+    days = np.floor(value)
     rest_ns = np.rint((value - days) * _NS_PER_DAY).astype(np.int64)
     time_ns = (days.astype(np.int64) - _MJD_OF_1970) * _NS_PER_DAY + rest_ns
-    return _within(known & (days == np.floor(value)), time_ns)
+    return _within(known, time_ns)
 
 
 def _by_astropy(
@@ -154,9 +156,6 @@ def _by_astropy(
 ) -> NDArray[np.int64]:
     from astropy.time import Time
 
-    # Only dates that can be: astropy warns of others.
-    first, per_day = _FORMATS[form]
-    known = known & (values > first) & (values < first + per_day * (_END_NS / _NS_PER_DAY))
     time_ns = np.full(len(known), NO_TIME)
     time_ns[known] = ns_of_time(Time(values[known].astype(np.float64), format=form, scale=scale))
     return time_ns
