@@ -33,6 +33,7 @@ from calibdask.array.pairwise import (
     layout_of_file,
     selection_of,
     type_of,
+    unknown_types,
 )
 from calibdask.array.summary import PairEvents, PairSummary, summarise_pairs
 from calibdask.engine.protocol import (
@@ -194,7 +195,15 @@ class _AsymmetryEstimation(FromDl2):
         options = self.options
         geometry = options.geometry_reconstructor if "impact" in self.further else None
         path.unlink(missing_ok=True)  # what an interrupted try left
-        with create_asymmetries(path, options.label, options.value_column, geometry) as writer:
+        longest = max((len(name.encode()) for name in self.telescopes.tel_type), default=0)
+        with create_asymmetries(
+            path,
+            options.label,
+            options.value_column,
+            geometry,
+            type_length=longest,
+            obs_ids=self.obs_ids,
+        ) as writer:
             for rows in parts:
                 x_1, x_2 = rows["x_1"], rows["x_2"]
                 further: dict[str, NDArray[np.float64]] = {}
@@ -405,8 +414,11 @@ class InterCalibration(PairwiseCalibration):
         if self.layout is None:
             return self.notes
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
+        references, scales = self._inter.reference_telescopes, self._inter.throughput_normalisation
+        named = [kind for kind, _ in (*references, *scales)]
         return [
             *self.notes,
+            *unknown_types(self.layout, "RelativeThroughputFitter", named),
             *(
                 f"reference telescope {number} of {kind} is not among the {kind} of the inputs:"
                 " another one is taken and flagged"

@@ -28,6 +28,7 @@ from calibdask.array.pairwise import (
     PairwiseCalibration,
     SurveyedDl2,
     layout_of_file,
+    unknown_types,
 )
 from calibdask.array.summary import STAGES
 from calibdask.engine.protocol import Cell, InputRef, Piece, Rows, Shard, Survey, WrongKind
@@ -141,7 +142,7 @@ class CrossCalibration(PairwiseCalibration):
         """The options of the estimator: one network whose scale is that of the reference type."""
         fitter = self.options.fitter
         return NetworkOptions(
-            estimator=fitter.estimator,
+            estimator=self.options.estimator,
             n_min=fitter.n_min,
             clip_sigma=fitter.clip_sigma,
             normalisation=fitter.normalisation,
@@ -314,6 +315,13 @@ class CrossCalibration(PairwiseCalibration):
                 f"the reference type {reference} is not among the telescopes ({', '.join(types)}):"
                 " another scale is taken and flagged"
             )
+        options = self.options
+        named = (options.reference_telescopes, options.throughput_normalisation)
+        notes += unknown_types(
+            self.layout,
+            "RelativeThroughputFitter and CalculateCrossCalibration.nominal_throughput",
+            (kind for one in (*named, options.nominal_throughput) for kind, _ in one),
+        )
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
         number = dict(self.options.reference_telescopes).get(reference)
         if number is not None and reference in types and known.get(number) != reference:
@@ -608,7 +616,7 @@ class CrossCalibration(PairwiseCalibration):
                 error, flags = np.nan, flags + "B"
             rows.append((kind, reference_type, factor, error, *numbers, sum(between), flags))
         columns = list(zip(*rows, strict=True)) or [()] * 8
-        kinds: tuple[Any, ...] = ("U8", "U8", float, float, int, int, int, "U4")
+        kinds: tuple[Any, ...] = (str, str, float, float, int, int, int, "U4")
         names = (
             "tel_type", "tel_ref", "scaling_factor", "scaling_factor_uncertainty", "tel_id",
             "tel_id_ref", "n_pairs", "flags",
@@ -668,7 +676,7 @@ def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[
         "component": np.array([one[0] for one in rows], int),
         "tel_type": np.array(
             ["-".join(np.unique(fit.tel_type[fit.component == one[0]]).tolist()) for one in rows],
-            "U32",
+            str,
         ),
         "n_muons": np.array([one[1] for one in rows], int),
         "chi2": np.array([np.nan if one is None else one.chi2 for one in combined], float),

@@ -76,6 +76,7 @@ __all__ = [
     "layout_of_file",
     "selection_of",
     "type_of",
+    "unknown_types",
 ]
 
 MONITORING = "/dl2/monitoring/subarray"
@@ -186,9 +187,19 @@ def join_obs_ids(infos: Iterable[Any]) -> tuple[int, ...]:
 
 def type_of(layout: Layout, tel_id: NDArray[np.integer[Any]]) -> NDArray[np.bytes_]:
     """Type of each row's telescope, as bytes like in the files."""
-    table = np.zeros(max(layout.tel_id) + 1, "S8")
-    table[list(layout.tel_id)] = np.array(layout.tel_type, "S8")
+    types = np.array([name.encode() for name in layout.tel_type])
+    table = np.zeros(max(layout.tel_id) + 1, types.dtype)
+    table[list(layout.tel_id)] = types
     return np.asarray(table[tel_id])
+
+
+def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str]:
+    """Say which types of an option no telescope has, unless they are usual ones."""
+    known = sorted(set(layout.tel_type))
+    return [
+        f"{option}: no telescope is of the type {name!r}; there are {', '.join(known)}"
+        for name in sorted(set(named) - {"LST", "MST", "SST", *known})
+    ]
 
 
 @dataclass(frozen=True)
@@ -442,7 +453,7 @@ class PairwiseCalibration(FromDl2):
         number = np.zeros(max(layout.tel_id) + 1, np.int64)
         number[list(layout.tel_id)] = np.arange(len(layout.tel_id))
         types = np.array(layout.tel_type)
-        by_pair = pair_types(types[:, None], types[None, :]).astype("S")
+        by_pair = np.strings.encode(pair_types(types[:, None], types[None, :]), "utf-8")
         return PairEvents(
             event=rows["event"],
             tel_type=by_pair[number[one], number[two]],

@@ -307,9 +307,8 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
     """Say which types have no network, more than one, or one that fits badly."""
     notices = []
     for tel_type in np.unique(telescopes["tel_type"]).tolist():
-        # A component of several types is called LST-MST.
-        types = [name.split("-") for name in components["tel_type"].tolist()]
-        n_components = sum(tel_type in names for names in types)
+        mine = telescopes["component"][telescopes["tel_type"] == tel_type]
+        n_components = len(np.unique(mine[mine >= 0]))
         if not n_components:
             notices.append(Notice("warning", f"{tel_type}: no network could be fitted."))
         elif n_components > 1:
