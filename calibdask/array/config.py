@@ -1353,15 +1353,13 @@ def _common_options(
         (("EventPreprocessor",), outer),
     ):
         _check_reconstructors(document, name, section, path, preprocessor)
-    query = _innermost(
-        {
-            f"{name}.EventPreprocessor.QualityQuery": inner.quality_query if inner else None,
-            f"{name}.QualityQuery": section.quality_query,
-            "EventPreprocessor.QualityQuery": outer.quality_query,
-            "QualityQuery": document.find("QualityQuery", QualityQuery),
-        },
-        notes,
-    )
+    queries = {
+        f"{name}.EventPreprocessor.QualityQuery": inner.quality_query if inner else None,
+        f"{name}.QualityQuery": section.quality_query,
+        "EventPreprocessor.QualityQuery": outer.quality_query,
+        "QualityQuery": document.find("QualityQuery", QualityQuery),
+    }
+    query = _innermost(queries, notes)
     finder = _innermost(
         {
             f"{name}.PairFinder": section.pair_finder,
@@ -1372,15 +1370,27 @@ def _common_options(
     return {
         "geometry_reconstructor": section.geometry_reconstructor,
         "event_types": section.event_types,
-        "quality_criteria": compile_criteria(
-            (name, quote_names(expression, _algorithms(document)))
-            for name, expression in (query.quality_criteria if query else ())
-        ),
+        "quality_criteria": _compiled(document, queries, query),
         "max_impact_distance": (finder or PairFinder()).max_impact_distance,
         "input_url": section.input_url,
         "output_url": section.output_url,
         "overwrite": section.overwrite,
     }
+
+
+def _compiled(
+    document: Configuration, queries: Mapping[str, QualityQuery | None], used: QualityQuery | None
+) -> QualityCriteria:
+    """Compile the criteria of a query, in which names of algorithms may hold dashes."""
+    if used is None:
+        return QualityCriteria(())
+    algorithms = _algorithms(document)
+    pairs = [(name, quote_names(text, algorithms)) for name, text in used.quality_criteria]
+    try:
+        return compile_criteria(pairs)
+    except ConfigError as error:
+        path = next(path for path, query in queries.items() if query is used)
+        raise document.error(str(error), *path.split("."), "quality_criteria") from None
 
 
 def _algorithms(document: Configuration) -> set[str]:
