@@ -248,7 +248,7 @@ def test_names_with_dashes_stand_in_backquotes() -> None:
 @pytest.mark.parametrize(
     ("expression", "quoted"),
     [
-        ("R-F_tel_energy-R-F_tel_x > 0", "`R-F_tel_energy`-`R-F_tel_x` > 0"),
+        ("R-F_tel_energy - R-F_x > 0", "`R-F_tel_energy` - `R-F_x` > 0"),
         ("`R-F_tel_energy` > 0", "`R-F_tel_energy` > 0"),
         ("a-R-F_x > 0", "a-R-F_x > 0"),
         ("R-F-2_x > R-F_x", "`R-F-2_x` > `R-F_x`"),
