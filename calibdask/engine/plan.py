@@ -383,9 +383,9 @@ def _pieces(
                         bad[place] = alone
                 if not bad:
                     raise CalibdaskError(f"cutting the inputs into shards was {crash}") from None
-                for place, alone in bad.items():
+                for place, why in bad.items():
                     path = surveys[place].source.path
-                    rejected.append(Failure.of(unreadable(path, alone), path))
+                    rejected.append(Failure.of(unreadable(path, why), path))
                 good = [place for place in good if place not in bad]
             else:
                 return pieces

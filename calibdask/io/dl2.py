@@ -946,7 +946,7 @@ class _Reader:
     def _untabled(self, base: _Source, layout: ArrayLayout, chosen: _Chosen | None) -> _Lacking:
         """Begin to count what is lacking: with all triggers of telescopes that have no table."""
         triggered = None if chosen is None else chosen.triggered
-        if chosen is None:
+        if chosen is None and _TRIGGER in self.file:
             table = self.table(_TRIGGER)
             if _has_mask(table, layout):
                 triggered = self.read(table, (_MASK,))[_MASK]
