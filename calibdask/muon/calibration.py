@@ -198,7 +198,7 @@ class _FromRings(Calibration):
     fits_rings: bool = False
 
     description: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
     bins_time: ClassVar[bool] = True
