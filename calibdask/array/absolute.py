@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibdask.array.model import connected_components, gauge_inverse, laplacian
+from calibdask.array.model import connected_components, divergence, gauge_inverse, laplacian
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,7 +183,10 @@ class TypeScales:
 
 
 def tie_types(
-    fit: NetworkFit, given: NDArray[np.float64], reference_type: str
+    fit: NetworkFit,
+    given: NDArray[np.float64],
+    given_covariance: NDArray[np.float64],
+    reference_type: str,
 ) -> tuple[NetworkFit, TypeScales]:
     """Fit one scale per type to pairs of different types, with the ratios within types given.
 
@@ -191,12 +194,18 @@ def tie_types(
     S = (M^T A^T W A M)^-1 M^T A^T W (m - A ln c). The reference type has S = 0; among types that
     are not connected with it, the first.
 
+    Given ratios that the pairs within the types reproduce here, to half of their own error, are of
+    the same showers: then theta and the residuals follow the scatter of both kinds of pairs event
+    by event. Otherwise the given ratios are independent of these events, and their covariance adds.
+
     Parameters
     ----------
     fit : NetworkFit
         Of a stage before the last, with weights and centres of the pairs.
     given : ndarray of float64, shape (T,)
         ln c within the type; NaN where there is none.
+    given_covariance : ndarray of float64, shape (T, T)
+        Its covariance.
     reference_type : str
         Type whose scale stays 1.
 
@@ -244,8 +253,14 @@ def tie_types(
     has_value = known & (component[number] >= 0) & np.isfinite(log_scale[number])
     theta = np.where(has_value, known_first + log_scale[number], np.nan)
     spread = np.eye(len(types))[number]
+    same, weight_given, bread = _same_showers(fit, given, given_covariance)
     tied = replace(
         fit,
+        given=same,
+        weight_given=weight_given,
+        given_bread=bread,
+        given_pull=pull_of_given[number],
+        given_error=np.zeros_like(bread) if same.any() else given_covariance,
         used=used & has_value[fit.first] & has_value[fit.second],
         component=np.where(has_value, component[number], -1),
         scale=np.ones(n_tel),
@@ -258,3 +273,38 @@ def tie_types(
         weight=np.where(used, fit.weight, 0.0),
     )
     return tied, TypeScales(tuple(types.tolist()), log_scale, component, inverse, pull_of_given)
+
+
+def _same_showers(
+    fit: NetworkFit, given: NDArray[np.float64], given_covariance: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Pairs within types that the given ratios come from, their weights, and their bread.
+
+    None if they are of other showers: of independent ones, the differences between what these
+    pairs say and what was given would have at least the given variance in the mean.
+    """
+    n_tel = len(given)
+    of_type = fit.used & (fit.tel_type[fit.first] == fit.tel_type[fit.second])
+    of_type &= np.isfinite(given)[fit.first] & np.isfinite(given)[fit.second]
+    first, second = fit.first[of_type], fit.second[of_type]
+    component = connected_components(n_tel, first, second)
+    bread, square, expected = np.zeros((n_tel, n_tel)), 0.0, 0.0
+    weight = np.where(of_type, fit.weight * fit.gradient, 0.0)
+    normal = laplacian(n_tel, first, second, fit.weight[of_type])
+    flow = divergence(n_tel, first, second, (fit.weight * fit.centre)[of_type])
+    for c in range(int(component.max(initial=-1)) + 1):
+        member = np.flatnonzero(component == c)
+        block = np.ix_(member, member)
+        found = gauge_inverse(normal[block], np.full(len(member), 1.0 / len(member)))
+        if found is None:
+            return np.zeros_like(of_type), np.zeros(len(weight)), np.zeros((n_tel, n_tel))
+        bread[block] = found
+        centred = np.eye(len(member)) - 1.0 / len(member)
+        square += float(np.sum((centred @ (found @ flow[member] - given[member])) ** 2))
+        expected += float(np.trace(centred @ given_covariance[block] @ centred))
+    # Telescopes that were given but have no pair of their type here are of other showers, too.
+    alone = np.isfinite(given) & (component < 0) & (np.diagonal(given_covariance) > 0)
+    same = square < 0.25 * expected and not alone.any()
+    if not same:
+        return np.zeros_like(of_type), np.zeros(len(weight)), np.zeros((n_tel, n_tel))
+    return of_type, weight, bread

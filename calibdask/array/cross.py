@@ -20,7 +20,7 @@ import numpy as np
 
 from calibdask.array.absolute import combine_with_muons, pool_chunks, tie_types
 from calibdask.array.model import NetworkOptions
-from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error
+from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
 from calibdask.array.pairs import PairRows, select_pairs
 from calibdask.array.pairwise import (
     MONITORING,
@@ -376,7 +376,8 @@ class CrossCalibration(PairwiseCalibration):
         return self._tie(fitted)[0]
 
     def _tie(self, fit: NetworkFit) -> tuple[NetworkFit, TypeScales]:
-        return tie_types(fit, self._given_for(fit.tel_id)[0], self.options.reference_type)
+        given, covariance = self._given_for(fit.tel_id)
+        return tie_types(fit, given, covariance, self.options.reference_type)
 
     # -- products -------------------------------------------------------------------------------
 
@@ -395,7 +396,10 @@ class CrossCalibration(PairwiseCalibration):
         scales = None
         if self.given is not None:
             scales = self._tie(fit)[1]
-            self._count_types(named[f"{COEFFICIENTS}_components"], fit)
+            held = self._reference_of(self.options.reference_type, fit)
+            if held is not None:
+                components = named[f"{COEFFICIENTS}_components"]
+                components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
         scaled = self._scaled(cell, fit, scales)
         self._rescale(named, scaled)
         columns: dict[str, dict[str, NDArray[Any]]] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
@@ -413,30 +417,13 @@ class CrossCalibration(PairwiseCalibration):
             }
         return columns
 
-    def _count_types(self, components: dict[str, NDArray[Any]], fit: NetworkFit) -> None:
-        """Count degrees of freedom where each type has one scale, not each telescope."""
-        from scipy.special import chdtrc
-
-        n_types = np.array(
-            [len(np.unique(fit.tel_type[fit.component == c])) for c in components["component"]], int
-        )
-        ndf = components["n_pairs"] - n_types + 1
-        components["ndf"] = ndf
-        p_value = chdtrc(np.maximum(ndf, 1), components["chi2"])
-        components["p_value"] = np.where(ndf > 0, p_value, np.nan)
-        held = self._reference_of(self.options.reference_type, fit)
-        if held is not None:
-            components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
-
     def _scaled(self, cell: Cell, fit: NetworkFit, scales: TypeScales | None) -> _Scaled:
         """Values and covariance of all telescopes, with muons where there are any."""
         n_tel = len(fit.tel_id)
-        log_value, covariance = fit.theta + np.log(fit.scale), fit.covariance.copy()
+        wider = student_factor(fit.freedom)
+        log_value, covariance = fit.theta + np.log(fit.scale), fit.covariance * np.outer(wider, wider)
         known = has_error(fit) & np.isfinite(log_value)
         if scales is not None:
-            of_type = np.searchsorted(scales.types, fit.tel_type)
-            moves = np.eye(n_tel) + scales.pull_of_given[of_type]
-            covariance += moves @ self._given_for(fit.tel_id)[1] @ moves.T
             many = fit.component_n_events >= MIN_EVENTS_FOR_ERROR
             known = np.isfinite(log_value) & (fit.component >= 0)
             known[known] = many[fit.component[known]]
@@ -565,10 +552,8 @@ class CrossCalibration(PairwiseCalibration):
                 flags = ""
                 if scales is not None:
                     k = scales.types.index(kind)
-                    pull = scales.pull_of_given[k]
                     log_ratio = scales.log_scale[k]
-                    variance = fit.covariance[mine, mine]
-                    variance += pull @ self._given_for(fit.tel_id)[1] @ pull
+                    variance = fit.scale_covariance[mine, mine]
                 else:
                     log_ratio = fit.theta[mine] - fit.theta[held]
                     covariance = fit.covariance
@@ -580,7 +565,8 @@ class CrossCalibration(PairwiseCalibration):
             numbers = [
                 -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)
             ]
-            error = factor * float(np.sqrt(variance))
+            wider = 1.0 if mine is None else float(student_factor(fit.freedom[mine]))
+            error = factor * wider * float(np.sqrt(variance))
             if (
                 np.isfinite(factor)
                 and not scaled.known[[t for t in (mine, held) if t is not None]].all()

@@ -31,6 +31,7 @@ __all__ = [
     "asymmetry_uncertainty",
     "connected_components",
     "distance_asymmetry",
+    "divergence",
     "find_pairs",
     "gauge_inverse",
     "laplacian",
@@ -510,7 +511,7 @@ def solve_network(
     covariance = gauge_inverse(laplacian(n_nodes, first, second, weight), gauge)
     if covariance is None:
         return np.full(n_nodes, np.nan), np.full((n_nodes, n_nodes), np.nan)
-    return covariance @ _divergence(n_nodes, first, second, weight * centre), covariance
+    return covariance @ divergence(n_nodes, first, second, weight * centre), covariance
 
 
 def solve_asymmetry_network(
@@ -551,7 +552,7 @@ def solve_asymmetry_network(
         if inverse is None:
             return np.full(n_nodes, np.nan), undefined
         score = weight * slope * (mean_asymmetry - model)
-        step = inverse @ _divergence(n_nodes, first, second, score)
+        step = inverse @ divergence(n_nodes, first, second, score)
         for _ in range(30):
             trial = np.tanh(0.5 * ((theta + step)[first] - (theta + step)[second]))
             trial_chi2 = np.sum(weight * (mean_asymmetry - trial) ** 2)
@@ -567,11 +568,19 @@ def solve_asymmetry_network(
     return theta, undefined if inverse is None else inverse
 
 
-def _divergence(
+def divergence(
     n_nodes: int,
     first: NDArray[np.integer],
     second: NDArray[np.integer],
     flow: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """A^T flow: what each pair adds to its first telescope and takes from its second."""
-    return np.bincount(first, flow, n_nodes) - np.bincount(second, flow, n_nodes)
+    """A^T flow: what each pair adds to its first telescope and takes from its second.
+
+    The flow has the shape (P,), or (P, N) for N flows at once.
+    """
+    if flow.ndim == 1:
+        return np.bincount(first, flow, n_nodes) - np.bincount(second, flow, n_nodes)
+    total = np.zeros((n_nodes, flow.shape[1]))
+    np.add.at(total, first, flow)
+    np.subtract.at(total, second, flow)
+    return total

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from calibdask.array.goodness import N_GROUPS, ResidualScatter
 from calibdask.array.model import (
     LOG_RATIO,
     MAX_TEL_ID,
@@ -79,6 +80,9 @@ class PairEvents:
     log_distance : ndarray of float, shape (N,), optional
         ln d_1 - ln d_2 of the impact distances: given, the fit has a term for it. Only for the mean
         of log ratios.
+    group : ndarray of int, shape (N,), optional
+        Random group of each row's event (`calibdask.array.goodness.event_group`); by default from
+        `event`.
     """
 
     event: NDArray[np.integer]
@@ -88,6 +92,7 @@ class PairEvents:
     x_1: NDArray[np.floating]
     x_2: NDArray[np.floating]
     log_distance: NDArray[np.floating] | None = None
+    group: NDArray[np.integer] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -223,48 +228,56 @@ class ScoreSummary:
 
     Attributes
     ----------
-    outer : ndarray of float64, shape (T, T)
-        sum_e s_e s_e^T, telescopes in the order of the fit. Zero between components.
+    outer : ndarray of float64, shape (T, T) or (2T, 2T)
+        sum_e s_e s_e^T, telescopes in the order of the fit. Zero between components. Where ratios
+        are given, the scores of their pairs stand behind those of the used ones.
     n_events : ndarray of int64, shape (T,)
         Events in which each telescope is part of a used pair.
     component_n_events : ndarray of int64, shape (C,)
         Events with a used pair of each component.
     kappa_variance : ndarray of float64, shape (Y,)
         Of the distance slope of each pair type (sorted); without a distance term Y is 0.
+    scatter : ResidualScatter
+        For the test of the fit.
     """
 
     outer: NDArray[np.float64]
     n_events: NDArray[np.int64]
     component_n_events: NDArray[np.int64]
     kappa_variance: NDArray[np.float64]
+    scatter: ResidualScatter
 
     @classmethod
-    def identity(cls, n_telescopes: int, n_components: int, n_slopes: int = 0) -> Self:
-        """No events: merging it changes nothing."""
+    def identity(cls, fit: NetworkFit) -> Self:
+        """No events about a fit: merging it changes nothing."""
+        n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
+        n_scores = 2 * n_telescopes if fit.given.any() else n_telescopes
+        n_slopes = len(np.unique(fit.pair_type)) if fit.distance_term else 0
         return cls(
-            np.zeros((n_telescopes, n_telescopes)),
+            np.zeros((n_scores, n_scores)),
             np.zeros(n_telescopes, np.int64),
             np.zeros(n_components, np.int64),
             np.zeros(n_slopes),
+            ResidualScatter.identity(len(fit.first), n_components),
         )
 
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
-        if any(
-            getattr(self, field.name).shape != getattr(other, field.name).shape
-            for field in fields(self)
-        ):
+        mine, theirs = self.to_arrays(), other.to_arrays()
+        if any(mine[name].shape != theirs[name].shape for name in mine):
             raise ValueError("scores about different fits do not merge")
         return type(self)(
             self.outer + other.outer,
             self.n_events + other.n_events,
             self.component_n_events + other.component_n_events,
             self.kappa_variance + other.kappa_variance,
+            self.scatter.merge(other.scatter),
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Fields by name, for storage without pickle."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {field.name: getattr(self, field.name) for field in fields(self)[:-1]}
+        return own | self.scatter.to_arrays()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
@@ -274,6 +287,7 @@ class ScoreSummary:
             np.asarray(arrays["n_events"], np.int64),
             np.asarray(arrays["component_n_events"], np.int64),
             np.asarray(arrays["kappa_variance"], np.float64),
+            ResidualScatter.from_arrays(arrays),
         )
 
 
@@ -397,6 +411,10 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     B = sum_p W_p mean(x)_p A_p over its type; an event's part of dkappa is the sum over its pairs
     of w_p (x_ep - mean(x)_p) (d_ep - kappa x_ep - centre_p) (see
     `calibdask.array.network.NetworkFit`). So s_e gets -B times it.
+
+    For the test of the fit, events move the centre of a pair by IF_p(d_ep)/n_p, with the influence
+    about the centre, whatever the model, and times sqrt(n_p/(n_p - 1)): residuals about a mean of
+    n_p are that much too small.
     """
     one, two, x_1, x_2, log_distance = _oriented(events)
     n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
@@ -409,36 +427,35 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
         valid &= np.isfinite(log_distance)
         d = d - fit.kappa[pair] * log_distance
     row = np.flatnonzero(valid & (pair >= 0))
-    row = row[fit.used[pair[row]]]
-    kappa_variance = np.zeros(len(distance_pull))
+    row = row[(fit.used | fit.given)[pair[row]]]
+    identity = ScoreSummary.identity(fit)
+    kappa_variance, scatter = identity.kappa_variance, identity.scatter
     if len(row) == 0:
-        return ScoreSummary.identity(n_telescopes, n_components, len(distance_pull))
-    event = events.event[row]
+        return identity
+    event = np.asarray(events.event[row], np.int64)
     if np.any(event[1:] < event[:-1]):
         order = np.argsort(event, kind="stable")
         row, event = row[order], event[order]
-    event = np.cumsum(np.diff(event, prepend=event[0]) != 0)
+    group = np.asarray(event % N_GROUPS if events.group is None else events.group[row], np.int64)
+    event = np.cumsum(np.diff(event, prepend=event[0]) != 0, dtype=np.int64)
     pair, d = pair[row], d[row]
-    of_kappa = np.zeros(0)
+    of_kappa = np.zeros(len(row))
     if log_distance is not None:
         from_mean = log_distance[row] - fit.mean_log_distance[pair]
         of_kappa = fit.kappa_weight[pair] * from_mean * (d - fit.centre[pair])
 
-    model = fit.model
-    if fit.estimator == "asymmetry":
-        influence = asymmetry(x_1[row], x_2[row]) - model[pair]
-    else:
-        inside = (d >= fit.low[pair]) & (d <= fit.high[pair])
-        influence = np.where(inside, fit.slope[pair] * (d - model[pair]), 0.0)
-        shifted_median = fit.median + model - fit.centre
-        influence += fit.jump[pair] * np.sign(d - shifted_median[pair])
+    compared = asymmetry(x_1[row], x_2[row]) if fit.estimator == "asymmetry" else d
+    influence = _influence(fit, pair, compared, fit.model)
+    few = np.sqrt(fit.n / np.maximum(fit.n - 1, 1)) / np.maximum(fit.n, 1)
+    moves = _influence(fit, pair, compared, fit.centre) * few[pair]
     gradient = fit.gradient
-    factor = (fit.weight * gradient / np.maximum(fit.n, 1))[pair]
+    weight = np.where(fit.given, fit.weight_given, fit.weight * gradient)
+    factor = (weight / np.maximum(fit.n, 1))[pair]
     pull = gradient[pair]
     first, second = fit.first[pair], fit.second[pair]
-    covariance = np.where(np.isfinite(fit.covariance_independent), fit.covariance_independent, 0.0)
+    is_given = fit.given[pair]
 
-    outer = np.zeros((n_telescopes, n_telescopes))
+    outer = identity.outer
     n_events = np.zeros(n_telescopes, np.int64)
     component_n_events = np.zeros(n_components, np.int64)
     n_total = int(event[-1]) + 1
@@ -446,34 +463,70 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
         begin, end = np.searchsorted(event, [start, start + EVENTS_PER_BLOCK])
         rows = slice(begin, end)
         n_block = min(EVENTS_PER_BLOCK, n_total - start)
-        offset = (event[rows] - start) * n_telescopes
-        cells = np.concatenate([offset + first[rows], offset + second[rows]])
-        shape = (n_block, n_telescopes)
-
-        def scores(
-            flow: NDArray[np.float64],
-            cells: NDArray[np.int64] = cells,
-            shape: tuple[int, int] = shape,
-        ) -> NDArray[np.float64]:
-            both = np.concatenate([flow, -flow])
-            return np.bincount(cells, both, shape[0] * shape[1]).reshape(shape)
-
-        score = scores(factor[rows] * influence[rows])
-        # einsum, not BLAS: its sums do not depend on the number of threads.
-        moved = np.einsum("et,tu->eu", score, covariance).ravel()
-        half = 0.5 * pull[rows] * (moved[offset + first[rows]] - moved[offset + second[rows]])
-        score += scores(factor[rows] * half)
+        number = event[rows] - start
+        block = _Block(n_block, n_telescopes, number, first[rows], second[rows], pull[rows])
+        flow, mine = factor[rows] * influence[rows], ~is_given[rows]
+        score = block.scores(np.where(mine, flow, 0.0), factor[rows] * mine, fit.bread)
         for y, pull_of_kappa in enumerate(distance_pull):
             of_type = slope_of[pair[rows]] == y
-            moves = np.bincount((event[rows] - start)[of_type], of_kappa[rows][of_type], n_block)
-            score -= moves[:, None] * pull_of_kappa
-            kappa_variance[y] += np.sum(moves**2)
+            moved = np.bincount(number[of_type], of_kappa[rows][of_type], n_block)
+            score -= moved[:, None] * pull_of_kappa
+            kappa_variance[y] += np.sum(moved**2)
+        if fit.given.any():
+            theirs = np.where(mine, 0.0, flow), factor[rows] * ~mine
+            score = np.concatenate([score, block.scores(*theirs, fit.given_bread)], axis=1)
         outer += np.einsum("et,eu->tu", score, score)
-        seen = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape) > 0
+        scatter = scatter.add(fit, pair[rows], number, group[rows], moves[rows], of_kappa[rows])
+        seen = block.by_telescope(mine.astype(np.float64), 1.0) > 0
         n_events += seen.sum(axis=0)
         for c in range(n_components):
             component_n_events[c] += seen[:, fit.component == c].any(axis=1).sum()
-    return ScoreSummary(outer, n_events, component_n_events, kappa_variance)
+    return ScoreSummary(outer, n_events, component_n_events, kappa_variance, scatter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows of some events: number of each row's event, its pair's ends and derivative."""
+
+    n_events: int
+    n_telescopes: int
+    event: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    gradient: NDArray[np.float64]
+
+    def by_telescope(self, flow: NDArray[np.float64], sign: float = -1.0) -> NDArray[np.float64]:
+        """Sum over the pairs of each event: to the first telescope, and `sign` to the second."""
+        offset = self.event * self.n_telescopes
+        cells = np.concatenate([offset + self.first, offset + self.second])
+        both = np.concatenate([flow, sign * flow])
+        total = np.bincount(cells, both, self.n_events * self.n_telescopes)
+        return total.reshape(self.n_events, self.n_telescopes)
+
+    def scores(
+        self, flow: NDArray[np.float64], factor: NDArray[np.float64], bread: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Scores of the events, with half of what each pulled the model by added."""
+        score = self.by_telescope(flow)
+        # einsum, not BLAS: its sums do not depend on the number of threads.
+        moved = np.einsum("et,tu->eu", score, bread)
+        half = moved[self.event, self.first] - moved[self.event, self.second]
+        return score + self.by_telescope(factor * (0.5 * self.gradient * half))
+
+
+def _influence(
+    fit: NetworkFit,
+    pair: NDArray[np.int64],
+    d: NDArray[np.float64],
+    about: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Influence of each event on the centre of its pair, about the model or the centre, (K,)."""
+    if fit.estimator == "asymmetry":
+        return np.asarray(d - about[pair])
+    inside = (d >= fit.low[pair]) & (d <= fit.high[pair])
+    influence = np.where(inside, fit.slope[pair] * (d - about[pair]), 0.0)
+    shifted_median = fit.median + about - fit.centre
+    return np.asarray(influence + fit.jump[pair] * np.sign(d - shifted_median[pair]))
 
 
 def _distance_pull(fit: NetworkFit) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -113,10 +113,9 @@ class TimingScores:
     residuals: Moments
 
     @classmethod
-    def identity(cls, n_telescopes: int, n_components: int, n_bins: int) -> Self:
-        """No events: merging it changes nothing."""
-        scores = ScoreSummary.identity(n_telescopes, n_components)
-        return cls(scores, Moments.identity((n_telescopes, n_bins)))
+    def identity(cls, fit: NetworkFit, n_bins: int) -> Self:
+        """No events about a fit: merging it changes nothing."""
+        return cls(ScoreSummary.identity(fit), Moments.identity((len(fit.tel_id), n_bins)))
 
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
