@@ -295,7 +295,9 @@ def _same_showers(
     for c in range(int(component.max(initial=-1)) + 1):
         member = np.flatnonzero(component == c)
         block = np.ix_(member, member)
-        found = gauge_inverse(normal[block], np.full(len(member), 1.0 / len(member)))
+        held = np.diagonal(given_covariance)[member] == 0
+        held = held if held.any() else ~held
+        found = gauge_inverse(normal[block], held / held.sum())
         if found is None:
             return np.zeros_like(of_type), np.zeros(len(weight)), np.zeros((n_tel, n_tel))
         bread[block] = found

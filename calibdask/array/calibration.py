@@ -288,6 +288,7 @@ class InterCalibration(PairwiseCalibration):
             normalisation=inter.normalisation,
             reference_telescopes=inter.reference_telescopes,
             throughput_normalisation=inter.throughput_normalisation,
+            symmetric=not self.of_images,
         )
 
     @property

@@ -29,7 +29,7 @@ from calibdask.array.pairwise import (
     SurveyedDl2,
     layout_of_file,
 )
-from calibdask.array.summary import STAGES
+from calibdask.array.summary import n_stages
 from calibdask.engine.protocol import Cell, InputRef, Piece, Rows, Shard, Survey, WrongKind
 from calibdask.errors import ConfigError, MissingInput
 from calibdask.io.dl2 import Needs, TelescopeEvents
@@ -138,6 +138,7 @@ class CrossCalibration(PairwiseCalibration):
             reference_telescopes=self.options.reference_telescopes,
             throughput_normalisation=self.options.throughput_normalisation,
             reference_type=self.options.reference_type,
+            symmetric=True,
         )
 
     @property
@@ -371,7 +372,7 @@ class CrossCalibration(PairwiseCalibration):
     def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
         """Fit the network, or one scale for each type with the ratios within types given."""
         fitted = super().fit(stage, cell, total, given)
-        if self.given is None or stage == STAGES[self.network.estimator] - 1:
+        if self.given is None or stage != n_stages(self.network) - 2:
             return fitted
         return self._tie(fitted)[0]
 
@@ -421,7 +422,8 @@ class CrossCalibration(PairwiseCalibration):
         """Values and covariance of all telescopes, with muons where there are any."""
         n_tel = len(fit.tel_id)
         wider = student_factor(fit.freedom)
-        log_value, covariance = fit.theta + np.log(fit.scale), fit.covariance * np.outer(wider, wider)
+        log_value = fit.theta + np.log(fit.scale)
+        covariance = fit.covariance * np.outer(wider, wider)
         known = has_error(fit) & np.isfinite(log_value)
         if scales is not None:
             many = fit.component_n_events >= MIN_EVENTS_FOR_ERROR

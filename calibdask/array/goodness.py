@@ -102,7 +102,7 @@ class ResidualScatter:
 
         Event e moves the centre of pair p by u_ep and, where a distance slope is fitted, all
         centres of a type by -mean(x)_p dkappa_e. The residuals then move by M u, and with
-        v = C A^T W u - D A'^T W' u', of pairs A' whose ratios were taken as given (`NetworkFit`),
+        v = C A^T W u + D A'^T W' u', of pairs A' whose ratios were taken as given (`NetworkFit`),
 
             q = |M u|^2_W = u^T W u - 2 v^T A^T W u + v^T A^T W A v .
 
@@ -159,14 +159,12 @@ class ResidualScatter:
         follows = np.einsum("et,tu->eu", pushed, fit.bread)
         if fit.given.any():
             theirs = by_telescope(np.where(fit.given[pair], fit.weight_given[pair] * moves, 0.0))
-            follows -= np.einsum("et,ut->eu", theirs, fit.given_response)
+            follows += np.einsum("et,ut->eu", theirs, fit.given_response)
             of_model = np.einsum("et,tu->eu", follows, _curvature(fit))
             left = square + np.einsum("et,tc->ec", (of_model - 2 * pushed) * follows, inside)
         else:
             left = square - np.einsum("et,tc->ec", pushed * follows, inside)
-        return self.merge(
-            type(self)(group_sums, left.sum(axis=0), square.sum(axis=0))
-        )
+        return self.merge(type(self)(group_sums, left.sum(axis=0), square.sum(axis=0)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,7 +210,7 @@ def test_of_fit(
     follows = bread @ divergence(n_tel, first, second, (weight * gradient)[:, None] * sums)
     if fit.given.any():
         flow = (fit.weight_given[:, None] * scatter.group_sums)[fit.given]
-        follows -= fit.given_response @ divergence(
+        follows += fit.given_response @ divergence(
             n_tel, fit.first[fit.given], fit.second[fit.given], flow
         )
     sums = sums - gradient[:, None] * (follows[first] - follows[second])

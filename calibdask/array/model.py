@@ -129,6 +129,9 @@ class NetworkOptions:
     reference_type : str, optional
         Given, all types make one network: its scale is fixed by this type alone, by its reference
         telescope or the mean over its telescopes. Otherwise each type has a network of its own.
+    symmetric : bool
+        Use an event of a pair only if it would have been selected with its deviation from the model
+        reversed as well (`calibdask.array.summary.mirrored`): for "log-mean" and "log-clipped".
     observable : Observable
         What the pairs compare.
     """
@@ -140,6 +143,7 @@ class NetworkOptions:
     reference_telescopes: tuple[tuple[str, int], ...] = ()
     throughput_normalisation: tuple[tuple[str, float], ...] = ()
     reference_type: str | None = None
+    symmetric: bool = False
     observable: Observable = LOG_RATIO
 
     def __post_init__(self) -> None:

@@ -21,7 +21,14 @@ from calibdask.array.model import (
     solve_asymmetry_network,
     solve_network,
 )
-from calibdask.array.summary import STAGES, PairSummary, ScoreSummary, check_stage, rows_of
+from calibdask.array.summary import (
+    MODEL_STEP,
+    PairSummary,
+    ScoreSummary,
+    check_stage,
+    n_stages,
+    rows_of,
+)
 from calibdask.errors import CorruptedInput
 
 if TYPE_CHECKING:
@@ -62,6 +69,9 @@ Toy experiments with 12 events in common to 4 telescopes: pull width 1.11 withou
 
 SCALE_PRIOR_EVENTS = 10.0
 """The same for the scale in an influence function, where a wrong one is a wrong error."""
+
+MOST_FOLLOWING = 0.8
+"""Of a centre, at most, that follows the model about which its events are selected."""
 
 MIN_EVENTS_FOR_ERROR = 10
 """Fewer events than this, and the scatter between events says nothing about an error."""
@@ -117,6 +127,9 @@ class NetworkFit:
         Slope of the pair's type with its event-clustered error, mean of x, and what an event's
         product of deviations counts in the slope: 1/variance over the type's sum of M2_x/variance.
         Zeros without a distance term.
+    edge_1, edge_2, about : ndarray of float64, shape (K,)
+        Thresholds on the values of a pair and the model about which its events are selected
+        symmetrically (`calibdask.array.summary.mirrored`); -inf without.
     given, weight_given : ndarray of bool and float64, shape (K,)
         Pairs whose ratios are taken from an inter-calibration of the same events, and their weights
         in it (see `calibdask.array.absolute.tie_types`). They are not `used`.
@@ -170,6 +183,9 @@ class NetworkFit:
     kappa_error: NDArray[np.float64]
     mean_log_distance: NDArray[np.float64]
     kappa_weight: NDArray[np.float64]
+    edge_1: NDArray[np.float64]
+    edge_2: NDArray[np.float64]
+    about: NDArray[np.float64]
     given: NDArray[np.bool_]
     weight_given: NDArray[np.float64]
     given_bread: NDArray[np.float64]
@@ -271,15 +287,17 @@ def fit_stage(
     """
     check_stage(stage, options, given)
     if isinstance(total, ScoreSummary):
-        if given is None or stage != STAGES[options.estimator] - 1:
+        if given is None or stage != n_stages(options) - 1:
             raise ValueError(f"scores do not belong to stage {stage} of {options.estimator}")
         return _with_scores(given, total)
     if given is None:
         start = _start(options, total, telescopes)
         if total.histogram is not None:
-            return _fit_histogram(options, start, total.histogram)
-        return _fit_moments(options, start, total)
-    return _fit_clipped(options, given, total)
+            fitted = _fit_histogram(options, start, total.histogram)
+        else:
+            fitted = _fit_moments(options, start, total)
+        return _with_edges(options, fitted, total)
+    return _fit_within(options, given, total)
 
 
 def _start(
@@ -365,6 +383,9 @@ def _start(
         kappa_error=np.zeros(n_pair),
         mean_log_distance=np.zeros(n_pair),
         kappa_weight=np.zeros(n_pair),
+        edge_1=np.full(n_pair, -np.inf),
+        edge_2=np.full(n_pair, -np.inf),
+        about=np.zeros(n_pair),
         given=np.zeros(n_pair, np.bool_),
         weight_given=np.zeros(n_pair),
         given_bread=np.zeros((n_tel, n_tel)),
@@ -543,19 +564,59 @@ def _pooled(fit: NetworkFit, values: NDArray[np.float64]) -> NDArray[np.float64]
     return np.asarray(total / np.where(events > 0, events, np.nan))
 
 
-def _fit_clipped(options: NetworkOptions, fit: NetworkFit, total: PairSummary) -> NetworkFit:
-    """Fit to the means within the bounds."""
+def _with_edges(options: NetworkOptions, fit: NetworkFit, total: PairSummary) -> NetworkFit:
+    """Find the thresholds, the least value of each telescope over all its pairs.
+
+    The bounds of the clipped mean are then taken about the model, too.
+    """
+    if not (options.symmetric and options.estimator in ("log-mean", "log-clipped")):
+        return fit
+    least = np.full(len(fit.tel_id), np.inf)
+    for end, lowest in ((fit.first, total.lowest[:, 0]), (fit.second, total.lowest[:, 1])):
+        np.minimum.at(least, end, lowest)
+    moved = np.where(np.isfinite(fit.model), fit.model - fit.median, 0.0)
+    return replace(
+        fit,
+        edge_1=least[fit.first],
+        edge_2=least[fit.second],
+        about=fit.model,
+        low=fit.low + moved,
+        high=fit.high + moved,
+        jump=np.zeros(len(fit.first)),
+    )
+
+
+def _fit_within(options: NetworkOptions, fit: NetworkFit, total: PairSummary) -> NetworkFit:
+    """Fit to the means of the events within the bounds, and symmetric about the model.
+
+    A mean m of events selected about a model Delta follows it, by lambda = dm/dDelta. What is
+    wanted is Delta = m(Delta), of which Newton's step gives (m - lambda Delta)/(1 - lambda); the
+    influence of an event is larger by 1/(1 - lambda). Lambda is pooled over each type.
+    """
     row = rows_of(total.pairs, fit.pairs[:, 0], fit.pairs[:, 1])
     n_centre = np.where(row >= 0, total.difference.n[row], 0)
     unusable = fit.used & (n_centre < 2)
+    part = fit.n / np.maximum(n_centre, 1)
     fit = replace(
         fit,
         centre=total.difference.mean[row],
         n_centre=n_centre,
-        slope=fit.n / np.maximum(n_centre, 1),
+        slope=part,
         used=fit.used & ~unusable,
         pair_flags=np.strings.add(fit.pair_flags, np.where(unusable, "U", "")),
     )
+    if total.higher is not None and total.lower is not None:
+        follows = (total.higher.mean - total.lower.mean)[row] / (2 * MODEL_STEP)
+        both = (total.higher.n > 0) & (total.lower.n > 0)
+        follows = np.where(both[row] & (row >= 0), follows, 0.0)
+        share = np.clip(_pooled(fit, follows[fit.used]), 0.0, MOST_FOLLOWING)[_type_of_pairs(fit)]
+        about = np.where(np.isfinite(fit.about), fit.about, fit.centre)
+        slope = part / (1.0 - share)
+        squares = np.where(row >= 0, total.difference.m2[row], 0.0)
+        freedom = np.maximum(n_centre - 1.0, 0.0)
+        variance = _shrunk(fit, squares, freedom, WEIGHT_PRIOR_EVENTS) * slope**2 / part
+        centre = (fit.centre - share * about) / (1.0 - share)
+        fit = replace(fit, centre=centre, slope=slope, variance=variance)
     return _solve(options, fit)
 
 
@@ -893,6 +954,7 @@ def _pair_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         name: centre,
         f"{name}_error": np.where(fit.used, error, np.nan),
         **({"mean_log_distance": fit.mean_log_distance} if fit.distance_term else {}),
+        **({"n_symmetric": fit.n_centre} if np.isfinite(fit.edge_1).any() else {}),
         f"std_{name}": fit.std_difference,
         f"model_{name}": model,
         "residual": centre - model,

@@ -21,7 +21,7 @@ from calibdask.array.network import (
     values_so_far,
 )
 from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
-from calibdask.array.summary import STAGES, PairEvents, PairSummary, ScoreSummary, reduce_stage
+from calibdask.array.summary import PairEvents, PairSummary, ScoreSummary, n_stages, reduce_stage
 from calibdask.engine.protocol import (
     ALL,
     Calibration,
@@ -366,7 +366,7 @@ class PairwiseCalibration(FromDl2):
 
     def summary_type(self, stage: int) -> type[Summary]:
         """Give scores in the last stage, moments of pairs before."""
-        last = stage == STAGES[self.network.estimator] - 1
+        last = stage == n_stages(self.network) - 1
         return ScoreSummary if last else PairSummary
 
     def map_config(self) -> Mapping[str, Any]:

@@ -11,6 +11,9 @@ log-median    + histogram -> fit      scores -> covariance
 log-clipped   + histogram -> bounds   moments within the bounds -> fit scores -> covariance
 ============= ======================= ================================ ==================
 
+Where pairs are selected symmetrically, log-mean has a stage more: moments of the events that the
+first fit lets through.
+
 `reduce_stage` makes a shard's summary; `calibdask.array.network.fit_stage` the state that the next
 stage sees.
 """
@@ -49,6 +52,8 @@ __all__ = [
     "PairSummary",
     "ScoreSummary",
     "check_stage",
+    "mirrored",
+    "n_stages",
     "reduce_stage",
     "rows_of",
     "summarise_pairs",
@@ -56,10 +61,13 @@ __all__ = [
 ]
 
 STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-clipped": 3}
-"""Number of stages of each estimator."""
+"""Number of stages of each estimator; see `n_stages`."""
 
 EVENTS_PER_BLOCK = 16384
 """Events whose scores are held at a time: bounds memory, fixed so that sums keep their order."""
+
+MODEL_STEP = 0.05
+"""Change of ln c_1/c_2 by which it is found how much a symmetric selection follows the model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,8 +121,13 @@ class PairSummary:
         Of (x_1 - x_2)/(x_1 + x_2), if d is a log ratio.
     histogram : Histogram of K groups, or None
         Of d.
+    lowest : ndarray of float64, shape (K, 2)
+        Least x_1 and x_2: where a threshold on either lies.
     distance : CoMoments, shape (K,), or None
         Of x = ln d_1 - ln d_2 of the impact distances and y = d, if the fit has a term for them.
+    higher, lower : Moments, shape (K,), or None
+        As `difference`, with the symmetric selection about a model that is `MODEL_STEP` higher or
+        lower: how much the centre follows it.
     """
 
     pairs: NDArray[np.int64]
@@ -123,7 +136,10 @@ class PairSummary:
     difference: Moments
     asymmetry: Moments | None
     histogram: Histogram | None
+    lowest: NDArray[np.float64]
     distance: CoMoments | None = None
+    higher: Moments | None = None
+    lower: Moments | None = None
 
     @classmethod
     def identity(
@@ -137,6 +153,7 @@ class PairSummary:
             Moments.identity(0),
             Moments.identity(0) if observable.kind == "log-ratio" else None,
             Histogram.identity(0, observable.edges) if histogram else None,
+            np.zeros((0, 2)),
             CoMoments.identity(0) if distance else None,
         )
 
@@ -150,7 +167,7 @@ class PairSummary:
         ValueError
             If only one of the two has a histogram, the asymmetry, or distances.
         """
-        for name in ("histogram", "asymmetry", "distance"):
+        for name in ("histogram", "asymmetry", "distance", "higher", "lower"):
             if (getattr(self, name) is None) != (getattr(other, name) is None):
                 raise ValueError(f"a summary with {name} does not merge with one without")
         pairs, mine, theirs = union_keys(self.pairs, other.pairs)
@@ -168,6 +185,9 @@ class PairSummary:
         n_invalid = np.zeros(size, np.int64)
         n_invalid[mine] += self.n_invalid
         n_invalid[theirs] += other.n_invalid
+        lowest = np.full((size, 2), np.inf)
+        lowest[mine] = self.lowest
+        lowest[theirs] = np.minimum(lowest[theirs], other.lowest)
         asymmetry_ = histogram = distance = None
         if self.asymmetry is not None and other.asymmetry is not None:
             asymmetry_ = self.asymmetry.expand(mine, size).merge(
@@ -179,6 +199,11 @@ class PairSummary:
             )
         if self.distance is not None and other.distance is not None:
             distance = self.distance.expand(mine, size).merge(other.distance.expand(theirs, size))
+        higher, lower = (
+            None if one is None or two is None
+            else one.expand(mine, size).merge(two.expand(theirs, size))
+            for one, two in ((self.higher, other.higher), (self.lower, other.lower))
+        )  # fmt: skip
         return type(self)(
             pairs,
             tel_type,
@@ -186,7 +211,10 @@ class PairSummary:
             self.difference.expand(mine, size).merge(other.difference.expand(theirs, size)),
             asymmetry_,
             histogram,
+            lowest,
             distance,
+            higher,
+            lower,
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -195,8 +223,9 @@ class PairSummary:
             "pairs": self.pairs,
             "tel_type": self.tel_type,
             "n_invalid": self.n_invalid,
+            "lowest": self.lowest,
         }
-        for name in ("difference", "asymmetry", "histogram", "distance"):
+        for name in ("difference", "asymmetry", "histogram", "distance", "higher", "lower"):
             part = getattr(self, name)
             if part is not None:
                 arrays |= {f"{name}_{key}": value for key, value in part.to_arrays().items()}
@@ -211,6 +240,7 @@ class PairSummary:
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
         asymmetry_, histogram, distance = part("asymmetry"), part("histogram"), part("distance")
+        higher, lower = part("higher"), part("lower")
         return cls(
             np.asarray(arrays["pairs"], np.int64),
             np.asarray(arrays["tel_type"], np.str_),
@@ -218,7 +248,10 @@ class PairSummary:
             Moments.from_arrays(part("difference")),
             Moments.from_arrays(asymmetry_) if asymmetry_ else None,
             Histogram.from_arrays(histogram) if histogram else None,
+            np.asarray(arrays["lowest"], np.float64),
             CoMoments.from_arrays(distance) if distance else None,
+            Moments.from_arrays(higher) if higher else None,
+            Moments.from_arrays(lower) if lower else None,
         )
 
 
@@ -299,9 +332,9 @@ def reduce_stage(
     Parameters
     ----------
     stage : int
-        0 <= stage < STAGES[options.estimator].
+        0 <= stage < n_stages(options).
     options : NetworkOptions
-        Only estimator and observable matter here.
+        Only estimator, observable and symmetry matter here.
     events : PairEvents
         The shard's pair events.
     given : NetworkFit or None
@@ -316,14 +349,50 @@ def reduce_stage(
     if given is None:
         robust = options.estimator in {"log-median", "log-clipped"}
         return summarise_pairs(events, options.observable, histogram=robust)
-    if stage == STAGES[options.estimator] - 1:
+    if stage == n_stages(options) - 1:
         return summarise_scores(given, events)
     return summarise_pairs(events, options.observable, clip=given)
 
 
+def n_stages(options: NetworkOptions) -> int:
+    """Give the number of stages."""
+    return STAGES[options.estimator] + (options.symmetric and options.estimator == "log-mean")
+
+
+def mirrored(
+    fit: NetworkFit,
+    pair: NDArray[np.int64],
+    x_1: NDArray[np.float64],
+    x_2: NDArray[np.float64],
+    step: float = 0.0,
+) -> NDArray[np.bool_]:
+    """Events that would be selected with their deviation from the model reversed as well.
+
+    A threshold on each value of a pair lets through what fluctuated upwards in the dimmer telescope
+    and cuts off what fluctuated downwards, which draws the ratio towards 1. With the deviation of d
+    from the model Delta reversed, the values are x_2 exp(Delta) and x_1 exp(-Delta): if those pass
+    the thresholds e_1 and e_2 too, what is left is symmetric about the model.
+
+    Parameters
+    ----------
+    fit : NetworkFit
+        With thresholds and model of each pair; without thresholds (-inf) all events pass.
+    pair : ndarray of int64, shape (N,)
+        Row of the pair.
+    x_1, x_2 : ndarray of float64, shape (N,)
+        Positive where thresholds are finite.
+    step : float
+        Added to the model.
+    """
+    ratio = np.exp(np.where(np.isfinite(fit.about), fit.about, 0.0) + step)
+    return np.asarray(
+        (x_2 * ratio[pair] >= fit.edge_1[pair]) & (x_1 / ratio[pair] >= fit.edge_2[pair])
+    )
+
+
 def check_stage(stage: int, options: NetworkOptions, given: NetworkFit | None) -> None:
     """Refuse a stage that the estimator does not have, or one without its state (ValueError)."""
-    if not 0 <= stage < STAGES[options.estimator]:
+    if not 0 <= stage < n_stages(options):
         raise ValueError(f"{options.estimator} has no stage {stage}")
     if (stage == 0) != (given is None):
         raise ValueError("the state of the stage before is needed from stage 1 on, and only then")
@@ -377,11 +446,26 @@ def summarise_pairs(
         valid &= np.isfinite(log_distance)
     a = asymmetry(x_1, x_2) if observable.kind == "log-ratio" else None
     n_invalid = np.bincount(pair[~valid], minlength=len(pairs))
+    higher = lower = None
     if clip is not None:
         known = rows_of(clip.pairs, one, two)
-        with np.errstate(invalid="ignore"):
-            valid &= (known >= 0) & (d >= clip.low[known]) & (d <= clip.high[known])
+        valid &= known >= 0
+
+        def within(step: float) -> NDArray[np.bool_]:
+            with np.errstate(invalid="ignore"):
+                kept = (d >= clip.low[known] + step) & (d <= clip.high[known] + step)
+                return np.asarray(valid & kept & mirrored(clip, known, x_1, x_2, step))
+
+        if np.isfinite(clip.edge_1).any():
+            higher, lower = (
+                Moments.from_groups(pair[kept], d[kept], len(pairs))
+                for kept in (within(MODEL_STEP), within(-MODEL_STEP))
+            )
+        valid = within(0.0)
     pair, d = pair[valid], d[valid]
+    lowest = np.full((len(pairs), 2), np.inf)
+    for column, x in enumerate((x_1, x_2)):
+        np.minimum.at(lowest[:, column], pair, x[valid])
     distance = None
     if log_distance is not None:
         distance = CoMoments.from_groups(pair, log_distance[valid], d, len(pairs))
@@ -392,7 +476,10 @@ def summarise_pairs(
         Moments.from_groups(pair, d, len(pairs)),
         None if a is None else Moments.from_groups(pair, a[valid], len(pairs)),
         Histogram.from_groups(pair, d, len(pairs), observable.edges) if histogram else None,
+        lowest,
         distance,
+        higher,
+        lower,
     )
 
 
@@ -426,7 +513,10 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     if log_distance is not None:
         valid &= np.isfinite(log_distance)
         d = d - fit.kappa[pair] * log_distance
-    row = np.flatnonzero(valid & (pair >= 0))
+    valid &= pair >= 0
+    with np.errstate(invalid="ignore"):
+        valid &= mirrored(fit, pair, x_1, x_2)
+    row = np.flatnonzero(valid)
     row = row[(fit.used | fit.given)[pair[row]]]
     identity = ScoreSummary.identity(fit)
     kappa_variance, scatter = identity.kappa_variance, identity.scatter
@@ -446,7 +536,8 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
 
     compared = asymmetry(x_1[row], x_2[row]) if fit.estimator == "asymmetry" else d
     influence = _influence(fit, pair, compared, fit.model)
-    few = np.sqrt(fit.n / np.maximum(fit.n - 1, 1)) / np.maximum(fit.n, 1)
+    n_centre = np.maximum(fit.n_centre, 2)
+    few = np.sqrt(n_centre / (n_centre - 1)) / np.maximum(fit.n, 1)
     moves = _influence(fit, pair, compared, fit.centre) * few[pair]
     gradient = fit.gradient
     weight = np.where(fit.given, fit.weight_given, fit.weight * gradient)

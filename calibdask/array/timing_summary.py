@@ -16,7 +16,6 @@ import numpy as np
 from calibdask.array.model import connected_components, pair_types, solve_network
 from calibdask.array.network import NetworkFit, fit_stage
 from calibdask.array.summary import (
-    STAGES,
     PairEvents,
     PairSummary,
     ScoreSummary,
@@ -24,6 +23,7 @@ from calibdask.array.summary import (
     rows_of,
     summarise_pairs,
 )
+from calibdask.array.summary import n_stages as network_stages
 from calibdask.array.timing_model import between_bin_variance
 from calibdask.stats.moments import Moments
 
@@ -189,7 +189,7 @@ class TimingFit:
 
 def n_stages(options: TimingOptions) -> int:
     """Give the number of stages: the rough offsets, and those of the network."""
-    return 1 + STAGES[options.network.estimator]
+    return 1 + network_stages(options.network)
 
 
 def reduce_timing(

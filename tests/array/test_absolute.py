@@ -166,7 +166,7 @@ def tied(rng, given, reference="MST", estimator="log-mean"):
         total = reduce_stage(stage, options, events, state)
         state = fit_stage(stage, options, total, state, TELESCOPES)
         if not state.done:
-            state, scales = tie_types(state, given, reference)
+            state, scales = tie_types(state, given, np.zeros((8, 8)), reference)
     return state, scales
 
 
@@ -251,7 +251,7 @@ def test_one_network_and_given_ratios_agree():
     fit = fit_shards(options, [mixed_events(rng, 500)], TELESCOPES)
     first = np.array([0, 0, 0, 3, 3, 3, 6, 6])
     given = fit.theta - fit.theta[first]
-    _, scales = tie_types(replace(fit, done=False), given, "MST")
+    _, scales = tie_types(replace(fit, done=False), given, np.zeros((8, 8)), "MST")
     error = np.sqrt(np.diagonal(fit.covariance))
     np.testing.assert_allclose(scales.log_scale[0], fit.theta[0], atol=0.5 * error[0])
     np.testing.assert_allclose(scales.log_scale[2], fit.theta[6], atol=0.5 * error[6])
