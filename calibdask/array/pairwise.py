@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 import numpy as np
 
 from calibdask.array.drift import find_drift
+from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Telescopes, pair_types
 from calibdask.array.network import (
     NetworkFit,
@@ -409,6 +410,7 @@ class PairwiseCalibration(FromDl2):
             tel_id_2=two,
             x_1=rows["x_1"],
             x_2=rows["x_2"],
+            group=rows.get("group"),
         )
 
     def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
@@ -421,6 +423,7 @@ class PairwiseCalibration(FromDl2):
             "tel_id_2": data.tel_id[two],
             "x_1": x[one],
             "x_2": x[two],
+            "group": event_group(data.obs_id[one], data.event_id[one]),
         }
         if self.bins is not None and data.event_time_ns is not None:
             rows["time_bin"] = self.bins.index(data.event_time_ns)[data.event[one]]
@@ -599,7 +602,7 @@ class PairwiseCalibration(FromDl2):
         return find_drift(
             np.where(has_error, np.stack([fit.theta for fit in fits]), np.nan),
             np.stack([fit.covariance for fit in fits]),
-            np.stack([fit.n_events for fit in fits]),
+            np.stack([fit.freedom for fit in fits]),
             network,
         )
 
