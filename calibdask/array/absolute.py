@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from calibdask.array.network import NetworkFit
 
-__all__ = ["Combined", "TypeScales", "combine_with_muons", "pool_chunks", "tie_types"]
+__all__ = [
+    "Combined",
+    "TypeContrasts",
+    "TypeScales",
+    "combine_with_muons",
+    "compare_types",
+    "pool_chunks",
+    "tie_types",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +134,105 @@ def combine_with_muons(
         chi2=chi2 if ndf else 0.0,
         ndf=ndf,
         p_value=float(chdtrc(ndf, chi2)) if ndf else float("nan"),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TypeContrasts:
+    """Muons of each of K types against those of all other types; of one component.
+
+    Attributes
+    ----------
+    types : tuple of str
+        Types with muons, sorted.
+    n_muons : ndarray of int64, shape (K,)
+        Their telescopes with muons.
+    contrast, error : ndarray of float64, shape (K,)
+        Mean residual of ln muon throughput against the network, less that of the other types.
+    p_value : ndarray of float64, shape (K,)
+        Probability of a larger one by chance; NaN without another type.
+    freed : ndarray of bool, shape (K,)
+        The network's scale of the type disagrees with the muons and is left free.
+    covariance : ndarray of float64, shape (T, T)
+        Of the network, with the scales of those types free.
+    """
+
+    types: tuple[str, ...]
+    n_muons: NDArray[np.int64]
+    contrast: NDArray[np.float64]
+    error: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    freed: NDArray[np.bool_]
+    covariance: NDArray[np.float64]
+
+
+FREE_SCALE = 1.0
+"""Standard deviation of ln of a scale that is left free: nothing is known of it."""
+
+TYPE_CHANCE = 0.01
+"""Probability that any type of a component that agrees with its muons is freed."""
+
+
+def compare_types(
+    theta: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    log_muon: NDArray[np.float64],
+    muon_variance: NDArray[np.float64],
+    tel_type: NDArray[np.str_],
+) -> TypeContrasts:
+    """Test the scale of each type in the network against the muons, by one contrast each.
+
+    An energy reconstruction that is off by one factor in one type moves all its telescopes alike: a
+    contrast of one degree of freedom finds that where a chi2 of all telescopes drowns it. The type
+    with the most significant contrast is freed if that is none of chance, and the others are looked
+    at again (as in Rosner 1983, Technometrics 25, 165), until two are left: of those nobody can say
+    which is wrong, and one free scale between them is enough.
+
+    Parameters
+    ----------
+    theta, covariance, log_muon, muon_variance
+        As in `combine_with_muons`.
+    tel_type : ndarray of str, shape (T,)
+        Type of each telescope.
+    """
+    from scipy.special import ndtr
+
+    has_muon = np.isfinite(log_muon) & (muon_variance > 0)
+    types = np.unique(tel_type[has_muon])
+    n_types = len(types)
+    contrast, error, p_value = np.full((3, n_types), np.nan)
+    freed = np.zeros(n_types, np.bool_)
+    residual = np.where(has_muon, log_muon - theta, 0.0)
+    total = covariance + np.diag(np.where(has_muon, muon_variance, 0.0))
+    means = np.zeros((n_types, len(theta)))
+    for k, kind in enumerate(types.tolist()):
+        mine = has_muon & (tel_type == kind)
+        means[k, mine] = 1.0 / muon_variance[mine]
+        means[k] /= means[k].sum()
+    stays = np.ones(n_types, np.bool_)
+    while stays.sum() > 1:
+        for k in np.flatnonzero(stays).tolist():
+            others = stays & (np.arange(n_types) != k)
+            # Types weigh by what is known of each of them, telescopes of one by their muons.
+            weight = np.where(others, 1.0 / np.einsum("kt,tu,ku->k", means, total, means), 0.0)
+            along = means[k] - (weight / weight.sum()) @ means
+            contrast[k] = along @ residual
+            error[k] = np.sqrt(along @ total @ along)
+            p_value[k] = 2.0 * ndtr(-abs(contrast[k]) / error[k])
+        worst = int(np.argmin(np.where(stays, p_value, np.inf)))
+        if not p_value[worst] < TYPE_CHANCE / n_types:
+            break
+        freed[worst], stays[worst] = True, False
+    free = np.isin(tel_type, types[freed])
+    same = tel_type[:, None] == tel_type
+    return TypeContrasts(
+        tuple(types.tolist()),
+        np.array([np.count_nonzero(has_muon & (tel_type == kind)) for kind in types], np.int64),
+        contrast,
+        error,
+        p_value,
+        freed,
+        covariance + FREE_SCALE**2 * (free[:, None] & same),
     )
 
 

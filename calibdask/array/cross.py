@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask.array.absolute import combine_with_muons, pool_chunks, tie_types
+from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
 from calibdask.array.model import NetworkOptions
 from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
 from calibdask.array.pairs import PairRows, select_pairs
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.absolute import Combined, TypeScales
+    from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
     from calibdask.array.config import CrossCalibrationOptions
     from calibdask.array.report import Quantity
     from calibdask.report import Section
@@ -111,6 +111,8 @@ class _Scaled:
     residual: NDArray[np.float64]
     pull: NDArray[np.float64]
     fits: tuple[tuple[int, int, Combined | None], ...]  # component, muons, their fit
+    contrasts: tuple[tuple[int, TypeContrasts], ...]  # component, its types against muons
+    freed: NDArray[np.bool_]  # the scale of its type is from muons alone
 
 
 @dataclass(frozen=True)
@@ -408,6 +410,7 @@ class CrossCalibration(PairwiseCalibration):
         if self.muons:
             columns[MUONS] = _muon_columns(fit, scaled)
             columns[CONSISTENCY] = _consistency_columns(fit, scaled)
+            columns[f"{CONSISTENCY}_types"] = _contrast_columns(scaled)
         columns |= named
         if self.given is not None:
             columns[INTER_CALIBRATION] = {
@@ -433,7 +436,8 @@ class CrossCalibration(PairwiseCalibration):
         log_muon, variance = np.log(muon), (muon_error / muon) ** 2
         residual, pull = np.full((2, n_tel), np.nan)
         is_absolute = np.zeros(n_tel, np.bool_)
-        component, fits = fit.component.copy(), []
+        component, fits, contrasts = fit.component.copy(), [], []
+        freed = np.zeros(n_tel, np.bool_)
         groups = [np.flatnonzero(component == c) for c in range(len(fit.component_n_events))]
         groups += [np.array([t]) for t in np.flatnonzero((component < 0) & (n_rings > 0))]
         for number, group in enumerate(groups):
@@ -443,9 +447,19 @@ class CrossCalibration(PairwiseCalibration):
             if not n_muons:
                 continue
             block = np.ix_(member, member)
+            of_network = covariance[block]
+            if not alone:
+                compared = compare_types(
+                    log_value[member], of_network, log_muon[member], variance[member],
+                    fit.tel_type[member],
+                )  # fmt: skip
+                contrasts.append((number, compared))
+                disagree = np.array(compared.types)[compared.freed]
+                freed[member] = np.isin(fit.tel_type[member], disagree)
+                of_network = compared.covariance
             combined = combine_with_muons(
                 np.where(alone, 0.0, log_value[member]),
-                covariance[block],
+                of_network,
                 log_muon[member],
                 variance[member],
                 0 if alone else int(fit.component_n_events[number]),
@@ -470,6 +484,8 @@ class CrossCalibration(PairwiseCalibration):
             residual=residual,
             pull=pull,
             fits=tuple(fits),
+            contrasts=tuple(contrasts),
+            freed=freed,
         )
 
     def _muons_of(
@@ -512,7 +528,8 @@ class CrossCalibration(PairwiseCalibration):
         flags = np.strings.add(np.where(held, "R", ""), flags)
         flags = np.where(scaled.is_absolute, np.strings.replace(flags, "R", ""), flags)
         uncertain = np.isfinite(value) & ~scaled.known
-        main["flags"] = np.strings.add(flags, np.where(uncertain, "B", ""))
+        flags = np.strings.add(flags, np.where(uncertain, "B", ""))
+        main["flags"] = np.strings.add(flags, np.where(scaled.freed, "M", ""))
         components = named[f"{COEFFICIENTS}_components"]
         bad = [bool(uncertain[main["component"] == c].any()) for c in components["component"]]
         letters = np.strings.replace(np.asarray(components["flags"], np.str_), "B", "")
@@ -643,6 +660,23 @@ def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[
         "ndf": np.array([0 if one is None else one.ndf for one in combined], int),
         "p_value": np.array([np.nan if one is None else one.p_value for one in combined], float),
         "flags": np.array(["B" if one is None else "" for one in combined], "U1"),
+    }
+
+
+def _contrast_columns(scaled: _Scaled) -> dict[str, NDArray[Any]]:
+    """Muons of each type against those of the others, in each component that has muons."""
+    rows = scaled.contrasts
+    kinds = [kind for _, one in rows for kind in one.types]
+    return {
+        "component": np.array([number for number, one in rows for _ in one.types], int),
+        "tel_type": np.array(kinds, "U16"),
+        **{
+            name: np.concatenate([getattr(one, name) for _, one in rows] or [np.zeros(0)])
+            for name in ("n_muons", "contrast", "error", "p_value")
+        },
+        "flags": np.array(
+            ["M" if free else "" for _, one in rows for free in one.freed.tolist()], "U1"
+        ),
     }
 
 

@@ -56,6 +56,8 @@ FLAGS: dict[str, str] = {
     "I": "some of its pair events were left out: a value was not finite and positive, or a time "
     "was too far off",
     "P": "preliminary: its error needs a later stage of the fit",
+    "M": "the scale of its type in the network disagrees with the muons, against other types: it "
+    "is from the muons of the type alone",
     "T": "its total error is not known: too few events in bins of the impact distance to tell the "
     "systematic one, or no error of its own",
     "J": "jumps: the step from its last time bin to this one is too large for chance",
