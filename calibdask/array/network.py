@@ -142,6 +142,8 @@ class NetworkFit:
         Degrees of freedom of the error of theta, once the fit is done.
     chi2, ndf, p_value : ndarray of float64, shape (C,)
         Test of the fit (`calibdask.array.goodness`), once it is done.
+    n_lacking : ndarray of int64, shape (T,)
+        Rows that the inputs lack of each telescope.
     """
 
     estimator: str
@@ -196,6 +198,7 @@ class NetworkFit:
     chi2: NDArray[np.float64]
     ndf: NDArray[np.float64]
     p_value: NDArray[np.float64]
+    n_lacking: NDArray[np.int64]
 
     @property
     def bread(self) -> NDArray[np.float64]:
@@ -396,7 +399,15 @@ def _start(
         chi2=np.zeros(0),
         ndf=np.zeros(0),
         p_value=np.zeros(0),
+        n_lacking=_of_telescopes(total.lacking, tel_id),
     )
+
+
+def _of_telescopes(rows: NDArray[np.int64], tel_id: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Spread rows of (telescope, count) over telescopes; others have none."""
+    counts = np.zeros(MAX_TEL_ID + 1, np.int64)
+    counts[rows[:, 0]] = rows[:, 1]
+    return np.asarray(counts[tel_id])
 
 
 def _type_of_pairs(fit: NetworkFit) -> NDArray[np.int64]:
@@ -918,6 +929,7 @@ def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
             B=has_value & ~known_error,
             U=of_pairs(np.strings.find(fit.pair_flags, "U") >= 0) > 0,
             I=of_pairs(fit.n_invalid > 0) > 0,
+            L=fit.n_lacking > 0,
         ),
     }
 

@@ -20,7 +20,7 @@ stage sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -58,6 +58,7 @@ __all__ = [
     "rows_of",
     "summarise_pairs",
     "summarise_scores",
+    "with_lacking",
 ]
 
 STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-clipped": 3}
@@ -128,6 +129,8 @@ class PairSummary:
     higher, lower : Moments, shape (K,), or None
         As `difference`, with the symmetric selection about a model that is `MODEL_STEP` higher or
         lower: how much the centre follows it.
+    lacking : ndarray of int64, shape (L, 2)
+        Telescopes that lost rows in the inputs, by number, and how many rows.
     """
 
     pairs: NDArray[np.int64]
@@ -140,6 +143,7 @@ class PairSummary:
     distance: CoMoments | None = None
     higher: Moments | None = None
     lower: Moments | None = None
+    lacking: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     @classmethod
     def identity(
@@ -215,6 +219,7 @@ class PairSummary:
             distance,
             higher,
             lower,
+            _sum_by_number(self.lacking, other.lacking),
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -224,6 +229,7 @@ class PairSummary:
             "tel_type": self.tel_type,
             "n_invalid": self.n_invalid,
             "lowest": self.lowest,
+            "lacking": self.lacking,
         }
         for name in ("difference", "asymmetry", "histogram", "distance", "higher", "lower"):
             part = getattr(self, name)
@@ -252,7 +258,25 @@ class PairSummary:
             CoMoments.from_arrays(distance) if distance else None,
             Moments.from_arrays(higher) if higher else None,
             Moments.from_arrays(lower) if lower else None,
+            np.asarray(arrays["lacking"], np.int64),
         )
+
+
+def with_lacking[S](summary: S, n_lacking: Mapping[int, int]) -> S:
+    """Say in a summary of pairs which telescopes lost rows, and how many."""
+    if not isinstance(summary, PairSummary) or not n_lacking:
+        return summary
+    rows = np.array(sorted(n_lacking.items()), np.int64)
+    return replace(summary, lacking=rows)
+
+
+def _sum_by_number(one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Join rows of (number, count): one for each number, in their order."""
+    rows = np.concatenate([one, two])
+    number, place = np.unique(rows[:, 0], return_inverse=True)
+    count = np.zeros(len(number), np.int64)
+    np.add.at(count, place, rows[:, 1])
+    return np.stack([number, count], axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -309,7 +333,7 @@ class ScoreSummary:
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Fields by name, for storage without pickle."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)[:-1]}
+        own = {one.name: getattr(self, one.name) for one in fields(self)[:-1]}
         return own | self.scatter.to_arrays()
 
     @classmethod
