@@ -16,6 +16,7 @@ from calibdask.array.image_size import (
     systematic,
 )
 from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty, log_ratio
+from calibdask.array.network import describe_columns
 from calibdask.array.pairs import (
     Layout,
     PairRows,
@@ -102,6 +103,7 @@ class _AsymmetryEstimation(FromDl2):
     options: AsymmetryOptions
 
     version: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 66
     summary: ClassVar[type[Summary]] = PairSummary
 
     @property
@@ -265,6 +267,7 @@ class InterCalibration(PairwiseCalibration):
     options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 3
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None
@@ -588,6 +591,7 @@ class InterCalibration(PairwiseCalibration):
                 name="systematic",
                 index=telescopes.colnames.index("error") + 1,
             )
+            describe_columns(telescopes)
         return tables
 
     def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:

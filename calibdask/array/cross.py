@@ -122,6 +122,7 @@ class CrossCalibration(PairwiseCalibration):
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = COEFFICIENTS
 
     given: Given | None = None
@@ -579,7 +580,7 @@ class CrossCalibration(PairwiseCalibration):
                     variance = covariance[mine, mine] + covariance[held, held]
                     variance -= 2 * covariance[mine, held]
                     configured = dict(self.options.reference_telescopes).get(kind)
-                    flags = "" if configured == fit.tel_id[mine] else "F"
+                    flags = "" if configured in (None, fit.tel_id[mine]) else "F"
             factor = float(np.exp(log_ratio))
             numbers = [
                 -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)

@@ -18,6 +18,7 @@ from calibdask.array.network import (
     NetworkFit,
     coefficients,
     column_units,
+    describe_columns,
     fit_stage,
     values_so_far,
 )
@@ -201,6 +202,11 @@ class FromDl2(Calibration):
     obs_ids: tuple[int, ...] = ()
     bins: TimeBins | None = None
 
+    small_bytes: ClassVar[int] = 12_000
+    kept_bytes: ClassVar[int] = 30
+    """Bytes of kept rows and keys for each telescope-event if all are selected, as measured on the
+    simulated array of 36 telescopes: for the plan's estimate."""
+
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
 
     @property
@@ -266,6 +272,7 @@ class FromDl2(Calibration):
             n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
             peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
             n_parts = -(-peak_bytes // self.shard_bytes)
+            stored = self.small_bytes + n_rows * self.kept_bytes
             if n_parts <= 1:
                 yield Piece(
                     (survey.source,),
@@ -273,6 +280,7 @@ class FromDl2(Calibration):
                     order=survey.order,
                     n_bytes=survey.source.size,
                     peak_bytes=peak_bytes,
+                    stored_bytes=stored,
                 )
                 continue
             for first, stop in event_ranges(survey.source.path, n_parts):
@@ -284,6 +292,7 @@ class FromDl2(Calibration):
                     order=(*survey.order, first),
                     n_bytes=int(survey.source.size * fraction),
                     peak_bytes=int(peak_bytes * fraction),
+                    stored_bytes=self.small_bytes + int(n_rows * fraction * self.kept_bytes),
                 )
 
     def warnings(self) -> Sequence[str]:
@@ -589,11 +598,13 @@ class PairwiseCalibration(FromDl2):
             for name in of_cells[0][1]
         }
         units = column_units(self.network.observable)
-        return QTable(
+        table = QTable(
             self._times(of_cells) | columns,
             units={name: unit for name, unit in units.items() if name in columns},
             meta={"obs_id": np.array(self.obs_ids, np.uint64)},
         )
+        describe_columns(table)
+        return table
 
     def _drift(
         self,

@@ -122,6 +122,9 @@ class TimingCalibration(PairwiseCalibration):
     options: TimingCalibrationOptions
     name: ClassVar[str] = "timing-calibration"
     version: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 41
+    small_bytes: ClassVar[int] = 500_000
     table: ClassVar[str] = f"{MONITORING}/timing_calibration"
     state: ClassVar[type[State]] = TimingFit
 

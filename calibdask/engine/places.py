@@ -28,7 +28,7 @@ COMPANIONS = (".ecsv", ".html", ".provenance.json")
 
 OWN_NAMES = (
     "cancel", "inputs.json", "lock.json", "lock.takeover", "logs", "outputs.json", "plan.json",
-    "progress.json", "session", "store",
+    "products.json", "progress.json", "session", "store",
 )  # fmt: skip
 """What a run keeps in its work directory."""
 
@@ -273,7 +273,7 @@ class Places:
         ConfigError
             Naming the file and the way out.
         """
-        if overwrite or self.output.exists():  # the product itself was looked at before
+        if overwrite:
             return
         for path in self.companions:
             if path.exists() and not self._is_own(path):

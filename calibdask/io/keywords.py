@@ -40,6 +40,7 @@ class Keyword:
     zarr: tuple[str, ...] = ()
 
 
+_ONE_IN_RUN = "All frames of a run have one."
 _ONE = "All frames of a run have one; products of another are refused."
 _STACK = "Frames of another one are another stack"
 
@@ -152,9 +153,15 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         ("CFAPattern", "CFARepeatPatternDim", "CFAPlaneColor", "CFALayout"),
         ("pattern",),
     ),
+    "may_be_colours": Keyword(
+        "What the third axis of an image counts",
+        "RGB: a picture in colour, which is left out. Otherwise planes are frames; three of them"
+        " only with Frames.planes.",
+        ("CTYPE3",),
+    ),
     "lit_areas": Keyword(
         "Where light falls; those of amplifiers end with a letter or a number",
-        f"Masked borders and overscan enter no fit, mean and count. {_ONE}",
+        f"Masked borders and overscan enter no fit, mean and count. {_ONE_IN_RUN}",
         ("TRIMSEC", "DATASEC", "BIASSEC"),
         ("ActiveArea",),
     ),
@@ -174,7 +181,7 @@ KEYWORDS: Final[dict[str, Keyword]] = {
     ),
     "bit_depth": Keyword(
         "Bits of the converter",
-        f"Saturation, where nothing else tells it. {_ONE}",
+        f"Saturation, where nothing else tells it. {_ONE_IN_RUN}",
         zarr=("bit_depth",),
     ),
 }

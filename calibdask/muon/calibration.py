@@ -125,6 +125,9 @@ _CUTS = {
 
 _GALLERY = 6  # images that the report shows
 
+_RING_BYTES = 85
+"""A kept ring with its key: for the plan's estimate of the store, where all are selected."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
@@ -198,6 +201,8 @@ class _FromRings(Calibration):
 
     description: ClassVar[str]
     version: ClassVar[int] = 1
+    usual_stages: ClassVar[int] = 3
+    small_bytes: ClassVar[int] = 8_000
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
     bins_time: ClassVar[bool] = True
@@ -347,6 +352,7 @@ class _FromRings(Calibration):
                     n_bytes=size // n_parts,
                     # Every part looks its times up in the whole trigger table.
                     peak_bytes=peak_bytes // n_parts + facts.more_bytes,
+                    stored_bytes=_RING_BYTES * sum(facts.n_rows.values()) // n_parts,
                 )
 
     def _pieces_of_images(self, survey: Survey) -> Iterable[Piece]:
@@ -365,6 +371,7 @@ class _FromRings(Calibration):
                     order=(*survey.order, tel_id, number),
                     n_bytes=int(survey.source.size * share),
                     peak_bytes=(stop - first) * row_bytes,
+                    stored_bytes=_RING_BYTES * (stop - first),
                 )
 
     def map_config(self) -> Mapping[str, Any]:

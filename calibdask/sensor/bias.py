@@ -187,6 +187,7 @@ class Bias(_FromBiasFrames):
     """Bias and read noise."""
 
     name: ClassVar[str] = "bias"
+    state_ratio: ClassVar[float] = 4.2
     options: config.Bias = field(default_factory=config.Bias)
 
 
@@ -195,5 +196,6 @@ class ReadNoise(_FromBiasFrames):
     """Read noise only."""
 
     name: ClassVar[str] = "readnoise"
+    state_ratio: ClassVar[float] = 2.1
     writes_bias: ClassVar[bool] = False
     options: config.ReadNoise = field(default_factory=config.ReadNoise)

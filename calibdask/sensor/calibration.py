@@ -301,6 +301,9 @@ class StackCalibration(Calibration):
     rejects_copies: ClassVar[bool] = True
     preload: ClassVar[tuple[str, ...]] = ("calibdask.sensor.kernel",)
 
+    state_ratio: ClassVar[float] = 1.0
+    """Bytes of what is fitted over those of the sums, as measured: for the plan's estimate."""
+
     kinds: ClassVar[tuple[str, ...]] = ()
     """Which kinds of frames it takes; all if empty."""
 
@@ -649,7 +652,17 @@ class StackCalibration(Calibration):
                 len(run) * size for (_, _, run), (size, _) in zip(runs, sizes, strict=True)
             ),
             peak_bytes=(_BATCH + 3) * frame_bytes + held + clipping,
+            stored_bytes=held * 10 // 9,  # the bounds of each pixel are stored wider
         )
+
+    def stored_bytes(self, cell: Cell, shards: Sequence[Shard]) -> tuple[int, int]:
+        """Estimate the sums of all stacks in a tile, and what is fitted to them."""
+        del shards
+        frames = [stack[0] for _, stack in self.plan_frames]
+        rows = [int(part) for part in cell[1:]]  # ("rows", first, stop)
+        share = (rows[1] - rows[0]) / frames[0].info.shape[0] if rows else 1.0
+        merged = share * sum(self._bytes_of(frame)[1] for frame in frames) * 10 / 9
+        return int(merged), int(merged * self.state_ratio)
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the sums depend on beside the frames."""
@@ -665,12 +678,12 @@ class StackCalibration(Calibration):
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what the fit depends on: options, other products, frames' order and sensor."""
-        sensor = self._sensor
+        sensor = self.sensor
         return {
             "options": dict(self.fit_options()),
             "clip": [self.stacks.clip_sigma, self.stacks.clip_iterations],
             "products": [list(one) for one in self.product_digests],
-            "sensor": [
+            "sensor": [] if sensor is None else [
                 list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,
                 sensor.bit_depth, [list(area) for area in sensor.lit_areas],
             ],

@@ -142,6 +142,7 @@ class DarkCurrent(MapCalibration):
     """Dark current by pixel."""
 
     name: ClassVar[str] = "dark-current"
+    state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("dark_current", "bias_readnoise")
     own_kind: ClassVar[str] = "dark_current"
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {

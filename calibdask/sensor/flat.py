@@ -137,6 +137,7 @@ class FlatField(MapCalibration):
     """Relative response: measured map, radial model, and what is left between them."""
 
     name: ClassVar[str] = "flatfield"
+    state_ratio: ClassVar[float] = 0.4
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
     own_kind: ClassVar[str] = "flatfield"
     single: ClassVar[Mapping[str, Sequence[str]]] = {"flatfield": ("filter",)}

@@ -98,6 +98,7 @@ class Gain(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"
+    state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
     own_kind: ClassVar[str] = "gain"
     joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})

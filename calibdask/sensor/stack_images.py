@@ -124,6 +124,7 @@ class StackImages(StackCalibration):
     """Exact moments of every pixel over the frames of each stack."""
 
     name: ClassVar[str] = "stack-images"
+    state_ratio: ClassVar[float] = 2.5
 
     options: config.StackImages = field(default_factory=config.StackImages)
 

@@ -39,7 +39,7 @@ def test_a_pair_that_is_off_is_found():
     def off(rng, throughput, **how):
         events = draw(rng, throughput, **how)
         odd = (events.tel_id_1 == 3) & (events.tel_id_2 == 8)
-        events.x_1[odd] *= 1.5
+        events.x_1[odd] *= 2.0
         return events
 
     assert np.mean(Study(off, n_tel, 20, estimator="log-mean", **how).p_value < 0.01) > 0.8
