@@ -327,6 +327,7 @@ def tie_types(
     n_tel = len(fit.tel_id)
     types, number = np.unique(fit.tel_type, return_inverse=True)
     known = np.isfinite(given)
+    given_covariance = np.where(known[:, None] & known, given_covariance, 0.0)
     used = (
         fit.used & (number[fit.first] != number[fit.second]) & known[fit.first] & known[fit.second]
     )

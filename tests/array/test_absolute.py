@@ -311,3 +311,18 @@ def test_one_type_has_nothing_to_compare_with():
     )
     assert np.isnan(compared.p_value).all()
     assert not compared.freed.any()
+
+
+def test_a_given_telescope_without_value_costs_the_others_nothing():
+    """Its covariance is NaN in the table: errors of the others stay numbers."""
+    events = mixed_events(np.random.default_rng(41))
+    options = NetworkOptions(reference_type="MST")
+    given, covariance = relative(THROUGHPUT), 0.01**2 * np.eye(8)
+    given[1] = covariance[1] = covariance[:, 1] = np.nan
+    state = fit_stage(0, options, reduce_stage(0, options, events, None), None, TELESCOPES)
+    state, _ = tie_types(state, given, covariance, "MST")
+    state = fit_stage(1, options, reduce_stage(1, options, events, state), state)
+    others = np.arange(8) != 1
+    assert np.all(np.diagonal(state.covariance)[others] > 0)
+    assert np.isnan(state.theta).tolist() == (~others).tolist()
+    assert np.all(state.p_value >= 0)
