@@ -2,7 +2,7 @@
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias \
-  cross-scale timing-truth sensor-pulls lint lock clean
+  cross-scale timing-truth held-out sensor-pulls lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -62,6 +62,9 @@ faults: .venv/installed ## do to a real SLURM on this machine what can go wrong,
 
 statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/estimator.py
+
+held-out: .venv/installed ## pulls, coverage and p-values on experiments unlike the model, 200 or more per row
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/held_out.py
 
 image-bias: .venv/installed ## effect by effect, the biases of image sizes and what corrects them (1 min)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/image_bias.py

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.array.goodness import event_group
 from calibdask.array.image_size import (
     HIGHER_CUT,
     NARROWER_WINDOW,
@@ -300,6 +301,7 @@ class InterCalibration(PairwiseCalibration):
             normalisation=inter.normalisation,
             reference_telescopes=inter.reference_telescopes,
             throughput_normalisation=inter.throughput_normalisation,
+            symmetric=not self.of_images,
         )
 
     @property
@@ -463,6 +465,7 @@ class InterCalibration(PairwiseCalibration):
                 table.value_1,
                 table.value_2,
                 more.get("log_distance"),
+                event_group(table.obs_id, table.event_id),
             ),
             None,
             shard.cells,

@@ -576,6 +576,11 @@ class CalculateTimingCalibration(_CalculateAsymmetry):
         "same shower: they are left out, and flagged I.",
         json_schema_extra={"unit": "ns"},
     )
+    time_walk: bool = Field(
+        default=True,
+        description="Small images trigger late: fit a delay proportional to 1/sqrt of the image "
+        "size, one for each type. Files without hillas_intensity go without, which is told.",
+    )
     impact_bins: Annotated[tuple[float, ...], read_with(_rising)] = Field(
         default=(0.0, 50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 600.0, 1000.0),
         description="Edges of the bins of the impact distance between which the residuals are "

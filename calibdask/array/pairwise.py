@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 import numpy as np
 
 from calibdask.array.drift import find_drift
+from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Telescopes, pair_types
 from calibdask.array.network import (
     NetworkFit,
@@ -23,10 +24,10 @@ from calibdask.array.network import (
 )
 from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
 from calibdask.array.summary import (
-    STAGES,
     PairEvents,
     PairSummary,
     ScoreSummary,
+    n_stages,
     reduce_stage,
     with_lacking,
 )
@@ -437,7 +438,7 @@ class PairwiseCalibration(FromDl2):
 
     def summary_type(self, stage: int) -> type[Summary]:
         """Give scores in the last stage, moments of pairs before."""
-        last = stage == STAGES[self.network.estimator] - 1
+        last = stage == n_stages(self.network) - 1
         return ScoreSummary if last else PairSummary
 
     def map_config(self) -> Mapping[str, Any]:
@@ -480,6 +481,7 @@ class PairwiseCalibration(FromDl2):
             tel_id_2=two,
             x_1=rows["x_1"],
             x_2=rows["x_2"],
+            group=rows.get("group"),
         )
 
     def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
@@ -492,6 +494,7 @@ class PairwiseCalibration(FromDl2):
             "tel_id_2": data.tel_id[two],
             "x_1": x[one],
             "x_2": x[two],
+            "group": event_group(data.obs_id[one], data.event_id[one]),
         }
         if self.bins is not None and data.event_time_ns is not None:
             rows["time_bin"] = self.bins.index(data.event_time_ns)[data.event[one]]
@@ -674,7 +677,7 @@ class PairwiseCalibration(FromDl2):
         return find_drift(
             np.where(has_error, np.stack([fit.theta for fit in fits]), np.nan),
             np.stack([fit.covariance for fit in fits]),
-            np.stack([fit.n_events for fit in fits]),
+            np.stack([fit.freedom for fit in fits]),
             network,
         )
 

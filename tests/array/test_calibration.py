@@ -71,12 +71,15 @@ def test_stages_by_hand(simulated, estimator):
         assert table.meta["obs_id"].tolist() == [1001, 1002]
 
 
-def test_summary_types():
-    mean = load_config(JOB, (), {"RelativeThroughputFitter.estimator": "log-mean"}).calibration
-    assert [mean.summary_type(stage) for stage in (0, 1)] == [PairSummary, ScoreSummary]
-    three = load_config(JOB).calibration
-    kinds = [three.summary_type(stage) for stage in (0, 1, 2)]
+@pytest.mark.parametrize("estimator", ["log-mean", "log-clipped"])
+def test_summary_types(estimator):
+    how = {"RelativeThroughputFitter.estimator": estimator}
+    calibration = load_config(JOB, (), how).calibration
+    kinds = [calibration.summary_type(stage) for stage in (0, 1, 2)]
     assert kinds == [PairSummary, PairSummary, ScoreSummary]
+    how = {"RelativeThroughputFitter.estimator": "log-median"}
+    median = load_config(JOB, (), how).calibration
+    assert [median.summary_type(stage) for stage in (0, 1)] == [PairSummary, ScoreSummary]
 
 
 @pytest.mark.parametrize("job", [JOB, ENERGY_JOB])
