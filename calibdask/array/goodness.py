@@ -100,9 +100,10 @@ class ResidualScatter:
     ) -> Self:
         """Add events, each whole.
 
-        Event e moves the centre of pair p by u_ep and, where a distance slope is fitted, all
-        centres of a type by -mean(x)_p dkappa_e. The residuals then move by M u, and with
-        v = C A^T W u + D A'^T W' u', of pairs A' whose ratios were taken as given (`NetworkFit`),
+        Event e moves the centre of pair p by u_ep and, where distance slopes are fitted, all
+        centres of a type by the levers (`NetworkFit.levers`) times dkappa_e. The residuals then
+        move by M u, and with v = C A^T W u + D A'^T W' u', of pairs A' whose ratios were taken as
+        given (`NetworkFit`),
 
             q = |M u|^2_W = u^T W u - 2 v^T A^T W u + v^T A^T W A v .
 
@@ -114,8 +115,8 @@ class ResidualScatter:
             Pair, number of the event from 0, and its random group, of each row.
         moves : ndarray of float64, shape (N,)
             u_ep.
-        of_kappa : ndarray of float64, shape (N,)
-            Parts of dkappa_e.
+        of_kappa : ndarray of float64, shape (E, S)
+            dkappa_e of each slope.
         """
         n_events, n_tel, n_groups = int(event[-1]) + 1, len(fit.tel_id), N_GROUPS
         n_components = len(self.trace)
@@ -139,21 +140,25 @@ class ResidualScatter:
         n_pairs = len(fit.first)
         flat = np.bincount(pair * n_groups + group, moves, n_pairs * n_groups)
         group_sums = flat.reshape(n_pairs, n_groups)
-        for types, lever in zip(*fit.levers, strict=True):
-            mine = types[pair] & used
-            slope = np.bincount(event[mine], of_kappa[mine], n_events)
-            of_group = np.bincount(group[mine], of_kappa[mine], n_groups)
-            group_sums += lever[:, None] * of_group
-            cross = by_component(np.where(used, fit.weight[pair] * moves * lever[pair], 0.0))
-            of_lever = np.bincount(
-                fit.component[fit.first[fit.used]],
-                (fit.weight * lever**2)[fit.used],
-                n_components,
-            )
-            square += 2 * slope[:, None] * cross + slope[:, None] ** 2 * of_lever
-            pushed += slope[:, None] * divergence(
-                n_tel, fit.first[fit.used], fit.second[fit.used], (weight * lever)[fit.used]
-            )
+        levers = fit.levers
+        if len(levers):
+            of_event = np.zeros(n_events, np.int64)
+            of_event[event] = group
+            of_group = np.zeros((n_groups, len(levers)))
+            np.add.at(of_group, of_event, of_kappa)
+            group_sums += np.einsum("sp,gs->pg", levers, of_group)
+            for slope, lever in zip(of_kappa.T, levers, strict=True):
+                cross = by_component(np.where(used, fit.weight[pair] * moves * lever[pair], 0.0))
+                square += 2 * slope[:, None] * cross
+            for c in range(n_components):
+                mine = fit.used & (fit.component[fit.first] == c)
+                squares = np.einsum(
+                    "sp,tp->st", levers[:, mine] * fit.weight[mine], levers[:, mine]
+                )
+                square[:, c] += np.sum(np.einsum("es,st->et", of_kappa, squares) * of_kappa, axis=1)
+            flow = (levers * weight)[:, fit.used].T
+            pull = divergence(n_tel, fit.first[fit.used], fit.second[fit.used], flow)
+            pushed += np.einsum("es,ts->et", of_kappa, pull)
         inside = (fit.component[:, None] == np.arange(n_components)).astype(np.float64)
         # einsum, not BLAS: its sums do not depend on the number of threads.
         follows = np.einsum("et,tu->eu", pushed, fit.bread)

@@ -182,7 +182,8 @@ def walk_scores(
     sums = [np.bincount(pair[known], weights, n_pairs) for weights in (
         np.ones(known.sum()), rows.small_1[known], rows.small_2[known]
     )]  # fmt: skip
-    return outer, np.stack(sums, axis=1)
+    # Of no rows, bincount gives integers.
+    return outer.astype(np.float64), np.stack(sums, axis=1).astype(np.float64)
 
 
 def walk_effect(

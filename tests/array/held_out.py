@@ -6,6 +6,8 @@ residuals of one shower are correlated over the array, and energies of a steep s
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from scipy.stats import kstest
 
@@ -13,6 +15,7 @@ from calibdask.array.model import NetworkOptions
 from calibdask.array.network import coefficients
 from calibdask.array.summary import PairEvents
 from tests.array.toys import fit_shards
+from tests.benchmarks.image_bias import DEFAULT, METHODS, REAL, biases, rows_of
 
 
 def correlated(rng, throughput, *, n_events, take=1.0, keep=1.0):
@@ -86,6 +89,43 @@ class Study:
         """Kolmogorov-Smirnov probability of the p-values; NaN if no experiment has freedom."""
         known = self.p_value[np.isfinite(self.p_value)]
         return float(kstest(known, "uniform").pvalue) if len(known) else float("nan")
+
+
+@dataclass(frozen=True)
+class ImageStudy:
+    """Deviations of ln c from image sizes, about the mean of each type, with both errors."""
+
+    deviation: np.ndarray
+    error: np.ndarray
+    systematic: np.ndarray
+
+    @classmethod
+    def of(cls, radius_m, n_arrays, n_blocks):
+        """Compare arrays of different throughputs, each lit within a radius, by type."""
+        parts = {}
+        for seed in range(n_arrays):
+            margin_m = 150.0 if radius_m < 500 else 500.0
+            simulation = replace(REAL, seed=700 + seed, core_margin_m=margin_m)
+            rows = rows_of(simulation, n_blocks, radius_m)
+            for kind, bias in biases(simulation, rows, METHODS[DEFAULT]).items():
+                values = bias.deviation, bias.error, bias.systematic
+                parts.setdefault(kind, []).append(values)
+        return {
+            kind: cls(*(np.concatenate(part) for part in zip(*found, strict=True)))
+            for kind, found in parts.items()
+        }
+
+    @property
+    def pull(self):
+        return self.deviation / np.hypot(self.error, self.systematic)
+
+    @property
+    def width(self):
+        return float(np.sqrt(np.mean(self.pull**2)))
+
+    @property
+    def coverage(self):
+        return float(np.mean(np.abs(self.pull) < 1))
 
 
 WINDOWS = {

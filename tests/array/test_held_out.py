@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.array.held_out import CUTS, WINDOWS, Study
+from tests.array.held_out import CUTS, WINDOWS, ImageStudy, Study
 
 
 @pytest.mark.parametrize("estimator", ["log-mean", "log-clipped"])
@@ -56,3 +56,12 @@ def test_a_threshold_does_not_draw_throughputs_together(estimator):
     assert plain.width > 2
     assert abs(fair.drawn) < 0.03
     assert fair.width < 1.5
+
+
+@pytest.mark.parametrize("radius_m", [350.0, 900.0])
+def test_image_sizes_have_honest_errors_wherever_the_light_ends(radius_m):
+    """Where cores end near the array, those of the far side of a pair are missing."""
+    for kind, study in ImageStudy.of(radius_m, 3, 3).items():
+        n_free = len(study.pull) - 3
+        assert abs(study.width - 1.0) < 4 / np.sqrt(2 * n_free), kind
+        assert abs(study.coverage - 0.683) < 4 * np.sqrt(0.683 * 0.317 / n_free), kind
