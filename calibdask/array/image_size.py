@@ -33,8 +33,8 @@ HIGHER_CUT = "higher pair cut"
 NARROWER_WINDOW = "narrower window"
 """Selection with half of the limit on the asymmetry of the impact distances."""
 
-SIGNIFICANT = 2.0
-"""Changes count from so many standard deviations of the sum of their squares."""
+CHANCE = 0.02
+"""Probability that a change that is none but of statistics is taken for a systematic error."""
 
 _HIGHER = 1.5
 _NARROWER = 0.5
@@ -81,8 +81,9 @@ def systematic(fit: NetworkFit, harder: Mapping[str, NetworkFit]) -> NDArray[np.
     f C_harder, is taken out twice. For rows of equal scatter it is C_harder - C_all (Barlow 2002,
     hep-ex/0207026, eq. 7); large images scatter less. What exceeds it
     is systematic. About the mean over the T telescopes of a component, P = 1 - 1 1^T/T, its
-    variance is s^2 = (|P D|^2 - tr(P V))/(T - 1), summed over the selections where it is
-    significant (`SIGNIFICANT`): a check that is passed is no error (Barlow, section 4). The same
+    variance is s^2 = (|P D|^2 - tr(P V))/(T - 1), summed over the selections where it is none of
+    chance (`CHANCE`, tested as in `calibdask.array.goodness`): a check that is passed is no error
+    (Barlow, section 4). The same
     independent error s of every telescope is then taken to where the fit has its zero, g . theta:
     s_i^2 = s^2 (1 - 2 g_i + sum_j g_j^2), which is 2 s^2 against a reference telescope.
 
@@ -116,6 +117,8 @@ def systematic(fit: NetworkFit, harder: Mapping[str, NetworkFit]) -> NDArray[np.
 
 def _excess(fit: NetworkFit, other: NetworkFit, member: NDArray[np.bool_]) -> float | None:
     """s^2 of one harder selection; None where it lacks two telescopes in common."""
+    from scipy.special import fdtrc
+
     row = {int(tel_id): i for i, tel_id in enumerate(other.tel_id)}
     mine = np.flatnonzero(member)
     theirs = np.array([row.get(int(tel_id), -1) for tel_id in fit.tel_id[mine]], np.int64)
@@ -133,9 +136,14 @@ def _excess(fit: NetworkFit, other: NetworkFit, member: NDArray[np.bool_]) -> fl
     covariance += fit.covariance[np.ix_(mine, mine)]
     centred = np.eye(len(mine)) - 1.0 / len(mine)
     covariance = centred @ covariance @ centred
-    expected, spread = np.trace(covariance), np.sqrt(2.0 * np.sum(covariance**2))
-    excess = np.sum(change**2) - expected
-    return float(excess / (len(mine) - 1)) if excess > SIGNIFICANT * spread else 0.0
+    expected, square = float(np.trace(covariance)), float(np.sum(change**2))
+    excess = square - expected
+    if expected > 0.0 and excess > 0.0:
+        nu = expected**2 / np.sum(covariance**2)
+        freedom = max(int(other.n_events[theirs].min()) - 1, 1)
+        if fdtrc(nu, nu * freedom, square / expected) > CHANCE:
+            return 0.0
+    return max(excess, 0.0) / (len(mine) - 1)
 
 
 def _n_rows(fit: NetworkFit, member: NDArray[np.int64]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import kstest
 
+from calibdask.array.drift import find_drift
 from calibdask.array.model import NetworkOptions
 from calibdask.array.network import coefficients
 from calibdask.array.summary import PairEvents
@@ -89,6 +90,28 @@ class Study:
         """Kolmogorov-Smirnov probability of the p-values; NaN if no experiment has freedom."""
         known = self.p_value[np.isfinite(self.p_value)]
         return float(kstest(known, "uniform").pvalue) if len(known) else float("nan")
+
+
+def jumps(n_experiments, *, jump=0.0, estimator="log-clipped", n_telescopes=4, n_bins=6, **how):
+    """Let telescope 3 jump in the middle of some time bins; parts of found and of false alarms."""
+    rng = np.random.default_rng(9)
+    options = NetworkOptions(estimator, n_min=5, reference_telescopes=(("LST", 1),))
+    found, false = 0, 0
+    for _ in range(n_experiments):
+        throughput = np.exp(rng.normal(0.0, 0.1, n_telescopes))
+        fits = []
+        for k in range(n_bins):
+            now = throughput * np.where(np.arange(n_telescopes) == 2, 1 + jump * (k >= 3), 1.0)
+            fits.append(fit_shards(options, [correlated(rng, now, **how)]))
+        drift = find_drift(
+            *(np.stack([getattr(fit, name) for fit in fits]) for name in
+              ("theta", "covariance", "freedom")), np.zeros(n_telescopes, int),
+        )  # fmt: skip
+        found += drift.jumps[3, 2]
+        others = drift.jumps.copy()
+        others[3, 2] &= jump == 0.0
+        false += others.any()
+    return found / n_experiments, false / n_experiments
 
 
 @dataclass(frozen=True)
