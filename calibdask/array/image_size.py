@@ -138,12 +138,12 @@ def _excess(fit: NetworkFit, other: NetworkFit, member: NDArray[np.bool_]) -> fl
     covariance = centred @ covariance @ centred
     expected, square = float(np.trace(covariance)), float(np.sum(change**2))
     excess = square - expected
-    if expected > 0.0 and excess > 0.0:
-        nu = expected**2 / np.sum(covariance**2)
-        freedom = max(int(other.n_events[theirs].min()) - 1, 1)
-        if fdtrc(nu, nu * freedom, square / expected) > CHANCE:
-            return 0.0
-    return max(excess, 0.0) / (len(mine) - 1)
+    if expected <= 0.0:  # all rows pass, but for rounding
+        return 0.0
+    nu = expected**2 / np.sum(covariance**2)
+    freedom = max(int(other.n_events[theirs].min()) - 1, 1)
+    by_chance = fdtrc(nu, nu * freedom, square / expected) > CHANCE
+    return 0.0 if by_chance else max(excess, 0.0) / (len(mine) - 1)
 
 
 def _n_rows(fit: NetworkFit, member: NDArray[np.int64]) -> int:

@@ -74,6 +74,10 @@ Experiments with 12 events in common to 4 telescopes, held out: pull width 1.11 
 SCALE_PRIOR_EVENTS = 10.0
 """The same for the scale in an influence function, where a wrong one is a wrong error."""
 
+SLOPE_SPREAD = 3.0
+"""Scatter of the slopes of a type's ranges of distances: light that falls by 1/e in 60 m has -2 at
+120 m and -7 at 400 m."""
+
 MOST_FOLLOWING = 0.8
 """Of a centre, at most, that follows the model about which its events are selected."""
 
@@ -451,6 +455,8 @@ def _fit_distance(start: NetworkFit, difference: Moments, distance: CoMoments) -
         kappa_r = sum_p C_pr/v_p / sum_p M2_pr/v_p ,
 
     with C_pr and M2_pr the sums of products and squares of deviations, does not depend on theta.
+    Where few events are in a range, kappa_r is drawn to the common slope of the type, about which
+    those of the ranges scatter by `SLOPE_SPREAD`.
     The variances v_p of a pair's events are first those of d, then twice those of d - kappa_r x.
     """
     types = _type_of_pairs(start)
@@ -473,8 +479,10 @@ def _fit_distance(start: NetworkFit, difference: Moments, distance: CoMoments) -
     for _ in range(2):
         squares, products = (summed(part / variance[:, None]) for part in (m2_x, c_xy))
         # Equal distances have no slope: it is 0 then, and nothing is known about it.
-        inverse = np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
-        kappa = (inverse * products)[types]
+        total = np.sum(squares, axis=1, keepdims=True)
+        common = np.sum(products, axis=1, keepdims=True) / np.where(total > 0, total, 1.0)
+        inverse = 1.0 / (squares + SLOPE_SPREAD**-2.0)
+        kappa = (inverse * (products + common * SLOPE_SPREAD**-2.0))[types]
         weight = np.where(used[:, None], inverse[types] / variance[:, None], 0.0)
         # About the mean of the pair, not of the range.
         along = c_xy + sums * (mean_y - difference.mean[:, None])

@@ -119,8 +119,15 @@ def _with_all(fit, other):
     theta[index], component[index] = fit.theta, fit.component
     covariance = np.zeros((n, n))
     covariance[np.ix_(index, index)] = fit.covariance
+    n_events = np.zeros(n, np.int64)
+    n_events[index] = fit.n_events
     return replace(
-        fit, tel_id=other.tel_id, theta=theta, component=component, covariance=covariance
+        fit,
+        tel_id=other.tel_id,
+        theta=theta,
+        component=component,
+        covariance=covariance,
+        n_events=n_events,
     )
 
 
