@@ -375,11 +375,13 @@ def _dtype(stored: h5t.TypeID) -> np.dtype[Any]:
         return subarray
     if isinstance(stored, h5t.TypeStringID):
         if stored.is_variable_str():
-            return np.dtype(h5py.string_dtype())
+            text: np.dtype[Any] = h5py.string_dtype()
+            return text
         return np.dtype(f"S{stored.get_size()}")
     if isinstance(stored, h5t.TypeBitfieldID) and stored.get_size() == 1:
         return np.dtype(np.bool_)  # how PyTables stores booleans
     if isinstance(stored, h5t.TypeEnumID):
-        return np.dtype(np.bool_) if stored.dtype == np.bool_ else _dtype(stored.get_super())
+        is_bool = bool(stored.dtype == np.bool_)  # how h5py stores booleans
+        return np.dtype(np.bool_) if is_bool else _dtype(stored.get_super())
     plain: np.dtype[Any] = stored.dtype
     return plain

@@ -74,7 +74,7 @@ def test_large_data_take_the_kernel_and_small_data_do_not(monkeypatch):
 
 
 def test_a_group_out_of_range_is_refused_before_a_kernel_writes_there():
-    with pytest.raises(ValueError, match=r"outside of 0\.\.1: only 2 groups"):
+    with pytest.raises(ValueError, match=r"groups 0 to 2: outside of 0\.\.1"):
         grouped.check(np.array([0, 2]), np.zeros(2), 2)
     with pytest.raises(ValueError, match="2 groups given for 3 values"):
         grouped.check(np.array([0, 1]), np.zeros(3), 2)
