@@ -31,7 +31,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived: a batch system ends the job, or somebody asked it to."""
+    """SIGTERM or SIGHUP arrived: a batch system ends the job, or its terminal went away."""
 
 
 _arrived: list[int] = []  # signals that ask to stop
@@ -113,18 +113,15 @@ def app() -> None:
 def _overrides(
     values: Sequence[str], time_bin: str | None = None, epoch: str | None = None
 ) -> dict[str, object]:
-    import yaml
-
     given = {"Campaign.time_bin": time_bin, "Campaign.epoch": epoch}
     found: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if values:
+        from calibdask.config import parse_yaml
     for text in values:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: write SECTION.OPTION=VALUE")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: {value!r} is not a YAML value") from error
+        found[name.strip()] = parse_yaml(f"--set {text}", value)
     return found
 
 
@@ -249,7 +246,8 @@ def _listening(
         console = Console(stderr=True)
         handlers.append(RichHandler(console=console, show_path=False))
     if log_file is not None:
-        handlers.append(logging.FileHandler(log_file))
+        # Opened by the first message: until then it may turn out to be an input.
+        handlers.append(logging.FileHandler(log_file, delay=True))
         form = "%(asctime)s %(levelname)s %(message)s"
         handlers[-1].setFormatter(logging.Formatter(form))
     for handler in handlers:
@@ -316,6 +314,7 @@ def _run_job(
             overrides=_overrides(settings, time_bin, epoch),
             listener=listener,
             workdir=workdir,
+            log_file=log_file,
             report=not no_report,
             dashboard=sys.stderr.isatty() if dashboard is None else dashboard,
             command=shlex.join(["calibdask", *sys.argv[1:]]),
@@ -343,7 +342,8 @@ def _job_help(name: str, summary: str) -> str:
     Do it, or carry on:         calibdask {name} -c config.yaml -i DATA -o OUTPUT
 
     Exit codes: 0 done, 2 configuration or command line, 100 a fault that may pass, 104 an input is
-    broken, 105 an input is missing, 106 not enough data, 130 Ctrl-C, 143 SIGTERM, 1 anything else.
+    broken, 105 an input is missing, 106 not enough data, 130 Ctrl-C, 143 SIGTERM or SIGHUP, 1
+    anything else.
     After any of them the same command carries on from what is stored.
     """
 
@@ -805,8 +805,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _arrived.clear()
     signal.signal(signal.SIGTERM, _on_signal)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGINT, _on_signal)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _on_signal)
     carry_on = "what was computed is stored: run the same command again to carry on"
     try:
         code = app.main(

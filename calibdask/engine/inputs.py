@@ -19,7 +19,15 @@ from calibdask.errors import ConfigError, CorruptedInput, MissingInput, Transien
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Found", "Identities", "check_unchanged", "find_inputs", "identify", "is_store"]
+__all__ = [
+    "Found",
+    "Identities",
+    "check_unchanged",
+    "find_inputs",
+    "identify",
+    "is_store",
+    "lists_of",
+]
 
 _MIB = 1 << 20
 _STORE_FILES = ("zarr.json", ".zgroup", ".zarray")
@@ -82,6 +90,12 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
     if not found:
         raise ConfigError("no input was given: name files, globs, directories or @list.txt with -i")
     return found
+
+
+def lists_of(arguments: Iterable[str | Path]) -> list[Path]:
+    """Give the files behind ``@`` among what stood behind ``-i``."""
+    texts = [os.fspath(one) for one in arguments]
+    return [Path(text[1:]) for text in texts if text.startswith("@")]
 
 
 def is_store(path: Path) -> bool:

@@ -8,6 +8,8 @@ without LibRaw, which gives the same bits and takes a tenth of the time.
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import struct
 import tokenize
@@ -24,6 +26,7 @@ import numpy as np
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CorruptedInput, MissingInput, TransientError
+from calibdask.io.areas import areas_of_fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     import tifffile
     from numpy.typing import NDArray
     from PIL import Image
+
+    from calibdask.io.areas import Area
 
 __all__ = ["FRAME_PATTERNS", "FrameInfo", "inspect_frame", "read_frame", "read_frames"]
 
@@ -106,6 +111,9 @@ class FrameInfo:
         Name of the illumination; empty where it has none.
     photons : float or None
         Mean number of photons a pixel received.
+    lit_areas : tuple of Area
+        Where light falls, in rows and columns of the whole raw image: not on masked borders and
+        overscan. Empty for all of it.
     """
 
     path: str
@@ -125,6 +133,7 @@ class FrameInfo:
     kind: str = ""
     level: str = ""
     photons: float | None = None
+    lit_areas: tuple[Area, ...] = ()
 
     @property
     def camera(self) -> str:
@@ -430,8 +439,16 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
             white_level=white,
             pattern=pattern,
             black_level=black,
+            lit_areas=_visible(sizes),
             **{name: value or told.get(name, value) for name, value in said.items()},
         )
+
+
+def _visible(sizes: Any) -> tuple[Area, ...]:
+    """Give what LibRaw's margins leave."""
+    top, left = int(sizes.top_margin), int(sizes.left_margin)
+    area = (top, left, top + int(sizes.height), left + int(sizes.width))
+    return () if area == (0, 0, sizes.raw_height, sizes.raw_width) else (area,)
 
 
 def _iso(value: Any) -> int | None:
@@ -462,12 +479,17 @@ def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
                 return {}, ()
             first = tiff.pages.first
             layout = tuple(
-                (page.shape, page.compression, page.bitspersample)
+                (page.shape, page.compression, page.bitspersample, _tag(page, "ActiveArea"))
                 for page in (first, *(first.pages or ()))
             )
             return _page_tags(first), layout
     except _NONSENSE:
         return {}, ()
+
+
+def _tag(page: Any, name: str) -> Any:
+    tag = page.tags.get(name)
+    return None if tag is None else tag.value
 
 
 @contextmanager
@@ -613,16 +635,25 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _fits(path: Path) -> Iterator[Any]:
-    """Give the first HDU with an image."""
+def _fits(path: Path, *, whole: bool = False) -> Iterator[Any]:
+    """Give the first HDU with an image; of a `whole` file all checksums it has are compared."""
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
-    with warnings.catch_warnings(), path.open("rb") as file:
+    with warnings.catch_warnings(record=True) as told, path.open("rb") as opened:
         # Said again by us, in one sentence that names the file.
         warnings.simplefilter("ignore", AstropyWarning)
-        with fits.open(file, memmap=False) as hdus:
+        file: Any = opened
+        if whole:
+            warnings.filterwarnings("always", ".*(Checksum|Datasum) verification failed")
+            if path.suffix.lower() == ".gz":
+                # Its checksum stands behind everything, where astropy does not look.
+                file = io.BytesIO(gzip.decompress(opened.read()))
+        with fits.open(file, memmap=False, checksum=whole) as hdus:
             for hdu in hdus:
+                failed = [str(one.message) for one in told if "verification" in str(one.message)]
+                if failed:
+                    raise CorruptedInput(f"{path}: {failed[0].strip()}; copy it again")
                 if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
                     yield hdu
                     return
@@ -646,6 +677,12 @@ def _inspect_fits(path: Path) -> FrameInfo:
         if pattern and pattern not in _BAYER:
             raise WrongKind(f"{path}: BAYERPAT {pattern!r} is not one like 'RGGB'")
         shift = int(header.get("YBAYROFF", 0)) % 2, int(header.get("XBAYROFF", 0)) % 2
+        order = str(header.get("ROWORDER", "")).strip().upper()
+        if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
+            raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
+        if order == "BOTTOM-UP":
+            # Patterns are told from the top of the picture, which is the last row of the file.
+            shift = (int(axes[-2]) - 1 - shift[0]) % 2, shift[1]
         if pattern:
             pattern = "".join(
                 pattern[2 * ((row + shift[0]) % 2) + (column + shift[1]) % 2]
@@ -675,7 +712,15 @@ def _inspect_fits(path: Path) -> FrameInfo:
             kind=str(header.get("IMAGETYP", "")).strip(),
             level=str(header.get("LEVEL", "")).strip(),
             photons=_finite(header.get("PHOTONS")),
+            lit_areas=_lit_areas(path, header, (int(axes[-2]), int(axes[-1]))),
         )
+
+
+def _lit_areas(path: Path, header: Any, shape: tuple[int, int]) -> tuple[Area, ...]:
+    try:
+        return areas_of_fits(header, shape)
+    except CorruptedInput as error:
+        raise CorruptedInput(f"{path}: {error}; correct the card") from error
 
 
 def _exposure(value: Any) -> float | None:
@@ -706,7 +751,7 @@ def _check_fits_size(path: Path, hdu: Any) -> None:
 
 
 def _read_fits(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
-    with _fits(path) as hdu:
+    with _fits(path, whole=True) as hdu:
         _check_fits_size(path, hdu)
         axes = hdu.shape
         plain = _is_unsigned(hdu.header) and _is_plain(path, hdu)
@@ -739,6 +784,8 @@ def _inspect_tiff(path: Path) -> FrameInfo:
         shapes = {one.shape for one in tiff.pages}
         if len(shapes) != 1 or page.ndim != 2:
             raise WrongKind(f"{path}: pages of shape {sorted(shapes)} are no raw frames")
+        for one in tiff.pages:
+            _check_segments(path, one)
         wanted = max(
             offset + count
             for one in tiff.pages
@@ -764,7 +811,22 @@ def _read_tiff(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
             page = tiff.pages[index]
             if page.ndim != 2:
                 raise WrongKind(f"{path}: a page of shape {page.shape} is no raw frame")
+            _check_segments(path, page)
             yield page.asarray()
+
+
+def _check_segments(path: Path, page: Any) -> None:
+    """Refuse a page of which strips or tiles are missing: tifffile would give zeros there."""
+    wanted = 1
+    if page.is_tiled:
+        wanted = -(-page.imagelength // page.tilelength) * -(-page.imagewidth // page.tilewidth)
+    elif page.rowsperstrip:
+        wanted = -(-page.imagelength // min(page.rowsperstrip, page.imagelength))
+    counts = page.databytecounts
+    # tifffile gives one place and number for strips that lie one behind the other.
+    there = wanted if page.is_contiguous else sum(count > 0 for count in counts)
+    if there < wanted or 0 in counts:
+        raise CorruptedInput(f"{path}: has {there} of {wanted} strips or tiles; copy it again")
 
 
 @contextmanager
@@ -809,7 +871,23 @@ def _inspect_png(path: Path) -> FrameInfo:
         )
 
 
+def _check_png(path: Path) -> None:
+    """Check what Pillow does not: the checksum of each chunk (PNG specification, 5.3)."""
+    content = memoryview(path.read_bytes())
+    start = 8  # behind the signature
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 4])
+        stop = start + 8 + length
+        if zlib.crc32(content[start + 4 : stop]) != int.from_bytes(content[stop : stop + 4]):
+            name = bytes(content[start + 4 : start + 8]).decode("ascii", "replace")
+            raise CorruptedInput(
+                f"{path}: the chunk {name!r} at byte {start} fails its checksum; copy it again"
+            )
+        start = stop + 4
+
+
 def _read_png(path: Path) -> NDArray[Any]:
+    _check_png(path)
     with _png(path) as image:
         return np.asarray(image).astype(np.uint16)
 

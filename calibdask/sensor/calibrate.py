@@ -210,8 +210,11 @@ class CalibrateImages(StackCalibration):
             "mask": np.full(shape, image_flag("no-value")),
         }
         rows: dict[str, list[Any]] = {}
+        dark = ~self._sensor.lit(0, self._sensor.shape[0])
+        n_dark = np.count_nonzero(dark)
         for _, name, raw in data.stream:
             frame = _calibrated(raw, data.corrections[name], infos[name].exposure_s)
+            frame["mask"][dark] = image_flag("border")
             for column, values in frame.items():
                 kept[column][places[name]] = values
             mask = frame["mask"]
@@ -220,7 +223,7 @@ class CalibrateImages(StackCalibration):
                 "name": np.uint64(name),
                 "mean": np.mean(good, dtype=np.float64) if good.size else np.nan,
                 "median": np.median(good) if good.size else np.nan,
-                "n_pixels": mask.size,
+                "n_pixels": mask.size - n_dark,
                 "n_good": good.size,
                 **{
                     f"n_{flag}": np.count_nonzero(mask & np.uint16(1 << bit))

@@ -49,6 +49,7 @@ from calibdask.sensor.metadata import (
     stack_key,
     unused_rows,
 )
+from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
 from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, TileStacks
 
@@ -149,6 +150,7 @@ def sensor_facts(infos: Sequence[FrameInfo], saturation_dn: int | None = None) -
         bit_depth=next((one.bit_depth for one in infos if one.bit_depth is not None), None),
         first=times[0] if times else "",
         last=times[-1] if times else "",
+        lit_areas=next((one.lit_areas for one in infos if one.lit_areas), ()),
     )
 
 
@@ -371,6 +373,10 @@ class StackCalibration(Calibration):
                 )
         return found
 
+    def also_read(self) -> Sequence[str]:
+        """Name the products of other jobs."""
+        return [path for _, path in self.products]
+
     def planned(self, surveys: Sequence[Survey]) -> Self:
         """Put the frames into stacks and look at the products that the fit needs.
 
@@ -516,7 +522,12 @@ class StackCalibration(Calibration):
     def map_config(self) -> Mapping[str, Any]:
         """Give what the sums depend on beside the frames."""
         saturation_dn = None if self.sensor is None else self.sensor.saturation_dn
-        return {"saturation_dn": saturation_dn, "max_clipped": self.stacks.max_clipped}
+        lit_areas = () if self.sensor is None else self.sensor.lit_areas
+        return {
+            "saturation_dn": saturation_dn,
+            "max_clipped": self.stacks.max_clipped,
+            "lit_areas": [list(area) for area in lit_areas],
+        }
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what the fit depends on: options, other products, frames' order and sensor."""
@@ -527,7 +538,7 @@ class StackCalibration(Calibration):
             "products": [list(one) for one in self.product_digests],
             "sensor": [
                 list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,
-                sensor.bit_depth,
+                sensor.bit_depth, [list(area) for area in sensor.lit_areas],
             ],
         }  # fmt: skip
 
@@ -593,6 +604,7 @@ class StackCalibration(Calibration):
             self.tiles,
             saturation=np.inf if saturation is None else saturation,
             bounds=bounds,
+            lit_areas=self._sensor.lit_areas,
             batch=_BATCH,
         )
         n_read = sum(len(one.frames.frame_id) for one in summaries[self.tiles[0]].stacks.values())
@@ -621,7 +633,7 @@ class StackCalibration(Calibration):
 
     def _much_clipped(self, summaries: Mapping[Tile, StackSummary]) -> Iterator[str]:
         """Name frames of which many pixels are outliers: clouds, a lamp, a hand."""
-        n_pixels = self._sensor.shape[0] * self._sensor.shape[1]
+        n_pixels = np.count_nonzero(self._sensor.lit(0, self._sensor.shape[0]))
         clipped: Counter[int] = Counter()
         for summary in summaries.values():
             for stack in summary.stacks.values():
@@ -683,7 +695,7 @@ class StackCalibration(Calibration):
     def create_maps(self, path: Path, states: Mapping[Cell, TileFit], result: Any) -> None:
         """Make the maps that the first tile has, at the sensor's size."""
         cell = self.cells[0]
-        maps = self.finish_tile(cell, states[cell].maps, result)
+        maps = self.finished(cell, states[cell].maps, result)
         layouts = {
             name: MapLayout(
                 self._sensor.shape,
@@ -708,6 +720,7 @@ class StackCalibration(Calibration):
             "camera": sensor.camera,
             "pattern": sensor.pattern,
             "saturation_dn": sensor.saturation_dn,
+            "lit_areas": [list(area) for area in sensor.lit_areas],
             "first_frame": sensor.first,
             "last_frame": sensor.last,
         }
@@ -715,9 +728,18 @@ class StackCalibration(Calibration):
         for name, one in more.items():
             write_rows(path, name, 0, one.values)
 
+    def finished(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
+        """Give the maps of one tile as they are written: masks say where no light falls."""
+        dark = ~self._sensor.lit(*_tile_of(cell))
+        border = pixel_flag("border")
+        return {
+            name: np.where(dark, border, one) if name.endswith("mask") and dark.any() else one
+            for name, one in self.finish_tile(cell, maps, result).items()
+        }
+
     def write_maps(self, path: Path, cell: Cell, state: TileFit, result: Any) -> None:
         """Write the maps of one tile: its rows are whole chunks."""
-        for name, values in self.finish_tile(cell, state.maps, result).items():
+        for name, values in self.finished(cell, state.maps, result).items():
             write_rows(path, name, _tile_of(cell)[0], values)
 
     def finish_maps(self, path: Path, result: Any) -> None:

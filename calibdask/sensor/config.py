@@ -243,6 +243,23 @@ def _black_level(value: object) -> tuple[float, ...]:
     return tuple(levels)
 
 
+def _lit_areas(value: object) -> tuple[tuple[int, int, int, int], ...]:
+    given = value if isinstance(value, (list, tuple)) else [value]
+    areas = []
+    for area in given if any(isinstance(one, (list, tuple)) for one in given) else [given]:
+        match area:
+            case [int(top), int(left), int(bottom), int(right)] if (
+                0 <= top < bottom and 0 <= left < right
+            ):
+                areas.append((top, left, bottom, right))
+            case _:
+                raise ConfigError(
+                    f"{value!r} is no [top, left, bottom, right] with bottom greater than top and"
+                    " right greater than left, and no list of such"
+                )
+    return tuple(areas)
+
+
 def _time(value: object) -> str:
     try:
         # YAML makes dates of what looks like one.
@@ -282,6 +299,15 @@ class FrameRow(Section):
         description="Black level: a number, or four in the order of the pattern.",
         json_schema_extra={"unit": "DN"},
     )
+    lit_areas: Annotated[tuple[tuple[int, int, int, int], ...], read_with(_lit_areas)] | None = (
+        Field(
+            default=None,
+            description="Where light falls: [top, left, bottom, right], the first row and column "
+            "and those behind the last, as in DNG's ActiveArea, or a list of such where overscan "
+            "lies between. What is outside is left out of fits and statistics.",
+            json_schema_extra={"unit": "pixel"},
+        )
+    )
     make: str | None = Field(default=None, description="Maker of the camera.")
     model: str | None = Field(default=None, description="The camera.")
     time: Annotated[str, read_with(_time)] | None = Field(
@@ -302,8 +328,9 @@ class Frames(Section):
         strict=False,  # a list is what YAML has; the rows themselves are strict
         description="What is known about frames by their paths: rows of path (a glob, matched from "
         "its end) and any of kind, iso, exposure_s, level, photons, temperature_c, time, make, "
-        "model, pattern, black_level, white_level, bit_depth. It counts before what files and "
-        "folders say; of the rows that match a frame, the last one that tells something counts.",
+        "model, pattern, black_level, white_level, bit_depth, lit_areas. It counts before what "
+        "files and folders say; of the rows that match a frame, the last one that tells something "
+        "counts.",
         examples=[[{"path": "dark/*.fits", "kind": "dark_current", "iso": 100}]],
     )
     min_frames: int = Field(

@@ -96,6 +96,7 @@ def dark_flags(
         mask[fitted & (fit.rate > limit)] |= pixel_flag("hot")
     # Saturated before a line could be drawn: hot beyond measure.
     mask[~fitted & saturated.any(axis=0)] |= pixel_flag("hot")
+    mask[~tile.lit] = pixel_flag("border")
     return mask
 
 

@@ -79,7 +79,7 @@ class Defects(MapCalibration):
             )
         defect = np.zeros(tile.shape, np.uint16)
         for name in DEFECTS:
-            defect |= mask & pixel_flag(name)
+            defect |= np.where(tile.lit, mask & pixel_flag(name), np.uint16(0))
         y, x = np.nonzero(defect)
         listed = np.stack([y + tile.y0, x, tile.channel[y, x], defect[y, x]], axis=1)
         scalars = {

@@ -56,8 +56,9 @@ class Emva1288(MapCalibration):
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Sum up what the standard asks for over the pixels of one tile.
 
-        All pixels count, whatever they are like, as the standard demands.
+        All lit pixels count, whatever they are like, as the standard demands.
         """
+        lit = tile.lit
         maps: dict[str, NDArray[Any]] = {}
         scalars: dict[str, NDArray[Any]] = {}
         for kind in (*PAIRS, *SPATIAL):
@@ -71,9 +72,9 @@ class Emva1288(MapCalibration):
                 pixels = stacks[key]
                 name = f"{kind}:{key[0]}:{key[1]!r}:{key[2]!r}"
                 scalars[name] = np.array(
-                    [pixels.mean.size, pixels.mean.sum(), pixels.variance.sum()]
+                    [lit.sum(), pixels.mean[lit].sum(), pixels.variance[lit].sum()]
                 )
-                scalars[f"frames:{name}"] = pixels.frame_means * pixels.mean.size
+                scalars[f"frames:{name}"] = pixels.frame_means * lit.sum()
                 if kind in SPATIAL:
                     scalars |= _spatial_sums(name, pixels)
                     what = kind.removeprefix("emva_").removesuffix("_spatial")
@@ -158,13 +159,17 @@ class Emva1288(MapCalibration):
 
 
 def _spatial_sums(name: str, pixels: Pixels) -> dict[str, NDArray[Any]]:
-    mean = pixels.mean
-    moments = Moments.from_groups(np.zeros(mean.size, np.int64), mean.ravel(), 1)
+    mean, lit = pixels.mean, pixels.lit
+    values = mean[lit]
+    moments = Moments.from_groups(np.zeros(values.size, np.int64), values, 1)
+    # Rows and columns without light are no part of the sensor.
+    inside, across = lit.any(axis=1), np.count_nonzero(lit, axis=1)
     return {
         f"moments:{name}": np.array([moments.n[0], moments.mean[0], moments.m2[0]]),
-        f"left:{name}": np.array([pixels.mean_variance.sum()]),
-        f"rows:{name}": mean.mean(axis=1),
-        f"columns:{name}": mean.sum(axis=0),
+        f"left:{name}": np.array([pixels.mean_variance[lit].sum()]),
+        f"rows:{name}": np.where(lit, mean, 0.0).sum(axis=1)[inside] / across[inside],
+        f"columns:{name}": np.where(lit, mean, 0.0).sum(axis=0),
+        f"heights:{name}": np.count_nonzero(lit, axis=0),
     }
 
 
@@ -238,10 +243,11 @@ def _nonuniformity(
         sums = SpatialSums(int(moments.n[0]), float(moments.mean[0]), float(moments.m2[0]), left)
         found.append(sums)
         rows = np.concatenate([tile[f"rows:{name}"] for tile in tiles])
-        columns = sum(
-            (tile[f"columns:{name}"] for tile in tiles), np.zeros(len(tiles[0][f"columns:{name}"]))
+        columns, heights = (
+            np.sum([tile[f"{what}:{name}"] for tile in tiles], axis=0)
+            for what in ("columns", "heights")
         )
-        parts = split_nonuniformity(sums, rows, columns / len(rows))
+        parts = split_nonuniformity(sums, rows, columns[heights > 0] / heights[heights > 0])
         what = kind.removeprefix("emva_").removesuffix("_spatial")
         split |= {
             f"s2_{what}_{part}_dn2": value

@@ -218,11 +218,12 @@ class FlatField(MapCalibration):
             n_terms=self.options.n_terms,
             border=self.options.border,
             pixel_scatter=float(known.mean()) if known.size else 0.0,
+            lit=self._sensor.lit_box,
         )
         n_frames, n_stacks, _ = tiles[0]["frames"].tolist()
         source = max(int(tile["frames"][2]) for tile in tiles)
-        height, width = self._sensor.shape
-        corner_y, corner_x = np.meshgrid([0, height - 1], [0, width - 1])
+        y0, x0, y1, x1 = self._sensor.lit_box
+        corner_y, corner_x = np.meshgrid([y0, y1 - 1], [x0, x1 - 1])
         corners = model.radius2(corner_y, corner_x)
         row: dict[str, Any] = {"n_frames": n_frames, "n_stacks": n_stacks}
         for channel, name in enumerate(channel_names(self._sensor)):

@@ -83,11 +83,12 @@ def without_flicker(pixels: Pixels, signal: Floats) -> Floats:
     ndarray of float64, shape (h, w)
         Variance, DN^2. Its expectation is right whether or not the light varies.
     """
-    means, seen = pixels.frame_means, np.isfinite(pixels.variance)
-    light = float(signal[np.isfinite(signal)].mean())
+    means, seen = pixels.frame_means, np.isfinite(pixels.variance) & pixels.lit
+    lit = signal[np.isfinite(signal) & pixels.lit]
+    light = float(lit.mean()) if lit.size else 0.0
     if len(means) < 2 or not seen.any() or light <= 0:
         return pixels.variance
-    own = float(pixels.variance[seen].mean()) / pixels.variance.size
+    own = float(pixels.variance[seen].mean()) / np.count_nonzero(pixels.lit)
     flicker2 = (float(means.var(ddof=1)) - own) / light**2
     return pixels.variance - flicker2 * signal**2
 
@@ -166,7 +167,9 @@ class Gain(MapCalibration):
         n_levels = np.zeros(tile.shape, np.int64)
         sums = np.zeros((N_CHANNELS, len(points), len(_SUMS)))
         for channel in np.unique(tile.channel).tolist():
-            here = tile.channel == channel
+            here = (tile.channel == channel) & tile.lit
+            if not here.any():
+                continue
             x, y, n_here, usable = signal[:, here], variance[:, here], n[:, here], good[:, here]
             usable = usable & (x <= self._limit(tile, x, y, bias, here))
             fit = photon_transfer(x, y, n_here, usable, pool_noise(x, y, usable))

@@ -125,6 +125,7 @@ class IsoNormalisation(MapCalibration):
         mask = np.zeros(tile.shape, np.uint16)
         mask[(pixels.n < 2) | ~np.isfinite(signal)] |= pixel_flag("few-frames")
         mask[pixels.stuck] |= pixel_flag("saturated")
+        mask[~tile.lit] = pixel_flag("border")
         top = saturation_dn(tile.sensor)
         limits = (0.0, np.inf if top is None else float(top))
         expected = pixels.mean if below is None else pixels.mean.copy()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
+from calibdask.io.areas import checked
 from calibdask.io.emva import EmvaDescriptor, find_emva_descriptor, read_emva_descriptor
 from calibdask.io.spectacle import (
     CameraFile,
@@ -196,6 +197,12 @@ def describe(
             f"{path}: has four black levels ({told['black_level']}) and nothing tells the colour"
             " pattern they are of; tell it in the configuration (Frames.table)"
         )
+    try:
+        told["lit_areas"] = checked(told["lit_areas"], info.shape)
+    except CorruptedInput as error:
+        raise CorruptedInput(
+            f"{path}: {error}; tell it in the configuration (lit_areas in Frames.table)"
+        ) from error
     return replace(info, **told), tuple(conflicts)
 
 
@@ -230,6 +237,7 @@ _FIELDS: Final[dict[str, tuple[str, Any, Callable[[Any, Any], bool]]]] = {
     "white_level": ("the white level", None, _equal),
     "pattern": ("the colour pattern", "", _equal),
     "black_level": ("the black level", (), _equal),
+    "lit_areas": ("the area on which light falls", (), _equal),
     "time": ("the time", "", _equal),
     "make": ("the make", "", _same_text),
     "model": ("the model", "", _same_text),
@@ -476,6 +484,7 @@ _COMMON: Final[dict[str, Callable[[FrameInfo], str]]] = {
     "shape": lambda info: f"{info.shape[0]} x {info.shape[1]}",
     "colour pattern": lambda info: info.pattern,
     "bit depth": lambda info: "" if info.bit_depth is None else str(info.bit_depth),
+    "lit area": lambda info: " and ".join(str(list(area)) for area in info.lit_areas),
 }
 """What all frames of a run have in common; an empty text goes with everything."""
 

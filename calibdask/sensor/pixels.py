@@ -63,7 +63,9 @@ class Pixels:
     stuck : ndarray of bool, shape (h, w)
         Saturated in more than half of the frames.
     frame_means : ndarray of float64, shape (n_frames,)
-        Mean over the tile of each frame, DN.
+        Mean over the lit pixels of the tile of each frame, DN.
+    lit : ndarray of bool, shape (h, w)
+        Neither masked border nor overscan.
     """
 
     mean: Floats
@@ -73,11 +75,12 @@ class Pixels:
     clipped: Mask
     stuck: Mask
     frame_means: Floats
+    lit: Mask
 
     @property
     def good(self) -> Mask:
-        """Pixels with a mean and a variance that nothing has cut off."""
-        return (self.n >= 2) & ~self.saturated & ~self.clipped
+        """Lit pixels with a mean and a variance that nothing has cut off."""
+        return (self.n >= 2) & ~self.saturated & ~self.clipped & self.lit
 
     @property
     def mean_variance(self) -> Floats:
@@ -92,6 +95,7 @@ class Pixels:
         mask[self.n < 2] |= pixel_flag("few-frames")
         mask[self.saturated] |= pixel_flag("saturated")
         mask[self.clipped] |= pixel_flag("clipped")
+        mask[~self.lit] = pixel_flag("border")
         return mask
 
 
@@ -143,7 +147,8 @@ def gather[K](
             # Only whole numbers end at zero.
             (stack.minimum == 0) if stack.minimum.dtype.kind == "u" else np.zeros(mean.shape, bool),
             2 * stack.n_saturated.astype(np.int64) > stack.n,
-            stack.frames.frame_sum / float(mean.size),
+            stack.frames.frame_sum / max(float(np.count_nonzero(tile.lit)), 1.0),
+            tile.lit,
         )
     return result
 

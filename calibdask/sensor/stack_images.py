@@ -153,7 +153,7 @@ class StackImages(StackCalibration):
             }
             if self.stacks.clip_sigma is not None:
                 maps[f"{group}/n_clipped"] = np.uint16(stack.n_frames) - stack.n
-            saturated = stack.n_saturated > 0
+            saturated = (stack.n_saturated > 0) & tile.lit
             mask = np.where(saturated, pixel_flag("saturated"), np.uint16(0)).astype(np.uint16)
             scalars |= overview(f"{group}/mean", tile, mean, mask)
             scalars |= overview(f"{group}/variance", tile, variance, mask)
@@ -168,7 +168,7 @@ class StackImages(StackCalibration):
         """Add up what is known of the frames."""
         tiles = list(scalars.values())
         maps = overviews(tiles)
-        n_pixels = self._sensor.shape[0] * self._sensor.shape[1]
+        n_pixels = np.count_nonzero(self._sensor.lit(0, self._sensor.shape[0]))
         records = []
         for key, planned in self.plan_frames:
             group = self.groups[key]

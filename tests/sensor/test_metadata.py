@@ -196,6 +196,8 @@ def test_the_descriptor_of_emva(shared_sensor):
 
 
 def test_a_descriptor_says_nothing_about_other_images(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
     (tmp_path / "EMVA1288_Data.txt").write_text("n 12 60 40\nb 1000 5\ni a.png\ni b.png\n")
     assert describe(info(tmp_path / "a.png"))[0].kind == "emva_bright"
     assert describe(info(tmp_path / "c.png"))[0].kind == ""
@@ -206,6 +208,8 @@ def test_a_descriptor_says_nothing_about_other_images(tmp_path):
 
 
 def test_a_descriptor_of_another_size(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").touch()
     (tmp_path / "EMVA1288_Data.txt").write_text("n 12 6 4\nd 1000\ni a.png\ni b.png\n")
     (conflict,) = describe(info(tmp_path / "a.png"))[1]
     assert (conflict.what, conflict.value, conflict.other) == ("the shape", (40, 60), (4, 6))
