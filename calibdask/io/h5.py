@@ -36,12 +36,18 @@ TRANSIENT = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOSP
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, 524}  # 524: ENOTSUPP of the NFS client
 
+# What h5py raises where a file makes no sense to it or to the HDF5 library.
+_DAMAGED = (
+    KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError,
+    UnicodeDecodeError, ValueError,
+)  # fmt: skip
+
 # Rows are read in blocks: a wide table is never in memory for the sake of three of its columns.
 _BLOCK_BYTES = 2 * 2**20
 
 
 class File:
-    """An open HDF5 file, from `open_hdf5`.
+    """An open HDF5 file, from `open_hdf5`. Its methods raise CorruptedInput where it is damaged.
 
     Attributes
     ----------
@@ -54,21 +60,24 @@ class File:
         self._fid = fid
 
     def __contains__(self, path: str) -> bool:
-        return path.encode() in self._fid
+        with _reading(self.path):
+            return path.encode() in self._fid
 
     def children(self, path: str) -> tuple[str, ...]:
         """Return the names in a group, sorted; nothing where there is no such group."""
         if path not in self:
             return ()
-        node = h5o.open(self._fid, path.encode())
-        names: list[bytes] = []
-        if isinstance(node, h5g.GroupID):
-            node.links.iterate(names.append)
-        return tuple(sorted(name.decode("utf-8", "replace") for name in names))
+        with _reading(self.path):
+            node = h5o.open(self._fid, path.encode())
+            names: list[bytes] = []
+            if isinstance(node, h5g.GroupID):
+                node.links.iterate(names.append)
+            return tuple(sorted(name.decode() for name in names))
 
     def attribute(self, name: str) -> Any:
-        """Return an attribute of the file, None where there is none."""
-        return _attribute(h5g.open(self._fid, b"/"), name)
+        """Return an attribute of the file, None where there is none. Nothing is unpickled."""
+        with _reading(self.path):
+            return _attribute(h5g.open(self._fid, b"/"), name)
 
     def find(self, path: str) -> Table | None:
         """Return the table at a path, None where there is none.
@@ -80,12 +89,12 @@ class File:
         """
         if path not in self:
             return None
-        node = h5o.open(self._fid, path.encode())
-        if not isinstance(node, h5d.DatasetID):
-            raise CorruptedInput(f"{self.path}: {path} is not a table but a group")
-        if not isinstance(node.get_type(), h5t.TypeCompoundID) or len(node.shape) != 1:
-            raise CorruptedInput(f"{self.path}: {path} is not a table but an array")
-        return Table(self.path, path, node)
+        with _reading(self.path):
+            node = h5o.open(self._fid, path.encode())
+            if _is_table(node):
+                return Table(self.path, path, node)
+        kind = "a group" if isinstance(node, h5g.GroupID) else "an array"
+        raise CorruptedInput(f"{self.path}: {path} is not a table but {kind}")
 
     def table(self, path: str) -> Table:
         """Return the table at a path.
@@ -105,11 +114,14 @@ class File:
     def tables(self) -> Iterator[Table]:
         """Yield all tables of the file, sorted by their paths."""
         names: list[bytes] = []
-        h5o.visit(self._fid, names.append)
+        with _reading(self.path):
+            h5o.visit(self._fid, names.append)
         for name in sorted(names):
-            node = h5o.open(self._fid, name)
-            if isinstance(node, h5d.DatasetID) and isinstance(node.get_type(), h5t.TypeCompoundID):
-                yield Table(self.path, f"/{name.decode()}", node)
+            with _reading(self.path):
+                node = h5o.open(self._fid, name)
+                table = Table(self.path, f"/{name.decode()}", node) if _is_table(node) else None
+            if table is not None:
+                yield table
 
 
 class Table:
@@ -164,15 +176,8 @@ class Table:
         if rows.size:
             space = self._node.get_space()
             space.select_hyperslab((start,), rows.shape)
-            try:
+            with _reading(self.file, self.path):
                 self._node.read(h5s.create_simple(rows.shape), space, rows, self._type)
-            except OSError as error:
-                if (error.errno or 0) in TRANSIENT or _codes(str(error)) & TRANSIENT:
-                    raise
-                raise CorruptedInput(
-                    f"{self.file}: {self.path} is damaged ({_reason(str(error))}); copy or produce"
-                    " the file again"
-                ) from error
         return rows
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
@@ -213,7 +218,8 @@ class Table:
 
     def attribute(self, name: str) -> Any:
         """Return an attribute of the table, None where there is none. Nothing is unpickled."""
-        return _attribute(self._node, name)
+        with _reading(self.file, self.path):
+            return _attribute(self._node, name)
 
     def field(self, column: str, what: str) -> Any:
         """Return what ctapipe says of a column, e.g. its UNIT or TRANSFORM; None for nothing."""
@@ -249,12 +255,12 @@ def open_hdf5(path: Path | str) -> Iterator[File]:
     """
     path = Path(path)
     check_readable(path)
-    with _translated_errors(path):
+    with _reading(path):
         fid = _open(path)
-        try:
-            yield File(path, fid)
-        finally:
-            fid.close()
+    try:
+        yield File(path, fid)
+    finally:
+        fid.close()
 
 
 def _open(path: Path) -> h5f.FileID:
@@ -296,23 +302,15 @@ def check_readable(path: Path) -> None:
 
 
 @contextmanager
-def _translated_errors(path: Path) -> Iterator[None]:
-    """Raise this package's exceptions for those of h5py."""
+def _reading(path: Path, where: str = "") -> Iterator[None]:
+    """Raise this package's exceptions for those of h5py; only h5py is called inside."""
     try:
         yield
-    except CalibdaskError:
-        raise
-    except KeyError as error:
-        raise MissingInput(f"{path}: {error.args[0]}") from None
-    except OSError as error:
-        raise _from_hdf5(path, str(error)) from error
-    except (RuntimeError, UnicodeDecodeError) as error:
-        raise CorruptedInput(
-            f"{path}: damaged ({_reason(str(error))}); copy or produce it again"
-        ) from error
+    except _DAMAGED as error:
+        raise _from_hdf5(path, where, str(error)) from error
 
 
-def _from_hdf5(path: Path, trace: str) -> CalibdaskError:
+def _from_hdf5(path: Path, where: str, trace: str) -> CalibdaskError:
     """Tell faults of the file system from faults of the file, by HDF5's own message."""
     if transient := _codes(trace) & TRANSIENT:
         reasons = ", ".join(os.strerror(code) for code in sorted(transient))
@@ -323,7 +321,8 @@ def _from_hdf5(path: Path, trace: str) -> CalibdaskError:
         )
     if "file signature not found" in trace:
         return CorruptedInput(f"{path}: not an HDF5 file")
-    return CorruptedInput(f"{path}: damaged ({_reason(trace)}); copy or produce it again")
+    what = f"{where} is damaged" if where else "damaged"
+    return CorruptedInput(f"{path}: {what} ({_reason(trace)}); copy or produce the file again")
 
 
 def _codes(trace: str) -> set[int]:
@@ -334,6 +333,14 @@ def _reason(trace: str) -> str:
     """Return what HDF5 says happened, of a message such as "Can't do this (it happened)"."""
     inner = re.search(r"\((.*)\)\s*$", trace)
     return inner[1] if inner else trace.strip()
+
+
+def _is_table(node: object) -> bool:
+    return (
+        isinstance(node, h5d.DatasetID)
+        and isinstance(node.get_type(), h5t.TypeCompoundID)
+        and len(node.shape) == 1
+    )
 
 
 def _attribute(node: h5g.GroupID | h5d.DatasetID, name: str) -> Any:
