@@ -16,7 +16,7 @@ from calibdask.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_private", "distrust", "make_private"]
+__all__ = ["check_private", "distrust", "make_private", "make_scratch"]
 
 _ROOT = 0
 
@@ -104,6 +104,37 @@ def make_private(path: Path, *, remedy: str) -> None:
     check_private(path, remedy=remedy)
 
 
+def make_scratch(parent: Path) -> Path:
+    """Make a directory for this user alone, with a name of its own, where others may write too.
+
+    Parameters
+    ----------
+    parent : Path
+        An existing directory such as ``/tmp``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such directory, or another user could rename what is in it.
+    """
+    import tempfile
+
+    try:
+        status = parent.stat()
+        open_to_others = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if open_to_others or status.st_uid not in (_ROOT, os.geteuid()):
+            raise ConfigError(
+                f"{parent}: belongs to {_user(status.st_uid)} and has the permissions"
+                f" {stat.S_IMODE(status.st_mode):04o}: others could replace what workers keep"
+                " there; choose another with Slurm.local_directory"
+            )
+        return type(parent)(tempfile.mkdtemp(prefix="calibdask-", dir=parent))
+    except OSError as error:
+        raise ConfigError(
+            f"{parent}: {error.strerror or error}; choose another with Slurm.local_directory"
+        ) from error
+
+
 def _user(uid: int) -> str:
     import pwd
 
@@ -111,3 +142,18 @@ def _user(uid: int) -> str:
         return f"the user {pwd.getpwuid(uid).pw_name}"
     except KeyError:  # a container may run as a number without a name
         return f"the user with the number {uid}"
+
+
+def _main() -> None:
+    """Make scratch below the directory that is named, and print its path."""
+    import sys
+    from pathlib import Path
+
+    try:
+        sys.stdout.write(f"{make_scratch(Path(sys.argv[1]))}\n")
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    _main()

@@ -14,6 +14,7 @@ import numpy as np
 
 from calibdask.engine.envelope import Outcome
 from calibdask.engine.keys import buckets_of, hashed, overlapping, power_of_two
+from calibdask.engine.shown import printable
 from calibdask.engine.tasks import Task, WorkContext, guarded, kept_arrays
 from calibdask.errors import CorruptedInput
 
@@ -129,9 +130,9 @@ def raise_duplicates(plan: Plan, outcomes: Iterable[Outcome]) -> None:
         return
     group, identifier, *pair, _ = min(found)
     count = sum(number for other, *_, number in found if other == group)
-    paths = " and ".join(plan.shards[index].inputs[0].path for index in pair)
+    names = (printable(plan.shards[index].inputs[0].path, one_line=True) for index in pair)
     raise CorruptedInput(
-        f"{paths} both hold {plan.calibration.name_event(group, identifier)}"
+        f"{' and '.join(names)} both hold {plan.calibration.name_event(group, identifier)}"
         f" ({count} events are in two inputs): counting events twice would make the errors too"
         " small; leave one of them out"
     )

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -76,7 +77,9 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
             files = {path for path in files if path.is_file() or is_store(path)}
             files = {path for path in files if not path.name.startswith(".")}
             if not files:
-                wanted = ", ".join(patterns)
+                # Patterns of any case, *.[fF][iI][tT][sS], are for the file system, not for people.
+                names = (pattern.rpartition("/")[2] for pattern in patterns)
+                wanted = ", ".join(re.sub(r"\[(\w)\w\]", r"\1", name) for name in names)
                 raise ConfigError(f"no file named {wanted} in the directory {text}")
             found.extend(Found(path, named=False) for path in sorted(files))
         elif not Path(text).exists() and glob.has_magic(text):

@@ -30,7 +30,7 @@ from calibdask.engine.places import Places
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
-from calibdask.engine.shown import facts_html, facts_text, table_text, tables_html
+from calibdask.engine.shown import facts_html, facts_text, printable, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     States,
@@ -44,6 +44,7 @@ from calibdask.engine.tasks import (
 )
 from calibdask.errors import CalibdaskError
 from calibdask.io.maps import MAPS
+from calibdask.stats.compiled import cache_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -580,6 +581,8 @@ def run_calibration(
                     "WARNING", f"took {workdir} over from a dead run ({lock.taken_over})"
                 )
             )
+        if problem := cache_problem():
+            emit(events.Message("WARNING", problem))
         plan = make_plan(
             calibration,
             inputs,

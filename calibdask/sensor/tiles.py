@@ -42,6 +42,8 @@ class SensorFacts:
         Bits of the converter.
     first, last : str
         Times of the first and the last frame; empty where unknown.
+    serial_number, binning, window, unit
+        As in `calibdask.io.frames.FrameInfo`.
     lit_areas : tuple of (int, int, int, int)
         Where light falls (see `calibdask.io.areas.Area`); empty for everywhere.
     """
@@ -54,6 +56,10 @@ class SensorFacts:
     bit_depth: int | None = None
     first: str = ""
     last: str = ""
+    serial_number: str = ""
+    binning: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
+    unit: str = ""
     lit_areas: tuple[tuple[int, int, int, int], ...] = ()
 
     def lit(self, first: int, stop: int) -> NDArray[np.bool_]:
