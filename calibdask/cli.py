@@ -246,7 +246,7 @@ def _listening(
         console = Console(stderr=True)
         handlers.append(RichHandler(console=console, show_path=False))
     if log_file is not None:
-        handlers.append(logging.FileHandler(log_file))
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
         form = "%(asctime)s %(levelname)s %(message)s"
         handlers[-1].setFormatter(logging.Formatter(form))
     for handler in handlers:
