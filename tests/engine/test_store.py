@@ -140,6 +140,51 @@ class _Bomb:
         self.path = str(path)
 
 
+def _replace_by_pipe(path):
+    os.mkfifo(path)
+
+
+def _replace_by_directory(path):
+    path.mkdir()
+    (path / "inside").touch()
+
+
+def _replace_by_link_to_itself(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "replaced", [_replace_by_pipe, _replace_by_directory, _replace_by_link_to_itself]
+)
+def test_what_is_no_file_is_discarded(filled, replaced):
+    path = filled.path(ADDRESS)
+    path.unlink()
+    replaced(path)
+    assert ADDRESS not in filled.scan()
+    with pytest.raises(CorruptResult, match="stored result is broken"):
+        filled.open(ADDRESS)
+    filled.save(ADDRESS, {"cells": [[]]}, GROUPS)
+    _read(filled)
+    path.unlink()
+    replaced(path)
+    filled.discard(ADDRESS)
+    assert not path.is_symlink()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("change", [lambda a: a[:0], lambda a: np.full(a.shape, np.nan)])
+def test_arrays_put_in_the_place_of_others_are_noticed(filled, change):
+    path = filled.path(ADDRESS)
+    with np.load(path, allow_pickle=False) as archive:
+        members = dict(archive)
+    name = next(one for one in members if one != "header.json")
+    members[name] = change(members[name].astype(float))
+    np.savez(path.with_suffix(""), allow_pickle=False, **members)
+    with pytest.raises(CorruptResult, match="not those that were stored"):
+        filled.open(ADDRESS)
+    assert not filled.is_sound(ADDRESS)
+
+
 def test_a_pickle_is_refused_and_not_executed(filled, tmp_path):
     mine = tmp_path / "executed"
     with np.load(filled.path(ADDRESS)) as archive:
