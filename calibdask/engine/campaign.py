@@ -525,7 +525,7 @@ def _check_is_workdir(workdir: Path) -> None:
         )
     store = workdir / "store"
     is_store = store.is_dir() and all(_is_prefix(one.name) for one in store.iterdir())
-    if not (is_store or _read_plan(workdir)[1]):
+    if not (is_store or _read_plan(workdir, None)[1]):
         raise ConfigError(f"{workdir}: holds neither a plan nor a store: not a work directory")
     if store.exists() and not is_store:
         raise ConfigError(f"{store}: holds something else than results: remove it by hand")

@@ -194,7 +194,7 @@ class Store:
                         found.update(
                             entry.name.removesuffix(".npz")
                             for entry in entries
-                            if entry.name.endswith(".npz") and entry.is_file()
+                            if entry.name.endswith(".npz") and entry.is_file(follow_symlinks=False)
                         )
         return found
 

@@ -23,8 +23,8 @@ __all__ = ["cache_directory", "compiled"]
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def cache_directory(package: Path) -> Path:
-    """Give the place where the compiled kernels of a package are kept.
+def cache_directory(package: Path) -> Path | None:
+    """Give the place where the compiled kernels of a package are kept; None without a home.
 
     It is in the user's own cache directory (``XDG_CACHE_HOME``, else ``~/.cache``). Set
     ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way. What is in there
@@ -42,7 +42,10 @@ def cache_directory(package: Path) -> Path:
     elif home:
         root = Path(home) / "calibdask" / "numba"
     else:
-        root = Path("~/.cache/calibdask/numba").expanduser()
+        try:
+            root = Path.home() / ".cache" / "calibdask" / "numba"
+        except RuntimeError:  # a user without a name has no home
+            return None
     return root / _digest(package)
 
 
@@ -62,21 +65,43 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
     """Compile a function for the types it is first called with, and keep what was compiled.
 
     Kernels release Python's lock, so that threads compute side by side. Where nothing can be kept
-    (a home that cannot be written to), they are compiled in each process.
+    (no home, one that cannot be written to, a full disk), they are compiled in each process.
     Kernels may call kernels of their own package and of `calibdask.stats`, no others.
     """
     import numba
 
     config: Any = numba.config
     package = Path(inspect.getfile(function)).parent
+    directory = cache_directory(package)
     with _ONE_AT_A_TIME:
         before = config.CACHE_DIR
         # The directory is looked up while a function is decorated. Other libraries keep theirs.
-        config.CACHE_DIR = str(cache_directory(package))
+        config.CACHE_DIR = str(directory)
         try:
-            kernel: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-        except RuntimeError:  # "cannot cache function: no locator available"
+            kept = directory is not None
+            kernel: Any = numba.njit(cache=kept, nogil=True, error_model="numpy")(function)
+        # "cannot cache function: no locator available", or no place left to try one.
+        except (RuntimeError, OSError):
             kernel = numba.njit(nogil=True, error_model="numpy")(function)
         finally:
             config.CACHE_DIR = before
+    _forgive(kernel)
     return cast("F", kernel)
+
+
+def _forgive(kernel: Any) -> None:
+    """Let a kernel do without its cache where that cannot be read or written."""
+
+    def forgiving(action: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(action)
+        def attempt(*arguments: Any) -> Any:
+            try:
+                return action(*arguments)
+            except OSError:
+                return None  # what load_overload() gives where nothing is kept
+
+        return attempt
+
+    cache = kernel._cache
+    for name in ("load_overload", "save_overload"):
+        setattr(cache, name, forgiving(getattr(cache, name)))

@@ -177,8 +177,7 @@ def test_arrays_put_in_the_place_of_others_are_noticed(filled, change):
     path = filled.path(ADDRESS)
     with np.load(path, allow_pickle=False) as archive:
         members = dict(archive)
-    name = next(one for one in members if one != "header.json")
-    members[name] = change(members[name].astype(float))
+    members["rows/x"] = change(members["rows/x"].astype(float))
     np.savez(path.with_suffix(""), allow_pickle=False, **members)
     with pytest.raises(CorruptResult, match="not those that were stored"):
         filled.open(ADDRESS)
@@ -191,8 +190,8 @@ def test_a_pickle_is_refused_and_not_executed(filled, tmp_path):
         members = dict(archive)
     members["cell []/n"] = np.array([_Bomb(mine)], dtype=object)
     np.savez(filled.path(ADDRESS), allow_pickle=True, **members)
-    with filled.open(ADDRESS) as pack, pytest.raises(CorruptResult, match=r"[Oo]bject arrays"):
-        pack.group("cell []")
+    with pytest.raises(CorruptResult, match="not those that were stored"):
+        filled.open(ADDRESS)
     filled.path(ADDRESS).write_bytes(pickle.dumps(_Bomb(mine)))
     with pytest.raises(CorruptResult):
         filled.open(ADDRESS)
@@ -279,7 +278,7 @@ def test_a_kill_while_bytes_are_written_leaves_nothing_visible(store, monkeypatc
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE, errno.EIO])
 def test_a_network_file_system_gets_time(filled, monkeypatch, number):
-    whole = Path.open
+    whole = os.open
     script = [number, number]
     pauses = []
 
@@ -288,7 +287,7 @@ def test_a_network_file_system_gets_time(filled, monkeypatch, number):
             raise OSError(script.pop(), "scripted", str(filled.path(ADDRESS)))
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(Path, "open", scripted)
+    monkeypatch.setattr(os, "open", scripted)
     monkeypatch.setattr(store_module.time, "sleep", pauses.append)
     groups, _ = _read(filled)
     assert groups["rows"]["x"].tolist() == [0, 1, 2, 3, 4]
@@ -309,7 +308,7 @@ def test_other_errors_are_not_waited_for(filled, monkeypatch):
     def refused(*_arguments, **_options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(os, "open", refused)
     monkeypatch.setattr(store_module.time, "sleep", lambda _: pytest.fail("waited"))
     with pytest.raises(TransientError, match="Permission denied"):
         filled.open(ADDRESS)
