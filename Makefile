@@ -2,7 +2,7 @@
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias \
-  cross-scale timing-truth lint lock clean
+  cross-scale timing-truth fuzz lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -71,6 +71,9 @@ cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telesc
 
 timing-truth: .venv/installed ## offsets of telescope times against the truth, with and without what goes wrong
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/timing_truth.py
+
+fuzz: .venv/installed ## damage inputs of every kind in 560 ways, print what happens (FUZZ="--seed 2"; 10 min)
+	@PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(FUZZ)
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .

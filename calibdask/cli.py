@@ -799,9 +799,21 @@ def _spread_inputs(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
+def _ensure_home() -> None:
+    """Give libraries that look for their configuration at home a place to find none.
+
+    A user id without an entry in passwd has no home where HOME is not set, as in containers.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _arrived.clear()
+    _ensure_home()
     signal.signal(signal.SIGTERM, _on_signal)
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
