@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["cache_directory", "compiled"]
+__all__ = ["cache_directory", "compiled", "warm_up"]
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -87,6 +88,19 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
             config.CACHE_DIR = before
     _forgive(kernel)
     return cast("F", kernel)
+
+
+def warm_up() -> None:
+    """Let numba load what every process needs for its first kernel, if there are kernels.
+
+    A process forked from this one finds it in its memory.
+    """
+    if "numba" not in sys.modules:
+        return
+    from numba.core.registry import cpu_target
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 
 def _forgive(kernel: Any) -> None:
