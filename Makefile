@@ -73,7 +73,7 @@ timing-truth: .venv/installed ## offsets of telescope times against the truth, w
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/timing_truth.py
 
 fuzz: .venv/installed ## damage inputs of every kind in 560 ways, print what happens (FUZZ="--seed 2"; 10 min)
-	@PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(FUZZ)
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(FUZZ)
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .

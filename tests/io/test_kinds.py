@@ -78,6 +78,14 @@ def test_groups_of_events_without_events(tmp_path, where):
         file_kind(path)
 
 
+def test_a_file_with_nothing_in_it_lost_it(tmp_path):
+    path = tmp_path / "a.h5"
+    with create_hdf5(path):
+        pass
+    with pytest.raises(MissingInput, match="nothing else in it"):
+        file_kind(path)
+
+
 def test_no_hdf5(tmp_path):
     path = tmp_path / "file.h5"
     with pytest.raises(MissingInput, match=r"file\.h5"):
