@@ -223,6 +223,22 @@ def _with_options(*groups: Sequence[Callable[[Any], Any]]) -> Callable[[Any], An
     return decorate
 
 
+def _say(text: object) -> None:
+    """Print something; what names of files hold is shown, never obeyed."""
+    from calibdask.engine.shown import printable
+
+    click.echo(printable(str(text)))
+
+
+def _for_people(record: logging.LogRecord) -> logging.LogRecord:
+    """Do the same to a record of the log: further lines are indented, so that none looks new."""
+    from calibdask.engine.shown import printable
+
+    record.msg = printable(record.getMessage()).replace("\n", "\n    ")
+    record.args = None
+    return record
+
+
 @contextmanager
 def _listening(
     *, log_level: str, log_file: Path | None, quiet: bool, verbose: bool
@@ -246,10 +262,14 @@ def _listening(
         console = Console(stderr=True)
         handlers.append(RichHandler(console=console, show_path=False))
     if log_file is not None:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
+        # Opened by the first message: until then it may turn out to be an input.
+        handlers.append(
+            logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace", delay=True)
+        )
         form = "%(asctime)s %(levelname)s %(message)s"
         handlers[-1].setFormatter(logging.Formatter(form))
     for handler in handlers:
+        handler.addFilter(_for_people)
         logger.addHandler(handler)
     listeners: list[Listener] = [events.log_event]
     bars = None
@@ -313,15 +333,16 @@ def _run_job(
             overrides=_overrides(settings, time_bin, epoch),
             listener=listener,
             workdir=workdir,
+            log_file=log_file,
             report=not no_report,
             dashboard=sys.stderr.isatty() if dashboard is None else dashboard,
             command=shlex.join(["calibdask", *sys.argv[1:]]),
             **options,
         )
     if quiet:
-        click.echo(result.digest)
+        _say(result.digest)
     else:
-        click.echo(result)
+        _say(result)
 
 
 def _add_job(name: str, summary: str) -> None:
@@ -366,7 +387,7 @@ def demo(directory: Path, workers: int, cluster: str) -> None:
 
     with _listening(log_level="WARNING", log_file=None, quiet=False, verbose=False) as listener:
         text = run_demo(directory, cluster=cluster, workers=workers, listener=listener)
-    click.echo(text)
+    _say(text)
 
 
 @app.group()
@@ -424,7 +445,7 @@ def _add_simulation(name: str) -> None:
         values = {option: _frozen(value) for option, value in overrides.items()}
         made = simulation.simulate(output, kind(**{**given, **values}), _show_progress)
         for path in made:
-            click.echo(path)
+            _say(path)
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -474,7 +495,7 @@ def plan(
 
     overrides = _overrides(settings, time_bin, epoch)
     planned = make_plan(job, list(inputs), config=list(config), overrides=overrides)
-    click.echo(planned.to_json() if as_json else planned)
+    _say(planned.to_json() if as_json else planned)
 
 
 @app.command("init")
@@ -542,7 +563,7 @@ def generate_metadata_command(
     if settings is None and exposure != ("-1", "-1"):
         raise ConfigError("--exposure goes into the settings file, which needs --iso MIN MAX")
     for path in generate_metadata(image, output, settings=settings, **given):
-        click.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -574,16 +595,18 @@ def _show(workdir: Path, more: str) -> int:
         for status in follow(workdir):
             if status.line() != last:
                 last = status.line()
-                click.echo(last)
-        click.echo(status)
+                _say(last)
+        _say(status)
         return status.exit_code
     from rich.live import Live
     from rich.text import Text
 
+    from calibdask.engine.shown import printable
+
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
         for status in follow(workdir):
             running = status.state == "running"
-            live.update(Text(f"{status}{more if running else ''}"), refresh=True)
+            live.update(Text(printable(f"{status}{more if running else ''}")), refresh=True)
     return status.exit_code
 
 
@@ -607,7 +630,7 @@ def status_command(path: Path, as_json: bool, watch: bool) -> None:
         code = _watch(workdir)
     else:
         status = read_status(workdir)
-        click.echo(status.to_json() if as_json else status)
+        _say(status.to_json() if as_json else status)
         code = status.exit_code
     click.get_current_context().exit(code)
 
@@ -628,16 +651,16 @@ def connect_command(path: Path, once: bool, coefficients: bool) -> None:
         # That the campaign is over is told below, in other words than Dask's.
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         if coefficients:
-            click.echo(campaign.preliminary())
+            _say(campaign.preliminary())
             return
         text = str(campaign)
         more = f"\ntunnel          {campaign.tunnel}" if campaign.tunnel else ""
         workdir = campaign.workdir
     if once:
-        click.echo(text)
+        _say(text)
         return
     if not sys.stdout.isatty():
-        click.echo(text)
+        _say(text)
     click.get_current_context().exit(_watch(workdir, more=more))
 
 
@@ -653,7 +676,7 @@ def cancel_command(path: Path, timeout: float) -> None:
     """
     from calibdask.engine.campaign import cancel, find_workdir
 
-    click.echo(cancel(find_workdir(path), timeout))
+    _say(cancel(find_workdir(path), timeout))
 
 
 @app.command("clean")
@@ -670,7 +693,7 @@ def clean_command(path: Path, everything: bool, yes: bool) -> None:
     if everything and not yes and not click.confirm(question):
         click.echo("nothing was removed")
         return
-    click.echo(clean(workdir, everything=everything))
+    _say(clean(workdir, everything=everything))
 
 
 @app.command()
@@ -705,7 +728,8 @@ def doctor(
     ):
         levels.append(finding.level)
         level, _, text = str(finding).partition(" ")
-        click.echo(f"{click.style(level, fg=colours[level], bold=True)} {text}")
+        click.echo(f"{click.style(level, fg=colours[level], bold=True)} ", nl=False)
+        _say(text)
     click.echo(", ".join(f"{levels.count(level)} {level}" for level in colours))
     ctx.exit(1 if "FAIL" in levels else 0)
 
@@ -779,7 +803,10 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 
 def _complain(text: str) -> None:
-    click.echo(click.style("error: ", fg="red", bold=True) + text, err=True)
+    from calibdask.engine.shown import printable
+
+    shown = printable(text).replace("\n", "\n  ")
+    click.echo(click.style("error: ", fg="red", bold=True) + shown, err=True)
 
 
 def _spread_inputs(arguments: Sequence[str]) -> list[str]:

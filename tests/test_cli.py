@@ -258,10 +258,10 @@ def test_an_output_that_cannot_be_written_exits_2_before_any_work(call, job, tmp
     assert not (tmp_path / "journal").exists()
 
 
-def test_a_workdir_that_cannot_be_used_exits_1(call, job, tmp_path):
+def test_a_workdir_that_cannot_be_used_exits_2(call, job, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = call(*job, "--workdir", tmp_path / "file" / "work")
-    assert code == 1
+    assert code == 2
     assert "--workdir" in err
     assert "Traceback" not in err
 

@@ -27,7 +27,7 @@ from calibdask.engine.protocol import (
     Survey,
     WrongKind,
 )
-from calibdask.engine.shown import facts_html
+from calibdask.engine.shown import facts_html, printable
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
 
 if TYPE_CHECKING:
@@ -265,9 +265,13 @@ class Plan:
             alike.setdefault(reason.removeprefix(f"{path}: "), []).append(path)
         return [
             (
-                paths[0]
-                if len(paths) == 1
-                else f"{len(paths)} files below {os.path.commonpath(map(os.path.dirname, paths))}",
+                printable(
+                    paths[0]
+                    if len(paths) == 1
+                    else f"{len(paths)} files below"
+                    f" {os.path.commonpath(map(os.path.dirname, paths))}",
+                    one_line=True,
+                ),
                 reason,
             )
             for reason, paths in alike.items()
@@ -331,12 +335,12 @@ def _survey_all(
                 named = replace(survey.source, identity=f"{ref.identity}#{len(copies) + 1}")
                 survey = replace(survey, source=named)
             elif copies and calibration.rejects_copies:
-                raise CorruptedInput(
-                    f"{one.path}: holds the same data as {copies[0]}, which is used"
-                )
+                first = printable(str(copies[0]), one_line=True)
+                raise CorruptedInput(f"{one.path}: holds the same data as {first}, which is used")
             elif copies:
+                names = [printable(str(path), one_line=True) for path in (copies[0], one.path)]
                 raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
-                    f"the same data twice: {copies[0]} and {one.path} have the same content, and"
+                    f"the same data twice: {names[0]} and {names[1]} have the same content, and"
                     " counting events twice would make the errors too small; leave one of them out"
                 )
             surveys.append(survey)
@@ -432,9 +436,12 @@ def make_plan(
     with Guard(lambda method, one: getattr(calibration, method)(one)) as look:
         surveys, rejected, skipped = _survey_all(calibration, found, identities, look, progress)
     misfits = calibration.misfits(surveys) if surveys else {}
-    rejected += [
-        Failure.of(error, surveys[place].source.path) for place, error in sorted(misfits.items())
-    ]
+    for place, error in sorted(misfits.items()):
+        path = surveys[place].source.path
+        if isinstance(error, WrongKind):
+            skipped.append((path, str(error)))
+        else:
+            rejected.append(Failure.of(error, path))
     surveys = [survey for place, survey in enumerate(surveys) if place not in misfits]
     if not surveys:
         if rejected:

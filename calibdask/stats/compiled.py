@@ -16,38 +16,74 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from calibdask.access import check_private, make_private
+from calibdask.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["cache_directory", "compiled", "warm_up"]
+__all__ = ["cache_directory", "cache_problem", "compiled", "will_compile"]
 
+_REMEDY = (
+    "kernels are compiled in each process instead; remove it, or name another with NUMBA_CACHE_DIR"
+)
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def cache_directory(package: Path) -> Path | None:
-    """Give the place where the compiled kernels of a package are kept; None without a home.
+def cache_directory(package: Path) -> Path:
+    """Give the place where the compiled kernels of a package are kept.
 
     It is in the user's own cache directory (``XDG_CACHE_HOME``, else ``~/.cache``). Set
-    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way. What is in there
-    is executed: nobody else may write to it.
+    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way.
 
     Parameters
     ----------
     package : Path
         Directory of the sources: those with kernels, and those of the statistics, name the cache.
     """
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    home = os.environ.get("XDG_CACHE_HOME")
-    if given:
-        root = Path(given)
-    elif home:
-        root = Path(home) / "calibdask" / "numba"
-    else:
-        try:
-            root = Path.home() / ".cache" / "calibdask" / "numba"
-        except RuntimeError:  # a user without a name has no home
-            return None
-    return root / _digest(package)
+    return _places()[-1] / _digest(package)
+
+
+def _places() -> list[Path]:
+    """List the directories that are ours, from the outermost to the one of all caches."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        return [Path(given)]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "calibdask"
+    return [home, home / "numba"]
+
+
+def cache_problem() -> str | None:
+    """Tell why compiled kernels are not kept, as far as others are the reason; None if they are.
+
+    What is in the cache is executed: nobody else may own it or write to it.
+    """
+    try:
+        for path in _places():
+            check_private(path, remedy=_REMEDY)
+    except (ConfigError, RuntimeError) as error:  # RuntimeError: there is no home
+        return str(error)
+    return None
+
+
+def _make_cache(package: Path) -> Path:
+    """Make the cache of a package, for this user alone."""
+    directory = cache_directory(package)
+    places = [*_places(), directory]
+    places[0].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in places:
+        make_private(path, remedy=_REMEDY)
+    return directory
+
+
+def will_compile(package: Path) -> bool:
+    """Tell whether a package has kernels of which none has been compiled and kept yet."""
+    has_kernels = any(b"\n@compiled" in path.read_bytes() for path in package.glob("*.py"))
+    if not has_kernels:
+        return False
+    try:
+        return next(cache_directory(package).rglob("*.nbc"), None) is None
+    except OSError:
+        return True
 
 
 @functools.cache
@@ -66,23 +102,22 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
     """Compile a function for the types it is first called with, and keep what was compiled.
 
     Kernels release Python's lock, so that threads compute side by side. Where nothing can be kept
-    (no home, one that cannot be written to, a full disk), they are compiled in each process.
+    (no home, or one that cannot be written to, a full disk, a cache that others may write to), they
+    are compiled in each process.
     Kernels may call kernels of their own package and of `calibdask.stats`, no others.
     """
     import numba
 
     config: Any = numba.config
     package = Path(inspect.getfile(function)).parent
-    directory = cache_directory(package)
     with _ONE_AT_A_TIME:
         before = config.CACHE_DIR
-        # The directory is looked up while a function is decorated. Other libraries keep theirs.
-        config.CACHE_DIR = str(directory)
         try:
-            kept = directory is not None
-            kernel: Any = numba.njit(cache=kept, nogil=True, error_model="numpy")(function)
-        # "cannot cache function: no locator available", or no place left to try one.
-        except (RuntimeError, OSError):
+            # It is looked up while a function is decorated. Other libraries keep theirs.
+            config.CACHE_DIR = str(_make_cache(package))
+            kernel: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        except (ConfigError, OSError, RuntimeError):
+            # RuntimeError: "cannot cache function: no locator available", or there is no home.
             kernel = numba.njit(nogil=True, error_model="numpy")(function)
         finally:
             config.CACHE_DIR = before

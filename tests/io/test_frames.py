@@ -556,10 +556,11 @@ def test_what_is_no_frame(tmp_path):
 def test_patterns_find_frames_of_any_case_at_any_depth(tmp_path):
     deep = tmp_path / "images" / "gain"
     deep.mkdir(parents=True)
-    for name in ("a.DNG", "b.nef", "c.Fits", "d.jpg", "e.txt"):
+    for name in ("a.DNG", "b.nef", "c.Fits", "d.fits.GZ", "e.fit.gz", "f.jpg", "g.txt", "h.gz"):
         (deep / name).touch()
     found = {path.name for pattern in FRAME_PATTERNS for path in tmp_path.glob(pattern)}
-    assert found == {"a.DNG", "b.nef", "c.Fits"}
+    # A picture is looked at to say that it is none.
+    assert found == {"a.DNG", "b.nef", "c.Fits", "d.fits.GZ", "e.fit.gz", "f.jpg"}
 
 
 def test_frames_outlive_their_file(tmp_path):
