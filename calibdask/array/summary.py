@@ -196,8 +196,9 @@ class PairSummary:
             "pairs": self.pairs,
             "tel_type": self.tel_type,
             "n_invalid": self.n_invalid,
-            "lacking": self.lacking,
         }
+        if len(self.lacking):
+            arrays["lacking"] = self.lacking
         for name in ("difference", "asymmetry", "histogram", "distance"):
             part = getattr(self, name)
             if part is not None:
@@ -221,7 +222,7 @@ class PairSummary:
             Moments.from_arrays(asymmetry_) if asymmetry_ else None,
             Histogram.from_arrays(histogram) if histogram else None,
             CoMoments.from_arrays(distance) if distance else None,
-            np.asarray(arrays["lacking"], np.int64),
+            np.asarray(arrays.get("lacking", np.zeros((0, 2))), np.int64),
         )
 
 
