@@ -321,3 +321,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    n_lacking: dict[int, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
