@@ -95,6 +95,8 @@ class _Events:
     columns: dict[str, np.ndarray]
     units: dict[str, str]
     light: np.ndarray
+    n_lacking: dict[int, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @cache
@@ -321,5 +323,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    n_lacking: dict[int, int] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
