@@ -2,7 +2,7 @@
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias \
-  cross-scale timing-truth held-out sensor-pulls lint lock clean
+  cross-scale timing-truth fuzz held-out sensor-pulls lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -77,6 +77,9 @@ timing-truth: .venv/installed ## offsets of telescope times against the truth, w
 
 sensor-pulls: .venv/installed ## pulls of sensor maps with borders, overscan, two amplifiers and flicker (20 s)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/sensor_pulls.py
+
+fuzz: .venv/installed ## damage inputs of every kind in 560 ways, print what happens (FUZZ="--seed 2"; 10 min)
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(FUZZ)
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .

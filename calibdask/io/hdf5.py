@@ -13,6 +13,7 @@ Three things that PyTables does not do by itself:
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -69,6 +70,9 @@ _FACTORS = {
 _DIGEST_BLOCK_BYTES = 16 * 2**20
 
 _TRANSIENT = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT}
+
+# What flock() says where there are no locks; 524 is the kernel's own ENOTSUPP.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 524}
 
 # What PyTables and NumPy raise where a file makes no sense to them.
 _NONSENSE = (
@@ -182,8 +186,9 @@ def open_hdf5(path: Path | str) -> Iterator[tables.File]:
         _LOCK,
         _interrupts_wait(),
         _PICKLE.refuse(),
+        _locked(path) as name,
         _translated_errors(path, "read"),
-        tables.open_file(path) as file,
+        tables.open_file(name) as file,
     ):
         yield file
 
@@ -226,8 +231,9 @@ def create_hdf5(path: Path | str) -> Iterator[tables.File]:
         with (
             _LOCK,
             _interrupts_wait(),
+            _locked(path, os.O_RDWR) as name,
             _translated_errors(path, "written"),
-            tables.open_file(path, "w") as file,
+            tables.open_file(name, "w") as file,
         ):
             yield file
     except BaseException:
@@ -457,6 +463,43 @@ def _write_attributes(node: tables.Node, attributes: Mapping[str, object]) -> No
         for name, value in attributes.items():
             native = value if isinstance(value, str) else _storable(value, f"attribute {name}")
             node._v_attrs[name] = native if isinstance(native, str) or native.ndim else native[()]
+
+
+@contextmanager
+def _locked(path: Path, mode: int = os.O_RDONLY) -> Iterator[str]:
+    """Lock a file as HDF5 would, where the file system can, and give the name to open it by.
+
+    HDF5 itself, which refuses a file where there are no locks, is told not to (`calibdask.io`).
+
+    Raises
+    ------
+    TransientError
+        Another process writes it, or it was there a moment ago.
+    """
+    try:
+        descriptor = os.open(path, mode)
+    except OSError as error:
+        msg = f"{path}: cannot be opened now ({error.strerror}); try again"
+        raise TransientError(msg) from error
+    try:
+        try:
+            kind = fcntl.LOCK_SH if mode == os.O_RDONLY else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                msg = f"{path}: another process writes it ({error.strerror}); try again"
+                raise TransientError(msg) from error
+            if error.errno not in _NO_LOCKS:
+                msg = f"{path}: cannot be locked ({error.strerror}); try again"
+                raise TransientError(msg) from error
+        try:
+            os.fsencode(path).decode("utf-8")
+        except UnicodeDecodeError:  # PyTables would look for another name
+            yield f"/dev/fd/{descriptor}"
+        else:
+            yield str(path)
+    finally:
+        os.close(descriptor)
 
 
 def _check_readable(path: Path) -> None:

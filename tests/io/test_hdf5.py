@@ -5,6 +5,9 @@ import fcntl
 import os
 import pickle
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -22,6 +25,7 @@ from calibdask.io.hdf5 import (
     create_hdf5,
     digest_hdf5,
     open_hdf5,
+    read_tables,
     standard_unit,
     write_root_attributes,
     write_table,
@@ -265,6 +269,51 @@ def test_existing_file_is_kept(tmp_path):
 def test_directory_must_exist(tmp_path):
     with pytest.raises(ConfigError, match="check its directory"), create_hdf5(tmp_path / "a" / "b"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, 524])
+def test_a_file_system_without_locks_is_no_damage(tmp_path, monkeypatch, number):
+    path = tmp_path / "a.h5"
+
+    def flock(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with create_hdf5(path) as file:
+        write_table(file, "/x", {"a": np.arange(3)})
+    assert read_tables(path)["/x"]["a"].tolist() == [0, 1, 2]
+
+
+def test_hdf5_itself_takes_no_lock():
+    code = (
+        "import fcntl, os, sys, calibdask.io.hdf5, tables\n"
+        "path = sys.argv[1]\n"
+        "tables.open_file(path, 'w').close()\n"
+        "fcntl.flock(os.open(path, os.O_RDWR), fcntl.LOCK_EX)\n"
+        "tables.open_file(path).close()\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", code, f"{folder}/a.h5"], check=True)
+
+
+def test_a_name_that_is_not_utf_8_is_no_damage(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff.h5")
+    with create_hdf5(path) as file:
+        write_table(file, "/x", {"a": np.arange(3)})
+    assert read_tables(path)["/x"]["a"].tolist() == [0, 1, 2]
+
+
+def test_what_pytables_cannot_make_sense_of_is_damage_and_a_bug_of_ours_is_not(tmp_path):
+    path = tmp_path / "a.h5"
+    with create_hdf5(path) as file:
+        write_table(file, "/x", {"a": np.arange(3)})
+    with (
+        pytest.raises(CorruptedInput, match=r"a\.h5: damaged \(TypeError"),
+        open_hdf5(path) as file,
+    ):
+        file.root.x.read("one")
+    with pytest.raises(TypeError), open_hdf5(path):
+        len(3)
 
 
 def test_failed_block_leaves_no_file(tmp_path):
