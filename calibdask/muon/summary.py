@@ -139,16 +139,16 @@ class Gallery:
 
     def merge(self, other: Self) -> Self:
         """Keep the first rings of both, and count all that are in trouble."""
-        troubled = self.troubled + other.troubled
+        limit, troubled = max(self.limit, other.limit), self.troubled + other.troubled
         if not len(other.keys):
-            return replace(self, troubled=troubled)
+            return replace(self, limit=limit, troubled=troubled)
         if not len(self.keys):
-            return replace(other, troubled=troubled)
+            return replace(other, limit=limit, troubled=troubled)
         keys = np.concatenate([self.keys, other.keys])
-        chosen = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))[: self.limit]
+        chosen = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))[:limit]
         images = [*self.images(), *other.images()]
         return type(self)(
-            self.limit,
+            limit,
             keys[chosen],
             np.concatenate([self.rings, other.rings])[chosen],
             np.concatenate([self.n_pixels, other.n_pixels])[chosen],

@@ -61,6 +61,9 @@ def test_rings_are_where_they_were_drawn(sixty):
     for name, true in (("center_fov_lon", "x"), ("center_fov_lat", "y"), ("radius", "radius")):
         difference = rings[f"muonring_{name}"] - np.degrees(truth[true])
         assert np.abs(difference[fitted]).max() < 0.03
+    for name in ("impact_x", "impact_y"):
+        difference = (rings[f"muonefficiency_{name}"] - truth[name])[fitted]
+        assert np.median(np.abs(difference)) < 0.3, name
     np.testing.assert_allclose(
         np.hypot(rings["muonefficiency_impact_x"], rings["muonefficiency_impact_y"]),
         rings["muonefficiency_impact"],
