@@ -149,6 +149,7 @@ def run(
         run_options(prepared, options),
         listener or _default_listener(),
         config=prepared.config,
+        config_files=[Path(path) for path in _many(config)],
     )
 
 

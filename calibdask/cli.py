@@ -31,7 +31,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived: a batch system ends the job, or somebody asked it to."""
+    """SIGTERM or SIGHUP arrived: a batch system ends the job, or its terminal went away."""
 
 
 _arrived: list[int] = []  # signals that ask to stop
@@ -113,18 +113,15 @@ def app() -> None:
 def _overrides(
     values: Sequence[str], time_bin: str | None = None, epoch: str | None = None
 ) -> dict[str, object]:
-    import yaml
-
     given = {"Campaign.time_bin": time_bin, "Campaign.epoch": epoch}
     found: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if values:
+        from calibdask.config import parse_yaml
     for text in values:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: write SECTION.OPTION=VALUE")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: {value!r} is not a YAML value") from error
+        found[name.strip()] = parse_yaml(f"--set {text}", value)
     return found
 
 
@@ -226,6 +223,22 @@ def _with_options(*groups: Sequence[Callable[[Any], Any]]) -> Callable[[Any], An
     return decorate
 
 
+def _say(text: object) -> None:
+    """Print something; what names of files hold is shown, never obeyed."""
+    from calibdask.engine.shown import printable
+
+    click.echo(printable(str(text)))
+
+
+def _for_people(record: logging.LogRecord) -> logging.LogRecord:
+    """Do the same to a record of the log: further lines are indented, so that none looks new."""
+    from calibdask.engine.shown import printable
+
+    record.msg = printable(record.getMessage()).replace("\n", "\n    ")
+    record.args = None
+    return record
+
+
 @contextmanager
 def _listening(
     *, log_level: str, log_file: Path | None, quiet: bool, verbose: bool
@@ -249,10 +262,12 @@ def _listening(
         console = Console(stderr=True)
         handlers.append(RichHandler(console=console, show_path=False))
     if log_file is not None:
-        handlers.append(logging.FileHandler(log_file))
+        # Opened by the first message: until then it may turn out to be an input.
+        handlers.append(logging.FileHandler(log_file, delay=True))
         form = "%(asctime)s %(levelname)s %(message)s"
         handlers[-1].setFormatter(logging.Formatter(form))
     for handler in handlers:
+        handler.addFilter(_for_people)
         logger.addHandler(handler)
     listeners: list[Listener] = [events.log_event]
     bars = None
@@ -316,15 +331,16 @@ def _run_job(
             overrides=_overrides(settings, time_bin, epoch),
             listener=listener,
             workdir=workdir,
+            log_file=log_file,
             report=not no_report,
             dashboard=sys.stderr.isatty() if dashboard is None else dashboard,
             command=shlex.join(["calibdask", *sys.argv[1:]]),
             **options,
         )
     if quiet:
-        click.echo(result.digest)
+        _say(result.digest)
     else:
-        click.echo(result)
+        _say(result)
 
 
 def _add_job(name: str, summary: str) -> None:
@@ -343,7 +359,8 @@ def _job_help(name: str, summary: str) -> str:
     Do it, or carry on:         calibdask {name} -c config.yaml -i DATA -o OUTPUT
 
     Exit codes: 0 done, 2 configuration or command line, 100 a fault that may pass, 104 an input is
-    broken, 105 an input is missing, 106 not enough data, 130 Ctrl-C, 143 SIGTERM, 1 anything else.
+    broken, 105 an input is missing, 106 not enough data, 130 Ctrl-C, 143 SIGTERM or SIGHUP, 1
+    anything else.
     After any of them the same command carries on from what is stored.
     """
 
@@ -368,7 +385,7 @@ def demo(directory: Path, workers: int, cluster: str) -> None:
 
     with _listening(log_level="WARNING", log_file=None, quiet=False, verbose=False) as listener:
         text = run_demo(directory, cluster=cluster, workers=workers, listener=listener)
-    click.echo(text)
+    _say(text)
 
 
 @app.group()
@@ -426,7 +443,7 @@ def _add_simulation(name: str) -> None:
         values = {option: _frozen(value) for option, value in overrides.items()}
         made = simulation.simulate(output, kind(**{**given, **values}), _show_progress)
         for path in made:
-            click.echo(path)
+            _say(path)
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -476,7 +493,7 @@ def plan(
 
     overrides = _overrides(settings, time_bin, epoch)
     planned = make_plan(job, list(inputs), config=list(config), overrides=overrides)
-    click.echo(planned.to_json() if as_json else planned)
+    _say(planned.to_json() if as_json else planned)
 
 
 @app.command("init")
@@ -544,7 +561,7 @@ def generate_metadata_command(
     if settings is None and exposure != ("-1", "-1"):
         raise ConfigError("--exposure goes into the settings file, which needs --iso MIN MAX")
     for path in generate_metadata(image, output, settings=settings, **given):
-        click.echo(path)
+        _say(path)
 
 
 @app.command()
@@ -576,16 +593,18 @@ def _show(workdir: Path, more: str) -> int:
         for status in follow(workdir):
             if status.line() != last:
                 last = status.line()
-                click.echo(last)
-        click.echo(status)
+                _say(last)
+        _say(status)
         return status.exit_code
     from rich.live import Live
     from rich.text import Text
 
+    from calibdask.engine.shown import printable
+
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
         for status in follow(workdir):
             running = status.state == "running"
-            live.update(Text(f"{status}{more if running else ''}"), refresh=True)
+            live.update(Text(printable(f"{status}{more if running else ''}")), refresh=True)
     return status.exit_code
 
 
@@ -609,7 +628,7 @@ def status_command(path: Path, as_json: bool, watch: bool) -> None:
         code = _watch(workdir)
     else:
         status = read_status(workdir)
-        click.echo(status.to_json() if as_json else status)
+        _say(status.to_json() if as_json else status)
         code = status.exit_code
     click.get_current_context().exit(code)
 
@@ -630,16 +649,16 @@ def connect_command(path: Path, once: bool, coefficients: bool) -> None:
         # That the campaign is over is told below, in other words than Dask's.
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         if coefficients:
-            click.echo(campaign.preliminary())
+            _say(campaign.preliminary())
             return
         text = str(campaign)
         more = f"\ntunnel          {campaign.tunnel}" if campaign.tunnel else ""
         workdir = campaign.workdir
     if once:
-        click.echo(text)
+        _say(text)
         return
     if not sys.stdout.isatty():
-        click.echo(text)
+        _say(text)
     click.get_current_context().exit(_watch(workdir, more=more))
 
 
@@ -655,7 +674,7 @@ def cancel_command(path: Path, timeout: float) -> None:
     """
     from calibdask.engine.campaign import cancel, find_workdir
 
-    click.echo(cancel(find_workdir(path), timeout))
+    _say(cancel(find_workdir(path), timeout))
 
 
 @app.command("clean")
@@ -672,7 +691,7 @@ def clean_command(path: Path, everything: bool, yes: bool) -> None:
     if everything and not yes and not click.confirm(question):
         click.echo("nothing was removed")
         return
-    click.echo(clean(workdir, everything=everything))
+    _say(clean(workdir, everything=everything))
 
 
 @app.command()
@@ -707,7 +726,8 @@ def doctor(
     ):
         levels.append(finding.level)
         level, _, text = str(finding).partition(" ")
-        click.echo(f"{click.style(level, fg=colours[level], bold=True)} {text}")
+        click.echo(f"{click.style(level, fg=colours[level], bold=True)} ", nl=False)
+        _say(text)
     click.echo(", ".join(f"{levels.count(level)} {level}" for level in colours))
     ctx.exit(1 if "FAIL" in levels else 0)
 
@@ -781,7 +801,10 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 
 def _complain(text: str) -> None:
-    click.echo(click.style("error: ", fg="red", bold=True) + text, err=True)
+    from calibdask.engine.shown import printable
+
+    shown = printable(text).replace("\n", "\n  ")
+    click.echo(click.style("error: ", fg="red", bold=True) + shown, err=True)
 
 
 def _spread_inputs(arguments: Sequence[str]) -> list[str]:
@@ -805,8 +828,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _arrived.clear()
     signal.signal(signal.SIGTERM, _on_signal)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGINT, _on_signal)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _on_signal)
     carry_on = "what was computed is stored: run the same command again to carry on"
     try:
         code = app.main(

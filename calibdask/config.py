@@ -47,6 +47,7 @@ __all__ = [
     "load_config",
     "load_yaml",
     "parse_bytes",
+    "parse_yaml",
     "read_with",
 ]
 
@@ -59,6 +60,7 @@ _BYTES = {
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
 }
 _COMMAND_LINE = "command line"
+_MOST_VALUES = 100_000  # in a file, with every alias written out
 
 
 # -- sections -----------------------------------------------------------------------------------
@@ -394,11 +396,39 @@ def _read_source(path: Path | str) -> _Source:
         raise ConfigError(
             f"{name}: byte {error.start} is not UTF-8 text: is this a YAML file?"
         ) from error
+    root, values = _parse(name, text)
+    if values is None:
+        return _Source(name, {})
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{name}: a configuration consists of sections ('Section:' with options below), not "
+            f"of {_short(values)}"
+        )
+    return _Source(name, values, root)
+
+
+def parse_yaml(name: str, text: str) -> Any:
+    """Read one YAML value (ConfigError where it is none, or one too large).
+
+    Parameters
+    ----------
+    name : str
+        What to call it in messages.
+    text : str
+        The value.
+    """
+    return _parse(name, text)[1]
+
+
+def _parse(name: str, text: str) -> tuple[yaml.Node | None, Any]:
     try:
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
-            values = None if root is None else loader.construct_document(root)
+            if root is None:
+                return None, None
+            _expanded_size(name, root, {})
+            return root, loader.construct_document(root)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -414,14 +444,38 @@ def _read_source(path: Path | str) -> _Source:
     except (RecursionError, ValueError, OverflowError) as error:
         # A date such as 2026-13-01, or brackets without end.
         raise ConfigError(f"{name}: a value cannot be read: {error}") from error
-    if values is None:
-        return _Source(name, {})
-    if not isinstance(values, dict):
+
+
+def _expanded_size(name: str, node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """Count the values below a node with every alias written out.
+
+    Raises
+    ------
+    ConfigError
+        They are more than a configuration can have, or an alias stands within what it repeats.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise ConfigError(
+                f"{name}:{node.start_mark.line + 1}: an alias (*) repeats the value that it is"
+                " part of, which has no end"
+            )
+        return size
+    sizes[id(node)] = None
+    size = 1
+    for item in node.value:
+        for one in item if isinstance(item, tuple) else (item,):
+            size += _expanded_size(name, one, sizes)
+    if size > _MOST_VALUES:
         raise ConfigError(
-            f"{name}: a configuration consists of sections ('Section:' with options below), not "
-            f"of {_short(values)}"
+            f"{name}:{node.start_mark.line + 1}: with its aliases (*) written out this has more"
+            f" than {_MOST_VALUES} values, which no configuration needs"
         )
-    return _Source(name, values, root)
+    sizes[id(node)] = size
+    return size
 
 
 def _is_section(name: str) -> bool:

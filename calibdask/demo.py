@@ -37,7 +37,6 @@ CalculateEnergyAsymmetry:
       - [type, "MST*", 125.0]
       - [type, "SST*", 225.0]
 CalculateInterCalibration:
-  overwrite: true
   RelativeThroughputFitter:
     reference_telescopes: {LST: 1, MST: 5, SST: 30}
 """

@@ -35,7 +35,6 @@ def main() -> None:
         arguments.output,
         config=arguments.config,
         cluster=arguments.cluster,
-        overwrite=True,
     )
     print(result)
 

@@ -52,7 +52,6 @@ def main() -> None:
             overrides={f"{SECTIONS[job]}.{name}": str(arguments.products / name) for name in needs},
             cluster=arguments.cluster,
             allow_missing=arguments.allow_missing,
-            overwrite=True,
         )
         print(results[job])
 

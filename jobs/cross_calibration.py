@@ -37,7 +37,6 @@ def main() -> None:
         arguments.output,
         config=arguments.config,
         cluster=arguments.cluster,
-        overwrite=True,
     )
     print(result)
 

@@ -32,7 +32,6 @@ def main() -> None:
         arguments.output,
         config=arguments.config,
         cluster=arguments.cluster,
-        overwrite=True,
     )
     for name, count in result.account.total.cut_flow.items():
         print(f"{count:>12} {name}")

@@ -36,7 +36,6 @@ def main() -> None:
         config=arguments.config,
         overrides=overrides,
         cluster=arguments.cluster,
-        overwrite=True,
     )
     print(result)
 

@@ -33,7 +33,7 @@ def scripted(monkeypatch):
 @pytest.fixture
 def call(monkeypatch, capsys, scripted):
     """Call the command line in this process; give its exit code, output and errors."""
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def call(*arguments):
         capsys.readouterr()
@@ -134,7 +134,13 @@ def test_values_set_on_the_command_line_are_checked(call, dl2, tmp_path):
     assert "SECTION.OPTION=VALUE" in err
     code, _, err = call(*base, "--set", "Campaign.fan_in=[")
     assert code == 2
-    assert "is not a YAML value" in err
+    assert "--set Campaign.fan_in=[:1:2: expected the node content" in err
+    bomb = "&a [x,x,x,x,x,x,x,x,x,x]"
+    for name in "bcdef":
+        bomb = f"&{name} [{bomb}{f', *{chr(ord(name) - 1)}' * 9}]"
+    code, _, err = call(*base, "--set", f"Campaign.fan_in={bomb}")
+    assert code == 2
+    assert "more than 100000 values" in err
 
 
 # -- exit codes ---------------------------------------------------------------------------------
@@ -188,7 +194,9 @@ def test_the_same_data_twice_exits_2_naming_both(call, job, paths, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 @pytest.mark.parametrize(
     "where",
@@ -250,10 +258,10 @@ def test_an_output_that_cannot_be_written_exits_2_before_any_work(call, job, tmp
     assert not (tmp_path / "journal").exists()
 
 
-def test_a_workdir_that_cannot_be_used_exits_1(call, job, tmp_path):
+def test_a_workdir_that_cannot_be_used_exits_2(call, job, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = call(*job, "--workdir", tmp_path / "file" / "work")
-    assert code == 1
+    assert code == 2
     assert "--workdir" in err
     assert "Traceback" not in err
 

@@ -58,6 +58,14 @@ class Needs(Section):
 SCHEMA = {"Tool": Tool, "Filters": Filters, "Campaign": Campaign, "Needs": Needs}
 
 
+def _bomb(section: str) -> str:
+    """Ten lines that stand for 9 ** 9 values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for k in range(1, 9):
+        lines.append(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]")
+    return "\n".join([*lines, f"{section}: *a8\n"])
+
+
 @pytest.fixture
 def yaml_file(tmp_path: Path):
     def write(text: str, name: str = "config.yaml") -> Path:
@@ -69,6 +77,11 @@ def yaml_file(tmp_path: Path):
 
 
 # -- reading and merging --------------------------------------------------------------------------
+
+
+def test_an_alias_may_be_used_often(yaml_file) -> None:
+    path = yaml_file("Tool:\n  names: &a [x, y]\n  others: [*a, *a, *a]\n")
+    assert load_yaml([path])["Tool"]["others"] == [["x", "y"]] * 3
 
 
 def test_sections_merge_and_options_are_replaced(yaml_file) -> None:
@@ -138,7 +151,10 @@ def test_anchors_and_merge_keys(yaml_file) -> None:
         ("Tool: {? [a, b] : 2}\n", ":1:10", "is not text"),
         ("Tool: !!python/object/apply:os.getcwd []\n", ":1:7", "is not allowed: leave it out"),
         ("Tool: {a: !!timestamp x}\n", ":1:11", "tag 'tag:yaml.org,2002:timestamp' is not"),
-        ("Tool: &a {b: *a}\n", ":1:7", "found unconstructable recursive node"),
+        ("Tool: &a {b: *a}\n", ":1", "which has no end"),
+        ("Tool: &a {<<: *a}\n", ":1", "which has no end"),
+        ("Tool: &a [[*a]]\n", ":1", "which has no end"),
+        (_bomb("Tool"), ":6", "more than 100000 values"),
         ("Tool: *missing\n", ":1:7", "undefined alias"),
         ("Tool: {}\n---\nTool: {}\n", ":2:1", "another document"),
         ("Tool:\n  name: \x07\n", ":2", "U+0007 is not allowed"),

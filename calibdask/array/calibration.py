@@ -100,7 +100,7 @@ class _AsymmetryEstimation(FromDl2):
 
     options: AsymmetryOptions
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[type[Summary]] = PairSummary
 
     @property
@@ -263,7 +263,7 @@ class InterCalibration(PairwiseCalibration):
 
     options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None

@@ -119,7 +119,7 @@ class CrossCalibration(PairwiseCalibration):
 
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     table: ClassVar[str] = COEFFICIENTS
 
     given: Given | None = None

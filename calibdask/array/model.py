@@ -54,6 +54,8 @@ FLAGS: dict[str, str] = {
     "scatter below one histogram bin, or median outside the histogram)",
     "I": "some of its pair events were left out: a value was not finite and positive, or a time "
     "was too far off",
+    "L": "lacks rows: its tables in the inputs lack rows that others have, or it has none although "
+    "it triggered (a killed writer)",
     "P": "preliminary: its error needs a later stage of the fit",
     "J": "jumps: the step from its last time bin to this one is too large for chance",
     "V": "varies: its values in all time bins are not those of a constant",

@@ -102,6 +102,8 @@ class NetworkFit:
         Slope of the pair's type with its event-clustered error, mean of x, and what an event's
         product of deviations counts in the slope: 1/variance over the type's sum of M2_x/variance.
         Zeros without a distance term.
+    n_lacking : ndarray of int64, shape (T,)
+        Rows that the inputs lack of each telescope.
     """
 
     estimator: str
@@ -143,6 +145,7 @@ class NetworkFit:
     kappa_error: NDArray[np.float64]
     mean_log_distance: NDArray[np.float64]
     kappa_weight: NDArray[np.float64]
+    n_lacking: NDArray[np.int64]
 
     @property
     def pairs(self) -> NDArray[np.int64]:
@@ -304,7 +307,15 @@ def _start(
         kappa_error=np.zeros(n_pair),
         mean_log_distance=np.zeros(n_pair),
         kappa_weight=np.zeros(n_pair),
+        n_lacking=_of_telescopes(total.lacking, tel_id),
     )
+
+
+def _of_telescopes(rows: NDArray[np.int64], tel_id: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Spread rows of (telescope, count) over telescopes; others have none."""
+    counts = np.zeros(MAX_TEL_ID + 1, np.int64)
+    counts[rows[:, 0]] = rows[:, 1]
+    return np.asarray(counts[tel_id])
 
 
 def _type_of_pairs(fit: NetworkFit) -> NDArray[np.int64]:
@@ -719,6 +730,7 @@ def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
             B=has_value & ~known_error,
             U=of_pairs(np.strings.find(fit.pair_flags, "U") >= 0) > 0,
             I=of_pairs(fit.n_invalid > 0) > 0,
+            L=fit.n_lacking > 0,
         ),
     }
 

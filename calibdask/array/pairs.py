@@ -52,6 +52,16 @@ class EventRows(Protocol):
         """Unit of each column."""
         ...
 
+    @property
+    def n_lacking(self) -> dict[int, int]:
+        """Rows that the tables of a telescope lack, by telescope."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What people should know about the rows."""
+        ...
+
 
 ALTITUDE = "pointing_altitude"
 """Column that the reader adds: where the telescope pointed when the event triggered, in rad."""
@@ -154,7 +164,7 @@ def select_pairs(
     """
     value = events.columns[options.value_column]
     flow = {"telescope events": len(value)}
-    warnings: list[str] = []
+    warnings = list(events.warnings)
     selection = options.quality_criteria.evaluate(events.columns, events.units, len(value))
     flow |= {cut.name: cut.passed_so_far for cut in selection.cuts}
     passed = selection.mask & np.isfinite(value) & (value > 0)

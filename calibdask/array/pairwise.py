@@ -21,7 +21,14 @@ from calibdask.array.network import (
     values_so_far,
 )
 from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
-from calibdask.array.summary import STAGES, PairEvents, PairSummary, ScoreSummary, reduce_stage
+from calibdask.array.summary import (
+    STAGES,
+    PairEvents,
+    PairSummary,
+    ScoreSummary,
+    reduce_stage,
+    with_lacking,
+)
 from calibdask.engine.protocol import (
     ALL,
     Calibration,
@@ -327,6 +334,8 @@ class PairData:
         Which rows pass harder selections. Each has cells of its own, which end with its name.
     keys, cut_flow, rows, warnings
         As in `Reduced`; only from the first stage.
+    n_lacking : mapping of int to int
+        Rows that the tables of a telescope lack, by telescope; only from the first stage.
     """
 
     events: PairEvents
@@ -337,6 +346,7 @@ class PairData:
     cut_flow: Mapping[str, int] | None = None
     rows: Rows | None = None
     warnings: tuple[str, ...] = ()
+    n_lacking: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -442,6 +452,7 @@ class PairwiseCalibration(FromDl2):
             flow,
             rows,
             pairs.warnings,
+            data.n_lacking,
         )
 
     def split(self, data: PairData, cells: Iterable[Cell]) -> dict[Cell, PairEvents]:
@@ -478,6 +489,7 @@ class PairwiseCalibration(FromDl2):
         }
         if stage > 0:
             return Reduced(summaries)
+        summaries = {cell: with_lacking(one, data.n_lacking) for cell, one in summaries.items()}
         return Reduced(summaries, data.cut_flow or {}, data.rows, data.keys, data.warnings)
 
     # -- fit and products -----------------------------------------------------------------------

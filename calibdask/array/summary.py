@@ -17,7 +17,7 @@ stage sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -52,6 +52,7 @@ __all__ = [
     "rows_of",
     "summarise_pairs",
     "summarise_scores",
+    "with_lacking",
 ]
 
 STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-clipped": 3}
@@ -110,6 +111,8 @@ class PairSummary:
         Of d.
     distance : CoMoments, shape (K,), or None
         Of x = ln d_1 - ln d_2 of the impact distances and y = d, if the fit has a term for them.
+    lacking : ndarray of int64, shape (L, 2)
+        Telescopes that lost rows in the inputs, by number, and how many rows.
     """
 
     pairs: NDArray[np.int64]
@@ -119,6 +122,7 @@ class PairSummary:
     asymmetry: Moments | None
     histogram: Histogram | None
     distance: CoMoments | None = None
+    lacking: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     @classmethod
     def identity(
@@ -182,6 +186,7 @@ class PairSummary:
             asymmetry_,
             histogram,
             distance,
+            _sum_by_number(self.lacking, other.lacking),
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -190,6 +195,7 @@ class PairSummary:
             "pairs": self.pairs,
             "tel_type": self.tel_type,
             "n_invalid": self.n_invalid,
+            "lacking": self.lacking,
         }
         for name in ("difference", "asymmetry", "histogram", "distance"):
             part = getattr(self, name)
@@ -214,7 +220,25 @@ class PairSummary:
             Moments.from_arrays(asymmetry_) if asymmetry_ else None,
             Histogram.from_arrays(histogram) if histogram else None,
             CoMoments.from_arrays(distance) if distance else None,
+            np.asarray(arrays["lacking"], np.int64),
         )
+
+
+def with_lacking[S](summary: S, n_lacking: Mapping[int, int]) -> S:
+    """Say in a summary of pairs which telescopes lost rows, and how many."""
+    if not isinstance(summary, PairSummary) or not n_lacking:
+        return summary
+    rows = np.array(sorted(n_lacking.items()), np.int64)
+    return replace(summary, lacking=rows)
+
+
+def _sum_by_number(one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Join rows of (number, count): one for each number, in their order."""
+    rows = np.concatenate([one, two])
+    number, place = np.unique(rows[:, 0], return_inverse=True)
+    count = np.zeros(len(number), np.int64)
+    np.add.at(count, place, rows[:, 1])
+    return np.stack([number, count], axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,8 +275,7 @@ class ScoreSummary:
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
         if any(
-            getattr(self, field.name).shape != getattr(other, field.name).shape
-            for field in fields(self)
+            getattr(self, one.name).shape != getattr(other, one.name).shape for one in fields(self)
         ):
             raise ValueError("scores about different fits do not merge")
         return type(self)(
@@ -264,7 +287,7 @@ class ScoreSummary:
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Fields by name, for storage without pickle."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:

@@ -104,7 +104,7 @@ class TimingCalibration(PairwiseCalibration):
 
     options: TimingCalibrationOptions
     name: ClassVar[str] = "timing-calibration"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     table: ClassVar[str] = f"{MONITORING}/timing_calibration"
     state: ClassVar[type[State]] = TimingFit
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+from calibdask.access import check_private
 from calibdask.engine.campaign import find_workdir, read_status
 from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import holder_of
+from calibdask.engine.places import REMEDY
 from calibdask.engine.session import Session
 from calibdask.engine.shown import facts_html, facts_text
 from calibdask.engine.store import Store
@@ -211,6 +213,7 @@ def connect(path: Path) -> Campaign:
             " works alone (--cluster serial or threads) or on another's scheduler; 'calibdask"
             f" status --watch {workdir}' follows it"
         )
+    check_private(workdir, remedy=REMEDY)
     if os.access(session.directory, os.X_OK) and not session.description.exists():
         raise TransientError(
             f"{workdir}: {holder.name} is starting or ending its scheduler: try again in a moment"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibdask.engine.slurm import parse_walltime
+from calibdask.engine.slurm import check_line, parse_walltime
 from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ class BatchJob:
         Raises
         ------
         ConfigError
-            The time limit is none, or too short to stop in good order.
+            The time limit is none, or too short to stop in good order; an option would add lines of
+            its own.
         """
         seconds = parse_walltime(self.time)
         if seconds is not None and seconds < 60:
@@ -124,6 +125,8 @@ class BatchJob:
             "--requeue" if self.requeue else "--no-requeue",
             *self.directives,
         ]
+        for line in lines:
+            check_line("sbatch-script", line)
         words = list(self.command)
         words[0] = shlex.quote(str(Path(words[0])))
         workers = self.nodes * self.workers_per_node

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from calibdask.access import check_private, distrust
 from calibdask.engine import slurm
 from calibdask.engine.lock import Holder, WorkdirLock, ask_to_stop, holder_of
+from calibdask.engine.places import REMEDY
 from calibdask.engine.plan import format_bytes
 from calibdask.engine.progress import Progress, read_progress
 from calibdask.engine.session import Session
@@ -44,7 +46,7 @@ State = Literal["running", "finished", "failed", "stopped", "never started"]
 
 _KNOWN = ("plan.json", "progress.json", "inputs.json", "lock.json", "store")
 _LEFT_BY_THE_DEAD = ("session", "scratch", "lock.takeover")
-_RESULTS = ("store", "logs", "plan.json", "progress.json", "inputs.json")
+_RESULTS = ("store", "logs", "plan.json", "progress.json", "inputs.json", "outputs.json")
 _BAR = 24  # characters
 _SHOWN = 5  # failures and messages for people; JSON has all that the run kept
 
@@ -63,7 +65,10 @@ def find_workdir(path: Path) -> Path:
             if any((candidate / name).exists() for name in _KNOWN):
                 return candidate
     except PermissionError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}") from error
+        raise ConfigError(
+            f"{error.filename}: {error.strerror}; only the user who started the campaign can"
+            " connect to it or look into it"
+        ) from error
     raise ConfigError(
         f"{path}: no campaign was run here: neither it nor {beside.name} is a work directory; name"
         " the OUTPUT of the run, or what was given with --workdir"
@@ -117,8 +122,8 @@ class Status:
     def carry_on(self) -> str:
         """The command that carries on; empty where the run was started by a script."""
         told = self.progress
-        if told is None or not told.command:
-            return ""
+        if told is None or not told.command or distrust(self.workdir) is not None:
+            return ""  # who else may write there could say anything
         return f"cd {shlex.quote(told.directory)} && {told.command}"
 
     def to_json(self) -> str:
@@ -345,19 +350,15 @@ def cancel(workdir: Path, timeout: float = 60.0) -> str:
     Raises
     ------
     ConfigError
-        The run belongs to another user.
+        The directory belongs to another user, or others may write to it.
     CalibdaskError
         The run goes on in spite of the request.
     """
+    check_private(workdir, remedy=REMEDY)
     holder = holder_of(workdir)
     if holder is None or not holder.alive:
         gone = "no run is going on" if holder is None else f"{holder.name} is dead already"
         return "; ".join([f"{workdir}: {gone}", *_cancel_worker_jobs(workdir)])
-    if holder.uid != os.getuid():
-        raise ConfigError(
-            f"{workdir}: {holder.name} belongs to the user with the number {holder.uid}, who alone"
-            " can cancel it"
-        )
     ask_to_stop(workdir, holder)
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -448,10 +449,12 @@ def clean(workdir: Path, *, everything: bool = False) -> Removed:
     Raises
     ------
     ConfigError
-        A run that is alive holds the directory, or it is not a work directory.
+        A run that is alive holds the directory, it is not a work directory, or others own it or may
+        write to it.
     CalibdaskError
         Something cannot be removed.
     """
+    check_private(workdir, remedy=REMEDY)
     if everything:
         _check_is_workdir(workdir)
     removed = Removed()

@@ -170,6 +170,8 @@ def _settings(*, profile: bool) -> dict[str, Any]:
         # One death makes a suspect, which is then run alone; more deaths only cost time.
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.daemon": True,
+        # Scratch goes away with the session: no locks that tell whose is in use.
+        "distributed.worker.use-file-locking": False,
         # A worker is forked from a process that has imported everything, instead of each importing
         # it again: 2 s of CPU and 100 MB a worker.
         "distributed.worker.multiprocessing-method": "forkserver",
@@ -186,7 +188,8 @@ def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Clien
     if where == "local":
         with (
             _session(site) as (session, security),
-            _local_cluster(site, security) as cluster,
+            _path_for_workers(site.preload),
+            _local_cluster(site, security, session) as cluster,
             _client_of(cluster) as client,
         ):
             yield DaskExecutor(client, where), client, _publish(session, cluster, site)
@@ -205,7 +208,7 @@ def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Clien
                 with _kept(launcher, cluster, client, site, session, where) as executor:
                     yield executor, client, link
     else:
-        with _attached(where) as client, _session_of_others(site, client):
+        with _attached(where) as client:
             yield DaskExecutor(client, "dask"), client, client.dashboard_link
 
 
@@ -225,31 +228,20 @@ def security_of(session: Session) -> Security:
 
 @contextmanager
 def _session(site: Site) -> Iterator[tuple[Session, Security]]:
-    """Make certificates for one run; they are gone when it ends."""
+    """Make certificates and scratch for one run; they are gone when it ends."""
+    import dask
     from distributed import Security
 
     made = Security.temporary().get_tls_config_for_role("scheduler")
     with tempfile.TemporaryDirectory(prefix="calibdask-") as temporary:
         session = Session.create(site.workdir or Path(temporary), made["cert"], made["key"])
         try:
-            yield session, security_of(session)
+            # Dask would use a directory with a known name in /tmp, whoever owns it, and puts it on
+            # Python's path.
+            with dask.config.set({"temporary-directory": str(session.scratch.absolute())}):
+                yield session, security_of(session)
         finally:
             session.remove()
-
-
-@contextmanager
-def _session_of_others(site: Site, client: Client) -> Iterator[None]:
-    """Let others find a scheduler that is not ours; who may join, its owner has decided."""
-    if site.workdir is None:
-        yield
-        return
-    session = Session.create(site.workdir)
-    try:
-        address = client.scheduler_info(n_workers=0)["address"]
-        _describe(session, address, client.dashboard_link, tls=False)
-        yield
-    finally:
-        session.remove()
 
 
 def _publish(session: Session, cluster: Any, site: Site) -> str | None:
@@ -257,21 +249,16 @@ def _publish(session: Session, cluster: Any, site: Site) -> str | None:
     # Dask would name the address that workers connect to, where no page is served.
     port = cluster.scheduler.http_server.port
     link = f"http://127.0.0.1:{port}/status" if site.dashboard else None
-    _describe(session, cluster.scheduler_address, link, tls=True)
-    return link
-
-
-def _describe(session: Session, address: str, dashboard: str | None, *, tls: bool) -> None:
     # Who runs it, and since when, is in the lock and in the progress file.
     session.publish(
         {
-            "address": address,
-            "dashboard": dashboard,
-            "tls": tls,
+            "address": cluster.scheduler_address,
+            "dashboard": link,
             "host": socket.gethostname(),
             "worker_jobs": [],
         }
     )
+    return link
 
 
 # -- schedulers -----------------------------------------------------------------------------------
@@ -286,7 +273,56 @@ def _client_of(cluster: Cluster) -> Iterator[Client]:
 
 
 @contextmanager
-def _local_cluster(site: Site, security: Security) -> Iterator[Cluster]:
+def _path_for_workers(modules: Sequence[str]) -> Iterator[None]:
+    """Keep the current directory off Python's path in the processes that are started meanwhile.
+
+    Python puts it there first (``python -c``, ``python -m``, notebooks, a script's own directory,
+    an empty part of PYTHONPATH), and processes take it over: a file that happens to be called
+    ``tables.py`` would be executed. Where it holds one of the `modules` that workers need, it
+    stays, but last.
+    """
+    here = str(Path.cwd())
+    named = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    empty = len(named) < len(os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    implicit = here not in map(os.path.abspath, named)
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    path = sys.path.copy()
+    first = implicit and not sys.flags.safe_path and path[:1] == [here]
+    kept = [
+        part
+        for place, part in enumerate(path)
+        if part and not (part == here and ((first and place == 0) or (empty and implicit)))
+    ]
+    found = (sys.modules.get(name.partition(".")[0]) for name in modules)
+    files = (getattr(module, "__file__", None) for module in found)
+    if here not in kept and any(
+        file and str(Path(file).absolute().parent) == here for file in files
+    ):
+        kept.append(here)
+    try:
+        os.environ |= _python_environment()
+        sys.path[:] = kept
+        yield
+    finally:
+        sys.path[:] = [*path, *(part for part in sys.path if part not in {*kept, *path})]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _python_environment() -> dict[str, str]:
+    """Give the environment of a Python that does not look into the current directory."""
+    named = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    environment = {"PYTHONSAFEPATH": "1"}
+    if named:
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, named))
+    return environment
+
+
+@contextmanager
+def _local_cluster(site: Site, security: Security, session: Session) -> Iterator[Cluster]:
     import distributed.utils
     from distributed import LocalCluster
 
@@ -308,7 +344,7 @@ def _local_cluster(site: Site, security: Security) -> Iterator[Cluster]:
         scheduler_kwargs={"dashboard": site.dashboard},
         worker_dashboard_address=None,  # costs each worker an import of Bokeh
         memory_limit=site.worker_memory or "auto",
-        local_directory=None if site.workdir is None else str(site.workdir / "scratch"),
+        local_directory=str(session.scratch.absolute()),
         # What fails is told as events; the rest, such as a heartbeat lost while closing, would be
         # a traceback between the lines of JSON.
         silence_logs=logging.CRITICAL,
@@ -431,6 +467,8 @@ class WorkerJob:
             default = dask.config.get(f"jobqueue.slurm.{name.replace('_', '-')}", None)
             return given.get(name, default)
 
+        for name in known - {"scheduler_options"}:
+            slurm.check_option(name, value(name))
         options = {name: value for name, value in given.items() if name != "scheduler_options"}
         options["cores"] = cores = value("cores") or 1
         # One thread a worker: tasks are pure computing, and HDF5 takes one thread at a time.
@@ -456,6 +494,15 @@ class WorkerJob:
 
         given = self.options.get("python") or dask.config.get("jobqueue.slurm.python", None)
         return str(given or sys.executable)
+
+    @property
+    def local_directory(self) -> str | None:
+        """A directory of the node, as the shell there reads it, below which workers get theirs."""
+        import dask
+
+        default = dask.config.get("jobqueue.slurm.local-directory", None)
+        given = self.options.get("local_directory") or default
+        return str(given) if given else None
 
     @property
     def processes(self) -> int:
@@ -510,8 +557,10 @@ class WorkerJob:
             "job_script_prologue": joined("job_script_prologue", prologue),
             "job_extra_directives": joined("job_extra_directives", directives),
         }
+        options.pop("local_directory", None)  # see worker_exports
         try:
-            script: str = _job_class()(scheduler, name, **options).job_script()
+            with dask.config.set({"jobqueue.slurm.local-directory": None}):
+                script: str = _job_class()(scheduler, name, **options).job_script()
         except (TypeError, ValueError, OSError) as error:
             raise ConfigError(f"the Slurm section of the configuration: {error}") from error
         return script
@@ -550,12 +599,15 @@ def _worker_arguments(session: Session) -> list[str]:
     ]
 
 
-def _worker_environment() -> dict[str, str]:
+def _worker_environment(scratch: Path) -> dict[str, str]:
     """Give the environment that every ``dask worker`` needs, also where none is passed on."""
     from calibdask.engine.provenance import code_digest
 
-    inherited = ("NPY_DISABLE_CPU_FEATURES", "NUMBA_CACHE_DIR", "OPENBLAS_CORETYPE", "PYTHONPATH")
+    inherited = ("NPY_DISABLE_CPU_FEATURES", "NUMBA_CACHE_DIR", "OPENBLAS_CORETYPE")
     return {
+        **_python_environment(),
+        "DASK_TEMPORARY_DIRECTORY": str(scratch.absolute()),
+        "DASK_DISTRIBUTED__WORKER__USE_FILE_LOCKING": "False",
         "CALIBDASK_EXPECTED_CODE": code_digest(),
         "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
         "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
@@ -564,21 +616,38 @@ def _worker_environment() -> dict[str, str]:
     }
 
 
-def worker_exports() -> list[str]:
-    """Give the same as lines of a job script."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in _worker_environment().items()]
+def worker_exports(job: WorkerJob, scratch: Path) -> list[str]:
+    """Give the same as lines of a job script.
+
+    Parameters
+    ----------
+    job : WorkerJob
+        It may ask for scratch on a disk of the node's own.
+    scratch : Path
+        Where workers keep their files unless it does.
+    """
+    environment = _worker_environment(scratch)
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    if job.local_directory:
+        # A directory of its own: others may write to that of the node.
+        made = f'$({job.python} -m calibdask.access "{job.local_directory}")'
+        lines += [
+            f"DASK_TEMPORARY_DIRECTORY={made} || exit 1",
+            "trap 'rm -rf -- \"$DASK_TEMPORARY_DIRECTORY\"' EXIT",
+        ]
+    return lines
 
 
 BESIDE_OTHERS = ("--overlap", "--mem=0", "--kill-on-bad-exit=0", "--export=ALL")
 """Options of srun for a step that shares its nodes with others and lives longer than some."""
 
 
-def step_environment() -> dict[str, str]:
-    """Give the environment of srun for a step of workers."""
+def step_environment(scratch: Path) -> dict[str, str]:
+    """Give the environment of srun for a step of workers that keep their files in `scratch`."""
     # The step's ntasks and memory are its own, not those of the job.
     jobs = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE")
     mine = {name: value for name, value in os.environ.items() if name not in jobs}
-    return mine | _worker_environment()
+    return mine | _worker_environment(scratch)
 
 
 class _SlurmJobs:
@@ -591,7 +660,7 @@ class _SlurmJobs:
         self._arguments = [*map(shlex.quote, _worker_arguments(session))]
         if "--lifetime" not in " ".join(map(str, job.options.get("worker_extra_args") or [])):
             self._arguments += lifetime_arguments(job.walltime_seconds())
-        self._prologue = worker_exports()
+        self._prologue = worker_exports(job, session.scratch)
         # A log that says what is wrong, before Dask adds its tracebacks to it.
         self._prologue.append(f"{job.python} -m calibdask.engine.preflight || exit 1")
 
@@ -653,6 +722,7 @@ class _Steps:
         self._logs = (site.workdir or Path.cwd()).absolute() / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._arguments = _worker_arguments(session)
+        self._scratch = session.scratch
         self._memory = site.worker_memory
         self._steps: dict[str, tuple[str, subprocess.Popen[bytes], Path]] = {}
 
@@ -675,7 +745,7 @@ class _Steps:
         with log.with_suffix(".srun").open("wb") as complaints:
             step = subprocess.Popen(
                 command,
-                env=step_environment(),
+                env=step_environment(self._scratch),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
@@ -800,7 +870,7 @@ def connect_client(session: Session) -> Client:
     try:
         return Client(
             described["address"],
-            security=security_of(session) if described["tls"] else None,
+            security=security_of(session),
             set_as_default=False,
             timeout="10s",
         )

@@ -26,12 +26,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from calibdask.access import check_private
 from calibdask.config import ENGINE_SECTIONS, Campaign, Slurm, load_config, load_yaml
 from calibdask.engine import cluster, probe, slurm
 from calibdask.engine.cluster import Site, WorkerJob
 from calibdask.engine.lock import STALE_SECONDS
+from calibdask.engine.places import REMEDY
 from calibdask.engine.provenance import code_digest, versions
 from calibdask.errors import CalibdaskError, ConfigError
+from calibdask.stats.compiled import cache_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,7 +156,10 @@ def examine(where: str, site: Site, *, patience: float = 120.0) -> Iterator[Find
     if where == "allocation":
         slurm.hosts_of_allocation()
     yield check_packages(versions())
+    yield check_cache()
     place = _existing(site.workdir or Path.cwd())
+    if site.workdir is not None and (strange := check_owner(site.workdir)) is not None:
+        yield strange
     try:
         held = tempfile.TemporaryDirectory(
             prefix=".calibdask-doctor-",
@@ -195,6 +201,24 @@ def check_packages(found: Mapping[str, str]) -> Finding:
         )
     names = ", ".join(f"{name} {version}" for name, version in found.items())
     return _passed(f"{sys.executable}: {names}")
+
+
+def check_cache() -> Finding:
+    """Check that nobody else can put code into the cache of compiled kernels."""
+    if problem := cache_problem():
+        what, _, remedy = problem.partition("; ")
+        return _warned(f"cache of compiled kernels: {what}", remedy)
+    return _passed("the cache of compiled kernels is yours alone")
+
+
+def check_owner(workdir: Path) -> Finding | None:
+    """Check that an existing work directory is one that a run would take."""
+    try:
+        check_private(workdir, remedy=REMEDY)
+    except ConfigError as error:
+        what, _, remedy = str(error).partition("; ")
+        return _failed(f"work directory {what}", remedy)
+    return None
 
 
 def check_machine(cpus: int, memory: int) -> Finding:
@@ -570,7 +594,7 @@ class _Post:
     def __init__(self, address: str, directory: Path) -> None:
         self._token = secrets.token_hex(16)
         self._shared = secrets.token_hex(16)
-        self._directory = directory
+        self.directory = directory
         self._by_network: dict[str, dict[str, Any]] = {}
         descriptor = os.open(directory / "token", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -588,7 +612,7 @@ class _Post:
             {
                 "token": self._token,
                 "address": self.address,
-                "directory": str(self._directory),
+                "directory": str(self.directory),
                 "packages": [name for name in versions() if name not in ("python", "calibdask")],
                 "modules": _WORKER_MODULES,
                 "header": "\n".join(header),
@@ -622,7 +646,7 @@ class _Post:
     def answers(self) -> dict[str, dict[str, Any]]:
         """Give the reports by node, with what could be told of how they came."""
         found: dict[str, dict[str, Any]] = {}
-        for path in self._directory.glob("answer-*.json"):
+        for path in self.directory.glob("answer-*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 report = json.loads(path.read_text(encoding="utf-8"))
                 if hmac.compare_digest(report["token"], self._token):
@@ -668,16 +692,13 @@ def probe_script(script: str, task: str) -> str:
         The last line is another.
     """
     *lines, command = script.rstrip().splitlines()
-    python, separator, arguments = command.partition(" -m ")
+    python, separator, _ = command.partition(" -m ")
     if not separator:
         raise ConfigError(f"the last line of a worker's job script starts no module: {command}")
-    scratch = re.search(r"--local-directory[= ](\S+)", arguments)
     return "\n".join(
         [
             *lines,
             f"export {probe.TASK}={shlex.quote(task)}",
-            # As in the worker's own line, the shell puts in what variables hold on the node.
-            f'export {probe.TASK}_SCRATCH="{scratch[1] if scratch else ""}"',
             f"{python} - <<'END_OF_PROBE'",
             _probe_source(),
             "END_OF_PROBE",
@@ -701,7 +722,7 @@ def _examine_slurm(where: str, site: Site, patience: float) -> Iterator[Finding]
     if where == "slurm":
         job = WorkerJob.of(site)
         options = job.scheduler_options
-        exports = cluster.worker_exports()
+        exports = cluster.worker_exports(job, site.workdir or Path.cwd())
         script = job.script("tls://doctor", "doctor", prologue=exports, directives=["--no-requeue"])
         request = Request.read(script)
         for check in (check_partition, check_submission):
@@ -813,7 +834,7 @@ def _probe_by_steps(post: _Post) -> Iterator[Finding]:
         *cluster.BESIDE_OTHERS,
         *(sys.executable, "-c", _probe_source()),
     ]
-    environment = cluster.step_environment() | {probe.TASK: post.task(())}
+    environment = cluster.step_environment(post.directory) | {probe.TASK: post.task(())}
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,

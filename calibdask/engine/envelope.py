@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from calibdask import errors
 from calibdask.engine.merge import Ranges, join_ranges
+from calibdask.engine.shown import printable
 from calibdask.errors import CalibdaskError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Failure:
     def describe(self) -> str:
         """Say it in one line, naming the place once."""
         text = self.message if self.where in self.message else f"{self.where}: {self.message}"
+        text = text.replace(self.where, printable(self.where, one_line=True))
         return text if self.kind in errors.__all__ else f"{text} ({self.kind})"
 
     def error(self, more: str = "") -> CalibdaskError:

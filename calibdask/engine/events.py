@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from calibdask.engine.shown import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -151,17 +153,18 @@ def log_event(event: Event) -> None:
     """Send what people should know to the log."""
     match event:
         case Message(level, text):
-            log.log(logging.getLevelNamesMapping()[level], "%s", text)
+            log.log(logging.getLevelNamesMapping()[level], "%s", printable(text))
         case TaskEnded(failure=str(text)):
-            log.error("%s", text)
+            log.error("%s", printable(text))
         case Workers():
             log.info("%s", event)
         case RunStarted():
             log.info("%s: %d shards, plan %s", event.job, event.shards, event.plan)
         case Written(path):
-            log.info("wrote %s", path)
+            log.info("wrote %s", printable(path, one_line=True))
         case TaskEnded():
-            log.debug("stage %d %s %s", event.stage, event.group, event.label)
+            label = printable(event.label, one_line=True)
+            log.debug("stage %d %s %s", event.stage, event.group, label)
 
 
 def tunnel_command(link: str) -> str:
@@ -188,7 +191,7 @@ class ProgressBars:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
         )
@@ -213,7 +216,9 @@ class ProgressBars:
                     self._bar(f"stage {stage} {group}", count)
             case TaskEnded(stage=stage, group=group, label=label):
                 self._progress.update(
-                    self._bars[f"stage {stage} {group}"], advance=1, note=label[:40]
+                    self._bars[f"stage {stage} {group}"],
+                    advance=1,
+                    note=printable(label, one_line=True)[:40],
                 )
             case RunStarted(dashboard=str(link)):
                 self._console.print(f"dashboard: {link}")

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
-from calibdask.engine.envelope import Outcome
+from calibdask.engine.envelope import Failure, Outcome
+from calibdask.engine.guard import Crashed, Guard, Unforeseen, unreadable
 from calibdask.engine.protocol import Shard
-from calibdask.engine.tasks import Task
+from calibdask.engine.tasks import Task, opens_inputs
+from calibdask.errors import TransientError
 
 __all__ = [
     "Done",
@@ -113,8 +115,38 @@ class Executor(Protocol):
         ...
 
 
+def _guard_of(tasks: Sequence[Task], children: int) -> Guard:
+    """Give what runs a task by its place in a child process."""
+    return Guard(lambda place: tasks[place].call(*tasks[place].args), children)
+
+
+def _run_guarded(guard: Guard, place: int, task: Task) -> Outcome:
+    """Run a task that opens inputs; one that ends its process twice fails."""
+    for last in (False, True):
+        try:
+            outcome: Outcome = guard(place)
+        except Crashed as crash:
+            if last:
+                return Outcome(failure=_failure_of(task.label, crash))
+        except (Unforeseen, TransientError) as error:
+            return Outcome(failure=Failure.of(error, task.label))
+        else:
+            return outcome
+    raise AssertionError("unreachable")
+
+
+def _failure_of(label: str, crash: Crashed) -> Failure:
+    if crash.out_of_memory:
+        text = f"{label}: {crash} twice, as a system does that is out of memory; lower"
+        return Failure(
+            label, "KilledWorker", f"{text} Campaign.shard_bytes or use fewer workers", 1
+        )
+    error = unreadable(label, crash)
+    return Failure.of(error, label)
+
+
 class SerialExecutor:
-    """One task after the other, in this thread."""
+    """One task after the other, in this thread; inputs are opened in a child process."""
 
     name = "serial"
     workers = 1
@@ -122,10 +154,14 @@ class SerialExecutor:
     def run(self, tasks: Sequence[Task], done: Done) -> dict[str, Outcome]:
         """Run all tasks in the order given."""
         outcomes: dict[str, Outcome] = {}
-        for task in tasks:
-            outcome = task.call(*task.args, *(outcomes[need] for need in task.needs))
-            outcomes[task.key] = outcome
-            done(task, outcome)
+        with _guard_of(tasks, 1) as guard:
+            for place, task in enumerate(tasks):
+                if opens_inputs(task):
+                    outcome = _run_guarded(guard, place, task)
+                else:
+                    outcome = task.call(*task.args, *(outcomes[need] for need in task.needs))
+                outcomes[task.key] = outcome
+                done(task, outcome)
         return outcomes
 
     def announce(self, value: object) -> None:
@@ -136,7 +172,7 @@ class SerialExecutor:
 
 
 class ThreadsExecutor:
-    """Tasks in threads of this process."""
+    """Tasks in threads of this process; each opens inputs in a child process of its own."""
 
     name = "threads"
 
@@ -153,24 +189,32 @@ class ThreadsExecutor:
             for need in task.needs:
                 waiting_for.setdefault(need, []).append(task)
         running: dict[Future[Outcome], Task] = {}
+        places = {task.key: place for place, task in enumerate(tasks) if opens_inputs(task)}
+        with _guard_of(tasks, self.workers) as guard:
+            if places:
+                guard.start()  # while no other thread is at work
 
-        def start(task: Task) -> None:
-            needs = (outcomes[need] for need in task.needs)
-            running[self._pool.submit(task.call, *task.args, *needs)] = task
+            def start(task: Task) -> None:
+                if task.key in places:
+                    future = self._pool.submit(_run_guarded, guard, places[task.key], task)
+                else:
+                    needs = (outcomes[need] for need in task.needs)
+                    future = self._pool.submit(task.call, *task.args, *needs)
+                running[future] = task
 
-        for task in tasks:
-            if not task.needs:
-                start(task)
-        while running:
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                task = running.pop(future)
-                outcomes[task.key] = future.result()
-                done(task, outcomes[task.key])
-                for follower in waiting_for.get(task.key, ()):
-                    open_needs[follower.key] -= 1
-                    if not open_needs[follower.key]:
-                        start(follower)
+            for task in tasks:
+                if not task.needs:
+                    start(task)
+            while running:
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    task = running.pop(future)
+                    outcomes[task.key] = future.result()
+                    done(task, outcomes[task.key])
+                    for follower in waiting_for.get(task.key, ()):
+                        open_needs[follower.key] -= 1
+                        if not open_needs[follower.key]:
+                            start(follower)
         return outcomes
 
     def announce(self, value: object) -> None:

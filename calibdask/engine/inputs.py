@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,7 +20,15 @@ from calibdask.errors import ConfigError, CorruptedInput, MissingInput, Transien
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Found", "Identities", "check_unchanged", "find_inputs", "identify", "is_store"]
+__all__ = [
+    "Found",
+    "Identities",
+    "check_unchanged",
+    "find_inputs",
+    "identify",
+    "is_store",
+    "lists_of",
+]
 
 _MIB = 1 << 20
 _STORE_FILES = ("zarr.json", ".zgroup", ".zarray")
@@ -68,7 +77,9 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
             files = {path for path in files if path.is_file() or is_store(path)}
             files = {path for path in files if not path.name.startswith(".")}
             if not files:
-                wanted = ", ".join(patterns)
+                # Patterns of any case, *.[fF][iI][tT][sS], are for the file system, not for people.
+                names = (pattern.rpartition("/")[2] for pattern in patterns)
+                wanted = ", ".join(re.sub(r"\[(\w)\w\]", r"\1", name) for name in names)
                 raise ConfigError(f"no file named {wanted} in the directory {text}")
             found.extend(Found(path, named=False) for path in sorted(files))
         elif not Path(text).exists() and glob.has_magic(text):
@@ -82,6 +93,12 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
     if not found:
         raise ConfigError("no input was given: name files, globs, directories or @list.txt with -i")
     return found
+
+
+def lists_of(arguments: Iterable[str | Path]) -> list[Path]:
+    """Give the files behind ``@`` among what stood behind ``-i``."""
+    texts = [os.fspath(one) for one in arguments]
+    return [Path(text[1:]) for text in texts if text.startswith("@")]
 
 
 def is_store(path: Path) -> bool:

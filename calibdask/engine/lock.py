@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
+from calibdask.access import make_private
+from calibdask.engine.places import REMEDY
 from calibdask.errors import CalibdaskError, ConfigError
 
 __all__ = ["Holder", "WorkdirLock", "ask_to_stop", "holder_of"]
@@ -211,7 +213,7 @@ class WorkdirLock:
 
     def __enter__(self) -> Self:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.path.parent, remedy=REMEDY)
             while not self._create():
                 owner = _read(self.path)
                 if owner is None:

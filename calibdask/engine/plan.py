@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING, Any
 from calibdask.engine.canonical import canonical_json, digest_json
 from calibdask.engine.envelope import Failure
 from calibdask.engine.executors import batch_sizes
+from calibdask.engine.guard import Crashed, Guard, Unforeseen, unreadable
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
-from calibdask.engine.protocol import Calibration, Cell, InputRef, Shard, Survey, WrongKind
-from calibdask.engine.shown import facts_html
+from calibdask.engine.protocol import (
+    Calibration,
+    Cell,
+    InputRef,
+    Piece,
+    Shard,
+    Survey,
+    WrongKind,
+)
+from calibdask.engine.shown import facts_html, printable
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
 
 if TYPE_CHECKING:
@@ -256,9 +265,13 @@ class Plan:
             alike.setdefault(reason.removeprefix(f"{path}: "), []).append(path)
         return [
             (
-                paths[0]
-                if len(paths) == 1
-                else f"{len(paths)} files below {os.path.commonpath(map(os.path.dirname, paths))}",
+                printable(
+                    paths[0]
+                    if len(paths) == 1
+                    else f"{len(paths)} files below"
+                    f" {os.path.commonpath(map(os.path.dirname, paths))}",
+                    one_line=True,
+                ),
                 reason,
             )
             for reason, paths in alike.items()
@@ -298,6 +311,7 @@ def _survey_all(
     calibration: Calibration,
     found: Sequence[Found],
     identities: Identities,
+    look: Guard,
     progress: Callable[[int, int], None],
 ) -> tuple[list[Survey], list[Failure], list[tuple[str, str]]]:
     surveys: list[Survey] = []
@@ -308,7 +322,7 @@ def _survey_all(
         progress(number, len(found))
         try:
             ref = identities.of(one.path)
-            survey = calibration.survey(ref)
+            survey: Survey = look("survey", ref)
             # One of two copies may have been hashed in full and the other not.
             alike = seen.setdefault(":".join(ref.identity.split(":")[:2]), [])
             copies = [
@@ -317,16 +331,16 @@ def _survey_all(
                 if identity.startswith(ref.identity) or ref.identity.startswith(identity)
             ]
             alike.append((ref.identity, one.path))
-            if copies and calibration.repeats(survey):
+            if copies and look("repeats", survey):
                 named = replace(survey.source, identity=f"{ref.identity}#{len(copies) + 1}")
                 survey = replace(survey, source=named)
             elif copies and calibration.rejects_copies:
-                raise CorruptedInput(
-                    f"{one.path}: holds the same data as {copies[0]}, which is used"
-                )
+                first = printable(str(copies[0]), one_line=True)
+                raise CorruptedInput(f"{one.path}: holds the same data as {first}, which is used")
             elif copies:
+                names = [printable(str(path), one_line=True) for path in (copies[0], one.path)]
                 raise ConfigError(  # noqa: TRY301  the only error that is not this file's alone
-                    f"the same data twice: {copies[0]} and {one.path} have the same content, and"
+                    f"the same data twice: {names[0]} and {names[1]} have the same content, and"
                     " counting events twice would make the errors too small; leave one of them out"
                 )
             surveys.append(survey)
@@ -337,10 +351,45 @@ def _survey_all(
                 rejected.append(Failure.of(error, str(one.path)))
             else:
                 skipped.append((str(one.path), str(error)))
+        except Crashed as crash:
+            where = str(one.path)
+            rejected.append(Failure.of(unreadable(where, crash), where))
+        except Unforeseen as bug:
+            # A bug in the look at one input, or damage that nobody foresaw, costs that input.
+            rejected.append(Failure(str(one.path), bug.kind, str(bug), 1, bug.trace))
         except CalibdaskError as error:
             rejected.append(Failure.of(error, str(one.path)))
     progress(len(found), len(found))
     return surveys, rejected, skipped
+
+
+def _pieces(
+    calibration: Calibration, surveys: Sequence[Survey], rejected: list[Failure]
+) -> list[Piece]:
+    """Cut the inputs into shards, in a child process, as that may open them again."""
+    with Guard(
+        lambda *places: list(calibration.pieces([surveys[place] for place in places]))
+    ) as cut:
+        good = list(range(len(surveys)))
+        for _ in range(2):
+            try:
+                pieces: list[Piece] = cut(*good)
+            except Crashed as crash:
+                bad = {}
+                for place in good:
+                    try:
+                        cut(place)
+                    except Crashed as alone:
+                        bad[place] = alone
+                if not bad:
+                    raise CalibdaskError(f"cutting the inputs into shards was {crash}") from None
+                for place, alone in bad.items():
+                    path = surveys[place].source.path
+                    rejected.append(Failure.of(unreadable(path, alone), path))
+                good = [place for place in good if place not in bad]
+            else:
+                return pieces
+    raise CalibdaskError("cutting the inputs into shards crashed again without the damaged ones")
 
 
 def make_plan(
@@ -385,11 +434,15 @@ def make_plan(
     found = find_inputs([os.fspath(one) for one in inputs], calibration.patterns)
     memory = None if workdir is None else workdir / "inputs.json"
     identities = Identities(memory, full=verify_full)
-    surveys, rejected, skipped = _survey_all(calibration, found, identities, progress)
+    with Guard(lambda method, one: getattr(calibration, method)(one)) as look:
+        surveys, rejected, skipped = _survey_all(calibration, found, identities, look, progress)
     misfits = calibration.misfits(surveys) if surveys else {}
-    rejected += [
-        Failure.of(error, surveys[place].source.path) for place, error in sorted(misfits.items())
-    ]
+    for place, error in sorted(misfits.items()):
+        path = surveys[place].source.path
+        if isinstance(error, WrongKind):
+            skipped.append((path, str(error)))
+        else:
+            rejected.append(Failure.of(error, path))
     surveys = [survey for place, survey in enumerate(surveys) if place not in misfits]
     if not surveys:
         if rejected:
@@ -403,7 +456,7 @@ def make_plan(
         )
     calibration = calibration.planned(surveys)
     pieces = sorted(
-        calibration.pieces(surveys),
+        _pieces(calibration, surveys, rejected),
         key=lambda piece: (piece.order, [ref.identity for ref in piece.inputs], piece.part),
     )
     shards = tuple(

@@ -181,7 +181,7 @@ def main() -> None:
         "imported": _imported(task["modules"]),
         "threads": {name: os.environ.get(name) for name in _THREADS},
         "shared": _shared(task["directory"]),
-        "scratch": _scratch(os.environ.get(TASK + "_SCRATCH")),
+        "scratch": _scratch(os.environ.get("DASK_TEMPORARY_DIRECTORY")),
         "sbatch": _may_submit(task["header"]),
     }
     report["network"] = _report_to(task["address"], report)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from calibdask.engine.places import companion
 from calibdask.engine.provenance import cta_attributes, describe_activity, iso_time, new_id
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.io.maps import TABLES, digest_maps
@@ -139,8 +140,8 @@ class Products:
         self.overwrite = overwrite
         self.paths: list[Path] = []
 
-    def check_writable(self) -> None:
-        """Refuse an output that exists or cannot be written, before any work starts.
+    def check_free(self) -> None:
+        """Refuse an output that exists, before any work starts.
 
         Raises
         ------
@@ -155,16 +156,6 @@ class Products:
                 f"{self.output} exists already; choose another name with -o, or replace it with"
                 " --overwrite"
             )
-        parent = self.output.parent
-        probe = parent / f".calibdask-{uuid4().hex[:8]}"
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write in {parent}: {error.strerror or error}; choose another place with -o"
-            ) from error
 
     def check_kind(self, *, directory: bool) -> None:
         """Refuse an output that exists as what this job does not write.
@@ -227,7 +218,7 @@ class Products:
                 ids = new_id(), new_id()
                 _write_hdf5(product, run.tables, _attributes(run, *ids))
                 self.paths = [self.output]
-                return self._write_companions(run, product, self.output.with_suffix(""), ids)
+                return self._write_companions(run, product, self.output, ids)
         directory = run.directory
         ids = new_id(), new_id()
         if run.plan.calibration.has_maps and run.tables:
@@ -236,19 +227,19 @@ class Products:
         text = json.dumps({"files": names}, indent=1)
         (directory / _MANIFEST).write_text(text, encoding="utf-8")
         self.paths = [self.output / name for name in names]
-        digest = self._write_companions(run, directory, directory / "calibdask", ids)
+        digest = self._write_companions(run, directory, directory / "calibdask.h5", ids)
         self._take_directory(directory)
         return digest
 
     def _write_companions(
-        self, run: Finished, product: Path, stem: Path, ids: tuple[str, str]
+        self, run: Finished, product: Path, name: Path, ids: tuple[str, str]
     ) -> str:
         """Write the text table, the report and the provenance of a product; give its digest."""
         digest = digest_output(product)
         home = self.output.parent if run.directory is None else self.output
 
         def place(ending: str) -> Path:
-            path = stem.with_name(stem.name + ending)
+            path = companion(name, ending)
             self.paths.append(home / path.name)
             return path
 

@@ -268,6 +268,10 @@ class Calibration:
 
     # -- planning: metadata only, cheap -----------------------------------------------------------
 
+    def also_read(self) -> Sequence[str]:
+        """Name files and directories that are read beside the inputs: no product replaces them."""
+        return ()
+
     def survey(self, source: InputRef) -> Survey:
         """Look at one input's metadata.
 

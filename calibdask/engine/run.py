@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from calibdask.engine.cluster import (
     open_executor,
 )
 from calibdask.engine.envelope import Envelope, Failure, Outcome
+from calibdask.engine.inputs import Found, find_inputs, lists_of
 from calibdask.engine.lock import WorkdirLock
 from calibdask.engine.merge import merge_tree
+from calibdask.engine.places import Places
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
-from calibdask.engine.shown import facts_html, facts_text, table_text, tables_html
+from calibdask.engine.shown import facts_html, facts_text, printable, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     States,
@@ -43,10 +46,10 @@ from calibdask.engine.tasks import (
 )
 from calibdask.errors import CalibdaskError, CorruptedInput
 from calibdask.io.maps import MAPS
+from calibdask.stats.compiled import cache_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from astropy.table import QTable
 
@@ -93,6 +96,8 @@ class RunOptions:
         Where to write Dask's own report.
     provenance_log : Path, optional
         Where to append the activity's provenance, one JSON object a line.
+    log_file : Path, optional
+        Where the caller writes the log: nothing else may be written there.
     command : str
         The command that does this run again.
     slurm : mapping
@@ -112,6 +117,7 @@ class RunOptions:
     dashboard: bool = True
     performance_report: Path | None = None
     provenance_log: Path | None = None
+    log_file: Path | None = None
     command: str = ""
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -126,6 +132,18 @@ class RunOptions:
             dashboard=self.dashboard,
             slurm=self.slurm,
             emit=emit,
+        )
+
+    def places(self, job: str, output: Path) -> Places:
+        """Say where the run writes."""
+        return Places(
+            job,
+            output,
+            workdir=self.workdir,
+            report=self.report,
+            provenance_log=self.provenance_log,
+            log_file=self.log_file,
+            performance_report=self.performance_report,
         )
 
     def memory_per_worker(self, site: Site) -> int | None:
@@ -379,7 +397,8 @@ def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping
         same = np.flatnonzero(values[1:] == values[:-1])
         if same.size:
             one, two = plan.shards[owner[same[0]]], plan.shards[owner[same[0] + 1]]
-            paths = " and ".join(shard.inputs[0].path for shard in (one, two))
+            names = (printable(shard.inputs[0].path, one_line=True) for shard in (one, two))
+            paths = " and ".join(names)
             event = plan.calibration.name_event(group, int(values[same[0]]))
             raise CorruptedInput(
                 f"{paths} both hold {event}"
@@ -552,6 +571,7 @@ def run_calibration(
     emit: Callable[[events.Event], None],
     *,
     config: Mapping[str, Any] | None = None,
+    config_files: Sequence[Path] = (),
 ) -> RunResult:
     """Plan, run and write.
 
@@ -569,6 +589,8 @@ def run_calibration(
         Told of every event.
     config : mapping, optional
         The full configuration, for provenance.
+    config_files : sequence of Path
+        Where it was read from: no output may take their place.
 
     Raises
     ------
@@ -578,22 +600,29 @@ def run_calibration(
     from threadpoolctl import threadpool_limits
 
     account = Account()
+    places = options.places(calibration.name, output)
+    read = [("configuration", path) for path in config_files]
+    read += [("list of inputs", path) for path in lists_of(inputs)]
+    read += [("product", Path(path)) for path in calibration.also_read()]
+    places.check(find_inputs(inputs, calibration.patterns), read)
     products = Products(output, overwrite=options.overwrite)
-    products.check_writable()
-    workdir = options.workdir or output.with_name(output.name + ".work")
+    products.check_free()
+    workdir = places.workdir
     progress = ProgressFile(workdir, job=calibration.name, output=output, command=options.command)
     emit = progress.before(emit)
     preload = (type(calibration).__module__, *calibration.preload)
     site = options.site(workdir, emit, preload)
     memory = options.memory_per_worker(site)
     # Sums in BLAS depend on its number of threads, and one worker is one processor.
-    with WorkdirLock(workdir) as lock, progress, threadpool_limits(1):
+    with places.making(), WorkdirLock(workdir) as lock, progress, threadpool_limits(1):
         if lock.taken_over:
             emit(
                 events.Message(
                     "WARNING", f"took {workdir} over from a dead run ({lock.taken_over})"
                 )
             )
+        if problem := cache_problem():
+            emit(events.Message("WARNING", problem))
         plan = make_plan(
             calibration,
             inputs,
@@ -604,7 +633,12 @@ def run_calibration(
             progress=lambda done, total: emit(events.Progress("looking at inputs", done, total)),
         )
         directory = plan.calibration.has_maps or bool(plan.calibration.files(plan.shards))
-        products.check_kind(directory=directory)
+        with places.settling():
+            products.check_kind(directory=directory)
+            if not directory:
+                places.check_new(overwrite=options.overwrite)
+            # Some inputs name others: those of a descriptor, for one.
+            places.check((Found(Path(ref.path), named=False) for ref in plan.inputs), read)
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
             emit(events.Message("ERROR", failure.describe()))
@@ -652,6 +686,7 @@ def run_calibration(
             )
             account.notes.append(note)
             emit(events.Message("WARNING", note))
+        places.record()
         digest = products.write(
             Finished(plan, account, result, tables, partial, options, config or {})
         )

@@ -4,6 +4,9 @@ A run with a Dask scheduler keeps a directory ``session`` in its work directory:
 made for this run and ``session.json``, which says where the scheduler is and who runs it. Workers
 on other nodes and ``calibdask connect`` read it over the shared file system. Only its owner may
 look into it, and it goes away with the run.
+
+Whoever a client connects to can execute code in it. So a session is read only if it is this user's
+alone, and if the scheduler proves with the certificate in it that it belongs to the same run.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from calibdask.access import check_private
 from calibdask.errors import CalibdaskError, ConfigError
 
 if TYPE_CHECKING:
@@ -50,12 +54,17 @@ class Session:
         return self.directory / "key.pem"
 
     @property
+    def scratch(self) -> Path:
+        """Where scheduler and workers keep their files: Dask puts it on Python's path."""
+        return self.directory / "scratch"
+
+    @property
     def description(self) -> Path:
         """What :meth:`publish` wrote."""
         return self.directory / "session.json"
 
     @classmethod
-    def create(cls, workdir: Path, certificate: str = "", key: str = "") -> Session:
+    def create(cls, workdir: Path, certificate: str, key: str) -> Session:
         """Begin a session; what a dead run left is removed (the caller holds the workdir's lock).
 
         Parameters
@@ -63,7 +72,7 @@ class Session:
         workdir : Path
             The work directory.
         certificate, key : str
-            In PEM format; empty where the scheduler is somebody else's, with its own rules.
+            In PEM format.
 
         Raises
         ------
@@ -73,7 +82,7 @@ class Session:
         session = cls(workdir / "session")
         try:
             session.remove()
-            session.directory.mkdir(mode=0o700, parents=True)
+            session.directory.mkdir(mode=0o700)
             mode = session.directory.stat().st_mode & 0o777
             if mode & 0o077:
                 raise CalibdaskError(
@@ -81,9 +90,9 @@ class Session:
                     " so other users could read the run's key; choose a --workdir on a file system"
                     " with permissions"
                 )
+            session.scratch.mkdir(mode=0o700)
             for path, text in ((session.certificate, certificate), (session.key, key)):
-                if text:
-                    session._write(path, text)
+                session._write(path, text)
         except OSError as error:
             raise CalibdaskError(
                 f"cannot write {session.directory}: {error.strerror or error}; choose another place"
@@ -112,8 +121,10 @@ class Session:
         Raises
         ------
         ConfigError
-            There is no session here, or it is not readable by this user.
+            There is no session here, it is not this user's alone, or its scheduler would not have
+            to prove itself.
         """
+        self._check()
         for wait in (*_RETRY_SECONDS, None):
             try:
                 found = json.loads(self.description.read_text(encoding="utf-8"))
@@ -130,9 +141,27 @@ class Session:
                     " campaign can connect to it"
                 ) from error
             else:
-                return dict(found)
+                return self._trusted(found)
         raise AssertionError("unreachable")
+
+    def _check(self) -> None:
+        """Refuse what another user may have made or changed."""
+        remedy = "a session is read only if it is yours alone, as it decides whom to connect to"
+        for path in (self.directory, self.description, self.certificate, self.key):
+            check_private(path, remedy=remedy, secret=True)
+
+    def _trusted(self, found: Any) -> dict[str, Any]:
+        """Refuse a scheduler that has no certificate to show."""
+        address = found.get("address") if isinstance(found, dict) else None
+        if not str(address).startswith("tls://"):
+            raise ConfigError(
+                f"{self.description}: names a scheduler without TLS ({address}), which could be"
+                " anybody's; runs of calibdask have none such"
+            )
+        return dict(found)
 
     def remove(self) -> None:
         """Remove certificates and description."""
+        if self.directory.is_symlink():
+            self.directory.unlink()
         shutil.rmtree(self.directory, ignore_errors=True)

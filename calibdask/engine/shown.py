@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,7 +10,27 @@ if TYPE_CHECKING:
 
     from astropy.table import QTable
 
-__all__ = ["facts_html", "facts_text", "table_text", "tables_html"]
+__all__ = ["facts_html", "facts_text", "printable", "table_text", "tables_html"]
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """Escape what a terminal would obey instead of show, as names of files may hold it.
+
+    Parameters
+    ----------
+    text : str
+        For people.
+    one_line : bool
+        Escape line breaks and tabs as well, as is right for a name.
+    """
+    if text.isprintable():
+        return text
+    kept = "" if one_line else "\n\t"
+    return "".join(
+        one if one.isprintable() or one in kept or unicodedata.category(one) == "Zs"
+        else one.encode("unicode_escape").decode("ascii")
+        for one in text
+    )  # fmt: skip
 
 
 def facts_text(facts: Sequence[tuple[str, str]]) -> str:

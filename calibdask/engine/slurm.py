@@ -22,6 +22,8 @@ __all__ = [
     "QueuedJob",
     "alive",
     "cancel",
+    "check_line",
+    "check_option",
     "describe",
     "explain_end",
     "hosts_of_allocation",
@@ -38,6 +40,73 @@ _PASSING = re.compile(
     r"|zero bytes were transmitted|job submit limit|QOSMaxSubmitJob|AssocMaxSubmitJob",
     re.IGNORECASE,
 )
+
+
+_SHELL = ("job_script_prologue", "env_extra")
+"""Options that are lines of shell."""
+
+_WORDS = (
+    "cores", "death_timeout", "extra", "interface", "local_directory", "memory", "processes",
+    "python", "worker_extra_args",
+)  # fmt: skip
+"""Options that become words of a command in the job script."""
+
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+_SYNTAX = re.compile(r"[$`;&|<>()'\"\\*?!#{}]")
+
+
+def check_line(name: str, value: str) -> None:
+    """Check that a value stays within its line of a batch script.
+
+    Parameters
+    ----------
+    name : str
+        What is given, for people.
+    value : str
+        Its value.
+
+    Raises
+    ------
+    ConfigError
+        It holds a line break or another control character.
+    """
+    if not value.isprintable():
+        raise ConfigError(
+            f"{name}: {value!r} holds a line break or a control character, and what comes after it"
+            " would be run as shell; give it in one line"
+        )
+
+
+def check_option(name: str, value: object) -> None:
+    """Check that an option of worker jobs does no more in a job script than it is for.
+
+    Parameters
+    ----------
+    name : str
+        Name of the option.
+    value : object
+        Its value; each of a list is checked.
+
+    Raises
+    ------
+    ConfigError
+        It would be read as shell. Variables are allowed: they have their values on the node.
+    """
+    if name in _SHELL:
+        return
+    for one in value if isinstance(value, list | tuple) else [value]:
+        text = str(one)
+        check_line(f"Slurm.{name}", text)
+        if name in _WORDS and (found := _SYNTAX.search(_VARIABLE.sub("", text))):
+            raise ConfigError(
+                f"Slurm.{name}: {text!r} would be read as shell ({found[0]}); leave that out, or"
+                " put lines of shell into Slurm.job_script_prologue"
+            )
+        if name in ("worker_extra_args", "extra") and text.startswith("--local-directory"):
+            raise ConfigError(
+                f"Slurm.{name}: {text!r}: give the directory as Slurm.local_directory, below which"
+                " workers get one that is theirs alone"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ __all__ = [
     "load_summary",
     "map_shard",
     "merge_node",
+    "opens_inputs",
     "write_file",
     "write_maps",
 ]
@@ -255,6 +256,14 @@ def map_shard(
         return Outcome(address, envelope.shards, envelope=envelope, notes=tuple(notes))
 
     return _guarded(context, shard.label, work)
+
+
+def opens_inputs(task: Task) -> bool:
+    """Tell whether a task will open inputs: the map of a shard whose result is not stored."""
+    if task.call is not map_shard:
+        return False
+    context, _, _, address, *_ = task.args
+    return not context.store.has(address)
 
 
 def _discard(context: WorkContext, address: str, error: CorruptResult) -> str:

@@ -53,6 +53,7 @@ _DL2_TELESCOPE = "/dl2/event/telescope"
 _DL2_EVENT = "/dl2/event/subarray"
 
 _TIME = "time"
+_MASK = "tels_with_trigger"  # a column of the trigger table: (telescopes of the layout,)
 _EVENT_KEYS = ("obs_id", "event_id")
 _TELESCOPE_KEYS = ("obs_id", "event_id", "tel_id")
 
@@ -73,6 +74,8 @@ _UNIT_OF_SUFFIX = {
 # and each chunk is decompressed once.
 _BLOCK_BYTES = 2 * 2**20
 _SEARCH_ROWS = 4096
+
+_SHOWN = 5  # telescopes in a message
 
 type Columns = dict[str, NDArray[Any]]
 
@@ -251,6 +254,11 @@ class TelescopeEvents:
         For each column, the rows that its table lacks.
     event_time_ns : array of int64, (n_events,), or None
         Time of each event in ns of TAI since 1970, if it was asked for.
+    n_lacking : dict of int to int
+        For each telescope that lost any, the most rows that one of its tables lacks, of those that
+        triggered it or that its other tables have: a writer was killed.
+    warnings : tuple of str
+        What people should know about these rows.
     """
 
     layout: ArrayLayout
@@ -263,6 +271,8 @@ class TelescopeEvents:
     n_events: int
     n_missing: dict[str, int]
     event_time_ns: NDArray[np.int64] | None = None
+    n_lacking: dict[int, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
@@ -441,6 +451,46 @@ class _Chosen:
     triggered: NDArray[np.bool_] | None  # (events, telescopes of the layout)
     in_order: bool
     n_events_in_file: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lacking:
+    """Counts the rows that tables lack, by table and telescope."""
+
+    triggers: dict[int, int]
+    counts: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def n_triggers(self, tel_id: int) -> int:
+        return self.triggers.get(tel_id, 0)
+
+    def set(self, path: str, tel_id: int, count: int) -> None:
+        if count > 0:
+            self.counts.setdefault(path, {})[tel_id] = count
+
+    def by_telescope(self) -> dict[int, int]:
+        most: dict[int, int] = {}
+        for counts in self.counts.values():
+            for tel_id, count in counts.items():
+                most[tel_id] = max(count, most.get(tel_id, 0))
+        return dict(sorted(most.items()))
+
+    def warnings(self, path: Path) -> tuple[str, ...]:
+        return tuple(
+            f"{path}: {group} lacks {sum(counts.values())} rows of telescope events that the"
+            f" trigger or other tables have ({_listed(counts)}): was its writer killed? These"
+            " telescope events are left out wherever they need it"
+            for group, counts in self.counts.items()
+        )
+
+
+def _listed(counts: dict[int, int]) -> str:
+    shown = [f"telescope {tel_id}: {count}" for tel_id, count in sorted(counts.items())]
+    more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+    return ", ".join(shown[:_SHOWN] + more)
+
+
+def _has_mask(table: tables.Table, layout: ArrayLayout) -> bool:
+    return _MASK in table.colnames and table.dtype[_MASK].shape == layout.tel_id.shape
 
 
 def _children(node: tables.Node) -> list[str]:
@@ -728,10 +778,9 @@ class _Reader:
                 f" {table.nrows}; the file changed since it was planned: plan again"
             )
             raise CorruptedInput(msg)
-        mask = "tels_with_trigger"
-        has_mask = mask in table.colnames and table.dtype[mask].shape == layout.tel_id.shape
-        keys = self.read(table, [*_EVENT_KEYS, *([mask] if has_mask else [])], first, stop)
-        triggered = keys.pop(mask).astype(np.bool_) if has_mask else None
+        has_mask = _has_mask(table, layout)
+        keys = self.read(table, [*_EVENT_KEYS, *([_MASK] if has_mask else [])], first, stop)
+        triggered = keys.pop(_MASK).astype(np.bool_) if has_mask else None
         self.refuse_duplicates(table, keys)
         return _Chosen(
             rows=slice(first, stop),
@@ -778,10 +827,13 @@ class _Reader:
         tel_index = {tel_id: i for i, tel_id in enumerate(layout.tel_id.tolist())}
         parts: dict[str, list[NDArray[Any]]] = {}
         n_missing = dict.fromkeys(needs.names, 0)
+        lacking = self._untabled(base.source, layout, chosen)
         for tel_id, table in self.telescope_tables(base.source, layout).items():
             names = [*_TELESCOPE_KEYS, *base.names]
             columns, part = self.base_rows(table, names, chosen, tel_index[tel_id])
             self._check_tel_id(table, tel_id, columns["tel_id"])
+            n_rows = len(columns["tel_id"])
+            lacking.set(base.source.path, tel_id, lacking.n_triggers(tel_id) - n_rows)
             keys = {name: columns[name] for name in _TELESCOPE_KEYS}
             for want, by_telescope in per_telescope:
                 other = by_telescope.get(tel_id)
@@ -789,6 +841,7 @@ class _Reader:
                 same_part = part if other is not None and other.nrows == table.nrows else None
                 more, missing = self._of_telescope(other, want, keys, same_part)
                 columns |= more
+                lacking.set(want.source.path, tel_id, int(missing.sum()))
                 for name in more:
                     n_missing[name] += int(missing.sum())
             for name, values in columns.items():
@@ -806,6 +859,11 @@ class _Reader:
                 continue
             more, missing = self._of_all(want, columns, event_keys, event, chosen)
             columns |= more
+            if missing.any():
+                for number, count in zip(
+                    *np.unique(columns["tel_id"][missing], return_counts=True), strict=True
+                ):
+                    lacking.set(want.source.path, int(number), int(count))
             for name in more:
                 n_missing[name] += int(missing.sum())
         return TelescopeEvents(
@@ -819,7 +877,25 @@ class _Reader:
             n_events=first.size,
             n_missing=n_missing,
             event_time_ns=self.times_of(event_keys, chosen) if needs.event_time else None,
+            n_lacking=lacking.by_telescope(),
+            warnings=lacking.warnings(self.path),
         )
+
+    def _untabled(self, base: _Source, layout: ArrayLayout, chosen: _Chosen | None) -> _Lacking:
+        """Begin to count what is lacking: with all triggers of telescopes that have no table."""
+        triggered = None if chosen is None else chosen.triggered
+        if chosen is None:
+            table = self.table(_TRIGGER)
+            if _has_mask(table, layout):
+                triggered = self.read(table, (_MASK,))[_MASK]
+        counts = np.zeros(len(layout.tel_id), np.int64)
+        if triggered is not None:
+            counts = np.count_nonzero(triggered, axis=0)
+        lacking = _Lacking(dict(zip(layout.tel_id.tolist(), counts.tolist(), strict=True)))
+        for tel_id in layout.tel_id[counts > 0].tolist():
+            if f"tel_{tel_id:03d}" not in self.file.get_node(base.path):
+                lacking.set(base.path, tel_id, lacking.n_triggers(tel_id))
+        return lacking
 
     def _of_telescope(
         self, table: tables.Table | None, want: _Wanted, keys: Columns, part: slice | None

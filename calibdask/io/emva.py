@@ -80,7 +80,8 @@ def read_emva_descriptor(path: Path) -> EmvaDescriptor:
     MissingInput
         There is no such file.
     CorruptedInput
-        A line makes no sense, or an image is named twice.
+        A line makes no sense, an image is named twice, a measurement has fewer than the two images
+        that each consists of, or an image is not there.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -88,6 +89,7 @@ def read_emva_descriptor(path: Path) -> EmvaDescriptor:
         raise MissingInput(f"{path}: {error.strerror or error}") from error
     bit_depth, shape = 0, (0, 0)
     blocks: list[tuple[str, float, float, list[Path]]] = []
+    begins: list[int] = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words or words[0].startswith("#") or words[0] == "v":
@@ -105,6 +107,8 @@ def read_emva_descriptor(path: Path) -> EmvaDescriptor:
                     blocks[-1][3].append((path.parent / name).absolute())
                 case _:
                     raise ValueError  # noqa: TRY301  told below with its line
+            if words[0] in ("b", "d"):
+                begins.append(number)
         except (ValueError, IndexError) as error:
             raise CorruptedInput(
                 f"{path}, line {number}: {line!r} is none of 'n bits width height', 'b exposure_ns"
@@ -112,6 +116,14 @@ def read_emva_descriptor(path: Path) -> EmvaDescriptor:
             ) from error
     if not bit_depth:
         raise CorruptedInput(f"{path}: has no line 'n bits width height'")
+    if not blocks:
+        raise CorruptedInput(f"{path}: names no measurement ('b ...' or 'd ...')")
+    for number, (*_, paths) in zip(begins, blocks, strict=True):
+        if len(paths) < _PAIR:
+            raise CorruptedInput(
+                f"{path}, line {number}: the measurement has {len(paths)} images, and each has two"
+                " or more: the file may be cut short; copy it again"
+            )
     images: dict[Path, EmvaImage] = {}
     for kind, exposure_ns, photons, paths in blocks:
         # The spatial standard deviations come from many images, the rest from pairs.
@@ -120,4 +132,9 @@ def read_emva_descriptor(path: Path) -> EmvaDescriptor:
             if one in images:
                 raise CorruptedInput(f"{path}: names {one} twice")
             images[one] = EmvaImage(kind_of, exposure_ns * 1e-9, photons)
+    if absent := [one for one in images if not one.exists()]:
+        raise CorruptedInput(
+            f"{path}: {len(absent)} of the {len(images)} images that it names are not there, such"
+            f" as {absent[0]}; copy them again"
+        )
     return EmvaDescriptor(path, bit_depth, shape, images)

@@ -8,7 +8,10 @@ without LibRaw, which gives the same bits and takes a tenth of the time.
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
+import re
 import struct
 import tokenize
 import warnings
@@ -24,14 +27,18 @@ import numpy as np
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CorruptedInput, MissingInput, TransientError
+from calibdask.io.areas import areas_of_fits
+from calibdask.io.keywords import KEYWORDS, header_text, stated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import rawpy
     import tifffile
     from numpy.typing import NDArray
     from PIL import Image
+
+    from calibdask.io.areas import Area
 
 __all__ = ["FRAME_PATTERNS", "FrameInfo", "inspect_frame", "read_frame", "read_frames"]
 
@@ -43,6 +50,8 @@ _RAW: Final = frozenset({
 _FITS: Final = frozenset({"fits", "fit", "fts", "fz"})
 _TIFF: Final = frozenset({"tif", "tiff"})
 _OTHERS: Final = frozenset({"png", "npy"})
+_GZIPPED: Final = frozenset(f"{one}.gz" for one in _FITS - {"fz"})
+_PICTURES: Final = frozenset({"jpg", "jpeg"})
 
 
 def _any_case(suffix: str) -> str:
@@ -51,13 +60,18 @@ def _any_case(suffix: str) -> str:
 
 
 FRAME_PATTERNS: Final = tuple(
-    _any_case(suffix) for suffix in sorted({*_RAW, *_FITS, *_TIFF, *_OTHERS, "zarr"})
+    _any_case(suffix)
+    for suffix in sorted({*_RAW, *_FITS, *_GZIPPED, *_TIFF, *_OTHERS, *_PICTURES, "zarr"})
 )
-"""Which files of a directory, and of those below it, may be frames."""
+"""Which files of a directory, and of those below it, may be frames; pictures are left out by name.
+"""
 
 _CFA: Final = 32803
+_DECODED: Final = frozenset({1, 8, 32773, 32946})
+"""Compressions of TIFF files that are read without further software: none, Deflate, PackBits."""
 _PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _COLOURS: Final = "RGB"
+_OLD_DATE: Final = re.compile(r"(\d\d)/(\d\d)/(\d\d)")
 _BAYER: Final = frozenset({"RGGB", "BGGR", "GRBG", "GBRG"})
 _NONSENSE: Final = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError,
@@ -106,6 +120,27 @@ class FrameInfo:
         Name of the illumination; empty where it has none.
     photons : float or None
         Mean number of photons a pixel received.
+    serial_number : str
+        Of the camera; empty where unknown.
+    gain_setting, offset_setting : float or None
+        What amplifier and offset were set to, as the driver counts them.
+    readout_mode : str
+        Mode of the readout; empty where unknown.
+    filter : str
+        Filter in front of the sensor; empty where unknown.
+    binning : tuple of int
+        Columns and rows that were read as one pixel; empty where unknown.
+    window : tuple of int
+        First column and row that was read; empty where unknown.
+    unit : str
+        Unit of the values, "DN" for counts of the converter; empty where unknown.
+    hdu : int or None
+        Which HDU of a FITS file it is, where there are several images and one was asked for.
+    may_be_colours : bool
+        A FITS cube of three planes, of which nothing tells whether they are frames or colours.
+    lit_areas : tuple of Area
+        Where light falls, in rows and columns of the whole raw image: not on masked borders and
+        overscan. Empty for all of it.
     """
 
     path: str
@@ -125,6 +160,17 @@ class FrameInfo:
     kind: str = ""
     level: str = ""
     photons: float | None = None
+    serial_number: str = ""
+    gain_setting: float | None = None
+    offset_setting: float | None = None
+    readout_mode: str = ""
+    filter: str = ""
+    binning: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
+    unit: str = ""
+    hdu: int | None = None
+    may_be_colours: bool = False
+    lit_areas: tuple[Area, ...] = ()
 
     @property
     def camera(self) -> str:
@@ -144,8 +190,15 @@ class FrameInfo:
         return channels
 
 
-def inspect_frame(path: Path | str) -> FrameInfo:
+def inspect_frame(path: Path | str, hdu: int | str | None = None) -> FrameInfo:
     """Read what a file says about its frames, without the pixels.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+    hdu : int or str, optional
+        Number or name of the HDU to read, of a FITS file that holds several images.
 
     Raises
     ------
@@ -164,7 +217,7 @@ def inspect_frame(path: Path | str) -> FrameInfo:
             case "raw":
                 return _inspect_raw(path)
             case "fits":
-                return _inspect_fits(path)
+                return _inspect_fits(path, hdu)
             case "tiff":
                 return _inspect_tiff(path)
             case "png":
@@ -182,7 +235,7 @@ def inspect_frame(path: Path | str) -> FrameInfo:
                 return _inspect_array(path, array, attributes)
 
 
-def read_frame(path: Path | str, index: int = 0) -> NDArray[Any]:
+def read_frame(path: Path | str, index: int = 0, hdu: int | None = None) -> NDArray[Any]:
     """Read one whole raw image.
 
     Parameters
@@ -191,6 +244,8 @@ def read_frame(path: Path | str, index: int = 0) -> NDArray[Any]:
         The file.
     index : int
         Which of its frames.
+    hdu : int, optional
+        Which HDU of a FITS file (see `FrameInfo.hdu`).
 
     Returns
     -------
@@ -202,11 +257,13 @@ def read_frame(path: Path | str, index: int = 0) -> NDArray[Any]:
     MissingInput, WrongKind, CorruptedInput, TransientError
         As `inspect_frame`; a file that is damaged among its pixels shows only here.
     """
-    (frame,) = read_frames(path, index, index + 1)
+    (frame,) = read_frames(path, index, index + 1, hdu)
     return frame
 
 
-def read_frames(path: Path | str, start: int, stop: int) -> Iterator[NDArray[Any]]:
+def read_frames(
+    path: Path | str, start: int, stop: int, hdu: int | None = None
+) -> Iterator[NDArray[Any]]:
     """Read frames `start` to `stop` of a file one after the other (see `read_frame`).
 
     Raises
@@ -221,7 +278,7 @@ def read_frames(path: Path | str, start: int, stop: int) -> Iterator[NDArray[Any
             case "raw":
                 frames = (_read_raw(path) for _ in range(start, min(stop, 1)))
             case "fits":
-                frames = _read_fits(path, start, stop)
+                frames = _read_fits(path, start, stop, hdu)
             case "tiff":
                 frames = _read_tiff(path, start, stop)
             case "png":
@@ -267,6 +324,11 @@ def _format(path: Path) -> str:
             return name
     if suffix in _OTHERS:
         return suffix
+    if suffix in _PICTURES:
+        raise WrongKind(
+            f"{path}: a JPEG is a picture made of a raw frame, its values are no longer linear: set"
+            " the camera to save raw files and give those"
+        )
     if path.name.startswith("EMVA1288"):
         raise WrongKind(f"{path}: is read when its images are given, or the folder they are in")
     raise WrongKind(
@@ -318,14 +380,18 @@ def _ratio(value: Any) -> Any:
 
 def _exif(tags: Mapping[str, Any]) -> dict[str, Any]:
     """Give what the tags of a TIFF directory and its EXIF say about a frame."""
-    exposure = _ratio(tags.get("ExposureTime"))
+
+    def of[T](name: str, read: Callable[[Any], T | None]) -> T | None:
+        return stated(tags, KEYWORDS[name].exif, read)
+
     return {
-        "make": str(tags.get("Make", "")).strip("\0 "),
-        "model": str(tags.get("Model", "")).strip("\0 "),
-        "iso": _iso(next(iter(_several(tags.get("ISOSpeedRatings"))), None)),
-        "exposure_s": _positive(exposure),
-        "time": _exif_time(tags.get("DateTimeOriginal", tags.get("DateTime"))),
-        "temperature_c": _finite(_ratio(tags.get("Temperature"))),
+        "make": of("make", header_text) or "",
+        "model": of("model", header_text) or "",
+        "serial_number": of("serial_number", header_text) or "",
+        "iso": of("iso", lambda value: _iso(next(iter(_several(value)), None))),
+        "exposure_s": of("exposure_s", lambda value: _positive(_ratio(value))),
+        "time": of("time", lambda value: _exif_time(value) or None) or "",
+        "temperature_c": of("temperature_c", lambda value: _finite(_ratio(value))),
     }
 
 
@@ -430,8 +496,16 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
             white_level=white,
             pattern=pattern,
             black_level=black,
+            lit_areas=_visible(sizes),
             **{name: value or told.get(name, value) for name, value in said.items()},
         )
+
+
+def _visible(sizes: Any) -> tuple[Area, ...]:
+    """Give what LibRaw's margins leave."""
+    top, left = int(sizes.top_margin), int(sizes.left_margin)
+    area = (top, left, top + int(sizes.height), left + int(sizes.width))
+    return () if area == (0, 0, sizes.raw_height, sizes.raw_width) else (area,)
 
 
 def _iso(value: Any) -> int | None:
@@ -462,12 +536,17 @@ def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
                 return {}, ()
             first = tiff.pages.first
             layout = tuple(
-                (page.shape, page.compression, page.bitspersample)
+                (page.shape, page.compression, page.bitspersample, _tag(page, "ActiveArea"))
                 for page in (first, *(first.pages or ()))
             )
             return _page_tags(first), layout
     except _NONSENSE:
         return {}, ()
+
+
+def _tag(page: Any, name: str) -> Any:
+    tag = page.tags.get(name)
+    return None if tag is None else tag.value
 
 
 @contextmanager
@@ -613,45 +692,72 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _fits(path: Path) -> Iterator[Any]:
-    """Give the first HDU with an image."""
+def _fits(
+    path: Path, wanted: int | str | None = None, *, whole: bool = False
+) -> Iterator[tuple[Any, int | None]]:
+    """Give the HDU with the frame, and its number where there are several and one is wanted.
+
+    Of a `whole` file all checksums it has are compared.
+    """
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
-    with warnings.catch_warnings(), path.open("rb") as file:
+    with warnings.catch_warnings(record=True) as told, path.open("rb") as opened:
         # Said again by us, in one sentence that names the file.
         warnings.simplefilter("ignore", AstropyWarning)
-        with fits.open(file, memmap=False) as hdus:
-            for hdu in hdus:
+        file: Any = opened
+        if whole:
+            warnings.filterwarnings("always", ".*(Checksum|Datasum) verification failed")
+            if path.suffix.lower() == ".gz":
+                # Its checksum stands behind everything, where astropy does not look.
+                file = io.BytesIO(gzip.decompress(opened.read()))
+        with fits.open(file, memmap=False, checksum=whole) as hdus:
+            images = {}
+            for number, hdu in enumerate(hdus):
+                failed = [str(one.message) for one in told if "verification" in str(one.message)]
+                if failed:
+                    raise CorruptedInput(f"{path}: {failed[0].strip()}; copy it again")
                 if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
-                    yield hdu
-                    return
-            raise WrongKind(f"{path}: holds no image")
+                    _check_fits_size(path, hdu)  # what comes next is behind it
+                    images[number] = hdu
+            if not images:
+                raise WrongKind(f"{path}: holds no image")
+            if len(images) == 1:
+                yield next(iter(images.values())), None
+                return
+            chosen = [
+                number
+                for number, hdu in images.items()
+                if wanted == number or str(wanted).upper() == hdu.name
+            ]
+            if len(chosen) == 1:
+                yield images[chosen[0]], chosen[0]
+                return
+            there = ", ".join(
+                f"{number}{f' {hdu.name}' if hdu.name else ''} ({' x '.join(map(str, hdu.shape))})"
+                for number, hdu in images.items()
+            )
+            problem = "none is said to be" if wanted is None else f"{wanted!r} is not one which is"
+            raise WrongKind(
+                f"{path}: holds {len(images)} images, and {problem} the frame: name one of them in"
+                f" Frames.hdu, by number or name: {there}"
+            )
 
 
-def _inspect_fits(path: Path) -> FrameInfo:
-    with _fits(path) as hdu:
-        header = hdu.header
+def _inspect_fits(path: Path, wanted: int | str | None) -> FrameInfo:
+    with _fits(path, wanted) as (hdu, number):
+        header = _Header(hdu.header)
         axes = hdu.shape
         if len(axes) > 3:
             raise WrongKind(f"{path}: an image of {len(axes)} axes is no frame and no stack")
-        _check_fits_size(path, hdu)
+        if len(axes) == 3 and (header.text("CTYPE3") or "").upper() in ("RGB", "COLOR", "COLOUR"):
+            raise WrongKind(f"{path}: is a picture in colour (CTYPE3), not the pixels of a sensor")
+        _refuse_last_axis(path, axes)
         # Header cards and the type that comes of them are astropy's business: one pixel tells.
         pixel = hdu.section[(slice(0, 1),) * len(axes)]
-        white = next(
-            (int(v) for k in ("SATURATE", "WHITELEV") if (v := _positive(header.get(k)))),
-            _eight_bits(pixel.dtype).get("white_level"),
-        )
-        pattern = str(header.get("BAYERPAT", "")).strip().upper()
-        if pattern and pattern not in _BAYER:
-            raise WrongKind(f"{path}: BAYERPAT {pattern!r} is not one like 'RGGB'")
-        shift = int(header.get("YBAYROFF", 0)) % 2, int(header.get("XBAYROFF", 0)) % 2
-        if pattern:
-            pattern = "".join(
-                pattern[2 * ((row + shift[0]) % 2) + (column + shift[1]) % 2]
-                for row in (0, 1)
-                for column in (0, 1)
-            )
+        white = header.of("white_level", _positive)
+        white = _eight_bits(pixel.dtype).get("white_level") if white is None else int(white)
+        pattern = _fits_pattern(path, header, int(axes[-2]))
         black = tuple(
             value
             for index in range(4 if pattern else 1)
@@ -664,18 +770,128 @@ def _inspect_fits(path: Path) -> FrameInfo:
             n_frames=int(axes[0]) if len(axes) == 3 else 1,
             bit_depth=None if white is None else _bits(white),
             white_level=white,
-            make=str(header.get("MAKE", "")).strip(),
-            model=str(header.get("INSTRUME", header.get("MODEL", ""))).strip(),
+            make=header.of("make", header_text) or "",
+            model=header.of("model", header_text) or "",
             pattern=pattern,
             black_level=black if len(black) == (4 if pattern else 1) else (),
-            iso=_iso(header.get("ISOSPEED", header.get("ISO"))),
-            exposure_s=_exposure(header.get("EXPTIME", header.get("EXPOSURE"))),
-            time=_iso_time(header.get("DATE-OBS", "")),
-            temperature_c=_finite(header.get("CCD-TEMP")),
-            kind=str(header.get("IMAGETYP", "")).strip(),
-            level=str(header.get("LEVEL", "")).strip(),
-            photons=_finite(header.get("PHOTONS")),
+            iso=header.of("iso", _iso),
+            exposure_s=header.of("exposure_s", _exposure),
+            time=_fits_time(header),
+            temperature_c=header.of("temperature_c", _finite),
+            kind=header.of("kind", header_text) or "",
+            level=header.of("level", header_text) or "",
+            photons=header.of("photons", _finite),
+            serial_number=header.of("serial_number", header_text) or "",
+            gain_setting=header.of("gain_setting", _finite),
+            offset_setting=header.of("offset_setting", _finite),
+            readout_mode=header.of("readout_mode", header_text) or "",
+            filter=header.of("filter", header_text) or "",
+            binning=_pair(header, "XBINNING", "YBINNING", "CCDSUM"),
+            window=_pair(header, "XORGSUBF", "YORGSUBF"),
+            unit=_unit(header.of("unit", header_text)),
+            hdu=number,
+            may_be_colours=len(axes) == 3 and axes[0] == 3,
+            lit_areas=_lit_areas(path, hdu.header, (int(axes[-2]), int(axes[-1]))),
         )
+
+
+class _Header:
+    """The cards of a FITS header, asked for by `KEYWORDS`."""
+
+    _known: Final = frozenset(name for one in KEYWORDS.values() for name in one.fits)
+
+    def __init__(self, cards: Any) -> None:
+        self._cards = cards
+
+    def get(self, name: str) -> Any:
+        """Give the value of a card that is declared to be read; None where it is not there."""
+        if name not in self._known and name != "CTYPE3":
+            raise AssertionError(f"{name} is read, but KEYWORDS does not say so")
+        return self._cards.get(name)
+
+    def text(self, name: str) -> str | None:
+        """Give the text of a card."""
+        return header_text(self.get(name))
+
+    def of[T](self, name: str, read: Callable[[Any], T | None]) -> T | None:
+        """Give the first usable value among the keywords of one thing."""
+        return stated(self._cards, KEYWORDS[name].fits, read)
+
+
+def _refuse_last_axis(path: Path, axes: Sequence[int]) -> None:
+    """Refuse arrays of shape (H, W, 3): no sensor has three columns."""
+    if len(axes) == 3 and axes[-1] in (3, 4) and min(axes[:2]) > 4:
+        raise WrongKind(
+            f"{path}: an array of shape {tuple(axes)} is a picture in colour, not the pixels of a"
+            " sensor"
+        )
+
+
+def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
+    """Give the colours of the first 2 x 2 pixels as BAYERPAT, its offsets and ROWORDER tell."""
+    pattern = (header.text("BAYERPAT") or "").upper()
+    if not pattern:
+        return ""
+    if pattern not in _BAYER:
+        raise WrongKind(f"{path}: BAYERPAT {pattern!r} is not one like 'RGGB'")
+    shift = []
+    for name in ("YBAYROFF", "XBAYROFF"):
+        offset = _finite(header.get(name)) if header.text(name) is not None else 0.0
+        if offset is None or offset != round(offset):
+            raise CorruptedInput(
+                f"{path}: {name} is {header.get(name)!r}, expected a whole number of pixels by"
+                " which the colour pattern is shifted: correct the card"
+            )
+        shift.append(round(offset) % 2)
+    order = (header.text("ROWORDER") or "").upper()
+    if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
+        raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
+    if order == "BOTTOM-UP":
+        # Patterns are told from the top of the picture, which is the last row of the file.
+        shift[0] = (n_rows - 1 - shift[0]) % 2
+    return "".join(
+        pattern[2 * ((row + shift[0]) % 2) + (column + shift[1]) % 2]
+        for row in (0, 1)
+        for column in (0, 1)
+    )
+
+
+def _fits_time(header: _Header) -> str:
+    """Give DATE-OBS in ISO 8601, with the time of day from another card where it has none."""
+    date = header.text("DATE-OBS") or ""
+    if found := _OLD_DATE.fullmatch(date):  # dd/mm/yy, before 1999
+        date = f"19{found[3]}-{found[2]}-{found[1]}"
+    if len(date) == len("2025-03-04"):
+        for name in ("TIME-OBS", "UT"):
+            if clock := header.text(name):
+                hours, _, rest = clock.partition(":")
+                if time := _iso_time(f"{date}T{hours.zfill(2)}:{rest}"):
+                    return time
+    return _iso_time(date)
+
+
+def _pair(header: _Header, first: str, second: str, both: str | None = None) -> tuple[int, ...]:
+    """Give two whole numbers of two cards, or of one; nothing unless both are there."""
+    values: Sequence[Any] = (header.get(first), header.get(second))
+    if None in values and both is not None:
+        values = (header.text(both) or "").split()
+    numbers = [round(one) for value in values if (one := _finite(value)) is not None]
+    return tuple(numbers) if len(numbers) == 2 else ()
+
+
+def _unit(text: str | None) -> str:
+    """Give the unit of the values; the names of converter counts are one."""
+    if text is None:
+        return ""
+    known = text.lower().rstrip("s") in ("adu", "dn", "count", "ct")
+    return "DN" if known else text
+
+
+def _lit_areas(path: Path, header: Any, shape: tuple[int, int]) -> tuple[Area, ...]:
+    try:
+        return areas_of_fits(header, shape)
+    except CorruptedInput as error:
+        raise CorruptedInput(f"{path}: {error}; correct the card") from error
 
 
 def _exposure(value: Any) -> float | None:
@@ -705,9 +921,8 @@ def _check_fits_size(path: Path, hdu: Any) -> None:
         raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
 
 
-def _read_fits(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
-    with _fits(path) as hdu:
-        _check_fits_size(path, hdu)
+def _read_fits(path: Path, start: int, stop: int, wanted: int | None) -> Iterator[NDArray[Any]]:
+    with _fits(path, wanted, whole=True) as (hdu, _):
         axes = hdu.shape
         plain = _is_unsigned(hdu.header) and _is_plain(path, hdu)
         for index in range(start, stop):
@@ -733,38 +948,102 @@ def _inspect_tiff(path: Path) -> FrameInfo:
     with _tiff(path) as tiff:
         if tiff is None:
             raise CorruptedInput(f"{path}: is no TIFF file")
-        if "DNGVersion" in tiff.pages.first.tags:
-            raise WrongKind(f"{path}: is a DNG by its tags; give it the ending .dng")
         page = tiff.pages.first
+        if "DNGVersion" in page.tags:
+            raise WrongKind(f"{path}: is a DNG by its tags; give it the ending .dng")
         shapes = {one.shape for one in tiff.pages}
         if len(shapes) != 1 or page.ndim != 2:
             raise WrongKind(f"{path}: pages of shape {sorted(shapes)} are no raw frames")
-        wanted = max(
-            offset + count
-            for one in tiff.pages
-            for offset, count in zip(one.dataoffsets, one.databytecounts, strict=True)
-        )
+        if page.compression not in _DECODED:
+            raise WrongKind(
+                f"{path}: is compressed by {_compression(page.compression)}, which is not read"
+                " here: save it uncompressed or with Deflate (ZIP), e.g. 'tiffcp -c none IN OUT'"
+            )
+        for one in tiff.pages:
+            _check_segments(path, one)
+        n_frames, wanted = _tiff_pages(path, tiff)
         if (size := path.stat().st_size) < wanted:
             raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
         return FrameInfo(
             str(path),
             (int(page.shape[0]), int(page.shape[1])),
             _dtype(path, np.dtype(page.dtype)).name,
-            n_frames=len(tiff.pages),
+            n_frames=n_frames,
             **_eight_bits(page.dtype),
             **_exif(_page_tags(page)),
         )
+
+
+def _compression(code: int) -> str:
+    from tifffile import COMPRESSION
+
+    return COMPRESSION(code).name if code in set(COMPRESSION) else f"method {code}"
+
+
+def _tiff_pages(path: Path, tiff: tifffile.TiffFile) -> tuple[int, int]:
+    """Give the number of frames of a TIFF file, and how many bytes it must have.
+
+    ImageJ writes one directory for a stack of more than 4 GB: its description counts the images,
+    which lie one behind the other.
+    """
+    about = tiff.imagej_metadata or {}
+    channels, images = int(about.get("channels", 1)), int(about.get("images", 1))
+    if channels > 1:
+        raise WrongKind(
+            f"{path}: an ImageJ stack of {channels} channels: split the channels, and give those of"
+            " one"
+        )
+    page = tiff.pages.first
+    if images > 1 and len(tiff.pages) == 1:
+        if page.compression != 1 or len(_runs(page.dataoffsets, page.databytecounts)) != 1:
+            raise WrongKind(
+                f"{path}: its description counts {images} images in one compressed page: save the"
+                " stack uncompressed"
+            )
+        return images, page.dataoffsets[0] + images * page.nbytes
+    if images > 1 and images != len(tiff.pages):
+        raise CorruptedInput(
+            f"{path}: has {len(tiff.pages)} pages, but its description counts {images} images"
+        )
+    ends = (
+        offset + count
+        for one in tiff.pages
+        for offset, count in zip(one.dataoffsets, one.databytecounts, strict=True)
+    )
+    return len(tiff.pages), max(ends)
 
 
 def _read_tiff(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
     with _tiff(path) as tiff:
         if tiff is None:
             raise CorruptedInput(f"{path}: is no TIFF file")
-        for index in range(start, min(stop, len(tiff.pages))):
+        n_frames, _ = _tiff_pages(path, tiff)
+        first = tiff.pages.first
+        for index in range(start, min(stop, n_frames)):
+            if n_frames > len(tiff.pages):
+                place = first.dataoffsets[0] + index * first.nbytes
+                kind = np.dtype(first.dtype).newbyteorder(tiff.byteorder)
+                yield np.fromfile(path, kind, first.size, offset=place).reshape(first.shape)
+                continue
             page = tiff.pages[index]
             if page.ndim != 2:
                 raise WrongKind(f"{path}: a page of shape {page.shape} is no raw frame")
+            _check_segments(path, page)
             yield page.asarray()
+
+
+def _check_segments(path: Path, page: Any) -> None:
+    """Refuse a page of which strips or tiles are missing: tifffile would give zeros there."""
+    wanted = 1
+    if page.is_tiled:
+        wanted = -(-page.imagelength // page.tilelength) * -(-page.imagewidth // page.tilewidth)
+    elif page.rowsperstrip:
+        wanted = -(-page.imagelength // min(page.rowsperstrip, page.imagelength))
+    counts = page.databytecounts
+    # tifffile gives one place and number for strips that lie one behind the other.
+    there = wanted if page.is_contiguous else sum(count > 0 for count in counts)
+    if there < wanted or 0 in counts:
+        raise CorruptedInput(f"{path}: has {there} of {wanted} strips or tiles; copy it again")
 
 
 @contextmanager
@@ -789,27 +1068,42 @@ def _png(path: Path) -> Iterator[Image.Image]:
 
 
 def _inspect_png(path: Path) -> FrameInfo:
+    from PIL.ExifTags import TAGS
     from PIL.Image import Exif
 
     exif = Exif()
     with _png(path) as image:
         # Asked for all of it, Pillow would decode the pixels to look behind them.
         exif.load(image.info.get("exif", b""))
-        inner = exif.get_ifd(34665)
+        tags = {
+            TAGS.get(code): value for code, value in (*exif.items(), *exif.get_ifd(34665).items())
+        }
         return FrameInfo(
             str(path),
             (image.height, image.width),
             "uint16",
             **_eight_bits("u1" if image.mode == "L" else "u2"),
-            make=str(exif.get(271, "")).strip("\0 "),
-            model=str(exif.get(272, "")).strip("\0 "),
-            iso=_iso(inner.get(34855)),
-            exposure_s=_positive(inner.get(33434)),
-            time=_exif_time(inner.get(36867, exif.get(306))),
+            **_exif({str(name): value for name, value in tags.items()}),
         )
 
 
+def _check_png(path: Path) -> None:
+    """Check what Pillow does not: the checksum of each chunk (PNG specification, 5.3)."""
+    content = memoryview(path.read_bytes())
+    start = 8  # behind the signature
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 4])
+        stop = start + 8 + length
+        if zlib.crc32(content[start + 4 : stop]) != int.from_bytes(content[stop : stop + 4]):
+            name = bytes(content[start + 4 : start + 8]).decode("ascii", "replace")
+            raise CorruptedInput(
+                f"{path}: the chunk {name!r} at byte {start} fails its checksum; copy it again"
+            )
+        start = stop + 4
+
+
 def _read_png(path: Path) -> NDArray[Any]:
+    _check_png(path)
     with _png(path) as image:
         return np.asarray(image).astype(np.uint16)
 
@@ -834,7 +1128,7 @@ def _open_zarr(path: Path) -> tuple[Any, dict[str, Any]]:
     from zarr.errors import BaseZarrError
 
     try:
-        store = zarr.open(str(path), mode="r")
+        store = zarr.open(path, mode="r")  # as text it would be an address, which ends at a #
     except (BaseZarrError, FileNotFoundError, ValueError, KeyError) as error:
         if not path.exists():
             raise MissingInput(f"{path}: no such file") from error
@@ -855,6 +1149,9 @@ def _open_zarr(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _inspect_array(path: Path, array: Any, attributes: Mapping[str, Any]) -> FrameInfo:
+    known = frozenset(name for one in KEYWORDS.values() for name in one.zarr)
+    attributes = {name: value for name, value in attributes.items() if name in known}
+    _refuse_last_axis(path, array.shape)
     if array.ndim not in (2, 3):
         raise WrongKind(f"{path}: an array of {array.ndim} axes is no frame and no stack of frames")
     if 0 in array.shape:
@@ -896,6 +1193,14 @@ def _inspect_array(path: Path, array: Any, attributes: Mapping[str, Any]) -> Fra
         kind=str(attributes.get("kind", "")),
         level=str(attributes.get("level", "")),
         photons=_finite(attributes.get("photons")),
+        serial_number=header_text(attributes.get("serial_number")) or "",
+        gain_setting=_finite(attributes.get("gain_setting")),
+        offset_setting=_finite(attributes.get("offset_setting")),
+        readout_mode=header_text(attributes.get("readout_mode")) or "",
+        filter=header_text(attributes.get("filter")) or "",
+        binning=tuple(round(float(one)) for one in _several(attributes.get("binning"))),
+        window=tuple(round(float(one)) for one in _several(attributes.get("window"))),
+        unit=_unit(header_text(attributes.get("unit"))),
     )
 
 

@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import threading
+import traceback
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,12 @@ _FACTORS = {
 _DIGEST_BLOCK_BYTES = 16 * 2**20
 
 _TRANSIENT = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT}
+
+# What PyTables and NumPy raise where a file makes no sense to them.
+_NONSENSE = (
+    ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, MemoryError,
+    RuntimeError, SystemError, TypeError, ValueError,
+)  # fmt: skip
 
 # Held while a file is open: PyTables keeps global registries and HDF5 is built without threads.
 _LOCK = threading.RLock()
@@ -424,9 +431,12 @@ def _translated_errors(path: Path, verb: str) -> Iterator[None]:
         raise MissingInput(msg) from None
     except tables.HDF5ExtError as error:
         raise _from_hdf5(path, verb, str(error)) from error
-    except (SystemError, UnicodeDecodeError) as error:
-        # PyTables passes on what it cannot make sense of without looking.
-        msg = f"{path}: damaged ({error}); copy or produce it again"
+    except _NONSENSE as error:
+        # PyTables passes on what it cannot make sense of without looking. Raised by other code
+        # than its own, it is a bug there and no damage.
+        if not _raised_by_pytables(error):
+            raise
+        msg = f"{path}: damaged ({type(error).__name__}: {error}); copy or produce it again"
         raise CorruptedInput(msg) from error
     except OSError as error:
         if error.errno not in _TRANSIENT:
@@ -436,6 +446,14 @@ def _translated_errors(path: Path, verb: str) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         msg = f"{path}: refused, {error}; write it again with PyTables 2 or later"
         raise CorruptedInput(msg) from None
+
+
+def _raised_by_pytables(error: BaseException) -> bool:
+    """Tell whether an exception comes from PyTables, or from what PyTables called."""
+    stack = traceback.walk_tb(error.__traceback__)
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in stack]
+    ours = max(place for place, name in enumerate(packages) if name == "calibdask")
+    return "tables" in packages[ours:]
 
 
 def _from_hdf5(path: Path, verb: str, trace: str) -> CalibdaskError:

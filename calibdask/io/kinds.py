@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from calibdask.errors import MissingInput
 from calibdask.io.hdf5 import open_hdf5
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import tables
 
 __all__ = ["Kind", "file_kind"]
 
@@ -18,6 +21,10 @@ _THROUGHPUTS = (
     "/dl1/monitoring/telescope/calibration/optical_throughput/muon",
 )
 
+_OF_EVENTS = ("/simulation", "/dl0", "/dl1", "/dl2", "/energy_asymmetry", "/image_asymmetry")
+_PRODUCTS = ("/dl1/monitoring", "/dl2/monitoring")  # they have groups of the same names
+_LEVELS = "CTA PRODUCT DATA LEVELS"
+
 
 def file_kind(path: Path | str) -> Kind:
     """Tell whether a file holds DL2 events, event-wise asymmetries, throughputs, or none of them.
@@ -26,7 +33,9 @@ def file_kind(path: Path | str) -> Kind:
 
     Raises
     ------
-    MissingInput, CorruptedInput, TransientError
+    MissingInput
+        By its metadata or groups it is a file of events, but holds none; or as `open_hdf5`.
+    CorruptedInput, TransientError
         As `calibdask.io.hdf5.open_hdf5`.
     """
     with open_hdf5(path) as file:
@@ -38,4 +47,18 @@ def file_kind(path: Path | str) -> Kind:
             return "DL2 events"
         if "/energy_asymmetry/events" in file or "/image_asymmetry/events" in file:
             return "asymmetries"
+        if sign := _sign_of_events(file):
+            raise MissingInput(
+                f"{path}: holds no events although it has {sign}: it is damaged, or its writer was"
+                " killed; copy or produce it again, or leave it out"
+            )
         return "other"
+
+
+def _sign_of_events(file: tables.File) -> str:
+    """Tell what makes a file look like one of events; empty where nothing does."""
+    if any(group in file for group in _PRODUCTS):
+        return ""
+    if found := [group for group in _OF_EVENTS if group in file]:
+        return f"the group {found[0]}"
+    return f"the attribute {_LEVELS!r}" if _LEVELS in file.root._v_attrs else ""

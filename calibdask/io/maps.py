@@ -109,12 +109,15 @@ def create_maps(
 def _consolidate(path: Path, groups: set[str]) -> None:
     """Put what describes a group's arrays into one file: xarray looks for it and warns if not."""
     import zarr
+    from zarr.storage import LocalStore
 
     with warnings.catch_warnings():
         # Zarr 3 as a specification does not know it yet; every reader copes without.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         for group in sorted(groups, key=lambda name: -name.count("/")):
-            zarr.consolidate_metadata(str(path), path=group or None, zarr_format=3)
+            # Not the path as text: that would be an address, which ends at a # or a ?.
+            store = LocalStore(path)
+            zarr.consolidate_metadata(store, path=group or None, zarr_format=3)
 
 
 def write_rows(path: Path, name: str, first: int, values: NDArray[Any]) -> None:
@@ -147,10 +150,17 @@ class ProductMaps:
         The Zarr directory.
     layouts : mapping of str to MapLayout
         What there is, by name.
+    groups : mapping of str to mapping
+        What is said about groups, by name; the empty one is the whole product.
     """
 
     path: Path
     layouts: Mapping[str, MapLayout]
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def about(self, group: str) -> Mapping[str, Any]:
+        """Return what is said about a group of maps."""
+        return self.groups.get(group, {})
 
     def __contains__(self, name: object) -> bool:
         return name in self.layouts
@@ -196,15 +206,19 @@ def read_product(path: Path | str) -> ProductMaps:
         raise MissingInput(
             f"{path}: holds no pixel maps ({MAPS}): give the output directory of a calibration"
         )
-    layouts = {}
+    layouts: dict[str, MapLayout] = {}
+    groups: dict[str, Mapping[str, Any]] = {}
     try:
         # What describes the groups may tell of the arrays as they once were: ask each array.
         for about in sorted(root.rglob("zarr.json")):
-            if json.loads(about.read_text(encoding="utf-8"))["node_type"] != "array":
+            described = json.loads(about.read_text(encoding="utf-8"))
+            place = about.parent.relative_to(root).as_posix()
+            if described["node_type"] != "array":
+                groups["" if place == "." else place] = described.get("attributes", {})
                 continue
             array = zarr.open_array(about.parent, mode="r", zarr_format=3)
             dims = array.metadata.dimension_names  # type: ignore[union-attr]
-            layouts[about.parent.relative_to(root).as_posix()] = MapLayout(
+            layouts[place] = MapLayout(
                 array.shape,
                 array.dtype.str,
                 array.chunks[0] if array.chunks else 1,
@@ -213,7 +227,7 @@ def read_product(path: Path | str) -> ProductMaps:
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptedInput(f"{root}: is no Zarr group that can be read: {error}") from error
-    return ProductMaps(root, layouts)
+    return ProductMaps(root, layouts, groups)
 
 
 def digest_maps(path: Path) -> str:

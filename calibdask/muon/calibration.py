@@ -38,6 +38,7 @@ from calibdask.io.images import (
     is_hdf5,
     read_images,
 )
+from calibdask.io.kinds import file_kind
 from calibdask.io.muon import (
     has_muon_tables,
     inspect_muons,
@@ -257,6 +258,7 @@ class _FromRings(Calibration):
             more_bytes, product_id = 0, found.product_id
             obs_ids, process_type = found.obs_ids, found.process_type
         else:
+            file_kind(path)  # refuses a file that should have events and has none
             raise WrongKind(f"{path}: holds neither tables of muon rings nor images")
         if product_id:  # tells apart what equal size and samples would not
             source = replace(source, identity=f"{source.identity}:{product_id}")

@@ -38,6 +38,7 @@ IMAGE_FLAGS = {
     "gain": "the map of the gain is flagged there",
     "defect": "a defect pixel",
     "no-value": "there is no number: a map has none, or divides by nothing",
+    "border": "masked border or overscan: no light falls there",
 }
 """What the bits of a calibrated frame's mask mean, lowest first; 0 means all is well."""
 

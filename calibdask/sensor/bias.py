@@ -18,7 +18,7 @@ from calibdask.sensor.model import (
 )
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import gather, iso_name
+from calibdask.sensor.pixels import gather
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class _FromBiasFrames(MapCalibration):
     """What both jobs share: the stacks, by ISO speed."""
 
     kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise",)
+    own_kind: ClassVar[str] = "bias_readnoise"
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "bias": ("DN", "mean of the bias frames"),
         "bias_error": ("DN", "standard error of the bias"),
@@ -85,16 +86,15 @@ class _FromBiasFrames(MapCalibration):
         stacks = gather(
             tile,
             "bias_readnoise",
-            lambda key: key.iso,
-            unknown_too=True,
+            lambda key: key.setting,
             near_saturation=self.options.near_saturation,
         )
         maps: dict[str, NDArray[Any]] = {}
         scalars: dict[str, NDArray[Any]] = {}
-        for iso, pixels in stacks.items():
+        for setting, pixels in stacks.items():
             n_sigma = self.options.outlier_sigma
             noise, noise_error, noise_mask = noise_flags(tile, pixels, n_sigma)
-            group = f"readnoise/{iso_name(iso)}"
+            group = f"readnoise/{setting.name}"
             maps |= {
                 f"{group}/readnoise": noise,
                 f"{group}/readnoise_error": noise_error,
@@ -102,9 +102,9 @@ class _FromBiasFrames(MapCalibration):
             }
             scalars |= overview(f"{group}/readnoise", tile, noise, noise_mask)
             scalars |= overview(f"{group}/variance", tile, pixels.variance, noise_mask)
-            scalars[f"n_frames:{iso}"] = np.array([len(pixels.frame_means)])
+            scalars[f"n_frames:{setting.name}"] = np.array([len(pixels.frame_means)])
             if self.writes_bias:
-                group = f"bias/{iso_name(iso)}"
+                group = f"bias/{setting.name}"
                 mask = bias_flags(tile, pixels, n_sigma)
                 maps |= {
                     f"{group}/bias": pixels.mean,
@@ -120,38 +120,39 @@ class _FromBiasFrames(MapCalibration):
         tiles = list(scalars.values())
         maps = overviews(tiles)
         rows = []
-        speeds = sorted(int(name[9:]) for name in tiles[0] if name.startswith("n_frames:"))
-        if not speeds:
+        settings = [one for one in self.settings if f"n_frames:{one.name}" in tiles[0]]
+        if not settings:
             raise NotEnoughData(
                 f"{self.name}: no bias frames among the inputs; name them in the section Frames"
                 " (kind: bias_readnoise), or put them into a folder bias_readnoise/iso<ISO>"
             )
-        for iso in speeds:
+        for setting in settings:
+            group = setting.name
             row: dict[str, Any] = {
-                "iso": iso,
-                "n_frames": int(tiles[0][f"n_frames:{iso}"][0]),
+                **setting.columns(settings),
+                "n_frames": int(tiles[0][f"n_frames:{group}"][0]),
             }
             if self.writes_bias:
-                short = maps[f"bias/{iso_name(iso)}/bias"]
+                short = maps[f"bias/{group}/bias"]
                 n, mean, std = short.total
-                _, noise_left, _ = maps[f"bias/{iso_name(iso)}/variance"].total
+                _, noise_left, _ = maps[f"bias/{group}/variance"].total
                 row |= {
                     "bias_dn": mean,
                     "bias_dn_error": std / np.sqrt(n) if n else np.nan,
                     # EMVA 1288, eq. 32: the scatter of the pixels less what noise leaves of it.
                     "fixed_pattern_dn": np.sqrt(max(std**2 - noise_left, 0.0)) if n else np.nan,
                 }
-            _, variance, spread = maps[f"readnoise/{iso_name(iso)}/variance"].total
-            n_noise = max(maps[f"readnoise/{iso_name(iso)}/variance"].total[0], 1)
+            _, variance, spread = maps[f"readnoise/{group}/variance"].total
+            n_noise = max(maps[f"readnoise/{group}/variance"].total[0], 1)
             rms = np.sqrt(max(variance - QUANTISATION_VARIANCE, 0.0))
             row |= {
                 "readnoise_dn": rms,
                 "readnoise_dn_error": spread / np.sqrt(n_noise) / (2 * rms) if rms > 0 else np.nan,
             }
             kind = "bias" if self.writes_bias else "readnoise"
-            row |= count_columns(maps[f"{kind}/{iso_name(iso)}/{kind}"])
+            row |= count_columns(maps[f"{kind}/{group}/{kind}"])
             rows.append(row)
-        return {"rows": rows, "overviews": maps}
+        return {"rows": rows, "settings": settings, "overviews": maps}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the monitoring table."""
@@ -178,7 +179,7 @@ class _FromBiasFrames(MapCalibration):
         if self.options.spectacle:
             from calibdask.sensor.spectacle import write_bias
 
-            write_bias(directory, self, maps, [row["iso"] for row in result["rows"]])
+            write_bias(directory, self, maps, result["settings"])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,9 +16,9 @@ from calibdask.sensor import config
 from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
 from calibdask.sensor.calibration import FrameStream, StackCalibration
 from calibdask.sensor.isotable import IsoTable
-from calibdask.sensor.metadata import misfits
+from calibdask.sensor.metadata import misfits, setting_of
 from calibdask.sensor.monitoring import monitoring_table
-from calibdask.sensor.pixels import iso_name
+from calibdask.sensor.settings import nearest, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,27 +28,39 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Arrays, Rows, Survey
     from calibdask.io.frames import FrameInfo
+    from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
+    from calibdask.sensor.settings import Setting
 
 __all__ = ["Batch", "CalibrateImages", "CalibratedFrames"]
 
 _OUT_BYTES = 10  # of a calibrated pixel: value, error, mask
+_SHOWN = "shown "
+_THUMBNAIL = 240  # most rows or columns of a frame in the report
 _BAND = 64  # rows corrected at a time: their numbers stay in the cache
-_GROUP = re.compile(r"iso(?:(\d+)|_unknown)(?:_([+-]\d+)C)?")
 
 
 @dataclass(frozen=True)
 class CalibratedFrames:
-    """One row for each frame, sorted by its name; merging joins the rows."""
+    """One row for each frame, sorted by its name; merging joins the rows.
+
+    Attributes
+    ----------
+    columns : mapping of str to ndarray, shape (n_frames,)
+        The rows.
+    shown : mapping of str to ndarray, shape (rows, columns)
+        One frame in short for the report: "before", "after", "flagged" (share of the pixels), and
+        "step", how many rows and columns a pixel of these stands for.
+    """
 
     columns: Mapping[str, NDArray[Any]]
+    shown: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def merge(self, other: Self) -> Self:
         """Join the rows of other frames."""
-        if not other.columns:
-            return self
-        if not self.columns:
-            return other
+        shown = {**other.shown, **self.shown}
+        if not other.columns or not self.columns:
+            return type(self)({**self.columns, **other.columns}, shown)
         order = np.argsort(
             np.concatenate([self.columns["name"], other.columns["name"]]), kind="stable"
         )
@@ -57,16 +68,22 @@ class CalibratedFrames:
             name: np.concatenate([values, other.columns[name]])[order]
             for name, values in self.columns.items()
         }
-        return type(self)(joined)
+        return type(self)(joined, shown)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the columns."""
-        return dict(self.columns)
+        """Give the columns, and what is shown."""
+        return {**self.columns, **{f"{_SHOWN}{name}": one for name, one in self.shown.items()}}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        """Make it again from its columns."""
-        return cls(dict(arrays))
+        """Make it again from its arrays."""
+        columns = {name: one for name, one in arrays.items() if not name.startswith(_SHOWN)}
+        shown = {
+            name.removeprefix(_SHOWN): one
+            for name, one in arrays.items()
+            if name.startswith(_SHOWN)
+        }
+        return cls(columns, shown)
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class CalibrateImages(StackCalibration):
 
     name: ClassVar[str] = "calibrate-images"
     has_maps: ClassVar[bool] = False
+    any_kind: ClassVar[bool] = True
     summary: ClassVar[type[Summary]] = CalibratedFrames
     state: ClassVar[type[State]] = Values
     preload: ClassVar[tuple[str, ...]] = ()
@@ -113,10 +131,10 @@ class CalibrateImages(StackCalibration):
             )
         planned = super().planned(surveys)
         notes: list[str] = []
-        for iso, exposed, temperature_c in sorted(
+        for setting, exposed, temperature_c in sorted(
             {
-                (one.info.iso or -1, one.info.exposure_s is not None, _degrees(one.info))
-                for _, frames in planned.plan_frames
+                (key.setting, one.info.exposure_s is not None, one.info.temperature_c)
+                for key, frames in planned.plan_frames
                 for one in frames
             },
             key=str,
@@ -126,11 +144,11 @@ class CalibrateImages(StackCalibration):
                     "dark current is to be subtracted, but the exposure of some frames is not"
                     " known: tell it in Frames.table, or leave CalibrateImages.dark out"
                 )
-            notes += planned.choice(iso, temperature_c).notes
+            notes += planned.choice(setting, temperature_c).notes
         return replace(planned, notes=(*planned.notes, *dict.fromkeys(notes)))
 
-    def choice(self, iso: int, temperature_c: float | None) -> _Choice:
-        """Choose maps for frames of an ISO speed (-1 for unknown) and temperature.
+    def choice(self, setting: Setting, temperature_c: float | None) -> _Choice:
+        """Choose maps for frames of a setting and temperature.
 
         Raises
         ------
@@ -138,12 +156,43 @@ class CalibrateImages(StackCalibration):
             A product has nothing for them.
         """
         table = self.given_tables("iso")
-        if table:
-            factors = IsoTable.from_tables(table)
-            return _Choice.of(dict(self.products), iso, temperature_c, factors, self._black_level)
-        if any(name == "iso" for name, _ in self.products):
+        if not table and any(name == "iso" for name, _ in self.products):
             raise MissingInput(f"{dict(self.products)['iso']}: holds no table of ISO factors")
-        return _Choice.of(dict(self.products), iso, temperature_c, None, self._black_level)
+        factors = IsoTable.from_tables(table) if table else None
+        any_iso = "iso" in self.frames.may_differ
+        return _Choice.of(
+            dict(self.products), setting, temperature_c, factors, self._black_level, any_iso=any_iso
+        )
+
+    def product_differences(self, name: str, maps: ProductMaps) -> dict[str, tuple[Any, Any]]:
+        """Find what differs, the filter and the temperature too."""
+        found = super().product_differences(name, maps)
+        infos = [one.info for _, frames in self.plan_frames for one in frames]
+        filters = maps.about("").get("filters", [])
+        if name == "flat" and filters:
+            others = sorted({info.filter for info in infos} - {"", *filters})
+            if others:
+                found["filter"] = (", ".join(filters), ", ".join(others))
+        step_c = self.frames.temperature_step_c
+        if name != "dark" or step_c is None:
+            return found
+        for key, frames in self.plan_frames:
+            for info in (one.info for one in frames):
+                made = self._dark_temperature(maps, key.setting, info.temperature_c)
+                wanted = info.temperature_c
+                if made is not None and wanted is not None and abs(made - wanted) > step_c:
+                    found["temperature_c"] = (made, wanted)
+        return found
+
+    def _dark_temperature(
+        self, maps: ProductMaps, setting: Setting, temperature_c: float | None
+    ) -> float | None:
+        """Give the temperature of the dark current that is subtracted at a temperature."""
+        if any(name == "iso" for name, _ in self.products) and _is_normalised(maps, "dark_current"):
+            return maps.about("dark_current").get("temperature_c")
+        series = _series(maps, "dark_current")
+        one = _nearest(series, setting, temperature_c)
+        return None if one is None else one.temperature_c
 
     @property
     def _black_level(self) -> tuple[float, ...]:
@@ -189,7 +238,7 @@ class CalibrateImages(StackCalibration):
         stream = super().read(replace(shard, part=shard.part[:3]), rows)
         corrections = {}
         for _, frame in stream.frames:
-            choice = self.choice(frame.info.iso or -1, _degrees(frame.info))
+            choice = self.choice(setting_of(frame.info), frame.info.temperature_c)
             saturation = self._sensor.saturation_dn
             corrections[frame.name] = replace(
                 _load(choice, self.product_digests, self._sensor.shape, self._sensor.pattern),
@@ -210,17 +259,23 @@ class CalibrateImages(StackCalibration):
             "mask": np.full(shape, image_flag("no-value")),
         }
         rows: dict[str, list[Any]] = {}
+        shown: dict[str, NDArray[Any]] = {}
+        dark = ~self._sensor.lit(0, self._sensor.shape[0])
+        n_dark = np.count_nonzero(dark)
         for _, name, raw in data.stream:
             frame = _calibrated(raw, data.corrections[name], infos[name].exposure_s)
+            frame["mask"][dark] = image_flag("border")
             for column, values in frame.items():
                 kept[column][places[name]] = values
             mask = frame["mask"]
+            if name == self._shown_frame:
+                shown = _in_short(raw, frame["value"], mask)
             good = frame["value"][mask == 0]
             row = {
                 "name": np.uint64(name),
                 "mean": np.mean(good, dtype=np.float64) if good.size else np.nan,
                 "median": np.median(good) if good.size else np.nan,
-                "n_pixels": mask.size,
+                "n_pixels": mask.size - n_dark,
                 "n_good": good.size,
                 **{
                     f"n_{flag}": np.count_nonzero(mask & np.uint16(1 << bit))
@@ -229,28 +284,36 @@ class CalibrateImages(StackCalibration):
             }
             for column, entry in row.items():
                 rows.setdefault(column, []).append(entry)
-        summary = CalibratedFrames({name: np.array(values) for name, values in rows.items()})
+        summary = CalibratedFrames({name: np.array(values) for name, values in rows.items()}, shown)
         flow = {"frames": len(places), "frames calibrated": data.stream.n_read}
-        return Reduced({ALL: summary}, flow, rows=kept, lost=tuple(data.stream.lost))
+        stream = data.stream
+        return Reduced(
+            {ALL: summary}, flow, rows=kept, warnings=tuple(stream.odd), lost=tuple(stream.lost)
+        )
+
+    @property
+    def _shown_frame(self) -> int:
+        """The frame that the report shows."""
+        return self.plan_frames[0][1][0].name
 
     # -- products ---------------------------------------------------------------------------------
 
     def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> Any:
         """Give the rows: there is nothing to fit."""
         del stage, cell, given
-        return Values(total.columns)
+        return Values(total.to_arrays())
 
     def fit_config(self) -> Mapping[str, Any]:
         """Nothing is fitted."""
         return {}
 
     def combine(self, states: Mapping[Cell, Any]) -> Any:
-        """Give the rows of all frames."""
-        return dict(states[ALL].arrays)
+        """Give the rows of all frames, and the one that is shown."""
+        return CalibratedFrames.from_arrays(states[ALL].arrays)
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give one row for each frame."""
-        rows = self._rows(result)
+        rows = self._rows(result.columns)
         about = {
             "mean": f"over good pixels, in {self.units}",
             "median": f"over good pixels, in {self.units}",
@@ -353,7 +416,9 @@ class CalibrateImages(StackCalibration):
         del tables
         from calibdask.sensor.report import calibrated_sections
 
-        return calibrated_sections(self._rows(result), self.units)
+        frame = self._frames_by_name[self._shown_frame][1]
+        name = Path(frame.info.path).name
+        return calibrated_sections(self._rows(result.columns), self.units, name, result.shown)
 
 
 def _metadata(info: FrameInfo) -> Iterator[tuple[str, str]]:
@@ -364,10 +429,6 @@ def _metadata(info: FrameInfo) -> Iterator[tuple[str, str]]:
         yield "exposure_s", repr(float(info.exposure_s))
     if info.temperature_c is not None:
         yield "temperature_c", repr(float(info.temperature_c))
-
-
-def _degrees(info: FrameInfo) -> float | None:
-    return None if info.temperature_c is None else float(round(info.temperature_c))
 
 
 def _calibrated(
@@ -381,6 +442,29 @@ def _calibrated(
         one = calibrate(raw[here], corrections.rows(first, first + _BAND), exposure_s)
         value[here], error[here], mask[here] = one.value, one.error, one.mask
     return {"value": value, "error": error, "mask": mask}
+
+
+def _in_short(
+    raw: NDArray[Any], value: NDArray[Any], mask: NDArray[np.uint16]
+) -> dict[str, NDArray[Any]]:
+    """Average a frame, and what came of it, over square blocks of an even number of rows."""
+    step = 2 * max(1, -(-max(raw.shape) // (2 * _THUMBNAIL)))
+
+    def blocks(values: NDArray[Any]) -> NDArray[np.float64]:
+        starts = (np.arange(0, n, step) for n in raw.shape)
+        sums = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
+        counts = np.isfinite(values).astype(np.float64)
+        for axis, start in enumerate(starts):
+            sums, counts = (np.add.reduceat(one, start, axis=axis) for one in (sums, counts))
+        with np.errstate(invalid="ignore"):
+            return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+    return {
+        "before": blocks(raw),
+        "after": blocks(value),
+        "flagged": blocks((mask > 0).astype(np.float64)),
+        "step": np.array([step]),
+    }
 
 
 # -- which maps ------------------------------------------------------------------------------------
@@ -399,21 +483,23 @@ class _Choice:
     def of(
         cls,
         products: Mapping[str, str],
-        iso: int,
+        setting: Setting,
         temperature_c: float | None,
         factors: IsoTable | None,
         black_level: tuple[float, ...],
+        *,
+        any_iso: bool,
     ) -> Self:
         maps: list[tuple[str, str, str, float]] = []
         notes: list[str] = []
         for name in ("bias", "readnoise"):
             if name in products:
-                group, found, _ = _nearest(products[name], name, iso, None, same=False)
-                maps.append((name, products[name], group, 1.0))
-                if found != iso:
+                one = _of_setting(products[name], name, setting, None, same=False)
+                maps.append((name, products[name], f"{name}/{one.group}", 1.0))
+                if one.setting.iso != setting.iso:
                     notes.append(
-                        f"{products[name]}: has no {name} for ISO {iso}; that of ISO {found} is"
-                        " used, which leaves fixed pattern behind"
+                        f"{products[name]}: has no {name} for {setting.label}; that of"
+                        f" {one.setting.label} is used, which leaves fixed pattern behind"
                     )
         if "bias" not in products:
             notes.append(
@@ -424,62 +510,88 @@ class _Choice:
         for name, variable in (("dark", "dark_current"), ("gain", "gain")):
             if name not in products:
                 continue
-            if factors is not None and _is_normalised(products[name], variable):
+            if factors is not None and _is_normalised(_product(products[name]), variable):
                 maps.append((name, products[name], variable, 1.0))
                 continue
-            same = factors is None
-            group, found, _ = _nearest(products[name], variable, iso, temperature_c, same=same)
-            divisor = 1.0 if factors is None else factors(found)[0]
-            maps.append((name, products[name], group, divisor))
+            same = factors is None and not any_iso
+            one = _of_setting(products[name], variable, setting, temperature_c, same=same)
+            if factors is None and one.setting.iso != setting.iso:
+                notes.append(
+                    f"{products[name]}: has no {variable} for {setting.label}; that of"
+                    f" {one.setting.label} is used, which Frames.may_differ accepts"
+                )
+            divisor = 1.0 if factors is None else factors(one.setting.iso)[0]
+            maps.append((name, products[name], f"{variable}/{one.group}", divisor))
         if "flat" in products:
             maps.append(("flat", products["flat"], "flatfield", 1.0))
         if "defects" in products:
             maps.append(("defects", products["defects"], "defects", 1.0))
         if "gain" not in products:
             notes.append("no gain is given: errors do not hold photon noise")
-        if factors is not None and iso < 0:
+        if factors is not None and setting.iso < 0:
             raise ConfigError(
                 "an ISO normalisation is given, but the ISO speed of some frames is not known:"
                 " tell it in Frames.table"
             )
-        factor = None if factors is None else factors(iso)
+        factor = None if factors is None else factors(setting.iso)
         return cls(tuple(maps), factor, black_level, tuple(notes))
 
 
-def _is_normalised(path: str, variable: str) -> bool:
-    layouts = _product(path).layouts
-    layout = layouts.get(f"{variable}/{variable}")
+def _is_normalised(maps: ProductMaps, variable: str) -> bool:
+    layout = maps.layouts.get(f"{variable}/{variable}")
     return layout is not None and bool(layout.attributes.get("iso_normalised"))
 
 
-def _nearest(
-    path: str, variable: str, iso: int, temperature_c: float | None, *, same: bool
-) -> tuple[str, int, float | None]:
-    """Find the group of maps of an ISO speed, or of the nearest one."""
+@dataclass(frozen=True)
+class _Series:
+    """A group of maps: of a setting, of dark current also of a temperature where it is known."""
+
+    group: str
+    setting: Setting
+    temperature_c: float | None
+
+
+def _series(maps: ProductMaps, variable: str) -> list[_Series]:
+    """List the groups of maps of one variable."""
     found = []
-    for name in _product(path).layouts:
+    for name in maps.layouts:
         parts = name.split("/")
-        if len(parts) == 3 and parts[0] == variable == parts[2]:
-            match = _GROUP.fullmatch(parts[1])
-            if match:
-                speed = int(match[1]) if match[1] else -1
-                found.append((speed, None if match[2] is None else float(match[2]), parts[1]))
-    fitting = [one for one in found if one[0] == iso or not same]
-    if not fitting:
-        there = ", ".join(sorted({iso_name(one[0]) for one in found})) or "none"
+        if len(parts) != 3 or not parts[0] == variable == parts[2]:
+            continue
+        for setting in settings_of([name], variable):
+            temperature = maps.about(f"{variable}/{parts[1]}").get("temperature_c")
+            found.append(_Series(parts[1], setting, temperature))
+    return found
+
+
+def _nearest(
+    series: Sequence[_Series], wanted: Setting, temperature_c: float | None
+) -> _Series | None:
+    """Find the maps of a setting, or of the nearest one, at the nearest temperature."""
+    setting, _ = nearest(wanted, [one.setting for one in series], tuple(wanted.known))
+
+    def warmer(one: _Series) -> tuple[float, str]:
+        if one.temperature_c is None or temperature_c is None:
+            return 0.0, one.group
+        return abs(one.temperature_c - temperature_c), one.group
+
+    return min((one for one in series if one.setting == setting), key=warmer, default=None)
+
+
+def _of_setting(
+    path: str, variable: str, wanted: Setting, temperature_c: float | None, *, same: bool
+) -> _Series:
+    """Find the maps of a setting, or of the nearest one unless they have to be of the same ISO."""
+    series = _series(_product(path), variable)
+    fitting = [one for one in series if one.setting.iso == wanted.iso or not same]
+    one = _nearest(fitting, wanted, temperature_c)
+    if one is None:
+        there = ", ".join(sorted({one.setting.name for one in series})) or "none"
         raise MissingInput(
-            f"{path}: has no {variable} for {iso_name(iso)}, only for {there}; give an ISO"
+            f"{path}: has no {variable} for {wanted.name}, only for {there}; give an ISO"
             " normalisation (CalibrateImages.iso), or a product made at that ISO speed"
         )
-
-    def distance(one: tuple[int, float | None, str]) -> tuple[float, float, str]:
-        warmer = 0.0
-        if one[1] is not None and temperature_c is not None:
-            warmer = abs(one[1] - temperature_c)
-        return abs(one[0] - iso), warmer, one[2]
-
-    speed, temperature, group = min(fitting, key=distance)
-    return f"{variable}/{group}", speed, temperature
+    return one
 
 
 def _product(path: str) -> Any:

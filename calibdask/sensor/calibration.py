@@ -38,17 +38,21 @@ from calibdask.io.frames import FRAME_PATTERNS, FrameInfo, inspect_frame, read_f
 from calibdask.io.maps import TABLES, MapLayout, ProductMaps, create_maps, read_product, write_rows
 from calibdask.io.spectacle import camera_file_of
 from calibdask.sensor.clipping import clip_bounds
-from calibdask.sensor.config import Frames, Stacks
+from calibdask.sensor.config import Frames, ProductField, Stacks
 from calibdask.sensor.kernel import check_frame_count
 from calibdask.sensor.metadata import (
+    KINDS,
     Conflict,
     StackKey,
     conflict_warnings,
     describe,
     misfits,
-    stack_key,
+    stack_keys,
+    temperature_warnings,
     unused_rows,
 )
+from calibdask.sensor.model import pixel_flag
+from calibdask.sensor.settings import differences, nearest, settings_of
 from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
 from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, TileStacks
 
@@ -56,6 +60,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    from calibdask.sensor.settings import Setting
 
 __all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", "sensor_facts"]
 
@@ -98,7 +104,7 @@ class Frame:
 
 
 def frames_of(
-    surveys: Sequence[Survey], temperature_step_c: float | None = None
+    surveys: Sequence[Survey], frames: Frames | None = None
 ) -> dict[StackKey, list[Frame]]:
     """Put the frames of all files into stacks, in order of time and path.
 
@@ -106,12 +112,13 @@ def frames_of(
     ----------
     surveys : sequence of Survey
         Their facts are `Surveyed`.
-    temperature_step_c : float, optional
-        As for `stack_key`.
+    frames : Frames, optional
+        As for `stack_keys`.
     """
     stacks: dict[StackKey, list[Survey]] = {}
-    for survey in surveys:
-        stacks.setdefault(stack_key(survey.facts.info, temperature_step_c), []).append(survey)
+    keys = stack_keys([survey.facts.info for survey in surveys], frames)
+    for survey, key in zip(surveys, keys, strict=True):
+        stacks.setdefault(key, []).append(survey)
     return {
         key: [
             Frame(one.source, one.facts.info, index)
@@ -147,20 +154,27 @@ def sensor_facts(infos: Sequence[FrameInfo], saturation_dn: int | None = None) -
         black_level=next((one.black_level for one in infos if one.black_level), ()),
         saturation_dn=min(levels, default=None) if saturation_dn is None else saturation_dn,
         bit_depth=next((one.bit_depth for one in infos if one.bit_depth is not None), None),
+        serial_number=next((one.serial_number for one in infos if one.serial_number), ""),
+        binning=next((one.binning for one in infos if one.binning), ()),
+        window=next((one.window for one in infos if one.window), ()),
+        unit=next((one.unit for one in infos if one.unit), ""),
         first=times[0] if times else "",
         last=times[-1] if times else "",
+        lit_areas=next((one.lit_areas for one in infos if one.lit_areas), ()),
     )
 
 
 class FrameStream:
     """The frames of a shard, read one after the other while they are folded.
 
-    A frame that cannot be read is left out and kept in `lost`: the others are good.
+    A frame that cannot be read, or that holds no number at all, is left out and kept in `lost`: the
+    others are good. Of single values that are no numbers `odd` tells; they enter no sum.
     """
 
     def __init__(self, frames: Sequence[tuple[str, Frame]]) -> None:
         self.frames = frames
         self.lost: list[tuple[str, CalibdaskError]] = []
+        self.odd: list[str] = []
         self.n_read = 0
 
     def __iter__(self) -> Iterator[tuple[str, int, NDArray[Any]]]:
@@ -189,6 +203,8 @@ class FrameStream:
             for frame, values in zip(frames, _values(path, frames), strict=True):
                 _check_values(frame, values)
                 done += 1
+                if values.dtype.kind == "f" and not self._has_numbers(frame, values):
+                    continue
                 self.n_read += 1
                 yield label, frame.name, values
         except TransientError:
@@ -201,12 +217,27 @@ class FrameStream:
                 )
             self.lost.append((path, error))
 
+    def _has_numbers(self, frame: Frame, values: NDArray[Any]) -> bool:
+        """Tell what is no number in a frame; a frame without any is lost."""
+        n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        where = f"{frame.info.path}: frame {frame.index}"
+        if n_bad == values.size:
+            error = CorruptedInput(f"{where} holds no number: all its values are NaN or infinite")
+            self.lost.append((frame.info.path, error))
+        elif n_bad:
+            self.odd.append(
+                f"{where}: {n_bad} of {values.size} values are NaN or infinite and are left out"
+            )
+        return n_bad < values.size
+
 
 def _values(path: str, frames: Sequence[Frame]) -> Iterator[NDArray[Any]]:
-    if frames[0].info.n_frames == 1:
-        yield read_frame(path)
+    first = frames[0]
+    chosen = {} if first.info.hdu is None else {"hdu": first.info.hdu}
+    if first.info.n_frames == 1:
+        yield read_frame(path, **chosen)
     else:
-        yield from read_frames(path, frames[0].index, frames[-1].index + 1)
+        yield from read_frames(path, first.index, frames[-1].index + 1, **chosen)
 
 
 def _check_values(frame: Frame, values: NDArray[Any]) -> None:
@@ -271,7 +302,16 @@ class StackCalibration(Calibration):
     preload: ClassVar[tuple[str, ...]] = ("calibdask.sensor.kernel",)
 
     kinds: ClassVar[tuple[str, ...]] = ()
-    """Which kinds of frames it takes; all if empty. Frames of unknown kind are taken always."""
+    """Which kinds of frames it takes; all if empty."""
+
+    any_kind: ClassVar[bool] = False
+    """Whether it does not matter what frames are taken for."""
+
+    own_kind: ClassVar[str] = ""
+    """What frames are taken for that state no kind; they are of no kind if empty."""
+
+    single: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Attributes of which all frames of a kind have one value, by kind (see `misfits`)."""
 
     frames: Frames = field(default_factory=Frames)
     stacks: Stacks = field(default_factory=Stacks)
@@ -334,7 +374,20 @@ class StackCalibration(Calibration):
         CorruptedInput
             It is broken.
         """
-        info, conflicts = describe(inspect_frame(source.path), self.frames)
+        found = inspect_frame(source.path, self.frames.hdu)
+        if found.may_be_colours and self.frames.planes == "auto":
+            raise WrongKind(
+                f"{source.path}: is a cube of three planes, which may be the colours of a picture:"
+                " if they are frames, say so by Frames.planes: frames"
+            )
+        info, conflicts = describe(found, self.frames)
+        if not info.kind:
+            info = replace(info, kind=self.own_kind)
+        if info.kind and info.kind not in KINDS and not self.any_kind:
+            raise WrongKind(
+                f"{source.path}: states the type {info.kind!r}, which is not known: if it is one of"
+                f" {', '.join(self.kinds or KINDS)}, say so by kind in Frames.table"
+            )
         if self.kinds and info.kind and info.kind not in self.kinds:
             raise WrongKind(
                 f"{source.path}: is a frame of kind {info.kind}, but {self.name} takes"
@@ -347,16 +400,24 @@ class StackCalibration(Calibration):
         info: FrameInfo = survey.facts.info
         if info.n_frames > 1:
             return False
-        frame = read_frame(info.path)
+        (frame,) = _values(info.path, [Frame(survey.source, info, 0)])
         return bool(frame.min() == frame.max())
 
     def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
         """Name the frames that do not go with the others."""
         infos = [survey.facts.info for survey in surveys]
         conflicts = [survey.facts.conflicts for survey in surveys]
-        found = dict(misfits(infos, self.frames, conflicts))
+        found: dict[int, CalibdaskError] = dict(_compressed_twins(infos))
+        kept = [place for place in range(len(infos)) if place not in found]
+        bad = misfits(
+            [infos[place] for place in kept],
+            self.frames,
+            [conflicts[place] for place in kept],
+            self.single,
+        )
+        found |= {kept[place]: error for place, error in bad.items()}
         types: dict[StackKey, Counter[str]] = {}
-        keys = [stack_key(info, self.frames.temperature_step_c) for info in infos]
+        keys = stack_keys(infos, self.frames)
         for place, (key, info) in enumerate(zip(keys, infos, strict=True)):
             if place not in found:
                 types.setdefault(key, Counter())[info.dtype] += info.n_frames
@@ -371,6 +432,10 @@ class StackCalibration(Calibration):
                 )
         return found
 
+    def also_read(self) -> Sequence[str]:
+        """Name the products of other jobs."""
+        return [path for _, path in self.products]
+
     def planned(self, surveys: Sequence[Survey]) -> Self:
         """Put the frames into stacks and look at the products that the fit needs.
 
@@ -383,7 +448,7 @@ class StackCalibration(Calibration):
         """
         infos = [survey.facts.info for survey in surveys]
         sensor = sensor_facts(infos, self.stacks.saturation_dn)
-        stacks = frames_of(surveys, self.frames.temperature_step_c)
+        stacks = frames_of(surveys, self.frames)
         labels = Counter(key.label for key in stacks)
         for key, frames in stacks.items():
             if labels[key.label] > 1:
@@ -392,14 +457,22 @@ class StackCalibration(Calibration):
                 check_frame_count(len(frames))
             except OverflowError as error:
                 raise ConfigError(f"stack {key.label}: {error}") from error
-        return replace(
+        planned = replace(
             self,
             sensor=sensor,
             plan_frames=tuple((key, tuple(frames)) for key, frames in stacks.items()),
+        )
+        return replace(
+            planned,
             product_digests=tuple(self._look_at_products(sensor)),
             product_tables=self._read_tables(),
             notes=(
                 *self.notes,
+                *planned.check_products(),
+                *temperature_warnings(
+                    infos, stack_keys(infos, self.frames), self.frames.temperature_step_c
+                ),
+                *_other_unit(sensor),
                 *conflict_warnings(one for survey in surveys for one in survey.facts.conflicts),
                 *unused_rows(self.frames, [info.path for info in infos]),
                 *self._without_camera_file(infos[0].path),
@@ -432,6 +505,66 @@ class StackCalibration(Calibration):
             tables = Path(path) / TABLES
             yield name, digest_maps(maps.path) + (digest_hdf5(tables) if tables.exists() else "")
 
+    def check_products(self) -> Iterator[str]:
+        """Compare other jobs' products with the frames.
+
+        Yields
+        ------
+        str
+            A difference that the configuration accepts.
+
+        Raises
+        ------
+        ConfigError
+            A product differs from the frames in what they have to have in common.
+        """
+        for name, path in self.products:
+            maps = read_product(path)
+            accepted = self.frames.may_differ
+            found = self.product_differences(name, maps)
+            said = {
+                one: f"the {one.removesuffix('_c').replace('_', ' ')} is {_said(mine)} in the"
+                f" product and {_said(theirs)} in the frames"
+                for one, (mine, theirs) in found.items()
+            }
+            if refused := [one for one in said if one not in accepted]:
+                raise ConfigError(
+                    f"{path}: does not go with the frames as their {name}:"
+                    f" {'; '.join(said[one] for one in refused)}. Give a product of the same camera"
+                    " and settings, or accept the difference by Frames.may_differ:"
+                    f" [{', '.join(refused)}]"
+                )
+            for text in said.values():
+                yield f"{path}: {text}, which Frames.may_differ accepts"
+
+    def product_differences(self, name: str, maps: ProductMaps) -> dict[str, tuple[Any, Any]]:
+        """Find what differs between a product and the frames, where both are known.
+
+        Parameters
+        ----------
+        name : str
+            Under which the product is configured.
+        maps : ProductMaps
+            The product.
+
+        Returns
+        -------
+        dict of str to (product's value, frames' value)
+            By the names of `Frames.may_differ`.
+        """
+        sensor = self._sensor
+        theirs: dict[str, Any] = {one: getattr(sensor, one) for one in SENSOR_FIELDS}
+        mine: dict[str, Any] = {one: _untyped(maps.about("").get(one)) for one in SENSOR_FIELDS}
+        found = differences(_known(mine), _known(theirs), list(SENSOR_FIELDS))
+        available = settings_of(maps.layouts, _GROUPS.get(name, ""))
+        bias_frames = {key.setting for key in self.keys if key.kind == "bias_readnoise"}
+        for setting in dict.fromkeys(key.setting for key in self.keys):
+            if name == "bias" and setting in bias_frames:
+                continue  # there is a bias of its own
+            _, differing = nearest(setting, available, SETTING_FIELDS.get(name, ()))
+            found = {**differing, **found}
+        return found
+
     def _read_tables(self) -> dict[str, dict[str, dict[str, NDArray[Any]]]]:
         from calibdask.io.hdf5 import read_tables
 
@@ -456,6 +589,11 @@ class StackCalibration(Calibration):
     def keys(self) -> tuple[StackKey, ...]:
         """The stacks, in order."""
         return tuple(key for key, _ in self.plan_frames)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What the camera was set to for the stacks, in order."""
+        return tuple(sorted({key.setting for key in self.keys}))
 
     @property
     def _sensor(self) -> SensorFacts:
@@ -516,7 +654,14 @@ class StackCalibration(Calibration):
     def map_config(self) -> Mapping[str, Any]:
         """Give what the sums depend on beside the frames."""
         saturation_dn = None if self.sensor is None else self.sensor.saturation_dn
-        return {"saturation_dn": saturation_dn, "max_clipped": self.stacks.max_clipped}
+        lit_areas = () if self.sensor is None else self.sensor.lit_areas
+        chosen = {} if self.frames.hdu is None else {"hdu": self.frames.hdu}
+        return {
+            "saturation_dn": saturation_dn,
+            "max_clipped": self.stacks.max_clipped,
+            "lit_areas": [list(area) for area in lit_areas],
+            **chosen,
+        }
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what the fit depends on: options, other products, frames' order and sensor."""
@@ -527,7 +672,7 @@ class StackCalibration(Calibration):
             "products": [list(one) for one in self.product_digests],
             "sensor": [
                 list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,
-                sensor.bit_depth,
+                sensor.bit_depth, [list(area) for area in sensor.lit_areas],
             ],
         }  # fmt: skip
 
@@ -593,13 +738,14 @@ class StackCalibration(Calibration):
             self.tiles,
             saturation=np.inf if saturation is None else saturation,
             bounds=bounds,
+            lit_areas=self._sensor.lit_areas,
             batch=_BATCH,
         )
         n_read = sum(len(one.frames.frame_id) for one in summaries[self.tiles[0]].stacks.values())
         return Reduced(
             {_cell_of(tile): one for tile, one in summaries.items()},
             {"frames": len(data.frames), "frames read": n_read},
-            warnings=tuple(self._much_clipped(summaries)) if last else (),
+            warnings=(*data.odd, *(self._much_clipped(summaries) if last else ())),
             lost=tuple(data.lost),
         )
 
@@ -621,7 +767,7 @@ class StackCalibration(Calibration):
 
     def _much_clipped(self, summaries: Mapping[Tile, StackSummary]) -> Iterator[str]:
         """Name frames of which many pixels are outliers: clouds, a lamp, a hand."""
-        n_pixels = self._sensor.shape[0] * self._sensor.shape[1]
+        n_pixels = np.count_nonzero(self._sensor.lit(0, self._sensor.shape[0]))
         clipped: Counter[int] = Counter()
         for summary in summaries.values():
             for stack in summary.stacks.values():
@@ -683,7 +829,7 @@ class StackCalibration(Calibration):
     def create_maps(self, path: Path, states: Mapping[Cell, TileFit], result: Any) -> None:
         """Make the maps that the first tile has, at the sensor's size."""
         cell = self.cells[0]
-        maps = self.finish_tile(cell, states[cell].maps, result)
+        maps = self.finished(cell, states[cell].maps, result)
         layouts = {
             name: MapLayout(
                 self._sensor.shape,
@@ -708,6 +854,14 @@ class StackCalibration(Calibration):
             "camera": sensor.camera,
             "pattern": sensor.pattern,
             "saturation_dn": sensor.saturation_dn,
+            "serial_number": sensor.serial_number,
+            "binning": list(sensor.binning),
+            "window": list(sensor.window),
+            "unit": sensor.unit,
+            "filters": sorted(
+                {one.info.filter for _, frames in self.plan_frames for one in frames} - {""}
+            ),
+            "lit_areas": [list(area) for area in sensor.lit_areas],
             "first_frame": sensor.first,
             "last_frame": sensor.last,
         }
@@ -715,14 +869,87 @@ class StackCalibration(Calibration):
         for name, one in more.items():
             write_rows(path, name, 0, one.values)
 
+    def finished(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
+        """Give the maps of one tile as they are written: masks say where no light falls."""
+        dark = ~self._sensor.lit(*_tile_of(cell))
+        border = pixel_flag("border")
+        return {
+            name: np.where(dark, border, one) if name.endswith("mask") and dark.any() else one
+            for name, one in self.finish_tile(cell, maps, result).items()
+        }
+
     def write_maps(self, path: Path, cell: Cell, state: TileFit, result: Any) -> None:
         """Write the maps of one tile: its rows are whole chunks."""
-        for name, values in self.finish_tile(cell, state.maps, result).items():
+        for name, values in self.finished(cell, state.maps, result).items():
             write_rows(path, name, _tile_of(cell)[0], values)
 
     def finish_maps(self, path: Path, result: Any) -> None:
         """Let the calibration write what else it has."""
         self.export(path.parent, read_product(path), result)
+
+
+def _compressed_twins(infos: Sequence[FrameInfo]) -> dict[int, WrongKind]:
+    """Find FITS files that are the same frame as one beside them, compressed."""
+    plain = {info.path: info for info in infos}
+    found = {}
+    for place, info in enumerate(infos):
+        path = Path(info.path)
+        twin = plain.get(str(path.with_suffix("")))
+        if path.suffix.lower() in (".fz", ".gz") and twin is not None:
+            alike = (twin.shape, twin.time, twin.exposure_s) == (
+                info.shape, info.time, info.exposure_s,
+            )  # fmt: skip
+            if alike:
+                found[place] = WrongKind(
+                    f"{path}: is the compressed copy of a frame beside it, which is read"
+                )
+    return found
+
+
+def _other_unit(sensor: SensorFacts) -> Iterator[str]:
+    if sensor.unit not in ("", "DN"):
+        yield (
+            f"the values of the frames are in {sensor.unit}, as their files say: what is called DN"
+            " in the results is in that unit"
+        )
+
+
+SENSOR_FIELDS: tuple[ProductField, ...] = (
+    "camera", "serial_number", "pattern", "binning", "window", "unit",
+)  # fmt: skip
+"""What any product and the frames have in common."""
+
+SETTING_FIELDS: Mapping[str, tuple[ProductField, ...]] = {
+    "bias": ("iso", "gain_setting", "offset_setting", "readout_mode"),
+    "readnoise": ("iso", "gain_setting", "readout_mode"),
+    # ISO speeds are brought together by an ISO normalisation, or missed by who looks for one.
+    "iso": ("gain_setting", "readout_mode"),
+    "dark": ("gain_setting", "readout_mode"),
+    "gain": ("gain_setting", "readout_mode"),
+}
+"""Of which settings a product has to have maps, by the name under which it is configured."""
+
+_GROUPS = {
+    "bias": "bias",
+    "readnoise": "readnoise",
+    "iso": "iso_normalisation",
+    "dark": "dark_current",
+    "gain": "gain",
+}
+"""First part of the names of its maps."""
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in ("", (), None)}
+
+
+def _untyped(value: Any) -> Any:
+    """Give what JSON made a list of as it was."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _said(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
 def _cell_of(tile: Tile) -> Cell:

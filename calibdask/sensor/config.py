@@ -233,6 +233,23 @@ type FrameKind = Literal[
 ]
 
 
+type ProductField = Literal[
+    "camera",
+    "serial_number",
+    "pattern",
+    "binning",
+    "window",
+    "unit",
+    "iso",
+    "gain_setting",
+    "offset_setting",
+    "readout_mode",
+    "filter",
+    "temperature_c",
+]
+"""What products and frames have in common, or else are refused."""
+
+
 def _black_level(value: object) -> tuple[float, ...]:
     given = value if isinstance(value, (list, tuple)) else [value]
     levels = [
@@ -241,6 +258,23 @@ def _black_level(value: object) -> tuple[float, ...]:
     if len(levels) != len(given) or len(levels) not in (1, 4):
         raise ConfigError(f"{value!r} is neither a number nor four")
     return tuple(levels)
+
+
+def _lit_areas(value: object) -> tuple[tuple[int, int, int, int], ...]:
+    given = value if isinstance(value, (list, tuple)) else [value]
+    areas = []
+    for area in given if any(isinstance(one, (list, tuple)) for one in given) else [given]:
+        match area:
+            case [int(top), int(left), int(bottom), int(right)] if (
+                0 <= top < bottom and 0 <= left < right
+            ):
+                areas.append((top, left, bottom, right))
+            case _:
+                raise ConfigError(
+                    f"{value!r} is no [top, left, bottom, right] with bottom greater than top and"
+                    " right greater than left, and no list of such"
+                )
+    return tuple(areas)
 
 
 def _time(value: object) -> str:
@@ -282,12 +316,28 @@ class FrameRow(Section):
         description="Black level: a number, or four in the order of the pattern.",
         json_schema_extra={"unit": "DN"},
     )
+    lit_areas: Annotated[tuple[tuple[int, int, int, int], ...], read_with(_lit_areas)] | None = (
+        Field(
+            default=None,
+            description="Where light falls: [top, left, bottom, right], the first row and column "
+            "and those behind the last, as in DNG's ActiveArea, or a list of such where overscan "
+            "lies between. What is outside is left out of fits and statistics.",
+            json_schema_extra={"unit": "pixel"},
+        )
+    )
     make: str | None = Field(default=None, description="Maker of the camera.")
     model: str | None = Field(default=None, description="The camera.")
     time: Annotated[str, read_with(_time)] | None = Field(
         default=None,
         description="When they were taken, by the camera's clock: 2025-03-04T05:06:07.",
     )
+    serial_number: str | None = Field(default=None, description="Serial number of the camera.")
+    gain_setting: float | None = Field(
+        default=None, description="Setting of the amplifier, as the camera's driver counts it."
+    )
+    offset_setting: float | None = Field(default=None, description="Setting of the offset.")
+    readout_mode: str | None = Field(default=None, description="Mode of the readout.")
+    filter: str | None = Field(default=None, description="Filter in front of the sensor.")
 
     def values(self) -> dict[str, object]:
         """Give what it says, without the path."""
@@ -302,7 +352,8 @@ class Frames(Section):
         strict=False,  # a list is what YAML has; the rows themselves are strict
         description="What is known about frames by their paths: rows of path (a glob, matched from "
         "its end) and any of kind, iso, exposure_s, level, photons, temperature_c, time, make, "
-        "model, pattern, black_level, white_level, bit_depth. It counts before what files and "
+        "model, serial_number, pattern, black_level, white_level, bit_depth, lit_areas, "
+        "gain_setting, offset_setting, readout_mode, filter. It counts before what files and "
         "folders say; of the rows that match a frame, the last one that tells something counts.",
         examples=[[{"path": "dark/*.fits", "kind": "dark_current", "iso": 100}]],
     )
@@ -310,11 +361,38 @@ class Frames(Section):
         default=2, ge=2, description="Frames of smaller stacks are left out and counted as missing."
     )
     temperature_step_c: float | None = Field(
-        default=None,
+        default=2.0,
         gt=0.0,
-        description="Keep dark frames apart by temperature, in steps of this.",
-        examples=[1.0],
+        description="Dark frames whose temperatures differ by more than this are of several "
+        "stacks, and dark current is applied to frames within this of its temperature. null: "
+        "temperatures do not matter.",
         json_schema_extra={"unit": "deg C"},
+    )
+    exposure_tolerance: float = Field(
+        default=0.005,
+        ge=0.0,
+        lt=1.0,
+        description="Exposures that differ by no more than this fraction are one, their mean: "
+        "drivers write what they measured.",
+        json_schema_extra={"unit": "fraction"},
+    )
+    hdu: int | str | None = Field(
+        default=None,
+        description="Number or name of the HDU that is the frame, where FITS files hold several "
+        "images, as one for each amplifier.",
+        examples=["AMP1"],
+    )
+    planes: Literal["auto", "frames"] = Field(
+        default="auto",
+        description="What a FITS cube of three planes holds: frames; without that, it may be a "
+        "picture in colour, and is left out.",
+    )
+    may_differ: tuple[ProductField, ...] = Field(
+        default=(),
+        strict=False,
+        description="In what products of other jobs may differ from the frames that they are used "
+        "for. Otherwise a difference is refused.",
+        examples=[["temperature_c"]],
     )
 
 

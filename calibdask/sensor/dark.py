@@ -13,7 +13,8 @@ from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels, pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, iso_name
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather
+from calibdask.sensor.settings import NOT_STATED, settings_of
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -29,36 +30,35 @@ if TYPE_CHECKING:
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.model import DarkCurrent as Fit
     from calibdask.sensor.pixels import Pixels
+    from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import TileStacks
 
 __all__ = ["DarkCurrent", "average_normalised", "dark_flags", "dark_series", "fit_series"]
 
-UNKNOWN_TEMPERATURE = -999.0
+_SETTING = ("iso", "gain_setting", "offset_setting", "readout_mode")
+"""Columns of a row that tell the setting, those that are there."""
 
 type Series = dict[float, Pixels]
 """Stacks by exposure time in seconds, rising."""
 
 
-def dark_series(
-    tile: TileStacks, near_saturation: float, *, unknown_too: bool = True
-) -> dict[tuple[int, float], Series]:
-    """Sort the dark stacks of a tile: (ISO, temperature in deg C), then exposure time."""
+def dark_series(tile: TileStacks, near_saturation: float) -> dict[tuple[Setting, float], Series]:
+    """Sort the dark stacks of a tile: (setting, temperature in deg C), then exposure time."""
 
-    def key_of(key: StackKey) -> tuple[int, float, float]:
-        return key.iso, key.temperature_c, key.exposure_s
+    def key_of(key: StackKey) -> tuple[Setting, float, float]:
+        return key.setting, key.temperature_c, key.exposure_s
 
     stacks = gather(
         tile,
         "dark_current",
         key_of,
-        unknown_too=unknown_too,
         near_saturation=near_saturation,
     )
-    series: dict[tuple[int, float], Series] = {}
-    for iso, temperature, exposure in sorted(stacks):
+    series: dict[tuple[Setting, float], Series] = {}
+    for setting, temperature, exposure in sorted(stacks):
         if exposure >= 0:
-            one = series.setdefault((iso, temperature), {})
-            one[exposure] = stacks[iso, temperature, exposure]
+            one = series.setdefault((setting, temperature), {})
+            one[exposure] = stacks[setting, temperature, exposure]
     return series
 
 
@@ -96,6 +96,7 @@ def dark_flags(
         mask[fitted & (fit.rate > limit)] |= pixel_flag("hot")
     # Saturated before a line could be drawn: hot beyond measure.
     mask[~fitted & saturated.any(axis=0)] |= pixel_flag("hot")
+    mask[~tile.lit] = pixel_flag("border")
     return mask
 
 
@@ -131,9 +132,9 @@ def average_normalised(
         return total / weight_sum, 1.0 / np.sqrt(weight_sum), flags
 
 
-def _group(iso: int, temperature: float, *, several: bool) -> str:
-    name = f"dark_current/{iso_name(iso)}"
-    return f"{name}_{temperature:+.0f}C" if several else name
+def _group(setting: Setting, temperature: float, *, several: bool) -> str:
+    name = f"dark_current/{setting.name}"
+    return f"{name}_{temperature:+.10g}C" if several else name
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class DarkCurrent(MapCalibration):
 
     name: ClassVar[str] = "dark-current"
     kinds: ClassVar[tuple[str, ...]] = ("dark_current", "bias_readnoise")
+    own_kind: ClassVar[str] = "dark_current"
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "dark_current": ("DN/s", "dark current"),
         "dark_current_error": ("DN/s", "standard error of the dark current"),
@@ -157,7 +159,7 @@ class DarkCurrent(MapCalibration):
         short = {key: list(one) for key, one in series.items() if len(one) < 2}
         series = {key: one for key, one in series.items() if len(one) > 1}
         if not series:
-            there = "; ".join(f"ISO {iso}: {times} s" for (iso, _), times in short.items())
+            there = "; ".join(f"{one.label}: {times} s" for (one, _), times in short.items())
             raise NotEnoughData(
                 "dark-current: a rate needs dark frames at two exposure times or more, there are"
                 f" {there or 'no dark frames with a known exposure time'}"
@@ -168,11 +170,11 @@ class DarkCurrent(MapCalibration):
         parts = []
         reference = self._reference_temperature(series)
         table = self.iso_table
-        speeds = {iso for iso, temperature in series if temperature == reference}
-        for (iso, temperature), one in series.items():
+        settings = {setting for setting, temperature in series if temperature == reference}
+        for (setting, temperature), one in series.items():
             fit = fit_series(one)
             mask = dark_flags(tile, one, fit, self.options.hot_sigma)
-            group = _group(iso, temperature, several=several)
+            group = _group(setting, temperature, several=several)
             maps |= {
                 f"{group}/dark_current": fit.rate,
                 f"{group}/dark_current_error": fit.rate_error,
@@ -181,15 +183,17 @@ class DarkCurrent(MapCalibration):
                 f"{group}/mask": mask,
             }
             scalars |= overview(f"{group}/dark_current", tile, fit.rate, mask)
-            scalars |= self._facts(tile, group, iso, one, fit, mask)
-            scalars[f"key:{group}"] = np.array([iso, temperature])
-            if temperature == reference and (table is not None or len(speeds) == 1):
-                factor = table(iso)[0] if table is not None else 1.0
+            scalars |= self._facts(tile, group, setting, one, fit, mask)
+            scalars[f"temperature:{group}"] = np.array([temperature])
+            if temperature == reference and (table is not None or len(settings) == 1):
+                factor = table(setting.iso)[0] if table is not None else 1.0
                 parts.append((fit.rate, fit.rate_error, mask, factor))
-        for (iso, temperature), times in short.items():
-            scalars[f"short:ISO {iso}, {temperature:.0f} deg C"] = np.array(times)
+        for (setting, temperature), times in short.items():
+            at = "" if temperature == NOT_STATED else f", {temperature:g} deg C"
+            scalars[f"short:{setting.label}{at}"] = np.array(times)
         if parts:
             rate, error, mask = average_normalised(parts)
+            scalars["temperature"] = np.array([reference])
             maps |= {
                 "dark_current/dark_current": rate,
                 "dark_current/dark_current_error": error,
@@ -199,7 +203,7 @@ class DarkCurrent(MapCalibration):
         return TileFit(maps, scalars)
 
     @staticmethod
-    def _reference_temperature(series: Mapping[tuple[int, float], Series]) -> float:
+    def _reference_temperature(series: Mapping[tuple[Setting, float], Series]) -> float:
         """Give the temperature with most frames; of equals the lowest."""
         frames: dict[float, int] = {}
         for (_, temperature), one in series.items():
@@ -211,14 +215,14 @@ class DarkCurrent(MapCalibration):
     def _facts(
         tile: TileStacks,
         group: str,
-        iso: int,
+        setting: Setting,
         series: Series,
         fit: Fit,
         mask: NDArray[np.uint16],
     ) -> dict[str, NDArray[Any]]:
         """Sum up what the row of a series needs besides the map in short."""
         good = (mask == 0) & np.isfinite(fit.rate)
-        bias = bias_level(tile, iso)
+        bias = bias_level(tile, setting)
         variance = fit.offset_error**2 + bias.variance
         checked = good & (variance > 0) & np.isfinite(bias.value)
         difference = (fit.offset - bias.value)[checked]
@@ -254,8 +258,15 @@ class DarkCurrent(MapCalibration):
         tiles = list(scalars.values())
         maps = overviews(tiles)
         rows = []
-        for name in [one[4:] for one in tiles[0] if one.startswith("key:")]:
-            iso, temperature = tiles[0][f"key:{name}"].tolist()
+        about: dict[str, dict[str, Any]] = {}
+        groups = [one[12:] for one in tiles[0] if one.startswith("temperature:")]
+        settings = {
+            name: settings_of([f"{name}/dark_current"], "dark_current")[0] for name in groups
+        }
+        for name in groups:
+            (temperature,) = tiles[0][f"temperature:{name}"].tolist()
+            if temperature != NOT_STATED:
+                about[name] = {"temperature_c": temperature}
             sums = sum((tile[f"sums:{name}"] for tile in tiles), np.zeros(9))
             n, error2, n_checked, difference, pull2, n_all, total, chi2, ndf = sums.tolist()
             n_times, shortest, longest, n_frames, _ = tiles[0][f"series:{name}"].tolist()
@@ -265,8 +276,8 @@ class DarkCurrent(MapCalibration):
             checked = n_checked > 0 and source != len(BIAS_SOURCES) - 1
             rows.append(
                 {
-                    "iso": int(iso),
-                    "temperature_c": np.nan if temperature == UNKNOWN_TEMPERATURE else temperature,
+                    **settings[name].columns(settings.values()),
+                    "temperature_c": np.nan if temperature == NOT_STATED else temperature,
                     "n_exposures": int(n_times),
                     "shortest_s": shortest,
                     "longest_s": longest,
@@ -283,20 +294,30 @@ class DarkCurrent(MapCalibration):
                     **count_columns(short),
                 }
             )
+        if "temperature" in tiles[0] and tiles[0]["temperature"][0] != NOT_STATED:
+            about["dark_current"] = {"temperature_c": float(tiles[0]["temperature"][0])}
         left_out = sorted(one[6:] for one in tiles[0] if one.startswith("short:"))
         return {
             "rows": rows,
             "temperature": self._temperature_rows(rows),
             "left_out": left_out,
             "overviews": maps,
+            "about": about,
         }
 
     @staticmethod
     def _temperature_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Fit the law of temperature at each ISO speed that has enough of them."""
         laws = []
-        for iso in sorted({row["iso"] for row in rows}):
-            mine = [row for row in rows if row["iso"] == iso and np.isfinite(row["temperature_c"])]
+        of_setting = [
+            tuple(map(str, (row[name] for name in _SETTING if name in row))) for row in rows
+        ]
+        for setting in dict.fromkeys(of_setting):
+            mine = [
+                row
+                for row, own in zip(rows, of_setting, strict=True)
+                if own == setting and np.isfinite(row["temperature_c"])
+            ]
             columns = ("temperature_c", "dark_current_dn_per_s", "dark_current_dn_per_s_error")
             temperature, rate, error = (np.array([row[name] for row in mine]) for name in columns)
             try:
@@ -305,7 +326,7 @@ class DarkCurrent(MapCalibration):
                 continue  # most campaigns have one temperature: that is no fault
             laws.append(
                 {
-                    "iso": iso,
+                    **{name: mine[0][name] for name in _SETTING if name in mine[0]},
                     "doubling_k": law.doubling_k,
                     "doubling_k_error": law.doubling_error,
                     "activation_energy_ev": law.energy_ev,
@@ -347,6 +368,11 @@ class DarkCurrent(MapCalibration):
                 },
             )
         return tables
+
+    def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Tell the temperature of each series."""
+        about: Mapping[str, Mapping[str, Any]] = result["about"]
+        return about
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""

@@ -54,20 +54,20 @@ class Defects(MapCalibration):
         stacks = gather(
             tile,
             "bias_readnoise",
-            lambda key: key.iso,
+            lambda key: key.setting,
             near_saturation=options.near_saturation,
         )
         for pixels in stacks.values():
             applied += ["bad-bias", "noisy", "few-frames"]
             mask |= bias_flags(tile, pixels, options.bias_sigma)
             mask |= noise_flags(tile, pixels, options.noise_sigma)[2]
-        series = dark_series(tile, options.near_saturation, unknown_too=False)
+        series = dark_series(tile, options.near_saturation)
         for one in series.values():
             if len(one) > 1:
                 applied += ["hot", "few-frames"]
                 fit = fit_series(one)
                 mask |= dark_flags(tile, one, fit, options.dark_sigma, options.dark_limit)
-        light = light_of(tile, options.near_saturation, unknown_too=False)
+        light = light_of(tile, options.near_saturation)
         if light is not None and light.bias_source < len(BIAS_SOURCES) - 1:
             applied += ["bad-response", "few-frames"]
             sigma, fraction = options.response_sigma, options.response_fraction
@@ -79,7 +79,7 @@ class Defects(MapCalibration):
             )
         defect = np.zeros(tile.shape, np.uint16)
         for name in DEFECTS:
-            defect |= mask & pixel_flag(name)
+            defect |= np.where(tile.lit, mask & pixel_flag(name), np.uint16(0))
         y, x = np.nonzero(defect)
         listed = np.stack([y + tile.y0, x, tile.channel[y, x], defect[y, x]], axis=1)
         scalars = {

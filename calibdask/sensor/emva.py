@@ -13,7 +13,8 @@ from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import gather, iso_name
+from calibdask.sensor.pixels import gather
+from calibdask.sensor.settings import Setting
 from calibdask.sensor.standard import EmvaPoints, SpatialSums, emva1288, split_nonuniformity
 from calibdask.sensor.tiles import TileFit
 from calibdask.stats.moments import Moments
@@ -34,7 +35,7 @@ __all__ = ["Emva1288"]
 PAIRS = ("emva_bright", "emva_dark")
 SPATIAL = ("emva_bright_spatial", "emva_dark_spatial")
 
-type Key = tuple[int, float, float]
+type Key = tuple[Setting, float, float]
 """ISO speed, exposure time in s, mean photons per pixel (-1 unknown)."""
 
 
@@ -56,28 +57,29 @@ class Emva1288(MapCalibration):
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Sum up what the standard asks for over the pixels of one tile.
 
-        All pixels count, whatever they are like, as the standard demands.
+        All lit pixels count, whatever they are like, as the standard demands.
         """
+        lit = tile.lit
         maps: dict[str, NDArray[Any]] = {}
         scalars: dict[str, NDArray[Any]] = {}
         for kind in (*PAIRS, *SPATIAL):
             stacks = gather(
                 tile,
                 kind,
-                lambda key: (key.iso, key.exposure_s, key.photons),
+                lambda key: (key.setting, key.exposure_s, key.photons),
                 near_saturation=self.options.near_saturation,
             )
             for key in sorted(stacks):
                 pixels = stacks[key]
-                name = f"{kind}:{key[0]}:{key[1]!r}:{key[2]!r}"
+                name = f"{kind}:{key[0].name}:{key[1]!r}:{key[2]!r}"
                 scalars[name] = np.array(
-                    [pixels.mean.size, pixels.mean.sum(), pixels.variance.sum()]
+                    [lit.sum(), pixels.mean[lit].sum(), pixels.variance[lit].sum()]
                 )
-                scalars[f"frames:{name}"] = pixels.frame_means * pixels.mean.size
+                scalars[f"frames:{name}"] = pixels.frame_means * lit.sum()
                 if kind in SPATIAL:
                     scalars |= _spatial_sums(name, pixels)
                     what = kind.removeprefix("emva_").removesuffix("_spatial")
-                    group = f"emva1288/{iso_name(key[0])}_{key[1]:g}s/{what}"
+                    group = f"emva1288/{key[0].name}_{key[1]:g}s/{what}"
                     mask = pixels.mask()
                     maps[group] = pixels.mean
                     maps[f"{group}_error"] = np.sqrt(pixels.mean_variance)
@@ -93,16 +95,17 @@ class Emva1288(MapCalibration):
         stacks: dict[str, dict[Key, str]] = {kind: {} for kind in (*PAIRS, *SPATIAL)}
         for name in tiles[0]:
             kind, *rest = name.split(":")
-            if kind in stacks and len(rest) == 3:
-                stacks[kind][int(rest[0]), float(rest[1]), float(rest[2])] = name
+            if kind in stacks and len(rest) == 3 and (own := Setting.parse(rest[0])):
+                stacks[kind][own, float(rest[1]), float(rest[2])] = name
         rows, points = [], []
-        for iso in sorted({key[0] for key in stacks["emva_bright"]}):
-            series, unpaired = _series(tiles, stacks, iso)
-            spatial, split = _nonuniformity(tiles, stacks, iso)
+        settings = sorted({key[0] for key in stacks["emva_bright"]})
+        for setting in settings:
+            series, unpaired = _series(tiles, stacks, setting)
+            spatial, split = _nonuniformity(tiles, stacks, setting)
             result = emva1288(series, *spatial)
             rows.append(
                 {
-                    "iso": iso,
+                    **setting.columns(settings),
                     "n_exposures": len(series.exposure_s),
                     "n_without_dark": unpaired,
                     **result,
@@ -111,7 +114,7 @@ class Emva1288(MapCalibration):
             )
             points += [
                 {
-                    "iso": iso,
+                    **setting.columns(settings),
                     "exposure_s": series.exposure_s[i],
                     "mean_photon": series.photons[i],
                     "bright_dn": series.bright[i],
@@ -158,13 +161,17 @@ class Emva1288(MapCalibration):
 
 
 def _spatial_sums(name: str, pixels: Pixels) -> dict[str, NDArray[Any]]:
-    mean = pixels.mean
-    moments = Moments.from_groups(np.zeros(mean.size, np.int64), mean.ravel(), 1)
+    mean, lit = pixels.mean, pixels.lit
+    values = mean[lit]
+    moments = Moments.from_groups(np.zeros(values.size, np.int64), values, 1)
+    # Rows and columns without light are no part of the sensor.
+    inside, across = lit.any(axis=1), np.count_nonzero(lit, axis=1)
     return {
         f"moments:{name}": np.array([moments.n[0], moments.mean[0], moments.m2[0]]),
-        f"left:{name}": np.array([pixels.mean_variance.sum()]),
-        f"rows:{name}": mean.mean(axis=1),
-        f"columns:{name}": mean.sum(axis=0),
+        f"left:{name}": np.array([pixels.mean_variance[lit].sum()]),
+        f"rows:{name}": np.where(lit, mean, 0.0).sum(axis=1)[inside] / across[inside],
+        f"columns:{name}": np.where(lit, mean, 0.0).sum(axis=0),
+        f"heights:{name}": np.count_nonzero(lit, axis=0),
     }
 
 
@@ -182,17 +189,17 @@ def _temporal(tiles: Sequence[Arrays], name: str) -> tuple[float, float]:
 
 
 def _series(
-    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], iso: int
+    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], setting: Setting
 ) -> tuple[EmvaPoints, int]:
     """Put bright and dark pairs of the same exposure together."""
-    dark = {key[1]: name for key, name in stacks["emva_dark"].items() if key[0] == iso}
+    dark = {key[1]: name for key, name in stacks["emva_dark"].items() if key[0] == setting}
     if not dark:
         raise NotEnoughData(
-            f"emva1288: there are no pairs of dark frames (kind emva_dark) at ISO {iso}: the"
+            f"emva1288: there are no pairs of dark frames (kind emva_dark) at {setting.label}: the"
             " standard subtracts one at each exposure time"
         )
     rows, unpaired = [], 0
-    bright = {key: name for key, name in stacks["emva_bright"].items() if key[0] == iso}
+    bright = {key: name for key, name in stacks["emva_bright"].items() if key[0] == setting}
     for key in sorted(bright):
         # One dark series serves all levels if the light was varied at one exposure time.
         pair = dark.get(key[1], next(iter(dark.values())) if len(dark) == 1 else None)
@@ -203,20 +210,21 @@ def _series(
         rows.append([key[1], photons, *_temporal(tiles, bright[key]), *_temporal(tiles, pair)])
     if not rows:
         raise NotEnoughData(
-            f"emva1288: at ISO {iso} no bright exposure has dark frames of the same exposure time"
+            f"emva1288: at {setting.label} no bright exposure has dark frames of the same exposure"
+            " time"
         )
     return EmvaPoints(*np.array(rows, np.float64).T), unpaired
 
 
 def _nonuniformity(
-    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], iso: int
+    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], setting: Setting
 ) -> tuple[tuple[SpatialSums | None, SpatialSums | None], dict[str, float]]:
     """Join the spatial stacks: of several the one with most frames, and its dark."""
     found: list[SpatialSums | None] = []
     split: dict[str, float] = {}
     exposure: float | None = None
     for kind in SPATIAL:
-        names = {key: name for key, name in stacks[kind].items() if key[0] == iso}
+        names = {key: name for key, name in stacks[kind].items() if key[0] == setting}
         if not names:
             found.append(None)
             continue
@@ -238,10 +246,11 @@ def _nonuniformity(
         sums = SpatialSums(int(moments.n[0]), float(moments.mean[0]), float(moments.m2[0]), left)
         found.append(sums)
         rows = np.concatenate([tile[f"rows:{name}"] for tile in tiles])
-        columns = sum(
-            (tile[f"columns:{name}"] for tile in tiles), np.zeros(len(tiles[0][f"columns:{name}"]))
+        columns, heights = (
+            np.sum([tile[f"{what}:{name}"] for tile in tiles], axis=0)
+            for what in ("columns", "heights")
         )
-        parts = split_nonuniformity(sums, rows, columns / len(rows))
+        parts = split_nonuniformity(sums, rows, columns[heights > 0] / heights[heights > 0])
         what = kind.removeprefix("emva_").removesuffix("_spatial")
         split |= {
             f"s2_{what}_{part}_dn2": value

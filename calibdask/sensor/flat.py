@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from calibdask.engine.protocol import Arrays, Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
+    from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import TileStacks
 
     type Floats = NDArray[np.float64]
@@ -64,13 +65,12 @@ class Light:
     bias_source: int
 
 
-def light_of(tile: TileStacks, near_saturation: float, *, unknown_too: bool = True) -> Light | None:
+def light_of(tile: TileStacks, near_saturation: float) -> Light | None:
     """Add up the flat-field stacks of a tile; None if there are none."""
     stacks = gather(
         tile,
         "flatfield",
-        lambda key: (key.iso, key.level, key.exposure_s, key.photons),
-        unknown_too=unknown_too,
+        lambda key: (key.setting, key.level, key.exposure_s, key.photons),
         near_saturation=near_saturation,
     )
     if not stacks:
@@ -78,18 +78,18 @@ def light_of(tile: TileStacks, near_saturation: float, *, unknown_too: bool = Tr
     signal, variance = np.zeros(tile.shape), np.zeros(tile.shape)
     mask = np.zeros(tile.shape, np.uint16)
     source = n_frames = 0
-    n_of_iso: dict[int, int] = {}
-    for (iso, *_), pixels in stacks.items():
-        bias = bias_level(tile, iso)
+    n_of_setting: dict[Setting, int] = {}
+    for (setting, *_), pixels in stacks.items():
+        bias = bias_level(tile, setting)
         signal += pixels.mean - bias.value
         variance += pixels.mean_variance
-        n_of_iso[iso] = n_of_iso.get(iso, 0) + 1
+        n_of_setting[setting] = n_of_setting.get(setting, 0) + 1
         mask |= pixels.mask()
         source = max(source, bias.source)
         n_frames += len(pixels.frame_means)
-    # One bias is subtracted from all stacks of an ISO speed: its error adds up, not its variance.
-    for iso, n in n_of_iso.items():
-        variance += n**2 * np.nan_to_num(bias_level(tile, iso).variance)
+    # One bias is subtracted from all stacks of a setting: its error adds up, not its variance.
+    for setting, n in n_of_setting.items():
+        variance += n**2 * np.nan_to_num(bias_level(tile, setting).variance)
     with np.errstate(invalid="ignore"):
         mask[~(signal > 0)] |= pixel_flag("no-signal")
     return Light(signal, variance, mask, n_frames, len(stacks), source)
@@ -138,6 +138,8 @@ class FlatField(MapCalibration):
 
     name: ClassVar[str] = "flatfield"
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
+    own_kind: ClassVar[str] = "flatfield"
+    single: ClassVar[Mapping[str, Sequence[str]]] = {"flatfield": ("filter",)}
     joined: ClassVar[frozenset[str]] = frozenset({"n_terms", "border"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "flatfield": (
@@ -218,11 +220,12 @@ class FlatField(MapCalibration):
             n_terms=self.options.n_terms,
             border=self.options.border,
             pixel_scatter=float(known.mean()) if known.size else 0.0,
+            lit=self._sensor.lit_box,
         )
         n_frames, n_stacks, _ = tiles[0]["frames"].tolist()
         source = max(int(tile["frames"][2]) for tile in tiles)
-        height, width = self._sensor.shape
-        corner_y, corner_x = np.meshgrid([0, height - 1], [0, width - 1])
+        y0, x0, y1, x1 = self._sensor.lit_box
+        corner_y, corner_x = np.meshgrid([y0, y1 - 1], [x0, x1 - 1])
         corners = model.radius2(corner_y, corner_x)
         row: dict[str, Any] = {"n_frames": n_frames, "n_stacks": n_stacks}
         for channel, name in enumerate(channel_names(self._sensor)):

@@ -28,7 +28,6 @@ from calibdask.sensor.pixels import (
     BIAS_SOURCES,
     bias_level,
     gather,
-    iso_name,
     saturation_dn,
 )
 from calibdask.sensor.tiles import TileFit
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.pixels import BiasLevel, Pixels
+    from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import TileStacks
 
     type Floats = NDArray[np.float64]
@@ -83,11 +83,12 @@ def without_flicker(pixels: Pixels, signal: Floats) -> Floats:
     ndarray of float64, shape (h, w)
         Variance, DN^2. Its expectation is right whether or not the light varies.
     """
-    means, seen = pixels.frame_means, np.isfinite(pixels.variance)
-    light = float(signal[np.isfinite(signal)].mean())
+    means, seen = pixels.frame_means, np.isfinite(pixels.variance) & pixels.lit
+    lit = signal[np.isfinite(signal) & pixels.lit]
+    light = float(lit.mean()) if lit.size else 0.0
     if len(means) < 2 or not seen.any() or light <= 0:
         return pixels.variance
-    own = float(pixels.variance[seen].mean()) / pixels.variance.size
+    own = float(pixels.variance[seen].mean()) / np.count_nonzero(pixels.lit)
     flicker2 = (float(means.var(ddof=1)) - own) / light**2
     return pixels.variance - flicker2 * signal**2
 
@@ -98,6 +99,7 @@ class Gain(MapCalibration):
 
     name: ClassVar[str] = "gain"
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
+    own_kind: ClassVar[str] = "gain"
     joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "gain": ("DN/electron", "gain"),
@@ -111,19 +113,17 @@ class Gain(MapCalibration):
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Fit the pixels of one tile at each ISO speed."""
 
-        def key_of(key: StackKey) -> tuple[int, Level]:
-            return key.iso, (key.level, key.exposure_s, key.photons)
+        def key_of(key: StackKey) -> tuple[Setting, Level]:
+            return key.setting, (key.level, key.exposure_s, key.photons)
 
-        stacks = gather(
-            tile, "gain", key_of, unknown_too=True, near_saturation=self.options.near_saturation
-        )
-        levels: dict[int, list[Pixels]] = {}
-        for (iso, _), pixels in stacks.items():
-            levels.setdefault(iso, []).append(pixels)
-        short = {iso: len(one) for iso, one in levels.items() if len(one) < 2}
-        levels = {iso: one for iso, one in levels.items() if len(one) > 1}
+        stacks = gather(tile, "gain", key_of, near_saturation=self.options.near_saturation)
+        levels: dict[Setting, list[Pixels]] = {}
+        for (setting, _), pixels in stacks.items():
+            levels.setdefault(setting, []).append(pixels)
+        short = {setting: len(one) for setting, one in levels.items() if len(one) < 2}
+        levels = {setting: one for setting, one in levels.items() if len(one) > 1}
         if not levels:
-            there = ", ".join(f"{n} at ISO {iso}" for iso, n in short.items())
+            there = ", ".join(f"{n} at {setting.label}" for setting, n in short.items())
             raise NotEnoughData(
                 "gain: photon transfer needs frames at two levels of light or more at one ISO"
                 f" speed, there are {there or 'no frames of kind gain'}"
@@ -132,28 +132,28 @@ class Gain(MapCalibration):
         scalars: dict[str, NDArray[Any]] = {}
         table = self.iso_table
         parts = []
-        for iso in sorted(levels):
-            fitted, facts = self._fit_iso(tile, iso, levels[iso])
+        for setting in sorted(levels):
+            fitted, facts = self._fit_setting(tile, setting, levels[setting])
             maps |= fitted
             scalars |= facts
-            group = f"gain/{iso_name(iso)}"
+            group = f"gain/{setting.name}"
             gain, error, mask = (fitted[f"{group}/{n}"] for n in ("gain", "gain_error", "mask"))
             scalars |= overview(f"{group}/gain", tile, gain, mask)
             scalars |= overview(f"{group}/gain_variance", tile, error**2, mask)
             if table is not None or len(levels) == 1:
-                parts.append((gain, error, mask, table(iso)[0] if table is not None else 1.0))
-        for iso, n in short.items():
-            scalars[f"short:{iso}"] = np.array([n])
+                parts.append((gain, error, mask, 1.0 if table is None else table(setting.iso)[0]))
+        for setting, n in short.items():
+            scalars[f"short:{setting.label}"] = np.array([n])
         if parts:
             gain, error, mask = average_normalised(parts)
             maps |= {"gain/gain": gain, "gain/gain_error": error, "gain/mask": mask}
             scalars |= overview("gain/gain", tile, gain, mask)
         return TileFit(maps, scalars)
 
-    def _fit_iso(
-        self, tile: TileStacks, iso: int, points: list[Pixels]
+    def _fit_setting(
+        self, tile: TileStacks, setting: Setting, points: list[Pixels]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        bias = bias_level(tile, iso)
+        bias = bias_level(tile, setting)
         signal = np.stack([one.mean - bias.value for one in points])
         if self.options.flicker:
             pairs = zip(points, signal, strict=True)
@@ -166,7 +166,9 @@ class Gain(MapCalibration):
         n_levels = np.zeros(tile.shape, np.int64)
         sums = np.zeros((N_CHANNELS, len(points), len(_SUMS)))
         for channel in np.unique(tile.channel).tolist():
-            here = tile.channel == channel
+            here = (tile.channel == channel) & tile.lit
+            if not here.any():
+                continue
             x, y, n_here, usable = signal[:, here], variance[:, here], n[:, here], good[:, here]
             usable = usable & (x <= self._limit(tile, x, y, bias, here))
             fit = photon_transfer(x, y, n_here, usable, pool_noise(x, y, usable))
@@ -191,7 +193,7 @@ class Gain(MapCalibration):
         frames_each = np.where(good, n, 0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
         p_value = variance_fit_probability(np.nan_to_num(chi2), n_levels - 2, frames_each)
         mask[p_value < self.options.poor_fit] |= pixel_flag("poor-fit")
-        group = f"gain/{iso_name(iso)}"
+        group = f"gain/{setting.name}"
         maps = {
             f"{group}/gain": gain,
             f"{group}/gain_error": gain_error,
@@ -201,8 +203,8 @@ class Gain(MapCalibration):
         }
         frames = sum(len(one.frame_means) for one in points)
         facts = {
-            f"sums:{iso}": sums,
-            f"levels:{iso}": np.array([len(points), frames, bias.source], np.int64),
+            f"sums:{setting.name}": sums,
+            f"levels:{setting.name}": np.array([len(points), frames, bias.source], np.int64),
         }
         return maps, facts
 
@@ -234,21 +236,24 @@ class Gain(MapCalibration):
         maps = overviews(tiles)
         rows: list[dict[str, Any]] = []
         points: list[dict[str, Any]] = []
-        for iso in sorted(int(name[7:]) for name in tiles[0] if name.startswith("levels:")):
+        settings = [one for one in self.settings if f"levels:{one.name}" in tiles[0]]
+        for setting in settings:
+            of_setting = setting.columns(settings)
+            name = setting.name
             total = sum(
-                (tile[f"sums:{iso}"] for tile in tiles), np.zeros(tiles[0][f"sums:{iso}"].shape)
+                (tile[f"sums:{name}"] for tile in tiles), np.zeros(tiles[0][f"sums:{name}"].shape)
             )
-            n_levels, n_frames, _ = tiles[0][f"levels:{iso}"].tolist()
-            source = max(int(tile[f"levels:{iso}"][2]) for tile in tiles)
-            short = maps[f"gain/{iso_name(iso)}/gain"]
-            noise = maps[f"gain/{iso_name(iso)}/gain_variance"]
+            n_levels, n_frames, _ = tiles[0][f"levels:{name}"].tolist()
+            source = max(int(tile[f"levels:{name}"][2]) for tile in tiles)
+            short = maps[f"gain/{name}/gain"]
+            noise = maps[f"gain/{name}/gain_variance"]
             for channel, channel_name in enumerate(channel_names(self._sensor)):
                 if not total[channel, :, 0].any():
                     continue
                 curve = _Curve(total[channel])
                 rows.append(
                     {
-                        "iso": iso,
+                        **of_setting,
                         "channel": channel_name,
                         "n_levels": n_levels,
                         "n_frames": n_frames,
@@ -265,7 +270,7 @@ class Gain(MapCalibration):
                     }
                 )
                 points += [
-                    {"iso": iso, "channel": channel_name, **point} for point in curve.points()
+                    {**of_setting, "channel": channel_name, **point} for point in curve.points()
                 ]
         left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
         return {"rows": rows, "points": points, "left_out": left_out, "overviews": maps}

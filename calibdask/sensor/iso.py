@@ -18,7 +18,6 @@ from calibdask.sensor.pixels import (
     BIAS_SOURCES,
     bias_level,
     gather,
-    iso_name,
     saturation_dn,
 )
 from calibdask.sensor.spatial import within_range
@@ -52,6 +51,10 @@ class IsoNormalisation(MapCalibration):
 
     name: ClassVar[str] = "iso-normalisation"
     kinds: ClassVar[tuple[str, ...]] = ("iso_normalisation", "bias_readnoise")
+    own_kind: ClassVar[str] = "iso_normalisation"
+    single: ClassVar[Mapping[str, Sequence[str]]] = {
+        "iso_normalisation": ("gain_setting", "offset_setting", "readout_mode", "filter")
+    }
     joined: ClassVar[frozenset[str]] = frozenset({"model"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "ratio": ("1", "signal relative to the lowest ISO speed"),
@@ -65,18 +68,18 @@ class IsoNormalisation(MapCalibration):
         stacks = gather(
             tile,
             "iso_normalisation",
-            lambda key: key.iso,
-            unknown_too=True,
+            lambda key: key.setting,
             near_saturation=self.options.near_saturation,
         )
-        speeds = sorted(stacks)
+        settings = sorted(stacks)
+        speeds = [setting.iso for setting in settings]
         maps: dict[str, NDArray[Any]] = {}
         scalars: dict[str, NDArray[Any]] = {"iso": np.array(speeds, np.int64)}
         sums = np.zeros((len(speeds), len(_SUMS)))
         sources = np.zeros(len(speeds), np.int64)
         signals: dict[int, tuple[Floats, Floats, NDArray[np.uint16]]] = {}
-        for i, iso in enumerate(speeds):
-            pixels, bias = stacks[iso], bias_level(tile, iso)
+        for i, setting in enumerate(settings):
+            iso, pixels, bias = setting.iso, stacks[setting], bias_level(tile, setting)
             sources[i] = bias.source
             signal, variance = pixels.mean - bias.value, pixels.mean_variance + bias.variance
             # Expected from the speed below: a mean must not decide by its own noise whether it
@@ -107,7 +110,7 @@ class IsoNormalisation(MapCalibration):
                 error = np.abs(ratio) * np.sqrt(relative)
             if i == 0:
                 error = np.zeros_like(error)  # it is 1 by definition
-            group = f"iso_normalisation/{iso_name(iso)}"
+            group = f"iso_normalisation/{setting.name}"
             maps |= {
                 f"{group}/ratio": ratio,
                 f"{group}/ratio_error": error,
@@ -125,6 +128,7 @@ class IsoNormalisation(MapCalibration):
         mask = np.zeros(tile.shape, np.uint16)
         mask[(pixels.n < 2) | ~np.isfinite(signal)] |= pixel_flag("few-frames")
         mask[pixels.stuck] |= pixel_flag("saturated")
+        mask[~tile.lit] = pixel_flag("border")
         top = saturation_dn(tile.sensor)
         limits = (0.0, np.inf if top is None else float(top))
         expected = pixels.mean if below is None else pixels.mean.copy()
@@ -163,6 +167,8 @@ class IsoNormalisation(MapCalibration):
         factor, error = np.full(len(speeds), np.nan), np.full(len(speeds), np.nan)
         factor[usable], error[usable] = ratio, np.sqrt(np.diag(covariance))
         fitted, fitted_error = curve(speeds)
+        # They have one setting, but for the ISO speed (see `single`).
+        names = {key.iso: key.setting.name for key in self.keys if key.kind == "iso_normalisation"}
         maps = overviews(tiles)
         rows = [
             {
@@ -175,7 +181,7 @@ class IsoNormalisation(MapCalibration):
                 "n_used": int(numbers["n_pixels"][i]),
                 "n_frames": int(tiles[0][f"n_frames:{iso}"][0]),
                 "bias_source": BIAS_SOURCES[max(int(tile["sources"][i]) for tile in tiles)],
-                **count_columns(maps[f"iso_normalisation/{iso_name(iso)}/ratio"]),
+                **count_columns(maps[f"iso_normalisation/{names[iso]}/ratio"]),
             }
             for i, iso in enumerate(speeds.tolist())
         ]

@@ -25,6 +25,7 @@ __all__ = [
     "fold",
     "fold_clipped",
     "fold_floats",
+    "frame_extremes",
     "mean_and_variance",
     "stack_moments",
 ]
@@ -242,6 +243,64 @@ def fold_floats(
                 maximum[p] = max(maximum[p], v)
                 n_saturated[p] += np.uint16(v >= saturation)
             frame_sum[k] += total
+
+
+@compiled
+def frame_extremes(
+    frame: NDArray[Any],
+    top: int,
+    left: int,
+    bottom: int,
+    right: int,
+    always: bool,
+    facts: NDArray[np.float64],
+) -> None:
+    """Find the least, the greatest and the second greatest value of a frame, and add it up.
+
+    Rows of integers are searched for the greatest values only where they hold one.
+
+    Parameters
+    ----------
+    frame : ndarray, shape (rows, columns)
+        The values; those that are not finite are left out.
+    top, left, bottom, right : int
+        The part of it.
+    always : bool
+        Search every row: needed where values may be NaN, which no comparison finds.
+    facts : ndarray of float64, shape (9,)
+        Least, greatest, how often it is there, second greatest, how often; and the sums of the four
+        places of the filter pattern, row by row. It goes on from what is there: begin with infinity
+        and -infinity, -infinity, and 0.
+    """
+    for y in range(top, bottom):
+        row = frame[y, left:right]
+        low, high = facts[0], facts[3]
+        least, most = row[0], row[0]
+        for i in range(row.size):
+            least = min(least, row[i])
+            most = max(most, row[i])
+        for parity in range(2):
+            total = 0.0
+            for i in range((parity + left) % 2, row.size, 2):
+                v = np.float64(row[i])
+                if np.isfinite(v):
+                    total += v
+            facts[5 + 2 * (y % 2) + parity] += total
+        if always or least < low or most >= high:
+            for i in range(row.size):
+                v = np.float64(row[i])
+                if not np.isfinite(v):
+                    continue
+                facts[0] = min(facts[0], v)
+                if v > facts[1]:
+                    facts[3], facts[4] = facts[1], facts[2]
+                    facts[1], facts[2] = v, 1.0
+                elif v == facts[1]:
+                    facts[2] += 1.0
+                elif v > facts[3]:
+                    facts[3], facts[4] = v, 1.0
+                elif v == facts[3]:
+                    facts[4] += 1.0
 
 
 @compiled

@@ -7,6 +7,7 @@ first in `SOURCES` counts; where others say something else, that is reported.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
+from calibdask.io.areas import checked
 from calibdask.io.emva import EmvaDescriptor, find_emva_descriptor, read_emva_descriptor
 from calibdask.io.spectacle import (
     CameraFile,
@@ -24,13 +26,14 @@ from calibdask.io.spectacle import (
     parse_names,
     read_camera_file,
 )
-from calibdask.sensor.config import FrameKind
+from calibdask.sensor.config import FrameKind, Frames
+from calibdask.sensor.settings import NOT_STATED, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from calibdask.io.frames import FrameInfo
-    from calibdask.sensor.config import FrameRow, Frames
+    from calibdask.sensor.config import FrameRow
 
 __all__ = [
     "KINDS",
@@ -40,7 +43,9 @@ __all__ = [
     "conflict_warnings",
     "describe",
     "misfits",
-    "stack_key",
+    "setting_of",
+    "stack_keys",
+    "temperature_warnings",
     "unused_rows",
 ]
 
@@ -58,29 +63,30 @@ SOURCES: Final = (
 
 _IMAGETYP: Final = {
     "bias": "bias_readnoise",
-    "bias frame": "bias_readnoise",
     "zero": "bias_readnoise",
     "dark": "dark_current",
-    "dark frame": "dark_current",
     "flat": "flatfield",
     "flat field": "flatfield",
-    "flat frame": "flatfield",
+    "flatfield": "flatfield",
     "light": "light",
-    "light frame": "light",
     "object": "light",
     "science": "light",
 }
-"""Kinds by what FITS files call them (IMAGETYP)."""
+"""Kinds by what FITS files call them (IMAGETYP), in small letters and without "frame"."""
 
 _NEEDS_EXPOSURE: Final = frozenset(
     {"dark_current", "emva_bright", "emva_dark", "emva_bright_spatial", "emva_dark_spatial"}
 )
 _NEEDS_ISO: Final = frozenset({"iso_normalisation"})
 _ONE_EXPOSURE: Final = frozenset({"bias_readnoise", "iso_normalisation"})
+_NO_EXPOSURE: Final = frozenset({"bias_readnoise"})
 _SAME_EXPOSURE: Final = 0.03  # cameras round what they show: 1/5 s is 1/5.2 s
+_EXACT_EXPOSURE: Final = frozenset(kind for kind in KINDS if kind.startswith("emva_"))
+_DARK: Final = frozenset({"bias_readnoise", "dark_current", "emva_dark", "emva_dark_spatial"})
+"""Kinds that see no light: the filter in front of them does not matter."""
+
 _SAME_TEMPERATURE_C: Final = 0.5
 _UNKNOWN: Final = -1
-_NO_TEMPERATURE_C: Final = -999.0
 
 
 # -- who says what ---------------------------------------------------------------------------------
@@ -129,7 +135,8 @@ def describe(
     Returns
     -------
     info : FrameInfo
-        Completed.
+        Completed. A type that the file states and nobody knows stays its kind, unless others tell
+        what the frame is.
     conflicts : tuple of Conflict
         Where others say something else.
 
@@ -184,6 +191,14 @@ def describe(
         for source, one in zip(SOURCES, by_source, strict=True)
         if one.get("shape", info.shape) != info.shape
     ]
+    unknown = info.kind if info.kind and not by_source[1]["kind"] else ""
+    if not told["kind"]:
+        told["kind"] = unknown
+    elif unknown and rank["kind"] > 0:
+        winner = SOURCES[rank["kind"]]
+        conflicts.append(
+            Conflict(info.path, "the kind", winner, told["kind"], SOURCES[1], repr(unknown))
+        )
     # One follows from the other, where who counts more says only one.
     if rank["bit_depth"] < rank["white_level"]:
         told["white_level"] = 2 ** told["bit_depth"] - 1
@@ -196,6 +211,12 @@ def describe(
             f"{path}: has four black levels ({told['black_level']}) and nothing tells the colour"
             " pattern they are of; tell it in the configuration (Frames.table)"
         )
+    try:
+        told["lit_areas"] = checked(told["lit_areas"], info.shape)
+    except CorruptedInput as error:
+        raise CorruptedInput(
+            f"{path}: {error}; tell it in the configuration (lit_areas in Frames.table)"
+        ) from error
     return replace(info, **told), tuple(conflicts)
 
 
@@ -230,9 +251,15 @@ _FIELDS: Final[dict[str, tuple[str, Any, Callable[[Any, Any], bool]]]] = {
     "white_level": ("the white level", None, _equal),
     "pattern": ("the colour pattern", "", _equal),
     "black_level": ("the black level", (), _equal),
+    "lit_areas": ("the area on which light falls", (), _equal),
     "time": ("the time", "", _equal),
     "make": ("the make", "", _same_text),
     "model": ("the model", "", _same_text),
+    "serial_number": ("the serial number", "", _same_text),
+    "gain_setting": ("the gain setting", None, _equal),
+    "offset_setting": ("the offset setting", None, _equal),
+    "readout_mode": ("the readout mode", "", _same_text),
+    "filter": ("the filter", "", _same_text),
 }
 """What is put together: its name for people, the value of the unknown, and what counts as equal."""
 
@@ -252,7 +279,8 @@ def _matches(path: PurePath, pattern: str) -> bool:
 
 def _by_file(info: FrameInfo) -> dict[str, Any]:
     said = {field: getattr(info, field) for field in _FIELDS}
-    said["kind"] = info.kind if info.kind in KINDS else _IMAGETYP.get(info.kind.lower(), "")
+    words = re.sub(r"[\W_]+", " ", info.kind.lower()).strip().removesuffix(" frame")
+    said["kind"] = info.kind if info.kind in KINDS else _IMAGETYP.get(words, "")
     return said
 
 
@@ -339,13 +367,17 @@ class StackKey:
     iso : int
         ISO speed; -1 where unknown.
     exposure_s : float
-        Time of exposure in s, to four digits; -1 where unknown.
+        Time of exposure in s, to four digits; -1 where unknown. Where exposures differ within the
+        tolerance, their mean.
     level : str
-        Name of the illumination.
+        Name of the illumination, and the filter.
     photons : float
         Mean number of photons of a pixel; -1 where unknown.
     temperature_c : float
-        Temperature in steps that were asked for; -999 where it does not matter or is unknown.
+        Mean temperature of dark frames that differ by no more than the step that was asked for;
+        `NOT_STATED` where it does not matter or is unknown.
+    gain, offset, readout
+        As in `Setting`.
     """
 
     kind: str = ""
@@ -353,52 +385,162 @@ class StackKey:
     exposure_s: float = float(_UNKNOWN)
     level: str = ""
     photons: float = float(_UNKNOWN)
-    temperature_c: float = _NO_TEMPERATURE_C
+    temperature_c: float = NOT_STATED
+    gain: float = NOT_STATED
+    offset: float = NOT_STATED
+    readout: str = ""
+
+    @property
+    def setting(self) -> Setting:
+        """What the electronics were set to."""
+        return Setting(self.iso, self.gain, self.offset, self.readout)
 
     @property
     def label(self) -> str:
         """The key for people."""
         parts = [self.kind or "frames"]
-        if self.iso != _UNKNOWN:
-            parts.append(f"ISO {self.iso}")
+        if self.setting.known:
+            parts.append(self.setting.label)
         if self.exposure_s >= 0:
-            parts.append(f"{self.exposure_s:.4g} s")
+            parts.append(f"{self.exposure_s:.6g} s")
         if self.level:
             parts.append(f"illumination {self.level}")
         if self.photons >= 0:
             parts.append(f"{self.photons:.6g} photons")
-        if self.temperature_c != _NO_TEMPERATURE_C:
+        if self.temperature_c != NOT_STATED:
             parts.append(f"{self.temperature_c:g} °C")
         return ", ".join(parts)
 
 
-def stack_key(info: FrameInfo, temperature_step_c: float | None = None) -> StackKey:
-    """Tell which stack a frame belongs to.
+def stack_keys(infos: Sequence[FrameInfo], frames: Frames | None = None) -> list[StackKey]:
+    """Tell which stack each frame belongs to.
 
     Parameters
     ----------
-    info : FrameInfo
-        The frame, described in full.
-    temperature_step_c : float, optional
-        Dark frames are kept apart by their temperature in steps of this; all together without.
+    infos : sequence of FrameInfo
+        The frames, described in full. What drivers measure differs a little from frame to frame:
+        exposures and temperatures that differ by less than asked for are one.
+    frames : Frames, optional
+        How much exposures and temperatures of one stack may differ.
     """
-    temperature_c = _NO_TEMPERATURE_C
-    if (
-        temperature_step_c is not None
-        and info.temperature_c is not None
-        and info.kind == "dark_current"
-    ):
-        temperature_c = round(info.temperature_c / temperature_step_c) * temperature_step_c
-    exposure_s = float(_UNKNOWN)
-    if info.exposure_s is not None and info.kind != "bias_readnoise":
-        exposure_s = float(f"{info.exposure_s:.4g}")
-    return StackKey(
-        info.kind,
+    frames = Frames() if frames is None else frames
+    exposures = _exposures(infos, frames.exposure_tolerance)
+    temperatures: list[float | None] = [None] * len(infos)
+    if (step := frames.temperature_step_c) is not None:
+        dark = [one.temperature_c if one.kind == "dark_current" else None for one in infos]
+        weights = [one.n_frames for one in infos]
+        temperatures = _joined(dark, weights, lambda _: step, lambda mean: round(mean, 1) + 0.0)
+    return [
+        StackKey(
+            info.kind,
+            setting.iso,
+            float(_UNKNOWN) if exposure_s is None or info.kind in _NO_EXPOSURE else exposure_s,
+            _level(info),
+            float(_UNKNOWN) if info.photons is None else float(info.photons),
+            NOT_STATED if temperature_c is None else temperature_c,
+            setting.gain,
+            setting.offset,
+            setting.readout,
+        )
+        for info, setting, exposure_s, temperature_c in zip(
+            infos, map(setting_of, infos), exposures, temperatures, strict=True
+        )
+    ]
+
+
+def setting_of(info: FrameInfo) -> Setting:
+    """Return what the electronics were set to for a frame."""
+    return Setting(
         _UNKNOWN if info.iso is None else info.iso,
-        exposure_s,
-        info.level,
-        float(_UNKNOWN) if info.photons is None else float(info.photons),
-        temperature_c,
+        NOT_STATED if info.gain_setting is None else info.gain_setting,
+        NOT_STATED if info.offset_setting is None else info.offset_setting,
+        re.sub(r"[^A-Za-z0-9.+-]+", "-", info.readout_mode),
+    )
+
+
+def _level(info: FrameInfo) -> str:
+    """Name the illumination: the light and the filter that it passed."""
+    filters = [f"filter {info.filter}"] if info.filter and info.kind not in _DARK else []
+    return ", ".join([info.level, *filters] if info.level else filters)
+
+
+def _exposures(infos: Sequence[FrameInfo], tolerance: float) -> list[float | None]:
+    """Give the exposure of each frame's stack: exposures within the tolerance are one."""
+    result: list[float | None] = [None] * len(infos)
+    alike: dict[tuple[str, Setting], list[int]] = {}
+    for place, info in enumerate(infos):
+        alike.setdefault((info.kind, setting_of(info)), []).append(place)
+    for (kind, _), places in alike.items():
+        # A series by the standard EMVA 1288 is set, not measured.
+        allowed = 0.0 if kind in _EXACT_EXPOSURE else tolerance
+        joined = _joined(
+            [infos[place].exposure_s for place in places],
+            [infos[place].n_frames for place in places],
+            lambda shortest, allowed=allowed: shortest * allowed,  # type: ignore[misc]
+            lambda mean: float(f"{mean:.6g}"),
+            lambda value: float(f"{value:.4g}"),
+        )
+        for place, exposure_s in zip(places, joined, strict=True):
+            result[place] = exposure_s
+    return result
+
+
+def _joined(
+    values: Sequence[float | None],
+    weights: Sequence[int],
+    width: Callable[[float], float],
+    of_mean: Callable[[float], float],
+    of_one: Callable[[float], float] | None = None,
+) -> list[float | None]:
+    """Join values that lie close together, and give the mean of its group for each.
+
+    Parameters
+    ----------
+    values : sequence of float or None
+        None is in no group.
+    weights : sequence of int
+        Frames of each value.
+    width : callable
+        How far a group reaches above its smallest value.
+    of_mean, of_one : callable
+        Round the mean of a group; and a value by itself, before groups are made.
+    """
+    rounded = [None if one is None else one if of_one is None else of_one(one) for one in values]
+    order = sorted((one, place) for place, one in enumerate(rounded) if one is not None)
+    groups: list[list[int]] = []
+    smallest = 0.0
+    for one, place in order:
+        if groups and one <= smallest + width(smallest):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+            smallest = one
+    result: list[float | None] = [None] * len(values)
+    for group in groups:
+        members = [
+            (value, weights[place]) for place in group if (value := values[place]) is not None
+        ]
+        mean = sum(value * weight for value, weight in members) / sum(n for _, n in members)
+        alike = of_one is not None and len({rounded[place] for place in group}) == 1
+        for place in group:
+            result[place] = rounded[place] if alike else of_mean(mean)
+    return result
+
+
+def temperature_warnings(
+    infos: Sequence[FrameInfo], keys: Sequence[StackKey], step_c: float | None
+) -> tuple[str, ...]:
+    """Name the stacks whose temperatures differ by more than the step that keeps darks apart."""
+    if step_c is None:
+        return ()
+    found: dict[StackKey, list[float]] = {}
+    for info, key in zip(infos, keys, strict=True):
+        if info.temperature_c is not None and info.kind != "light":
+            found.setdefault(key, []).append(info.temperature_c)
+    return tuple(
+        f"stack {key.label}: its frames were taken at {min(all_c):g} to {max(all_c):g} °C"
+        for key, all_c in found.items()
+        if max(all_c) - min(all_c) > step_c
     )
 
 
@@ -406,6 +548,7 @@ def misfits(
     infos: Sequence[FrameInfo],
     frames: Frames | None = None,
     conflicts: Sequence[Sequence[Conflict]] = (),
+    single: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[int, CalibdaskError]:
     """Find the frames that cannot be used together with the others.
 
@@ -419,9 +562,11 @@ def misfits(
         All frames, described in full.
     frames : Frames, optional
         How many frames a stack must have (two unless given; frames to be calibrated are in none),
-        and the step of temperature of `stack_key`.
+        and what `stack_keys` takes.
     conflicts : sequence of sequence of Conflict, optional
         What `describe` gave with each of the frames: said again with what is wrong.
+    single : mapping of str to sequence of str, optional
+        Attributes of which all frames of a kind have one value, by kind.
 
     Returns
     -------
@@ -433,33 +578,42 @@ def misfits(
     ConfigError
         Two cameras (or shapes, ...) have equally many frames.
     """
-    min_frames = 2 if frames is None else frames.min_frames
-    temperature_step_c = None if frames is None else frames.temperature_step_c
+    frames = Frames() if frames is None else frames
     found: dict[int, CalibdaskError] = {}
     for what, of in _COMMON.items():
         good = [place for place in range(len(infos)) if place not in found]
-        found |= _minority(infos, good, what, of, "the inputs")
+        found |= _minority(infos, good, what, [of(info) for info in infos], "the inputs")
     have_iso = {info.kind for info in infos if info.iso is not None}
     for place, info in enumerate(infos):
         if place not in found and (missing := _missing(info, have_iso)):
             found[place] = CorruptedInput(
                 f"{info.path}: {missing}; tell it in the configuration (Frames.table)"
             )
-    for kind in sorted(_ONE_EXPOSURE):
+    exposures = [
+        "" if one is None else f"{one:.4g}" for one in _exposures(infos, frames.exposure_tolerance)
+    ]
+    alone = [(kind, "exposure in s", exposures) for kind in sorted(_ONE_EXPOSURE)]
+    alone += [
+        (kind, name.replace("_", " "), [_plain(getattr(info, name)) for info in infos])
+        for kind, names in (single or {}).items()
+        for name in names
+    ]
+    for kind, what, texts in alone:
         places = [
             place for place, info in enumerate(infos) if place not in found and info.kind == kind
         ]
-        found |= _minority(infos, places, "exposure in s", _exposure, f"its kind ({kind})")
+        found |= _minority(infos, places, what, texts, f"its kind ({kind})")
+    keys = stack_keys(infos, frames)
     sizes: Counter[StackKey] = Counter()
-    for place, info in enumerate(infos):
+    for place, (info, key) in enumerate(zip(infos, keys, strict=True)):
         if place not in found:
-            sizes[stack_key(info, temperature_step_c)] += info.n_frames
-    for place, info in enumerate(infos):
-        key = stack_key(info, temperature_step_c)
-        if place not in found and info.kind != "light" and sizes[key] < min_frames:
+            sizes[key] += info.n_frames
+    for place, (info, key) in enumerate(zip(infos, keys, strict=True)):
+        if place not in found and info.kind != "light" and sizes[key] < frames.min_frames:
             number = "the only frame" if sizes[key] == 1 else f"one of only {sizes[key]} frames"
             found[place] = NotEnoughData(
-                f"{info.path}: is {number} of its stack ({key.label}), which needs {min_frames}"
+                f"{info.path}: is {number} of its stack ({key.label}), which needs"
+                f" {frames.min_frames}"
             )
     for place, error in found.items() if conflicts else ():
         if more := "; ".join(conflict.statement for conflict in conflicts[place]):
@@ -467,8 +621,8 @@ def misfits(
     return dict(sorted(found.items()))
 
 
-def _exposure(info: FrameInfo) -> str:
-    return "" if info.exposure_s is None else f"{info.exposure_s:.4g}"
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _COMMON: Final[dict[str, Callable[[FrameInfo], str]]] = {
@@ -476,6 +630,11 @@ _COMMON: Final[dict[str, Callable[[FrameInfo], str]]] = {
     "shape": lambda info: f"{info.shape[0]} x {info.shape[1]}",
     "colour pattern": lambda info: info.pattern,
     "bit depth": lambda info: "" if info.bit_depth is None else str(info.bit_depth),
+    "serial number": lambda info: info.serial_number,
+    "binning": lambda info: " x ".join(map(str, info.binning)),
+    "first column and row": lambda info: ", ".join(map(str, info.window)),
+    "unit": lambda info: info.unit,
+    "lit area": lambda info: " and ".join(str(list(area)) for area in info.lit_areas),
 }
 """What all frames of a run have in common; an empty text goes with everything."""
 
@@ -484,12 +643,12 @@ def _minority(
     infos: Sequence[FrameInfo],
     places: Sequence[int],
     what: str,
-    of: Callable[[FrameInfo], str],
+    texts: Sequence[str],
     among: str,
 ) -> dict[int, CalibdaskError]:
     counts: Counter[str] = Counter()
     for place in places:
-        if value := of(infos[place]):
+        if value := texts[place]:
             counts[value] += infos[place].n_frames
     if len(counts) < 2:
         return {}
@@ -504,7 +663,7 @@ def _minority(
             f"{infos[place].path}: its {what} is {value}, that of most of {among} is {most}"
         )
         for place in places
-        if (value := of(infos[place])) not in ("", most)
+        if (value := texts[place]) not in ("", most)
     }
 
 

@@ -74,6 +74,7 @@ PIXEL_FLAGS: dict[str, str] = {
     "bad-response": "response to light far from the other pixels'",
     "extrapolated": "outside the region that was fitted",
     "partly-saturated": "some points were left out for saturation; the value is from the others",
+    "border": "masked border or overscan: no light falls there, it is left out of everything",
 }
 """What the bits of a pixel mask mean, lowest first; 0 means all is well."""
 

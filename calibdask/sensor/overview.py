@@ -46,7 +46,7 @@ class Overview:
     n_bad : int
         Pixels with any flag, or without a value.
     n_pixels : int
-        All of them.
+        All of them; masked borders and overscan are never counted.
     thumbnail : ndarray of float64, shape (rows, columns)
         Means over square blocks of good pixels; NaN where there are none.
     step : int
@@ -99,7 +99,7 @@ def overview(
     dict of str to ndarray
         Scalars for a `TileFit`; `overviews` reads them.
     """
-    good = (mask == 0) & np.isfinite(values)
+    good = (mask == 0) & np.isfinite(values) & tile.lit
     filled = np.where(good, values, 0.0)
     moments = _channel_moments(tile.channel, filled, good)
     height, width = tile.sensor.shape
@@ -116,14 +116,16 @@ def overview(
     stride = max(1, height * width // _SAMPLE)
     picked = _picked(tile.y0 * width, tile.y1 * width, stride)
     sample = values.ravel()[picked][good.ravel()[picked]]
+    n_lit = int(np.count_nonzero(tile.lit))
     bits = [0] * len(PIXEL_FLAGS)
     if mask.any():
-        bits = [int(np.count_nonzero(mask & (1 << bit))) for bit in range(len(PIXEL_FLAGS))]
+        inside = np.where(tile.lit, mask, np.uint16(0))
+        bits = [int(np.count_nonzero(inside & (1 << bit))) for bit in range(len(PIXEL_FLAGS))]
     fields = {
         "n": moments.n,
         "mean": moments.mean,
         "m2": moments.m2,
-        "flagged": np.array([*bits, int(np.count_nonzero(~good)), good.size], np.int64),
+        "flagged": np.array([*bits, n_lit - int(np.count_nonzero(good)), n_lit], np.int64),
         "block": np.array([first, n_rows, n_columns, step], np.int64),
         "count": count.astype(np.int64),
         "sum": total,

@@ -9,6 +9,7 @@ import numpy as np
 
 from calibdask.errors import MissingInput
 from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
+from calibdask.sensor.settings import nearest, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.sensor.metadata import StackKey
+    from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import SensorFacts, TileStacks
 
 __all__ = [
@@ -24,7 +26,6 @@ __all__ = [
     "Pixels",
     "bias_level",
     "gather",
-    "iso_name",
     "mask_attributes",
     "saturation_dn",
 ]
@@ -41,9 +42,6 @@ BIAS_SOURCES = (
     "none",
 )
 """Where the bias that was subtracted came from, best first; results carry the index."""
-
-_UNKNOWN = -1  # ISO speed in a key
-_NO_ISO = "iso_unknown"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +61,9 @@ class Pixels:
     stuck : ndarray of bool, shape (h, w)
         Saturated in more than half of the frames.
     frame_means : ndarray of float64, shape (n_frames,)
-        Mean over the tile of each frame, DN.
+        Mean over the lit pixels of the tile of each frame, DN.
+    lit : ndarray of bool, shape (h, w)
+        Neither masked border nor overscan.
     """
 
     mean: Floats
@@ -73,11 +73,12 @@ class Pixels:
     clipped: Mask
     stuck: Mask
     frame_means: Floats
+    lit: Mask
 
     @property
     def good(self) -> Mask:
-        """Pixels with a mean and a variance that nothing has cut off."""
-        return (self.n >= 2) & ~self.saturated & ~self.clipped
+        """Lit pixels with a mean and a variance that nothing has cut off."""
+        return (self.n >= 2) & ~self.saturated & ~self.clipped & self.lit
 
     @property
     def mean_variance(self) -> Floats:
@@ -92,6 +93,7 @@ class Pixels:
         mask[self.n < 2] |= pixel_flag("few-frames")
         mask[self.saturated] |= pixel_flag("saturated")
         mask[self.clipped] |= pixel_flag("clipped")
+        mask[~self.lit] = pixel_flag("border")
         return mask
 
 
@@ -100,7 +102,6 @@ def gather[K](
     kind: str,
     key_of: Callable[[StackKey], K],
     *,
-    unknown_too: bool = False,
     near_saturation: float = 0.95,
 ) -> dict[K, Pixels]:
     """Join the stacks of a kind that share a key.
@@ -113,8 +114,6 @@ def gather[K](
         Kind of stacks.
     key_of : callable
         What of a stack's key is to be kept apart, e.g. its ISO speed.
-    unknown_too : bool
-        Take stacks of unknown kind, too.
     near_saturation : float
         Fraction of the saturation at which a mean counts as saturated.
 
@@ -125,7 +124,7 @@ def gather[K](
     """
     joined: dict[K, Any] = {}
     for key, stack in tile.stacks.items():
-        if key.kind == kind or (unknown_too and not key.kind):
+        if key.kind == kind:
             name = key_of(key)
             joined[name] = joined[name].merge(stack) if name in joined else stack
     limit = saturation_dn(tile.sensor)
@@ -143,7 +142,8 @@ def gather[K](
             # Only whole numbers end at zero.
             (stack.minimum == 0) if stack.minimum.dtype.kind == "u" else np.zeros(mean.shape, bool),
             2 * stack.n_saturated.astype(np.int64) > stack.n,
-            stack.frames.frame_sum / float(mean.size),
+            stack.frames.frame_sum / max(float(np.count_nonzero(tile.lit)), 1.0),
+            tile.lit,
         )
     return result
 
@@ -172,8 +172,8 @@ class BiasLevel:
     source: int
 
 
-def bias_level(tile: TileStacks, iso: int) -> BiasLevel:
-    """Give the best bias there is for an ISO speed: see `BIAS_SOURCES`.
+def bias_level(tile: TileStacks, setting: Setting) -> BiasLevel:
+    """Give the best bias there is for a setting of the camera: see `BIAS_SOURCES`.
 
     Another ISO speed's bias leaves fixed pattern behind (a peer that uses the lowest ISO's bias at
     all of them keeps 7 DN rms at ISO 1600 in its own simulation), so results say when it was used.
@@ -184,21 +184,20 @@ def bias_level(tile: TileStacks, iso: int) -> BiasLevel:
         The product given as bias is another job's.
     """
     product = tile.given.get("bias", {})
-    groups = {name.split("/")[1] for name in product if name.startswith("bias/")}
-    if "bias" in tile.given and not groups:
+    available = settings_of(product, "bias")
+    if "bias" in tile.given and not available:
         raise MissingInput(
             "the option bias names an output without maps of bias: it is to be that of the job bias"
         )
-    speeds = [_UNKNOWN if one == _NO_ISO else int(one[3:]) for one in sorted(groups)]
-    stacks = gather(tile, "bias_readnoise", lambda key: key.iso)
+    stacks = gather(tile, "bias_readnoise", lambda key: key.setting)
     for same in (True, False):
-        found = _nearest(speeds, iso, same=same)
+        found = _nearest(available, setting, same=same)
         if found is not None:
-            group = f"bias/{iso_name(found)}"
+            group = f"bias/{found.name}"
             value = np.asarray(product[f"{group}/bias"], np.float64)
             error = np.asarray(product[f"{group}/bias_error"], np.float64)
             return BiasLevel(value, error**2, 0 if same else 2)
-        found = _nearest(list(stacks), iso, same=same)
+        found = _nearest(list(stacks), setting, same=same)
         if found is not None:
             pixels = stacks[found]
             return BiasLevel(pixels.mean, pixels.mean_variance, 1 if same else 3)
@@ -213,15 +212,11 @@ def bias_level(tile: TileStacks, iso: int) -> BiasLevel:
     return BiasLevel(zero.copy(), zero, 5)
 
 
-def iso_name(iso: int) -> str:
-    """Name the group of maps of an ISO speed."""
-    return _NO_ISO if iso == _UNKNOWN else f"iso{iso}"
-
-
-def _nearest(speeds: list[int], iso: int, *, same: bool) -> int | None:
-    if same:
-        return iso if iso in speeds else None
-    return min(speeds, key=lambda one: (abs(one - iso), one), default=None)
+def _nearest(available: list[Setting], wanted: Setting, *, same: bool) -> Setting | None:
+    found, differing = nearest(wanted, available, tuple(wanted.known))
+    if same and (found is None or differing or found.iso != wanted.iso):
+        return None
+    return found
 
 
 def mask_attributes() -> Mapping[str, Any]:

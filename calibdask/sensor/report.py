@@ -18,7 +18,8 @@ from calibdask.report import (
 )
 from calibdask.sensor.model import PIXEL_FLAGS
 from calibdask.sensor.monitoring import MONOCHROME
-from calibdask.sensor.pixels import BIAS_SOURCES, iso_name
+from calibdask.sensor.pixels import BIAS_SOURCES
+from calibdask.sensor.settings import Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +54,13 @@ CHANNEL_COLOURS = {
     MONOCHROME: "#333333",
 }
 GREY = "#777777"
+_SETTING = {
+    "iso": "ISO",
+    "gain_setting": "Gain setting",
+    "offset_setting": "Offset setting",
+    "readout_mode": "Readout mode",
+}
+"""Headings of the columns that tell a setting; those that a table has are shown."""
 _MARGINS = (1.0, 0.2, 0.55, 0.2)
 MANY_FLAGGED = 0.05
 """Fraction of flagged pixels from which a map asks for a look."""
@@ -62,7 +70,7 @@ def bias_sections(result: Row) -> list[Section]:
     """Describe bias and read noise."""
     rows, maps = result["rows"], result["overviews"]
     headings = {
-        "iso": "ISO",
+        **_SETTING,
         "n_frames": "Frames",
         "bias_dn": "Bias (DN)",
         "bias_dn_error": "Error",
@@ -85,7 +93,7 @@ def bias_sections(result: Row) -> list[Section]:
         ),
     ]
     # The lowest and the highest speed: what lies between looks alike.
-    ends = {iso_name(rows[0]["iso"]), iso_name(rows[-1]["iso"])}
+    ends = {one.name for one in (result["settings"][0], result["settings"][-1])}
     labels = {"bias": "bias (DN)", "readnoise": "read noise (DN)"}
     shown = [
         (name, labels[last])
@@ -124,7 +132,7 @@ def iso_sections(result: Row) -> list[Section]:
         f" {curve.bic_linear:.4g}, knee {curve.bic_knee:.4g}; the smaller one counts."
     )
     headings = {
-        "iso": "ISO",
+        **_SETTING,
         "factor": "Factor",
         "factor_error": "Error",
         "model": "Curve",
@@ -163,9 +171,9 @@ def dark_sections(result: Row) -> list[Section]:
                 0,
                 Notice(
                     "warning",
-                    f"ISO {row['iso']}: the lines do not start at the bias (mean difference"
-                    f" {offset:.3g} DN, {pull:.2g} standard errors rms). Light, a warming sensor,"
-                    " or another bias?",
+                    f"{Setting.of_row(row).label}: the lines do not start at the bias (mean"
+                    f" difference {offset:.3g} DN, {pull:.2g} standard errors rms). Light, a"
+                    " warming sensor, or another bias?",
                 ),
             )
     notices += [
@@ -173,7 +181,7 @@ def dark_sections(result: Row) -> list[Section]:
         for name in result["left_out"]
     ]
     headings = {
-        "iso": "ISO",
+        **_SETTING,
         "temperature_c": "°C",
         "n_exposures": "Exposures",
         "longest_s": "Longest (s)",
@@ -197,7 +205,7 @@ def dark_sections(result: Row) -> list[Section]:
     ]
     if result["temperature"]:
         laws = {
-            "iso": "ISO",
+            **_SETTING,
             "doubling_k": "Doubles every (K)",
             "doubling_k_error": "Error",
             "activation_energy_ev": "Arrhenius energy (eV)",
@@ -227,20 +235,21 @@ def gain_sections(result: Row) -> list[Section]:
     for row in rows:
         if row["p_value"] < 1e-3:
             text = (
-                f"ISO {row['iso']}, channel {row['channel']}: the curve is not a line (chi2"
-                f" {row['chi2']:.4g} for {row['ndf']} degrees of freedom). Try a smaller"
+                f"{Setting.of_row(row).label}, channel {row['channel']}: the curve is not a line"
+                f" (chi2 {row['chi2']:.4g} for {row['ndf']} degrees of freedom). Try a smaller"
                 " fit_fraction, or brighter_fatter."
             )
             notices.append(Notice("info", text))
         if not math.isfinite(row["ptc_gain_dn_per_electron"]):
-            text = f"ISO {row['iso']}, channel {row['channel']}: too few usable levels for a curve."
+            where = f"{Setting.of_row(row).label}, channel {row['channel']}"
+            text = f"{where}: too few usable levels for a curve."
             notices.append(Notice("warning", text))
     notices += [
-        Notice("warning", f"ISO {iso}: left out, it has one level of light only.")
-        for iso in result["left_out"]
+        Notice("warning", f"{one}: left out, it has one level of light only.")
+        for one in result["left_out"]
     ]
     headings = {
-        "iso": "ISO",
+        **_SETTING,
         "channel": "Channel",
         "gain_dn_per_electron": "Gain, pixels (DN/e⁻)",
         "gain_dn_per_electron_error": "Error",
@@ -258,7 +267,8 @@ def gain_sections(result: Row) -> list[Section]:
         "gain_dn_per_electron": "gain_dn_per_electron_error",
         "ptc_gain_dn_per_electron": "ptc_gain_dn_per_electron_error",
     }
-    figures = [_draw_ptc(rows, points, iso) for iso in sorted({row["iso"] for row in rows})]
+    settings = sorted({Setting.of_row(row) for row in rows})
+    figures = [_draw_ptc(rows, points, setting) for setting in settings]
     shown = [(name, one) for name, one in _without_repeats(maps) if name.endswith("/gain")]
     return [
         Section("What needs attention", notices),
@@ -337,7 +347,8 @@ def emva_sections(result: Row) -> list[Section]:
     rows, points = result["rows"], result["points"]
     notices: list[Block] = []
     for row in rows:
-        where = f"ISO {row['iso']}: " if row["iso"] >= 0 else ""
+        setting = Setting.of_row(row)
+        where = f"{setting.label}: " if setting.known else ""
         if row["n_without_dark"]:
             text = f"{where}{row['n_without_dark']} bright exposures have no dark frames; left out."
             notices.append(Notice("warning", text))
@@ -347,14 +358,15 @@ def emva_sections(result: Row) -> list[Section]:
         if not math.isfinite(row["prnu1288_percent"]):
             text = f"{where}no spatial stacks, bright and dark: no DSNU and PRNU."
             notices.append(Notice("info", text))
-    names = [name for name in rows[0] if name != "iso"]
-    labels = [f"ISO {row['iso']}" if row["iso"] >= 0 else "Value" for row in rows]
+    names = [name for name in rows[0] if name not in _SETTING]
+    settings = [Setting.of_row(row) for row in rows]
+    labels = [one.label if one.known else "Value" for one in settings]
     columns: dict[str, Any] = {"Quantity": [_quantity(name) for name in names]}
     for label, row in zip(labels, rows, strict=True):
         columns[label] = [_plain(row[name]) for name in names]
     figures: list[Block] = []
     for row in rows:
-        mine = [point for point in points if point["iso"] == row["iso"]]
+        mine = [one for one in points if Setting.of_row(one) == Setting.of_row(row)]
         figures += [_draw_emva_transfer(row, mine), _draw_emva_linearity(row, mine)]
     return [
         Section("What needs attention", notices or [Paragraph("Nothing.")]),
@@ -493,8 +505,10 @@ def _draw_frames(result: Sequence[StackRecord]) -> FigureBlock:
     )
 
 
-def calibrated_sections(rows: Sequence[Row], units: str) -> list[Section]:
-    """Describe calibrated frames, one row for each."""
+def calibrated_sections(
+    rows: Sequence[Row], units: str, name: str, shown: Mapping[str, NDArray[Any]]
+) -> list[Section]:
+    """Describe calibrated frames, one row for each, and show one (see `CalibratedFrames`)."""
     from calibdask.sensor.apply import IMAGE_FLAGS
 
     notices: list[Block] = []
@@ -511,7 +525,7 @@ def calibrated_sections(rows: Sequence[Row], units: str) -> list[Section]:
             notices.append(Notice("warning", text))
     headings = {
         "file": "Frame",
-        "iso": "ISO",
+        **_SETTING,
         "exposure_s": "Exposure (s)",
         "median": f"Median ({units})",
         "mean": f"Mean ({units})",
@@ -521,8 +535,49 @@ def calibrated_sections(rows: Sequence[Row], units: str) -> list[Section]:
     table = _table(rows, headings, "Means and medians are over good pixels, then flags.")
     return [
         Section("What needs attention", notices or [Paragraph("Nothing.")]),
-        Section("Frames", [table]),
+        Section("Frames", [*([_draw_calibrated(name, shown, units)] if shown else []), table]),
     ]
+
+
+def _draw_calibrated(name: str, shown: Mapping[str, NDArray[Any]], units: str) -> FigureBlock:
+    """Draw a frame before and after calibration, and which of its pixels are flagged."""
+    step = int(shown["step"][0])
+    panels = (
+        ("before", "raw", "DN", "viridis"),
+        ("after", "calibrated", units, "viridis"),
+        ("flagged", "mask", "share of flagged pixels", "Reds"),
+    )
+
+    def paint(figure: Figure) -> None:
+        for axes, (key, title, label, colours) in zip(figure.subplots(1, 3), panels, strict=True):
+            image = shown[key]
+            finite = image[np.isfinite(image)]
+            low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
+            if key == "flagged":
+                low, high = 0.0, 1.0
+            rows, columns = image.shape
+            axes.grid(visible=False)
+            drawn = axes.imshow(
+                image,
+                cmap=colours,
+                vmin=low,
+                vmax=high if high > low else low + 1.0,
+                extent=(0, columns * step, rows * step, 0),
+                interpolation="nearest",
+            )
+            figure.colorbar(drawn, ax=axes, label=label, orientation="horizontal", pad=0.18)
+            axes.set_title(title)
+            axes.set_xlabel("column")
+        figure.axes[0].set_ylabel("row")
+
+    flagged = 100 * float(np.mean(shown["flagged"]))
+    caption = (
+        f"{name}, the first frame, before and after calibration, and its mask ({flagged:.2g} % of"
+        f" the pixels). Means over {step} x {step} pixels; the table says which flags."
+    )
+    return draw_figure(
+        paint, size_in=(10.5, 4.0), margins_in=(0.7, 0.3, 0.6, 0.4), alt=caption, caption=caption
+    )
 
 
 def _attention(maps: Mapping[str, Overview], rows: Sequence[Row], *names: str) -> list[Block]:
@@ -700,7 +755,7 @@ def _draw_iso(rows: Sequence[Row], curve: Any) -> FigureBlock:
 def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, iso in enumerate(sorted({row["iso"] for row in rows})):
+        for number, setting in enumerate(sorted({Setting.of_row(row) for row in rows})):
             mine = sorted(
                 (
                     row["temperature_c"],
@@ -708,12 +763,12 @@ def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
                     row["dark_current_dn_per_s_error"],
                 )
                 for row in rows
-                if row["iso"] == iso and math.isfinite(row["temperature_c"])
+                if Setting.of_row(row) == setting and math.isfinite(row["temperature_c"])
             )
             if mine:
                 x, y, error = np.array(mine).T
                 colour = PALETTE[number % len(PALETTE)]
-                axes.errorbar(x, y, error, fmt="o-", ms=4, color=colour, label=f"ISO {iso}")
+                axes.errorbar(x, y, error, fmt="o-", ms=4, color=colour, label=setting.label)
         if any(row["dark_current_dn_per_s"] > 0 for row in rows):
             axes.set_yscale("log")
         axes.set_xlabel("temperature (°C)")
@@ -729,11 +784,13 @@ def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
     )
 
 
-def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], iso: int) -> FigureBlock:
+def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], setting: Setting) -> FigureBlock:
+    points = [one for one in points if Setting.of_row(one) == setting]
+
     def paint(figure: Figure) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
-        for row in (row for row in rows if row["iso"] == iso):
-            mine = [p for p in points if p["iso"] == iso and p["channel"] == row["channel"]]
+        for row in (row for row in rows if Setting.of_row(row) == setting):
+            mine = [point for point in points if point["channel"] == row["channel"]]
             x, y, error = (
                 np.array([point[name] for point in mine])
                 for name in ("signal_dn", "variance_dn2", "variance_dn2_error")
@@ -751,13 +808,17 @@ def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], iso: int) -> FigureBlo
                 top.plot(
                     line, _curve(line, gain, floor, row["a00_per_electron"]), color=colour, lw=1
                 )
-                rest = 100 * (y / _curve(x, gain, floor, row["a00_per_electron"]) - 1)
+                expected = _curve(x, gain, floor, row["a00_per_electron"])
+                rest, rest_error = 100 * (y / expected - 1), 100 * error / expected
                 shown = used if used.any() else np.ones(len(x), bool)
-                bottom.plot(x[shown], rest[shown], "o", ms=4, color=colour)
+                # Small points and caps: the bars are to be seen where they are short.
+                bottom.errorbar(
+                    x[shown], rest[shown], rest_error[shown], fmt="o", ms=2, capsize=4, lw=1,
+                    color=colour,
+                )  # fmt: skip
             if row["full_well_reached"]:
                 top.axvline(row["full_well_dn"], color=colour, ls=":", lw=1)
-        mine = [point for point in points if point["iso"] == iso]
-        if all(any(point[name] > 0 for point in mine) for name in ("signal_dn", "variance_dn2")):
+        if all(any(point[name] > 0 for point in points) for name in ("signal_dn", "variance_dn2")):
             top.set_xscale("log")
             top.set_yscale("log")
         top.set_ylabel("variance (DN²)")
@@ -766,7 +827,7 @@ def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], iso: int) -> FigureBlo
         bottom.set_ylabel("difference (%)")
         bottom.set_xlabel("signal (DN)")
 
-    where = f"ISO {iso}" if iso >= 0 else "All frames"
+    where = setting.label if setting.known else "All frames"
     return draw_figure(
         paint,
         size_in=(7.5, 5.2),

@@ -303,7 +303,7 @@ def radial_blocks(
 
 def fit_radial(
     blocks: Floats, shape: tuple[int, int], *, n_terms: int = 5, border: float = 0.0,
-    pixel_scatter: float = 0.0,
+    pixel_scatter: float = 0.0, lit: tuple[int, int, int, int] | None = None,
 ) -> RadialModel:  # fmt: skip
     """Fit vignetting to block means by least squares, with an analytic gradient.
 
@@ -316,9 +316,11 @@ def fit_radial(
     n_terms : int
         Terms of g(r).
     border : float
-        Fraction of height and width left out of the fit on each side.
+        Fraction of the lit part's height and width left out of the fit on each side.
     pixel_scatter : float
         Relative scatter of the pixels' response (PRNU): adds to the variance of a block.
+    lit : tuple of int, optional
+        First row and column of the lit part, and those behind the last; all unless given.
 
     Returns
     -------
@@ -333,8 +335,10 @@ def fit_radial(
 
     height, width = shape
     channel, y, x, spread, value, variance, count = blocks.T
-    inside = (y >= border * height) & (y <= (1 - border) * height - 1)
-    inside &= (x >= border * width) & (x <= (1 - border) * width - 1) & (value > 0)
+    top, left, bottom, right = lit or (0, 0, height, width)
+    inside = value > 0
+    for place, first, size in ((y, top, bottom - top), (x, left, right - left)):
+        inside &= (place - first >= border * size) & (place - first <= (1 - border) * size - 1)
     blocks = blocks[inside]
     channel, y, x, spread, value, variance, count = blocks.T
     names = np.unique(channel).astype(int).tolist()
@@ -376,7 +380,8 @@ def fit_radial(
         return np.asarray(np.stack([*parts, *shares], axis=1) * weight[:, None])
 
     # First a parabola: from a flat start the centre has no slope.
-    start = np.concatenate([[0.5], np.zeros(n_terms - 1), [0.5, 0.5], np.ones(len(names))])
+    middle = [(left + right) / 2 / width, (top + bottom) / 2 / height]
+    start = np.concatenate([[0.5], np.zeros(n_terms - 1), middle, np.ones(len(names))])
     fit = least_squares(
         residuals, start, jac=jacobian, method="lm", xtol=1e-14, ftol=1e-14, gtol=1e-14
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from calibdask.io.maps import ProductMaps
     from calibdask.sensor.calibration import StackCalibration
     from calibdask.sensor.model import IsoCurve
+    from calibdask.sensor.settings import Setting
     from calibdask.sensor.spatial import RadialModel
 
 __all__ = ["N_TERMS", "write_bias", "write_dark", "write_flat", "write_gain", "write_iso"]
@@ -27,12 +28,10 @@ N_TERMS = 5
 
 
 def write_bias(
-    directory: Path, calibration: StackCalibration, maps: ProductMaps, iso: Sequence[int]
+    directory: Path, calibration: StackCalibration, maps: ProductMaps, settings: Sequence[Setting]
 ) -> None:
     """Write bias and read noise of the lowest ISO speed: SPECTACLE has one of each for all."""
-    from calibdask.sensor.pixels import iso_name
-
-    group = iso_name(min(iso))
+    group = min(settings).name
     for name in ("bias", "readnoise"):
         if f"{name}/{group}/{name}" in maps:
             _write_map(directory, calibration, maps, f"{name}/{group}/{name}", name, np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,7 @@ from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.settings import NOT_STATED
 from calibdask.sensor.tiles import SideArray, TileFit
 
 if TYPE_CHECKING:
@@ -46,15 +47,15 @@ _MAPS: dict[str, dict[str, Any]] = {
 def group_of(key: StackKey) -> str:
     """Name a stack's group of maps, as ``gain/iso100/t0.5/bright``."""
     parts = [key.kind or "frames"]
-    if key.iso >= 0:
-        parts.append(f"iso{key.iso}")
+    if key.setting.known:
+        parts.append(key.setting.name)
     if key.exposure_s >= 0:
-        parts.append(f"t{key.exposure_s:.4g}")
+        parts.append(f"t{key.exposure_s:.6g}")
     if key.level:
         parts.append(re.sub(r"[^A-Za-z0-9._+-]", "_", key.level))
     if key.photons >= 0:
         parts.append(f"photons{key.photons:.6g}")
-    if key.temperature_c > -273.15:
+    if key.temperature_c != NOT_STATED:
         parts.append(f"{key.temperature_c:g}C")
     return "/".join(parts)
 
@@ -128,10 +129,15 @@ class StackImages(StackCalibration):
 
     @cached_property
     def groups(self) -> dict[StackKey, str]:
-        """Name of each stack's group of maps; two that would be called the same are numbered."""
+        """Name of each stack's group of maps; two that would be called the same are numbered.
+
+        One temperature that all dark frames have is in no name.
+        """
         names: dict[StackKey, str] = {}
+        temperatures = {key.temperature_c for key in self.keys if key.kind == "dark_current"}
         for key in self.keys:
-            name = group_of(key)
+            several = len(temperatures) > 1
+            name = group_of(key if several else replace(key, temperature_c=NOT_STATED))
             alike = sum(other == name or other.startswith(f"{name}~") for other in names.values())
             names[key] = f"{name}~{alike + 1}" if alike else name
         return names
@@ -153,7 +159,7 @@ class StackImages(StackCalibration):
             }
             if self.stacks.clip_sigma is not None:
                 maps[f"{group}/n_clipped"] = np.uint16(stack.n_frames) - stack.n
-            saturated = stack.n_saturated > 0
+            saturated = (stack.n_saturated > 0) & tile.lit
             mask = np.where(saturated, pixel_flag("saturated"), np.uint16(0)).astype(np.uint16)
             scalars |= overview(f"{group}/mean", tile, mean, mask)
             scalars |= overview(f"{group}/variance", tile, variance, mask)
@@ -168,7 +174,7 @@ class StackImages(StackCalibration):
         """Add up what is known of the frames."""
         tiles = list(scalars.values())
         maps = overviews(tiles)
-        n_pixels = self._sensor.shape[0] * self._sensor.shape[1]
+        n_pixels = np.count_nonzero(self._sensor.lit(0, self._sensor.shape[0]))
         records = []
         for key, planned in self.plan_frames:
             group = self.groups[key]
@@ -204,6 +210,9 @@ class StackImages(StackCalibration):
             one.group: {
                 "kind": one.key.kind,
                 "iso": one.key.iso if one.key.iso >= 0 else None,
+                "gain_setting": one.key.setting.known.get("gain_setting"),
+                "offset_setting": one.key.setting.known.get("offset_setting"),
+                "readout_mode": one.key.readout,
                 "exposure_s": one.key.exposure_s if one.key.exposure_s >= 0 else None,
                 "illumination": one.key.level,
                 "frames": [
@@ -244,7 +253,7 @@ class StackImages(StackCalibration):
                 {
                     "group": one.group,
                     "kind": one.key.kind or "unknown",
-                    "iso": one.key.iso,
+                    **one.key.setting.columns(key.setting for key in self.keys),
                     "exposure_s": one.key.exposure_s if one.key.exposure_s >= 0 else np.nan,
                     "illumination": one.key.level or "none",
                     "n_frames": len(one.names),

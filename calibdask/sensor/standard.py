@@ -14,7 +14,14 @@ from calibdask.sensor.model import MIN_TEMPORAL_VARIANCE, QUANTISATION_VARIANCE,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EmvaPoints", "SpatialSums", "emva1288", "spatial_variance", "split_nonuniformity"]
+__all__ = [
+    "EmvaPoints",
+    "SpatialSums",
+    "emva1288",
+    "saturation_index",
+    "spatial_variance",
+    "split_nonuniformity",
+]
 
 type Floats = NDArray[np.float64]
 type Mask = NDArray[np.bool_]
@@ -122,10 +129,11 @@ def emva1288(
     dict of str to float
         k_dn_per_electron (eq. 14), responsivity_dn_per_photon (eq. 13), quantum_efficiency
         (eq. 15), sigma_y_dark_dn, sigma_d_electron (eq. 17), saturation_dn (signal),
-        saturation_photon, saturation_electron (sec. 6.7), threshold_photon, threshold_electron
-        (sec. 6.8), dynamic_range, snr_max, linearity_min_percent, linearity_max_percent,
-        linearity_mean_percent (sec. 6.10: largest, smallest and mean absolute deviation from a line
-        with relative weights between 5 and 95 % of saturation), dark_current_mean_dn_per_s,
+        saturation_photon, saturation_electron (sec. 6.7, see `saturation_index`),
+        threshold_photon, threshold_electron (sec. 6.8), dynamic_range, snr_max,
+        linearity_min_percent, linearity_max_percent, linearity_mean_percent (sec. 6.10: largest,
+        smallest and mean absolute deviation from a line with relative weights between 5 and 95 % of
+        saturation), dark_current_mean_dn_per_s,
         dark_current_mean_electron_per_s, dark_current_variance_electron_per_s (eq. 29, 30),
         s2_y_dark_dn2, s2_y_bright_dn2 (eq. 32), dsnu1288_electron, prnu1288_percent (eq. 41), and
         the standard errors of K, R and QE from the scatter about their lines. What needs photons
@@ -138,7 +146,7 @@ def emva1288(
     """
     signal = points.bright - points.dark
     excess = points.bright_variance - points.dark_variance
-    top = int(np.argmax(points.bright_variance))
+    top = saturation_index(points.bright_variance)
     saturation = float(signal[top])
     low = signal <= 0.7 * saturation
     if int(low.sum()) < 3:
@@ -212,6 +220,33 @@ def emva1288(
                 100.0 * _root(s2_bright - s2_dark) / (bright.mean - dark.mean)
             )
     return result
+
+
+def saturation_index(variance: Floats) -> int:
+    """Find the saturation: the first maximum of the variance below the largest exposure.
+
+    EMVA 1288, sec. 6.7, as the reference program reads it (emva1288, Results1288.index_u_ysat):
+    from the largest exposure down, an exposure is passed on to as long as its variance, or that
+    of the next one below, is not less than that of the last one taken. So one low point does not
+    end the search, and a larger maximum at low exposures (a nonlinear sensor, an outlier) is not
+    taken for saturation.
+
+    Parameters
+    ----------
+    variance : ndarray of float64, shape (n,)
+        Temporal variance of the bright pairs by rising exposure, DN^2.
+
+    Returns
+    -------
+    int
+        Index of the exposure.
+    """
+    top, reached = len(variance) - 1, 0.0
+    for index in range(len(variance) - 1, -1, -1):
+        if max(variance[index], variance[max(index - 1, 0)]) < reached:
+            break
+        top, reached = index, float(variance[index])
+    return top
 
 
 def _root(value: float) -> float:

@@ -18,6 +18,7 @@ from calibdask.sensor.kernel import (
     fold,
     fold_clipped,
     fold_floats,
+    frame_extremes,
     mean_and_variance,
 )
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from calibdask.engine.protocol import Arrays
 
 __all__ = [
+    "FACTS",
+    "Areas",
     "Bounds",
     "Frames",
     "PixelMoments",
@@ -43,8 +46,25 @@ __all__ = [
 NEVER = 65536
 """A saturation that no 16-bit value reaches."""
 
+FACTS = (
+    "bits",  # of all its values, joined by "or": what they are multiples of; 0 of other numbers
+    "least",
+    "greatest",
+    "n_greatest",
+    "second",  # greatest value but one
+    "n_second",
+    "sum_00",  # of the places of the filter pattern, by row and column
+    "sum_01",
+    "sum_10",
+    "sum_11",
+)
+"""What is known of a whole frame: columns of `Frames.facts`."""
+
 type Tile = tuple[int, int]
 """First row of a band of full width, and the row after its last."""
+
+type Areas = tuple[tuple[int, int, int, int], ...]
+"""Parts of a frame (see `calibdask.io.areas.Area`)."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +79,15 @@ class Frames:
         Sum of all its pixels in the tile.
     frame_clipped : ndarray of uint32, shape (n_frames,)
         How many of its pixels in the tile were clipped.
+    facts : ndarray of float64, shape (n_frames, 10)
+        About all of the frame, the same in every tile, by `FACTS`. Masked borders do not count, in
+        this as in the sums above.
     """
 
     frame_id: NDArray[np.uint64]
     frame_sum: NDArray[Any]
     frame_clipped: NDArray[np.uint32]
+    facts: NDArray[np.float64]
 
     def merge(self, other: Frames) -> Frames:
         """Unite two sets of frames.
@@ -82,6 +106,7 @@ class Frames:
             frame_id,
             np.concatenate([self.frame_sum, other.frame_sum])[order],
             np.concatenate([self.frame_clipped, other.frame_clipped])[order],
+            np.concatenate([self.facts, other.facts])[order],
         )
 
 
@@ -322,8 +347,11 @@ def tiles_of(n_rows: int, tile_rows: int) -> list[Tile]:
 class _Sums:
     """Sums of one stack over the whole sensor, while frames are added."""
 
-    def __init__(self, shape: tuple[int, int], saturation: float, *, exact: bool) -> None:
+    def __init__(
+        self, shape: tuple[int, int], saturation: float, areas: Areas, *, exact: bool
+    ) -> None:
         self.shape = shape
+        self.areas = areas
         self.exact = exact
         self.pixels: list[NDArray[Any]]
         if exact:
@@ -349,6 +377,7 @@ class _Sums:
         self.ids: list[int] = []
         self.frame_sums: list[NDArray[Any]] = []  # of a batch: shape (tiles, frames)
         self.frame_clipped: list[NDArray[np.uint32]] = []
+        self.facts: list[NDArray[np.float64]] = []  # of a batch
 
     def add(
         self, ids: Sequence[int], batch: NDArray[Any], tiles: Sequence[Tile], bounds: Bounds | None
@@ -372,9 +401,27 @@ class _Sums:
                 add = fold_clipped if self.exact else fold_floats
                 arguments.append(clipped[number])
             add(*arguments)
+            if self.areas:
+                self._only_lit(batch, (top, bottom), bounds, sums[number], clipped[number])
         self.ids += ids
+        self.facts.append(np.stack([_facts(frame, self.areas) for frame in batch]))
         self.frame_sums.append(sums)
         self.frame_clipped.append(clipped)
+
+    def _only_lit(
+        self, batch: NDArray[Any], tile: Tile, bounds: Bounds | None,
+        sums: NDArray[Any], clipped: NDArray[np.uint32],
+    ) -> None:  # fmt: skip
+        """Put in the numbers of whole frames what they are without masked borders."""
+        sums[:], clipped[:] = 0, 0
+        for top, left, bottom, right in self.areas:
+            here = (slice(max(top, tile[0]), min(bottom, tile[1])), slice(left, right))
+            values = batch[:, *here]
+            finite = values if self.exact else np.where(np.isfinite(values), values, 0)
+            sums += finite.sum(axis=(1, 2), dtype=sums.dtype)
+            if bounds is not None:
+                outside = (values < bounds.low[here]) | (values > bounds.high[here])
+                clipped += outside.sum(axis=(1, 2), dtype=np.uint32)
 
     def stacks(self, tiles: Sequence[Tile]) -> Iterator[Stack]:
         """Give the sums of each tile: views, so that nothing is held twice."""
@@ -384,11 +431,23 @@ class _Sums:
             raise CorruptedInput("the same frame would be counted twice in one stack")
         sums = np.concatenate(self.frame_sums, axis=1)[:, order]
         clipped = np.concatenate(self.frame_clipped, axis=1)[:, order]
+        facts = np.concatenate(self.facts)[order]
         kind = PixelSums if self.exact else PixelMoments
         for number, (top, bottom) in enumerate(tiles):
-            frames = Frames(ids[order], sums[number], clipped[number])
+            frames = Frames(ids[order], sums[number], clipped[number], facts)
             pixels = dict(zip(_PIXELS[kind], (one[top:bottom] for one in self.pixels), strict=True))
             yield kind(**pixels, frames=frames)
+
+
+def _facts(frame: NDArray[Any], areas: Areas) -> NDArray[np.float64]:
+    facts = np.array([0, np.inf, -np.inf, 0, -np.inf, 0, 0, 0, 0, 0], np.float64)
+    find: Any = frame_extremes
+    for top, left, bottom, right in areas or ((0, 0, *frame.shape),):
+        if frame.dtype.kind == "u":
+            bits = np.bitwise_or.reduce(frame[top:bottom, left:right], axis=None)
+            facts[0] = int(facts[0]) | int(bits)
+        find(frame, top, left, bottom, right, frame.dtype.kind != "u", facts[1:])
+    return facts
 
 
 def summarise(
@@ -397,6 +456,7 @@ def summarise(
     *,
     saturation: float = np.inf,
     bounds: Mapping[str, Bounds] | None = None,
+    lit_areas: Areas = (),
     batch: int = 4,
 ) -> dict[Tile, StackSummary]:
     """Sum up frames, a few in memory at a time.
@@ -412,6 +472,9 @@ def summarise(
         From where on a value counts as saturated.
     bounds : mapping of str to Bounds, optional
         By key: values outside are left out and counted.
+    lit_areas : tuple of (int, int, int, int)
+        Where light falls (see `calibdask.io.areas.Area`); everywhere unless given. What is outside
+        is summed pixel by pixel, but is no part of the numbers of whole frames.
     batch : int
         How many frames are added in one go. It changes no bit of integer frames.
 
@@ -452,7 +515,7 @@ def summarise(
                 raise ValueError(f"the frames of stack {key} do not follow each other")
             open_key, values = key, None
             shape = (frame.shape[0], frame.shape[1])
-            sums = _Sums(shape, saturation, exact=exact)
+            sums = _Sums(shape, saturation, lit_areas, exact=exact)
         if values is None:
             values = np.empty((batch, *frame.shape), frame.dtype)
         if sums is None or frame.shape != sums.shape or frame.dtype != values.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -41,6 +42,10 @@ class SensorFacts:
         Bits of the converter.
     first, last : str
         Times of the first and the last frame; empty where unknown.
+    serial_number, binning, window, unit
+        As in `calibdask.io.frames.FrameInfo`.
+    lit_areas : tuple of (int, int, int, int)
+        Where light falls (see `calibdask.io.areas.Area`); empty for everywhere.
     """
 
     camera: str
@@ -51,6 +56,26 @@ class SensorFacts:
     bit_depth: int | None = None
     first: str = ""
     last: str = ""
+    serial_number: str = ""
+    binning: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
+    unit: str = ""
+    lit_areas: tuple[tuple[int, int, int, int], ...] = ()
+
+    def lit(self, first: int, stop: int) -> NDArray[np.bool_]:
+        """Say of the pixels of some rows whether light falls on them, shape (stop - first, W)."""
+        lit = np.zeros((stop - first, self.shape[1]), bool)
+        for top, left, bottom, right in self.lit_areas or ((0, 0, *self.shape),):
+            lit[max(top - first, 0) : max(bottom - first, 0), left:right] = True
+        return lit
+
+    @property
+    def lit_box(self) -> tuple[int, int, int, int]:
+        """The least rectangle that holds all lit areas."""
+        if not self.lit_areas:
+            return (0, 0, *self.shape)
+        tops, lefts, bottoms, rights = zip(*self.lit_areas, strict=True)
+        return min(tops), min(lefts), max(bottoms), max(rights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +153,11 @@ class TileStacks:
     stacks: Mapping[StackKey, Stack]
     frames: Mapping[StackKey, tuple[FrameSum, ...]]
     given: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+
+    @cached_property
+    def lit(self) -> NDArray[np.bool_]:
+        """Where light falls, shape (rows, columns): neither masked border nor overscan."""
+        return self.sensor.lit(self.y0, self.y1)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -15,11 +15,17 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from calibdask.access import check_private, make_private
+from calibdask.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["cache_directory", "compiled"]
+__all__ = ["cache_directory", "cache_problem", "compiled"]
 
+_REMEDY = (
+    "kernels are compiled in each process instead; remove it, or name another with NUMBA_CACHE_DIR"
+)
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -27,23 +33,45 @@ def cache_directory(package: Path) -> Path:
     """Give the place where the compiled kernels of a package are kept.
 
     It is in the user's own cache directory (``XDG_CACHE_HOME``, else ``~/.cache``). Set
-    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way. What is in there
-    is executed: nobody else may write to it.
+    ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way.
 
     Parameters
     ----------
     package : Path
         Directory of the sources: those with kernels, and those of the statistics, name the cache.
     """
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    home = os.environ.get("XDG_CACHE_HOME")
-    if given:
-        root = Path(given)
-    elif home:
-        root = Path(home) / "calibdask" / "numba"
-    else:
-        root = Path("~/.cache/calibdask/numba").expanduser()
-    return root / _digest(package)
+    return _places()[-1] / _digest(package)
+
+
+def _places() -> list[Path]:
+    """List the directories that are ours, from the outermost to the one of all caches."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        return [Path(given)]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "calibdask"
+    return [home, home / "numba"]
+
+
+def cache_problem() -> str | None:
+    """Tell why compiled kernels are not kept, as far as others are the reason; None if they are.
+
+    What is in the cache is executed: nobody else may own it or write to it.
+    """
+    try:
+        for path in _places():
+            check_private(path, remedy=_REMEDY)
+    except (ConfigError, RuntimeError) as error:  # RuntimeError: there is no home
+        return str(error)
+    return None
+
+
+def _make_cache(package: Path) -> Path:
+    """Make the cache of a package, for this user alone."""
+    directory = cache_directory(package)
+    places = [*_places(), directory]
+    places[0].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in places:
+        make_private(path, remedy=_REMEDY)
+    return directory
 
 
 @functools.cache
@@ -62,7 +90,8 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
     """Compile a function for the types it is first called with, and keep what was compiled.
 
     Kernels release Python's lock, so that threads compute side by side. Where nothing can be kept
-    (a home that cannot be written to), they are compiled in each process.
+    (a home that cannot be written to, a cache that others may write to), they are compiled in each
+    process.
     Kernels may call kernels of their own package and of `calibdask.stats`, no others.
     """
     import numba
@@ -71,11 +100,12 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
     package = Path(inspect.getfile(function)).parent
     with _ONE_AT_A_TIME:
         before = config.CACHE_DIR
-        # The directory is looked up while a function is decorated. Other libraries keep theirs.
-        config.CACHE_DIR = str(cache_directory(package))
         try:
+            # It is looked up while a function is decorated. Other libraries keep theirs.
+            config.CACHE_DIR = str(_make_cache(package))
             kernel: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-        except RuntimeError:  # "cannot cache function: no locator available"
+        except (ConfigError, OSError, RuntimeError):
+            # RuntimeError: "cannot cache function: no locator available", or there is no home.
             kernel = numba.njit(nogil=True, error_model="numpy")(function)
         finally:
             config.CACHE_DIR = before

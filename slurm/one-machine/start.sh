@@ -6,38 +6,35 @@
 # Run as root (a container will do). No systemd, no cgroups, no configured SLURM is needed.
 # Starting again brings dead daemons and nodes that are down back, and leaves the others alone.
 # Set these in the environment to change what is started for the first time:
-#   PREFIX     everything lives here           ${TMPDIR:-/tmp}/calibdask-slurm
+#   PREFIX     everything lives here           /var/lib/calibdask-slurm
+#              (made by this script, below directories that only root can write to)
 #   NODES      number of nodes                 3
 #   CPUS, MEM  what each node claims to have   4, 6000 (MiB)
 #   PORT       the controller's; nodes follow  16817
 #   OOMKILL=1  kill jobs that take more memory than they asked for
 set -euo pipefail
 
-PREFIX=${PREFIX:-${TMPDIR:-/tmp}/calibdask-slurm}
+if [ "$(id -u)" != 0 ]; then
+  echo 'start.sh: must run as root: SLURM starts jobs as their users' >&2
+  exit 1
+fi
+SCRIPT=start.sh
+# shellcheck source-path=SCRIPTDIR source=prefix.sh
+. "$(dirname "${BASH_SOURCE[0]}")/prefix.sh"
 NODES=${NODES:-3}
 CPUS=${CPUS:-4}
 MEM=${MEM:-6000}
 PORT=${PORT:-16817}
 OOMKILL=${OOMKILL:-}
-CONF=$PREFIX/slurm.conf
-LINK=/etc/slurm/slurm.conf
 SOCKET=$PREFIX/run/munge.socket
-MARK='# Written by calibdask, slurm/one-machine/start.sh'
 
-fail() {
-  printf 'start.sh: %s\n' "$1" >&2
-  exit 1
-}
-
-# A pid file outlives its process: the number may be somebody else's by now, or that of a dead
-# process which nobody has waited for, as in containers.
-alive() { # NAME PIDFILE
-  local pid
-  pid=$(cat "$2" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] &&
-    ! grep -qs '^State:.Z' "/proc/$pid/status"
-}
-
-[ "$(id -u)" = 0 ] || fail 'must run as root: SLURM starts jobs as their users'
+umask 022
+if ! is_ours; then
+  only_roots "$(dirname "$PREFIX")"
+  mkdir "$PREFIX" || fail "somebody else makes $PREFIX at this moment"
+  printf '%s\n' "$MARK" >"$CONF"
+fi
+mkdir -p "$PREFIX"/{state,log,run}
 
 # root's programs are looked for even where a user's PATH came along.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -50,12 +47,6 @@ if [ -n "$missing" ]; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
 fi
-
-if [ -e "$PREFIX" ] && [ -n "$(ls -A "$PREFIX")" ] && ! grep -qsxF "$MARK" "$CONF"; then
-  fail "$PREFIX holds something else: choose another PREFIX or remove it"
-fi
-mkdir -p "$PREFIX"/{state,log,run}
-chmod 755 "$PREFIX" "$PREFIX"/{state,log,run}
 
 # uname gives what gethostname() gives, which is what the daemons compare with;
 # `hostname -s` asks the resolver and fails where the name is in no table.

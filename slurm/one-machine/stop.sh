@@ -3,10 +3,9 @@
 # PREFIX must be what it was when starting.
 set -euo pipefail
 
-PREFIX=${PREFIX:-${TMPDIR:-/tmp}/calibdask-slurm}
-CONF=$PREFIX/slurm.conf
-LINK=/etc/slurm/slurm.conf
-MARK='# Written by calibdask, slurm/one-machine/start.sh'
+SCRIPT=stop.sh
+# shellcheck source-path=SCRIPTDIR source=prefix.sh
+. "$(dirname "${BASH_SOURCE[0]}")/prefix.sh"
 
 case ${1:-} in
 '' | --clean) ;;
@@ -15,20 +14,12 @@ case ${1:-} in
   exit 2
   ;;
 esac
-if ! grep -qsxF "$MARK" "$CONF"; then
-  echo "stop.sh: nothing of start.sh's in $PREFIX (set PREFIX to where it is)" >&2
+[ "$(id -u)" = 0 ] || fail 'must run as root'
+if ! is_ours; then
+  echo "stop.sh: there is no $PREFIX (set PREFIX to where it is)" >&2
   exit 0
 fi
 export SLURM_CONF=$CONF
-
-running() { # NAME PIDFILE: its process, if it is alive and still that program
-  local pid
-  pid=$(cat "$2" 2>/dev/null) || return 0
-  if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] &&
-    ! grep -qs '^State:.Z' "/proc/$pid/status"; then
-    echo "$pid"
-  fi
-}
 
 everything() {
   local file

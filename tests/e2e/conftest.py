@@ -79,7 +79,8 @@ def calibdask(capsys, monkeypatch):
         monkeypatch.setenv(variable, "1")
 
     def run(*arguments: object) -> Said:
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.getsignal(number) for number in numbers}
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as end:

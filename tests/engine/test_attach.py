@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Security
 from faults import TESTS, Scripted, finish, run, start, start_python, wait_for, write_inputs
 
 import calibdask
@@ -211,9 +212,10 @@ def test_no_campaign_at_all(tmp_path):
 def test_nobody_answers_although_the_run_lives(tmp_path):
     with socket.socket() as free, WorkdirLock(tmp_path):
         free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-        session = Session.create(tmp_path, "certificate", "key")
-        session.publish({"address": address, "tls": False, "host": socket.gethostname()})
+        address = f"tls://127.0.0.1:{free.getsockname()[1]}"
+        made = Security.temporary().get_tls_config_for_role("client")
+        session = Session.create(tmp_path, made["cert"], made["key"])
+        session.publish({"address": address, "host": socket.gethostname()})
         with pytest.raises(ConfigError, match="nobody answers") as caught:
             connect(tmp_path)
     assert str(tmp_path) in str(caught.value)
@@ -224,7 +226,7 @@ def test_nobody_answers_although_the_run_lives(tmp_path):
 def test_the_loopback_of_another_host_is_not_tried(tmp_path, address):
     with WorkdirLock(tmp_path):
         session = Session.create(tmp_path, "certificate", "key")
-        session.publish({"address": address, "tls": True, "host": "login7"})
+        session.publish({"address": address, "host": "login7"})
         with pytest.raises(ConfigError, match="runs on login7 and can be reached from there only"):
             connect(tmp_path)
 

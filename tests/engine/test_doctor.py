@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 
 from calibdask import cli
-from calibdask.engine import doctor, probe
+from calibdask.engine import cluster, doctor, probe
 from calibdask.engine.cluster import Site, WorkerJob
 from calibdask.engine.doctor import Request, examine, site_of
 from calibdask.engine.lock import STALE_SECONDS
@@ -65,7 +65,7 @@ def _said(findings, level):
 
 def test_a_healthy_machine(tmp_path) -> None:
     findings = list(examine("local", Site(workdir=tmp_path / "not" / "yet")))
-    assert [one.level for one in findings] == ["PASS"] * 4
+    assert [one.level for one in findings] == ["PASS"] * 5
     assert list(tmp_path.iterdir()) == []
     assert f"numpy {versions()['numpy']}" in findings[0].what
 
@@ -509,10 +509,10 @@ def test_a_calibdask_that_does_not_import(post, tmp_path) -> None:
 
 
 def test_a_directory_that_is_not_shared(post, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(post, "_directory", tmp_path)
+    monkeypatch.setattr(post, "directory", tmp_path)
     (tmp_path / "token").write_text("somebody else's")
     report = _probe(post)
-    monkeypatch.setattr(post, "_directory", tmp_path / "shared")
+    monkeypatch.setattr(post, "directory", tmp_path / "shared")
     report = next(iter(post.answers().values()))
     (failed,) = _said(_assess(report), "FAIL")
     assert "other contents" in failed
@@ -551,8 +551,9 @@ def test_the_place_of_temporary_files(post, tmp_path) -> None:
     report = _probe(post)
     assert report["scratch"]["free"] > 0
     assert report["scratch"]["kind"] not in ("", "unknown")
-    script = doctor.probe_script("#!/bin/sh\np -m w --local-directory $TMPDIR/x --nanny", "{}")
-    assert f'{probe.TASK}_SCRATCH="$TMPDIR/x"' in script
+    job = WorkerJob.of(Site(workdir=tmp_path, slurm={"local_directory": "$TMPDIR/x y"}))
+    script = job.script("tls://x", "w", prologue=cluster.worker_exports(job, tmp_path))
+    assert '-m calibdask.access "$TMPDIR/x y") || exit 1' in doctor.probe_script(script, "{}")
 
 
 def test_a_script_that_starts_no_module() -> None:
@@ -593,7 +594,7 @@ def test_the_command(tmp_path, binaries) -> None:
     call = CliRunner().invoke
     fine = call(cli.app, ["doctor", "--workdir", str(tmp_path)])
     assert fine.exit_code == 0
-    assert fine.output.splitlines()[-1] == "4 PASS, 0 WARN, 0 FAIL"
+    assert fine.output.splitlines()[-1] == "5 PASS, 0 WARN, 0 FAIL"
     bad = call(cli.app, ["doctor", "--cluster", "slurm", "--workdir", str(tmp_path)])
     assert bad.exit_code == 1
     assert "FAIL  not on PATH: sbatch" in bad.output
@@ -648,5 +649,6 @@ def test_the_example_of_a_site_is_understood(tmp_path) -> None:
     assert "#SBATCH -A my-project" in request.header
     assert "#SBATCH --qos=normal" in request.header
     assert "source /shared/my-project/venv/bin/activate" in script
-    assert "--local-directory $TMPDIR" in script
+    assert job.local_directory == "$TMPDIR"
+    assert "--local-directory" not in script
     assert job.scheduler_options == {"interface": "ib0"}

@@ -38,7 +38,7 @@ def _dead_pid():
 
 
 def test_is_there_during_the_run_and_gone_after(tmp_path):
-    with WorkdirLock(tmp_path / "new" / "work") as lock:
+    with WorkdirLock(tmp_path / "work") as lock:
         owner = json.loads(lock.path.read_text())
         assert owner["host"] == socket.gethostname()
         assert owner["pid"] == os.getpid()

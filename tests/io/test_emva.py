@@ -22,6 +22,9 @@ i images\\d3.png
 
 
 def descriptor(folder, text=GOOD):
+    (folder / "images").mkdir()
+    for name in ("b 1", "b2", "d1", "d2", "d3"):
+        (folder / "images" / f"{name}.png").touch()
     path = folder / "EMVA1288_Data.txt"
     path.write_text(text)
     return path
@@ -62,6 +65,10 @@ def test_what_it_says(tmp_path):
         ("n 12 640 480\ni a.png\n", "line 2"),
         (GOOD.replace("n 12 640 480\n", ""), "has no line 'n bits width height'"),
         (GOOD + "i images\\b2.png\n", "twice"),
+        (GOOD + "b 5 1\n", "line 11: the measurement has 0 images"),
+        (GOOD.partition("i images\\d2")[0], "line 7: the measurement has 1 images"),
+        (GOOD.partition("b 40000")[0], "names no measurement"),
+        (GOOD + "i images\\d4.png\n", "1 of the 6 images that it names are not there.*d4.png"),
     ],
 )
 def test_what_makes_no_sense(tmp_path, text, message):

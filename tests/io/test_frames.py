@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 from datetime import datetime
 from pathlib import Path
 
@@ -247,6 +248,45 @@ def test_damage_among_compressed_pixels_shows_in_reading(tmp_path, name):
     inspect_frame(path)
     with pytest.raises(CorruptedInput, match=name):
         read_frame(path)
+
+
+def test_pixels_that_fail_their_checksum_are_not_read(tmp_path):
+    frame = pixels((40, 60))
+    Image.fromarray(frame).save(tmp_path / "one.png")
+    fits.PrimaryHDU(frame).writeto(tmp_path / "one.fits", checksum=True)
+    fits.PrimaryHDU(frame).writeto(tmp_path / "one.fits.gz")
+    content = (tmp_path / "one.png").read_bytes()
+    start = content.index(b"IDAT")
+    # The data are those of another image: they decode, and only the checksum tells.
+    other = zlib.compress(b"".join(b"\0" + row.tobytes() for row in (frame ^ 1).byteswap()))
+    length = int.from_bytes(content[start - 4 : start])
+    swapped = content[: start - 4] + len(other).to_bytes(4) + b"IDAT" + other
+    (tmp_path / "other.png").write_bytes(swapped + content[start + 4 + length :])
+    content = bytearray((tmp_path / "one.fits").read_bytes())
+    content[2880 + 7] ^= 1
+    (tmp_path / "other.fits").write_bytes(content)
+    packed = bytearray((tmp_path / "one.fits.gz").read_bytes())
+    packed[-8] ^= 1  # the checksum itself: the image is sound, as far as anybody can tell
+    (tmp_path / "other.fits.gz").write_bytes(packed)
+    for name in ("png", "fits", "fits.gz"):
+        assert np.array_equal(read_frame(tmp_path / f"one.{name}"), frame)
+        inspect_frame(tmp_path / f"other.{name}")
+        with pytest.raises(CorruptedInput, match=f"other.{name}"):
+            read_frame(tmp_path / f"other.{name}")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_without_some_of_its_strips_is_refused(tmp_path, compression):
+    path = tmp_path / "one.tif"
+    tifffile.imwrite(path, pixels((40, 60)), rowsperstrip=8, compression=compression)
+    assert inspect_frame(path).shape == (40, 60)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        counts = list(tiff.pages[0].tags["StripByteCounts"].value)
+        counts[3] = 0
+        tiff.pages[0].tags["StripByteCounts"].overwrite(counts)
+    for look in (inspect_frame, read_frame):
+        with pytest.raises(CorruptedInput, match="4 of 5 strips"):
+            look(path)
 
 
 def test_files_of_one_camera_are_decoded_once_for_their_metadata(tmp_path, monkeypatch):
@@ -516,10 +556,11 @@ def test_what_is_no_frame(tmp_path):
 def test_patterns_find_frames_of_any_case_at_any_depth(tmp_path):
     deep = tmp_path / "images" / "gain"
     deep.mkdir(parents=True)
-    for name in ("a.DNG", "b.nef", "c.Fits", "d.jpg", "e.txt"):
+    for name in ("a.DNG", "b.nef", "c.Fits", "d.fits.GZ", "e.fit.gz", "f.jpg", "g.txt", "h.gz"):
         (deep / name).touch()
     found = {path.name for pattern in FRAME_PATTERNS for path in tmp_path.glob(pattern)}
-    assert found == {"a.DNG", "b.nef", "c.Fits"}
+    # A picture is looked at to say that it is none.
+    assert found == {"a.DNG", "b.nef", "c.Fits", "d.fits.GZ", "e.fit.gz", "f.jpg"}
 
 
 def test_frames_outlive_their_file(tmp_path):

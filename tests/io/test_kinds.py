@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.asymmetry import create_asymmetries
@@ -34,10 +35,10 @@ def test_throughputs(tmp_path, where):
 
 def test_muon_tables_beside_events(dl2, write_dl2):
     """Where ctao-calibpipe puts them; DL2 events stay DL2 events."""
-    tables = dl2()
-    tables[MUON] = {"mean": np.array([0.2])}
-    assert file_kind(write_dl2(tables, name="dl2.h5")) == "DL2 events"
-    dl1 = {name: columns for name, columns in tables.items() if not name.startswith("/dl2")}
+    columns = dl2()
+    columns[MUON] = {"mean": np.array([0.2])}
+    assert file_kind(write_dl2(columns, name="dl2.h5")) == "DL2 events"
+    dl1 = {name: table for name, table in columns.items() if not name.startswith("/dl2")}
     assert file_kind(write_dl2(dl1, name="dl1.h5")) == "throughputs"
     del dl1[MUON]
     assert file_kind(write_dl2(dl1, name="no_muons.h5")) == "DL2 events"
@@ -52,6 +53,29 @@ def test_other(tmp_path, where):
     with create_hdf5(path) as file:
         write_table(file, where, {"x": np.arange(3.0)})
     assert file_kind(str(path)) == "other"
+
+
+@pytest.mark.parametrize("lost", ["dl1", "dl2", "both"])
+def test_a_file_of_events_that_lost_them_is_no_other_kind(dl2, write_dl2, lost):
+    path = write_dl2(dl2())
+    with tables.open_file(path, "a") as file:
+        for group in ("dl1", "dl2") if lost == "both" else (lost,):
+            file.rename_node(f"/{group}", "dlx" if group == "dl1" else "dly")
+        file.root._v_attrs["CTA PRODUCT DATA LEVELS"] = "DL1_PARAMETERS,DL2"
+    if lost == "both":
+        with pytest.raises(MissingInput, match="holds no events although it has the attribute"):
+            file_kind(path)
+    else:
+        assert file_kind(path) == "DL2 events"  # and the look at its tables refuses it
+
+
+@pytest.mark.parametrize("where", ["/dl1/service/x", "/dl2/evemt/x", "/energy_asymmetry/evemts"])
+def test_groups_of_events_without_events(tmp_path, where):
+    path = tmp_path / "a.h5"
+    with create_hdf5(path) as file:
+        write_table(file, where, {"x": np.arange(3.0)})
+    with pytest.raises(MissingInput, match="holds no events although it has the group"):
+        file_kind(path)
 
 
 def test_no_hdf5(tmp_path):

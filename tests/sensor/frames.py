@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calibdask.io.dng import DngHeader, write_dng
-from calibdask.sensor.metadata import stack_key
+from calibdask.sensor.metadata import stack_keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,9 +56,9 @@ def write_stack(
     return paths
 
 
-def stacks_of(infos, temperature_step_c: float | None = None):
+def stacks_of(infos, frames=None):
     """Sort what is known of frames by the key of their stack."""
     stacks = {}
-    for info in infos:
-        stacks.setdefault(stack_key(info, temperature_step_c), []).append(info)
+    for info, key in zip(infos, stack_keys(infos, frames), strict=True):
+        stacks.setdefault(key, []).append(info)
     return dict(sorted(stacks.items()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray
@@ -306,10 +308,14 @@ def test_without_an_iso_normalisation_each_speed_needs_its_own_maps(made, lights
         run(job, [lights], tmp_path / "two")
 
 
-def test_another_iso_speeds_bias_is_used_with_a_warning(made, sensor, tmp_path):
+def test_another_iso_speeds_bias_is_refused_unless_it_is_accepted(made, sensor, tmp_path):
     frames = sensor.expose(1500.0, 100, 0.5, 1)[None]
     write_stack(tmp_path / "in", frames, iso=200, exposure_s=0.5)
-    result = run(_job(made, "bias"), [tmp_path / "in"], tmp_path / "out")
+    job = _job(made, "bias")
+    with pytest.raises(ConfigError, match=r"the iso is 100 in the product and 200 in the frames"):
+        run(job, [tmp_path / "in"], tmp_path / "out")
+    job = replace(job, frames=Frames(may_differ=("iso",)))
+    result = run(job, [tmp_path / "in"], tmp_path / "out")
     assert any("no bias for ISO 200; that of ISO 100" in one for one in result.plan.warnings)
     assert any("photon noise" in one for one in result.plan.warnings)
 

@@ -133,7 +133,7 @@ class TestBadInput:
         stacks = stacks_of(camera, n=3) | stacks_of(camera, iso=800, n=3, times=(3.0,))
         maps, result, _ = run_job(DarkCurrent(), stacks, camera.sensor)
         assert "dark_current/iso100/dark_current" in maps
-        assert result["left_out"] == ["ISO 800, -999 deg C"]
+        assert result["left_out"] == ["ISO 800"]
 
     def test_all_pixels_saturated(self, camera):
         stacks = {one: np.full_like(v, 4095) for one, v in stacks_of(camera, n=3).items()}

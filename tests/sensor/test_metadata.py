@@ -19,7 +19,7 @@ from calibdask.sensor.metadata import (
     conflict_warnings,
     describe,
     misfits,
-    stack_key,
+    stack_keys,
     unused_rows,
 )
 from tests.sensor.frames import stacks_of
@@ -136,7 +136,17 @@ def test_bit_depth_and_white_level_go_together():
 
 @pytest.mark.parametrize(
     ("said", "kind"),
-    [("Bias Frame", "bias_readnoise"), ("DARK", "dark_current"), ("gain", "gain"), ("odd", "")],
+    [
+        ("Bias Frame", "bias_readnoise"),
+        ("DARK", "dark_current"),
+        ("dark_frame", "dark_current"),
+        ("FLATFIELD", "flatfield"),
+        ("gain", "gain"),
+        ("", ""),
+        # What is not known stays what it is called: it is nobody's kind.
+        ("SKYFLAT", "SKYFLAT"),
+        ("Master Bias", "Master Bias"),
+    ],
 )
 def test_kinds_of_fits_files(said, kind):
     assert describe(info(kind=said))[0].kind == kind
@@ -196,6 +206,8 @@ def test_the_descriptor_of_emva(shared_sensor):
 
 
 def test_a_descriptor_says_nothing_about_other_images(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
     (tmp_path / "EMVA1288_Data.txt").write_text("n 12 60 40\nb 1000 5\ni a.png\ni b.png\n")
     assert describe(info(tmp_path / "a.png"))[0].kind == "emva_bright"
     assert describe(info(tmp_path / "c.png"))[0].kind == ""
@@ -206,6 +218,8 @@ def test_a_descriptor_says_nothing_about_other_images(tmp_path):
 
 
 def test_a_descriptor_of_another_size(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").touch()
     (tmp_path / "EMVA1288_Data.txt").write_text("n 12 6 4\nd 1000\ni a.png\ni b.png\n")
     (conflict,) = describe(info(tmp_path / "a.png"))[1]
     assert (conflict.what, conflict.value, conflict.other) == ("the shape", (40, 60), (4, 6))
@@ -228,18 +242,23 @@ def test_what_counts_first_is_stated():
 # -- stacks ----------------------------------------------------------------------------------------
 
 
+def key_of(one, **options):
+    (key,) = stack_keys([one], Frames(**options))
+    return key
+
+
 def test_keys_of_frames():
-    assert stack_key(info()) == StackKey()
-    key = stack_key(info(kind="gain", iso=100, exposure_s=1 / 3, level="2"))
+    assert key_of(info()) == StackKey()
+    key = key_of(info(kind="gain", iso=100, exposure_s=1 / 3, level="2"))
     assert key == StackKey("gain", 100, 0.3333, "2")
     assert key.label == "gain, ISO 100, 0.3333 s, illumination 2"
     # The exposure of a bias frame is none, whatever the camera's shortest one is called.
-    assert stack_key(info(kind="bias_readnoise", iso=100, exposure_s=1 / 8000)).exposure_s == -1
+    assert key_of(info(kind="bias_readnoise", iso=100, exposure_s=1 / 8000)).exposure_s == -1
     dark = info(kind="dark_current", exposure_s=1.0, temperature_c=-9.6)
-    assert stack_key(dark).temperature_c == -999
-    assert stack_key(dark, 5.0).temperature_c == -10
-    assert stack_key(dark, 5.0).label == "dark_current, 1 s, -10 °C"
-    assert stack_key(dataclasses.replace(dark, kind="gain"), 5.0).temperature_c == -999
+    assert key_of(dark, temperature_step_c=None).temperature_c == -999
+    assert key_of(dark).temperature_c == -9.6
+    assert key_of(dark).label == "dark_current, 1 s, -9.6 °C"
+    assert key_of(dataclasses.replace(dark, kind="gain")).temperature_c == -999
 
 
 @pytest.mark.parametrize(

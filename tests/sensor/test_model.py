@@ -416,6 +416,29 @@ class TestEmva:
         assert result["saturation_electron"] == pytest.approx(8500.0)
         assert result["linearity_max_percent"] == pytest.approx(0.0, abs=1e-9)
 
+    def test_saturation_is_the_first_maximum_below_the_largest_exposure(self):
+        points = self.points()
+        variance = points.bright_variance.copy()
+        variance[7] = 1000.0  # a lamp that flickered: above all others, at 40 % of saturation
+        result = standard.emva1288(self.points(bright_variance=variance), None, None)
+        assert result["saturation_photon"] == 17000.0
+
+    @pytest.mark.parametrize(
+        ("variance", "index"),
+        [
+            ([1, 2, 3, 4], 3),  # not reached: the largest exposure
+            ([1, 9, 3, 6, 5, 2], 1),  # one low point does not end the search, as in the reference
+            ([1, 9, 2, 3, 6, 5, 2], 4),  # two do
+            ([9, 2, 1, 7, 1], 3),  # the global maximum lies lower
+            ([3, 2, 1], 0),
+            ([5], 0),
+        ],
+    )
+    def test_the_search_for_saturation_goes_down_as_the_reference_program_does(
+        self, variance, index
+    ):
+        assert standard.saturation_index(np.array(variance, float)) == index
+
     def test_nonuniformity_is_without_what_noise_leaves(self, rng):
         offset, n = rng.normal(0, 0.5, 40_000), 20
         frames = 30 + offset + rng.normal(0, 3.0, (n, 40_000))

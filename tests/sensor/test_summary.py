@@ -14,6 +14,7 @@ from calibdask.errors import CorruptedInput
 from calibdask.sensor.clipping import LEAST_FRAMES, clip_bounds, trimmed_variance_factor
 from calibdask.sensor.kernel import MAX_FRAMES
 from calibdask.sensor.summary import (
+    FACTS,
     Bounds,
     Frames,
     PixelMoments,
@@ -124,7 +125,7 @@ def test_too_many_frames_are_refused_when_merging():
     def many(n, first):
         frames = Frames(
             np.arange(first, first + n, dtype=np.uint64), np.zeros(n, np.uint64),
-            np.zeros(n, np.uint32),
+            np.zeros(n, np.uint32), np.zeros((n, len(FACTS))),
         )  # fmt: skip
         kinds = (np.uint16, np.uint32, np.uint64, np.uint16, np.uint16, np.uint16)
         return StackSummary({"a": PixelSums(*(np.zeros((1, 1), kind) for kind in kinds), frames)})

@@ -137,7 +137,12 @@ def run_job(calibration, stacks, sensor, *, tile_rows=16, given=None, tables=Non
         product_tables=tables or {},
     )  # fmt: skip
     stream = [(key.label, one.name, values[one.name]) for key, frames in plan for one in frames]
-    summaries = summarise(stream, calibration.tiles, saturation=sensor.saturation_dn or np.inf)
+    summaries = summarise(
+        stream,
+        calibration.tiles,
+        saturation=sensor.saturation_dn or np.inf,
+        lit_areas=sensor.lit_areas,
+    )
     fits = {}
     for cell, summary in zip(calibration.cells, summaries.values(), strict=True):
         tile = calibration.tile(cell, summary)
@@ -148,7 +153,7 @@ def run_job(calibration, stacks, sensor, *, tile_rows=16, given=None, tables=Non
         }
         fits[cell] = calibration.fit_tile(replace(tile, given=products))
     result = calibration.join({cell: fit.scalars for cell, fit in fits.items()})
-    finished = [calibration.finish_tile(cell, fit.maps, result) for cell, fit in fits.items()]
+    finished = [calibration.finished(cell, fit.maps, result) for cell, fit in fits.items()]
     maps = {name: np.concatenate([one[name] for one in finished]) for name in finished[0]}
     return maps, result, calibration
 
