@@ -185,7 +185,7 @@ REASONS = ("n_saturated", "n_noisy", "n_misfit")
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory):
-    """A file in which every other ring is not alone, and one of a telescope whose pixels saturate."""
+    """A file where every other ring is not alone, and one whose pixels saturate."""
     directory = tmp_path_factory.mktemp("troubled")
     two = MuonImageSimulation(
         n_rings_per_telescope=120, second_ring=0.5, optical_efficiency=0.3, seed=4
