@@ -95,7 +95,8 @@ def main():
             f" {seconds / floor_s:13.1f}"
         )
     print(
-        f"with the peer's model efficiencies differ by {np.median(apart):.1e} (median), {np.mean(apart > 1e-3):.1%} by"
+        "with the peer's model "
+        f"efficiencies differ by {np.median(apart):.1e} (median), {np.mean(apart > 1e-3):.1%} by"
         f" more than 1e-3, all by less than {apart.max():.1e}"
     )
 

@@ -4,9 +4,9 @@ Per row: rings drawn and fitted, relative bias of the efficiency with its error 
 standard deviation of the pulls of efficiency, width and impact. The cleaning is loose (5 and 2.5
 p.e., more than 50 pixels): with ctapipe's thresholds few wide rings of little light are left. Where
 a row with the default fit is off (bias above 0.5 %, pulls of the efficiency outside of 0.9 to 1.1)
-the command fails. One row is known to be off and does not count: muons that fall within 1 m of the
-middle, most of them into the hole of 0.74 m, where the light does not tell the place, but depends on
-it by 3 %. They are 1 % of all rings within 10 m.
+the command fails. Rows of muons that fall within 1 m of the middle are known to be off and do not
+count: most fall into the hole of 0.74 m, where the light does not tell the place, but depends on it
+by 3 %. They are 1 % of all rings within 10 m.
 """
 
 from __future__ import annotations
