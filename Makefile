@@ -2,7 +2,7 @@
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench bench-muon muon-truth bench-sensor scale faults statistics image-bias \
-  cross-scale timing-truth lint lock clean
+  cross-scale timing-truth sensor-pulls lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
 UV := .tools/bin/uv
@@ -73,6 +73,9 @@ cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telesc
 
 timing-truth: .venv/installed ## offsets of telescope times against the truth, with and without what goes wrong
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/timing_truth.py
+
+sensor-pulls: .venv/installed ## pulls of sensor maps with borders, overscan, two amplifiers and flicker (20 s)
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/sensor_pulls.py
 
 lint: .venv/installed ## check style, types and spelling
 	@$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from calibdask.array.image_size import (
     systematic,
 )
 from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty, log_ratio
+from calibdask.array.network import describe_columns
 from calibdask.array.pairs import (
     Layout,
     PairRows,
@@ -33,6 +34,7 @@ from calibdask.array.pairwise import (
     layout_of_file,
     selection_of,
     type_of,
+    unknown_types,
 )
 from calibdask.array.summary import PairEvents, PairSummary, summarise_pairs
 from calibdask.engine.protocol import (
@@ -101,6 +103,7 @@ class _AsymmetryEstimation(FromDl2):
     options: AsymmetryOptions
 
     version: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 66
     summary: ClassVar[type[Summary]] = PairSummary
 
     @property
@@ -130,7 +133,7 @@ class _AsymmetryEstimation(FromDl2):
     def reduce(self, stage: int, data: TelescopeEvents, given: Mapping[Cell, Any]) -> Reduced:
         """Pair the telescopes of each event; keep the rows, summarise the pairs."""
         del stage, given
-        pairs = select_pairs(data, self.options, layout_of_file(data.layout))
+        pairs = select_pairs(data, self.options, layout_of_file(data.layout), self.of_events(data))
         one, two = pairs.row_1, pairs.row_2
         columns = {"x": self.options.value_column, **self.further}
         rows: dict[str, NDArray[Any]] = {
@@ -194,7 +197,15 @@ class _AsymmetryEstimation(FromDl2):
         options = self.options
         geometry = options.geometry_reconstructor if "impact" in self.further else None
         path.unlink(missing_ok=True)  # what an interrupted try left
-        with create_asymmetries(path, options.label, options.value_column, geometry) as writer:
+        longest = max((len(name.encode()) for name in self.telescopes.tel_type), default=0)
+        with create_asymmetries(
+            path,
+            options.label,
+            options.value_column,
+            geometry,
+            type_length=longest,
+            obs_ids=self.obs_ids,
+        ) as writer:
             for rows in parts:
                 x_1, x_2 = rows["x_1"], rows["x_2"]
                 further: dict[str, NDArray[np.float64]] = {}
@@ -264,6 +275,7 @@ class InterCalibration(PairwiseCalibration):
     options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 3
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None
@@ -405,8 +417,11 @@ class InterCalibration(PairwiseCalibration):
         if self.layout is None:
             return self.notes
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
+        references, scales = self._inter.reference_telescopes, self._inter.throughput_normalisation
+        named = [kind for kind, _ in (*references, *scales)]
         return [
             *self.notes,
+            *unknown_types(self.layout, "RelativeThroughputFitter", named),
             *(
                 f"reference telescope {number} of {kind} is not among the {kind} of the inputs:"
                 " another one is taken and flagged"
@@ -462,7 +477,7 @@ class InterCalibration(PairwiseCalibration):
         So a file gives the same rows in whatever company it is calibrated.
         """
         layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data))
         if not self.of_images:
             return pairs
         one, two = pairs.row_1, pairs.row_2
@@ -585,6 +600,7 @@ class InterCalibration(PairwiseCalibration):
                 name="systematic",
                 index=telescopes.colnames.index("error") + 1,
             )
+            describe_columns(telescopes)
         return tables
 
     def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:

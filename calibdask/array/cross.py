@@ -28,6 +28,7 @@ from calibdask.array.pairwise import (
     PairwiseCalibration,
     SurveyedDl2,
     layout_of_file,
+    unknown_types,
 )
 from calibdask.array.summary import STAGES
 from calibdask.engine.protocol import Cell, InputRef, Piece, Rows, Shard, Survey, WrongKind
@@ -75,6 +76,8 @@ class Given:
         Their throughputs.
     covariance : tuple of tuple of float
         Covariance of the values.
+    flags : tuple of str
+        Their flags.
     """
 
     path: str
@@ -83,6 +86,7 @@ class Given:
     value: tuple[float, ...]
     error: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
+    flags: tuple[str, ...]
 
     @classmethod
     def of(cls, path: str, table: InterCalibrationTable) -> Self:
@@ -94,7 +98,14 @@ class Given:
             tuple(table.value.tolist()),
             tuple(table.error.tolist()),
             tuple(tuple(row) for row in table.covariance.tolist()),
+            table.flags,
         )
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Telescopes with a value."""
+        pairs = zip(self.tel_id, self.value, strict=True)
+        return frozenset(number for number, value in pairs if np.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +131,7 @@ class CrossCalibration(PairwiseCalibration):
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = COEFFICIENTS
 
     given: Given | None = None
@@ -131,7 +143,7 @@ class CrossCalibration(PairwiseCalibration):
         """The options of the estimator: one network whose scale is that of the reference type."""
         fitter = self.options.fitter
         return NetworkOptions(
-            estimator=fitter.estimator,
+            estimator=self.options.estimator,
             n_min=fitter.n_min,
             clip_sigma=fitter.clip_sigma,
             normalisation=fitter.normalisation,
@@ -190,10 +202,18 @@ class CrossCalibration(PairwiseCalibration):
                 " one, or none for one network of all telescopes"
             )
         muons: list[tuple[int, float, float, int, int | None, int | None]] = []
+        notes = planned.notes
         for one in tables:
-            if one.facts.muons is not None:
-                muons += planned._muon_rows(one.source.path, one.facts.muons)
-        planned = replace(planned, muons=tuple(muons))
+            if one.facts.muons is None:
+                continue
+            muons += planned._muon_rows(one.source.path, one.facts.muons)
+            if flagged := one.facts.muons.n_flagged:
+                note = (
+                    f"{one.source.path}: {sum(flagged.values())} muon throughputs, of telescopes"
+                    f" {sorted(flagged)}, are flagged as not to be used: they do not set the scale"
+                )
+                notes = (*notes, note)
+        planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:
             return planned
         path, table = inter[0].source.path, inter[0].facts.inter_calibration
@@ -296,6 +316,13 @@ class CrossCalibration(PairwiseCalibration):
                 f"the reference type {reference} is not among the telescopes ({', '.join(types)}):"
                 " another scale is taken and flagged"
             )
+        options = self.options
+        named = (options.reference_telescopes, options.throughput_normalisation)
+        notes += unknown_types(
+            self.layout,
+            "RelativeThroughputFitter and CalculateCrossCalibration.nominal_throughput",
+            (kind for one in (*named, options.nominal_throughput) for kind, _ in one),
+        )
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
         number = dict(self.options.reference_telescopes).get(reference)
         if number is not None and reference in types and known.get(number) != reference:
@@ -303,10 +330,10 @@ class CrossCalibration(PairwiseCalibration):
                 f"reference telescope {number} of {reference} is not among the {reference} of the"
                 " inputs: another one is taken and flagged"
             )
-        if self.given is not None and (lacking := set(known) - set(self.given.tel_id)):
+        if self.given is not None and (lacking := set(known) - self.given.known):
             notes.append(
-                f"{self.given.path} has no throughput of telescopes {sorted(lacking)}: they get"
-                " none here"
+                f"{self.given.path} has no throughput that can be used of telescopes"
+                f" {sorted(lacking)}: they get none here"
             )
         return notes
 
@@ -331,7 +358,7 @@ class CrossCalibration(PairwiseCalibration):
     def select(self, data: TelescopeEvents) -> PairRows:
         """Select pairs; those of two types only in events that have enough of both types."""
         layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data))
         types = np.unique(layout.tel_type)
         number = np.zeros(max(layout.tel_id) + 1, np.int64)
         number[list(layout.tel_id)] = np.searchsorted(types, layout.tel_type)
@@ -358,14 +385,15 @@ class CrossCalibration(PairwiseCalibration):
         log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
         if given is None:
             return log_value, covariance
-        row = {number: k for k, number in enumerate(given.tel_id)}
+        row = {number: k for k, number in enumerate(given.tel_id) if number in given.known}
         mine = np.array([k for k, number in enumerate(tel_id.tolist()) if number in row], int)
         theirs = [row[number] for number in tel_id[mine].tolist()]
         value = np.array(given.value)[theirs]
-        usable = np.isfinite(value) & np.isfinite(np.array(given.error)[theirs])
-        log_value[mine] = np.log(np.where(usable, value, np.nan))
-        of_value = np.nan_to_num(np.array(given.covariance))[np.ix_(theirs, theirs)]
-        covariance[np.ix_(mine, mine)] = of_value / np.outer(value, value)
+        log_value[mine] = np.log(value)
+        block = np.ix_(mine, mine)
+        of_value = np.array(given.covariance)[np.ix_(theirs, theirs)]
+        # A telescope without a value takes no part, and its covariance costs the others nothing.
+        covariance[block] = np.nan_to_num(of_value / np.outer(value, value))
         return log_value, covariance
 
     def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
@@ -410,6 +438,7 @@ class CrossCalibration(PairwiseCalibration):
                 "tel_id": np.array(self.given.tel_id),
                 "value": np.array(self.given.value),
                 "error": np.array(self.given.error),
+                "flags": np.array(self.given.flags),
             }
         return columns
 
@@ -575,7 +604,7 @@ class CrossCalibration(PairwiseCalibration):
                     variance = covariance[mine, mine] + covariance[held, held]
                     variance -= 2 * covariance[mine, held]
                     configured = dict(self.options.reference_telescopes).get(kind)
-                    flags = "" if configured == fit.tel_id[mine] else "F"
+                    flags = "" if configured in (None, fit.tel_id[mine]) else "F"
             factor = float(np.exp(log_ratio))
             numbers = [
                 -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)
@@ -588,7 +617,7 @@ class CrossCalibration(PairwiseCalibration):
                 error, flags = np.nan, flags + "B"
             rows.append((kind, reference_type, factor, error, *numbers, sum(between), flags))
         columns = list(zip(*rows, strict=True)) or [()] * 8
-        kinds: tuple[Any, ...] = ("U8", "U8", float, float, int, int, int, "U4")
+        kinds: tuple[Any, ...] = (str, str, float, float, int, int, int, "U4")
         names = (
             "tel_type", "tel_ref", "scaling_factor", "scaling_factor_uncertainty", "tel_id",
             "tel_id_ref", "n_pairs", "flags",
@@ -648,7 +677,7 @@ def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[
         "component": np.array([one[0] for one in rows], int),
         "tel_type": np.array(
             ["-".join(np.unique(fit.tel_type[fit.component == one[0]]).tolist()) for one in rows],
-            "U32",
+            str,
         ),
         "n_muons": np.array([one[1] for one in rows], int),
         "chi2": np.array([np.nan if one is None else one.chi2 for one in combined], float),

@@ -44,8 +44,8 @@ __all__ = [
 
 FLAGS: dict[str, str] = {
     "R": "the reference, held fixed",
-    "F": "fallback reference (the configured one has no usable pair in this component, or none was "
-    "configured): values compare only within the component",
+    "F": "fallback reference (the configured one has no usable pair in this component): values "
+    "compare only within the component",
     "D": "disconnected from the reference's component",
     "N": "no usable pair: no value",
     "S": "some pair of it was dropped for few events (n < n_min)",

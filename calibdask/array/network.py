@@ -26,13 +26,22 @@ from calibdask.errors import CorruptedInput
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from astropy.table import QTable
     from numpy.typing import NDArray
 
     from calibdask.array.model import NetworkOptions, Observable
     from calibdask.stats.histogram import Histogram
     from calibdask.stats.moments import CoMoments
 
-__all__ = ["NetworkFit", "coefficients", "column_units", "fit_stage", "has_error", "values_so_far"]
+__all__ = [
+    "NetworkFit",
+    "coefficients",
+    "column_units",
+    "describe_columns",
+    "fit_stage",
+    "has_error",
+    "values_so_far",
+]
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its MAD (Rousseeuw & Croux 1993, eq. 1.2)."""
@@ -520,6 +529,8 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
         ],
         np.bool_,
     )
+    # Where nobody asked for a reference, the telescope that is held fixed falls back on nothing.
+    asked = of_reference_type & np.isin(fit.tel_type, list(configured))
     if options.normalisation == "weighted-mean":
         is_configured[:] = False
     is_reference = np.zeros(n_tel, np.bool_)
@@ -540,7 +551,7 @@ def _solve(options: NetworkOptions, fit: NetworkFit) -> NetworkFit:
             # The first of several largest: the lowest id, as telescopes are sorted.
             chosen = np.argmax(np.where(is_configured[member], np.inf, share))
             is_reference[member[chosen]] = True
-            is_fallback[member] = not is_configured[member[chosen]]
+            is_fallback[member] |= asked[member].any() and not is_configured[member[chosen]]
             gauge = np.zeros(len(member))
             gauge[chosen] = 1.0
         gauges[member] = gauge
@@ -647,6 +658,36 @@ def column_units(observable: Observable) -> dict[str, str]:
         **dict.fromkeys((*linear, "residual"), observable.unit),
         "covariance": f"{observable.unit}2",
     }
+
+
+COLUMN_DESCRIPTIONS = {
+    "time_bin": "Number of the time bin since the epoch",
+    "time_start": "Begin of the time bin",
+    "time_end": "End of the time bin",
+    "tel_type": "Type of the telescope",
+    "tel_id": "Number of the telescope",
+    "value": "Throughput, or time that is read too late, relative to the reference",
+    "error": "Standard error of the value, each shower counted once",
+    "error_independent": "The same if pairs were independent, which they are not",
+    "systematic": "What a harder selection, or parts of the data, change beyond statistics",
+    "error_total": "Error and systematic together",
+    "n_pairs": "Pairs of this telescope in the fit",
+    "n_events": "Events with such a pair",
+    "component": "Number of its connected group: values compare only within one",
+    "flags": "Letters that say what is special or wrong; empty where all is well",
+    "value_of_pairs": "Value from pairs alone, without muons",
+    "error_of_pairs": "Its error",
+    "n_rings": "Muon rings of this telescope",
+    "absolute": "Whether muons set the scale of the value",
+}
+"""What the columns of the telescopes' table hold."""
+
+
+def describe_columns(table: QTable) -> None:
+    """Describe the columns of a table of telescopes, in place."""
+    for name in table.colnames:
+        if name in COLUMN_DESCRIPTIONS:
+            table[name].info.description = COLUMN_DESCRIPTIONS[name]
 
 
 def values_so_far(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:

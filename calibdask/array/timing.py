@@ -29,6 +29,7 @@ from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard,
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.pointing import read_block_pointing
+from calibdask.stats.keyed import obs_id_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -105,6 +106,9 @@ class TimingCalibration(PairwiseCalibration):
     options: TimingCalibrationOptions
     name: ClassVar[str] = "timing-calibration"
     version: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 41
+    small_bytes: ClassVar[int] = 500_000
     table: ClassVar[str] = f"{MONITORING}/timing_calibration"
     state: ClassVar[type[State]] = TimingFit
 
@@ -280,7 +284,8 @@ class TimingCalibration(PairwiseCalibration):
         """Select the pairs of a shard, and keep the telescope events in them."""
         data = read.events
         residual_ns, known = self._arrival(read)
-        pairs = select_pairs(data, self.options, layout_of_file(data.layout), known)
+        layout = layout_of_file(data.layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data), known)
         kept, both = np.unique(np.concatenate([pairs.row_1, pairs.row_2]), return_inverse=True)
         row_1, row_2 = both.astype(np.int32).reshape(2, -1)
         event = data.event[kept]
@@ -379,7 +384,7 @@ class TimingCalibration(PairwiseCalibration):
             self._times(of_cells)
             | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
             units={"impact_low": "m", "impact_high": "m", "residual": "ns", "residual_error": "ns"},
-            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+            meta={"obs_id": obs_id_array(self.obs_ids)},
         )
         return tables
 
@@ -407,7 +412,7 @@ class TimingCalibration(PairwiseCalibration):
         table = QTable(
             self._times(of_cells) | joined,
             units={"value": "ns"},
-            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+            meta={"obs_id": obs_id_array(self.obs_ids)},
         )
         return {self.table: table}
 

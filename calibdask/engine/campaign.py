@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from calibdask.access import check_private, distrust
 from calibdask.engine import slurm
+from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import Holder, WorkdirLock, ask_to_stop, holder_of
 from calibdask.engine.places import REMEDY
 from calibdask.engine.plan import format_bytes
@@ -46,7 +47,9 @@ State = Literal["running", "finished", "failed", "stopped", "never started"]
 
 _KNOWN = ("plan.json", "progress.json", "inputs.json", "lock.json", "store")
 _LEFT_BY_THE_DEAD = ("session", "scratch", "lock.takeover")
-_RESULTS = ("store", "logs", "plan.json", "progress.json", "inputs.json", "outputs.json")
+_RESULTS = (
+    "store", "logs", "plan.json", "progress.json", "inputs.json", "outputs.json", "products.json",
+)  # fmt: skip
 _BAR = 24  # characters
 _SHOWN = 5  # failures and messages for people; JSON has all that the run kept
 
@@ -167,6 +170,8 @@ class Status:
         if self.state == "running":
             facts += [("now", told.doing), ("speed", _speed(told))]
             facts += [("dashboard", told.dashboard or "")]
+            if told.dashboard:
+                facts += [("tunnel", tunnel_command(told.dashboard, told.host))]
         facts += [("failed", text) for text in told.failures[-_SHOWN:]]
         facts += [("message", text) for text in told.messages[-_SHOWN:]]
         facts += [("ended", self.reason), ("digest", told.digest or "")]

@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import threading
 import traceback
 import warnings
@@ -40,6 +41,7 @@ from calibdask.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from types import FrameType
 
     from numpy.typing import NDArray
 
@@ -48,6 +50,7 @@ __all__ = [
     "create_hdf5",
     "digest_hdf5",
     "open_hdf5",
+    "read_root_attributes",
     "read_tables",
     "standard_unit",
     "write_root_attributes",
@@ -117,6 +120,38 @@ _PICKLE = _install_guard()
 
 
 @contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold back a signal that asks to stop until the block ends; a second Ctrl-C is not held back.
+
+    Some compiled functions of PyTables lose exceptions raised in them and go on with whatever they
+    had, and nodes that were half made complain when they are deleted. A signal handler that raises
+    must therefore not run in there. Signals reach the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {one: handler for one, handler in found.items() if callable(handler)}
+    arrived: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if arrived and number == signal.SIGINT:
+            arrived.clear()
+            handlers[signal.SIGINT](number, frame)
+        arrived.append(number)
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            handlers[signal.Signals(arrived[0])](arrived[0], None)
+
+
+@contextmanager
 def open_hdf5(path: Path | str) -> Iterator[tables.File]:
     """Open an HDF5 file for reading.
 
@@ -143,7 +178,13 @@ def open_hdf5(path: Path | str) -> Iterator[tables.File]:
     """
     path = Path(path)
     _check_readable(path)
-    with _LOCK, _PICKLE.refuse(), _translated_errors(path, "read"), tables.open_file(path) as file:
+    with (
+        _LOCK,
+        _interrupts_wait(),
+        _PICKLE.refuse(),
+        _translated_errors(path, "read"),
+        tables.open_file(path) as file,
+    ):
         yield file
 
 
@@ -182,7 +223,12 @@ def create_hdf5(path: Path | str) -> Iterator[tables.File]:
         msg = f"{path}: cannot be created ({error.strerror}); check its directory"
         raise ConfigError(msg) from None
     try:
-        with _LOCK, _translated_errors(path, "written"), tables.open_file(path, "w") as file:
+        with (
+            _LOCK,
+            _interrupts_wait(),
+            _translated_errors(path, "written"),
+            tables.open_file(path, "w") as file,
+        ):
             yield file
     except BaseException:
         path.unlink(missing_ok=True)
@@ -270,6 +316,20 @@ def write_table(
     _write_attributes(table, metadata)
     # Left to PyTables, tables reach the disk in the order of garbage collection.
     table.close()
+
+
+def read_root_attributes(path: Path) -> dict[str, str]:
+    """Give the attributes of a file's root that are text.
+
+    Raises
+    ------
+    MissingInput, CorruptedInput, TransientError
+        As for `open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        attributes = file.root._v_attrs
+        found = {name: attributes[name] for name in attributes._v_attrnamesuser}
+    return {name: str(value) for name, value in found.items() if isinstance(value, str)}
 
 
 def write_root_attributes(file: tables.File, attributes: Mapping[str, str]) -> None:

@@ -69,6 +69,7 @@ from calibdask.muon.summary import (
 from calibdask.select import QualityCriteria
 from calibdask.stats.exact import ExactMoments
 from calibdask.stats.histogram import Histogram
+from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -95,8 +96,8 @@ _UNITS = {
 }
 """Columns that are needed, beside the efficiency, and their units."""
 
-_NO_TIME = np.iinfo(np.int64).min
 _TEL_IDS = 1 << 16  # telescope numbers have 16 bits
+_END_OBS_ID = 1 << 47  # so that number of observation and telescope fit 64 bits together
 _ROW_BYTES = 400  # memory of a ring while it is read, joined, sorted and summarised
 _REACH_UNCLIPPED = 8.0  # standard deviations that the histogram for the median covers
 
@@ -127,6 +128,9 @@ _CUTS = {
 """Steps of the cut flow of images, and what became of those that each of them leaves out."""
 
 _GALLERY = 6  # images that the report shows
+
+_RING_BYTES = 85
+"""A kept ring with its key: for the plan's estimate of the store, where all are selected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,9 @@ class _FromRings(Calibration):
     fits_rings: bool = False
 
     description: ClassVar[str]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
+    usual_stages: ClassVar[int] = 3
+    small_bytes: ClassVar[int] = 8_000
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
     bins_time: ClassVar[bool] = True
@@ -260,6 +266,8 @@ class _FromRings(Calibration):
         else:
             file_kind(path)  # refuses a file that should have events and has none
             raise WrongKind(f"{path}: holds neither tables of muon rings nor images")
+        if max(obs_ids, default=0) >= _END_OBS_ID:
+            raise CorruptedInput(f"{path}: has obs_id {max(obs_ids)}, which does not fit 47 bits")
         if product_id:  # tells apart what equal size and samples would not
             source = replace(source, identity=f"{source.identity}:{product_id}")
         cells = tuple(
@@ -350,6 +358,7 @@ class _FromRings(Calibration):
                     n_bytes=size // n_parts,
                     # Every part looks its times up in the whole trigger table.
                     peak_bytes=peak_bytes // n_parts + facts.more_bytes,
+                    stored_bytes=_RING_BYTES * sum(facts.n_rows.values()) // n_parts,
                 )
 
     def _pieces_of_images(self, survey: Survey) -> Iterable[Piece]:
@@ -368,6 +377,7 @@ class _FromRings(Calibration):
                     order=(*survey.order, tel_id, number),
                     n_bytes=int(survey.source.size * share),
                     peak_bytes=(stop - first) * row_bytes,
+                    stored_bytes=_RING_BYTES * (stop - first),
                 )
 
     def map_config(self) -> Mapping[str, Any]:
@@ -552,12 +562,12 @@ class _FromRings(Calibration):
             units = data.units if re.search(r"\bu\s*\.", pair[1]) else {}
             good &= QualityCriteria((pair,)).evaluate(columns, units, n_rows).mask
             flow[pair[0]] = int(good.sum())
-        timed = good & (data.time_ns != _NO_TIME)
+        timed = good & (data.time_ns != NO_TIME)
         flow["rings with a trigger time"] = int(timed.sum())
         notes: tuple[str, ...] = ()
         if flow["rings with a trigger time"] < int(good.sum()):
             n_lost = int(good.sum()) - flow["rings with a trigger time"]
-            notes = (f"{n_lost} rings are not in the trigger table of their file: left out",)
+            notes = (f"{n_lost} rings have no time in the trigger table of their file: left out",)
         index = np.flatnonzero(timed)
         rows: dict[str, NDArray[Any]] = {
             name: columns[name][index].astype(np.int64) for name in ("tel_id", "obs_id", "event_id")
@@ -606,7 +616,7 @@ class _FromRings(Calibration):
 
 def _bins_of(time_ns: NDArray[np.int64], bins: TimeBins) -> list[int]:
     """List the bins that times fall into."""
-    numbers: list[int] = np.unique(bins.index(time_ns[time_ns != _NO_TIME])).tolist()
+    numbers: list[int] = np.unique(bins.index(time_ns[time_ns != NO_TIME])).tolist()
     return numbers
 
 

@@ -481,7 +481,8 @@ def _lines(overview: QTable, points: QTable) -> list[Block]:
             margins_in=(0.75, 0.15, 0.55, 0.65),
             alt=f"Ring width over radius against radius for {len(shown)} telescopes.",
             caption="Width over radius by bins of radius, where a telescope has several bins of "
-            "time the one with most rings. Hollow: too few rings, not in the fit.",
+            "time the one with most rings. Hollow: too few rings, not in the fit. A triangle at "
+            "the edge: beyond it.",
         ),
     ]
 
@@ -500,7 +501,12 @@ def _paint_line(panel: Axes, points: QTable, line: Any) -> None:
         panel.plot(ends, intercept + slope * ends, color=PALETTE[1], lw=1.2, label="line")
     if used.any():  # a few rings far out must not set the scale
         low, high = (y[used] - 3 * error[used]).min(), (y[used] + 3 * error[used]).max()
-        panel.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+        low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+        panel.set_ylim(low, high)
+        for beyond, edge, marker in ((y > high, high, "^"), (y < low, low, "v")):
+            if beyond.any():  # told at the edge, not left out
+                at_edge = np.full(int(beyond.sum()), edge)
+                panel.plot(x[beyond], at_edge, marker, color=_GREY, ms=6, clip_on=False)
 
 
 def _lines_table(overview: QTable) -> TableBlock:

@@ -16,6 +16,7 @@ from calibdask.muon.model import (
     fit_quadratic_term,
 )
 from calibdask.muon.summary import MILLISECONDS_OF_2020
+from calibdask.stats.keyed import obs_id_array
 from calibdask.stats.moments import Moments
 from calibdask.stats.timebins import to_time
 
@@ -117,7 +118,7 @@ def _by_telescope(states: Mapping[Cell, CellState]) -> dict[int, list[tuple[int,
 
 
 def _metadata(options: MuonOptions, obs_ids: Sequence[int], *, from_images: bool) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"obs_ids": np.array(obs_ids, np.uint64)}
+    metadata: dict[str, Any] = {"obs_ids": obs_id_array(obs_ids)}
     if from_images:
         metadata["compatibility"] = "ctapipe" if options.ring_fit.of_ctapipe else "none"
         metadata["fit_circle"] = options.ring_fit.fit_circle
@@ -127,9 +128,15 @@ def _metadata(options: MuonOptions, obs_ids: Sequence[int], *, from_images: bool
     return metadata
 
 
-def _only(least: NDArray[np.int64], greatest: NDArray[np.int64]) -> NDArray[np.int32]:
+def _only(least: NDArray[np.int64], greatest: NDArray[np.int64]) -> NDArray[np.integer]:
     """Observation that all rings are of; -1 where they are of several."""
-    return np.where(least == greatest, least, -1).astype(np.int32)
+    return _narrow(np.where(least == greatest, least, -1))
+
+
+def _narrow(obs_id: NDArray[np.int64]) -> NDArray[np.integer]:
+    """Give observations as int32, as ctao-calibpipe has them, where they fit."""
+    narrow = obs_id.astype(np.int32)
+    return narrow if np.array_equal(narrow, obs_id) else obs_id
 
 
 def _flags(letters: Mapping[str, NDArray[np.bool_]], n: int) -> NDArray[np.str_]:
@@ -549,7 +556,7 @@ def _psf_table(
         "chi2": rows["chi2"],
         "time_start": to_time(rows["first_ns"]),
         "time_end": to_time(rows["last_ns"]),
-        "obs_id": rows["obs_id"].astype(np.int32),
+        "obs_id": _narrow(rows["obs_id"]),
         "ndf": rows["ndf"],
         "covariance": rows["covariance"] / u.deg,
         "quadratic": rows["quadratic"] / u.deg**2,

@@ -206,7 +206,7 @@ class _Images(Protocol):
     @property
     def camera(self) -> _Camera: ...
     @property
-    def obs_id(self) -> NDArray[np.int32]: ...
+    def obs_id(self) -> NDArray[np.int64]: ...
     @property
     def event_id(self) -> NDArray[np.int64]: ...
     @property
@@ -371,7 +371,7 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
         measured = np.tile(_nothing(), (n, 1))
         status = np.full(n, STATUS.index(reason), np.int8)
     columns: dict[str, NDArray[Any]] = {
-        "obs_id": np.asarray(images.obs_id, np.int32),
+        "obs_id": np.asarray(images.obs_id, np.int64),
         "event_id": np.asarray(images.event_id, np.int64),
         "tel_id": np.full(n, camera.tel_id, np.int16),
         "time_ns": np.asarray(images.time_ns, np.int64),

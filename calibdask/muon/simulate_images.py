@@ -117,7 +117,7 @@ def simulate_images(
     event = first + np.arange(n) * options.n_telescopes + tel_id
     start_ns = START_TAI_S * _NS_PER_S
     time_ns = start_ns + (event * (_NS_PER_S / options.rate_hz)).astype(np.int64)
-    obs_id = np.full(n, FIRST_OBS_ID + number, np.int32)
+    obs_id = np.full(n, FIRST_OBS_ID + number)
     return truth, TelescopeImages(camera, obs_id, event, time_ns, image, mask)
 
 

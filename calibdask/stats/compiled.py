@@ -21,7 +21,7 @@ from calibdask.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["cache_directory", "cache_problem", "compiled"]
+__all__ = ["cache_directory", "cache_problem", "compiled", "will_compile"]
 
 _REMEDY = (
     "kernels are compiled in each process instead; remove it, or name another with NUMBA_CACHE_DIR"
@@ -72,6 +72,17 @@ def _make_cache(package: Path) -> Path:
     for path in places:
         make_private(path, remedy=_REMEDY)
     return directory
+
+
+def will_compile(package: Path) -> bool:
+    """Tell whether a package has kernels of which none has been compiled and kept yet."""
+    has_kernels = any(b"\n@compiled" in path.read_bytes() for path in package.glob("*.py"))
+    if not has_kernels:
+        return False
+    try:
+        return next(cache_directory(package).rglob("*.nbc"), None) is None
+    except OSError:
+        return True
 
 
 @functools.cache

@@ -370,6 +370,7 @@ class TestFaultsOfThePeer:
             np.array([5, 6, 7, 99, 1, 2, 3, 4]), np.array(["MST"] * 3 + ["LST"] * 5)
         )
         options = NetworkOptions(reference_telescopes=(("LST", 99), ("SST", 30)))
+        asked = {"LST": "F", "MST": ""}  # nobody asked for a reference of the MSTs
         fit = fit_shards(options, [two_types()], telescopes)
         rows = by_telescope(fit)
         assert list(rows) == [1, 2, 3, 4, 99, 5, 6, 7]
@@ -378,17 +379,19 @@ class TestFaultsOfThePeer:
         assert rows[99]["component"] == -1
         for tel_type, ids in (("LST", [1, 2, 3, 4]), ("MST", [5, 6, 7])):
             flags = [rows[k]["flags"] for k in ids]
-            assert all("F" in f for f in flags), tel_type
+            assert all(("F" in f) == bool(asked[tel_type]) for f in flags), tel_type
             assert sum("R" in f for f in flags) == 1
             weight = np.bincount(fit.first, fit.weight, 8) + np.bincount(fit.second, fit.weight, 8)
             heaviest = max(ids, key=lambda k: weight[list(fit.tel_id).index(k)])
-            assert rows[heaviest]["flags"] == "RF"
+            assert rows[heaviest]["flags"] == f"R{asked[tel_type]}"
             assert rows[heaviest]["value"] == 1.0
-        assert list(coefficients(fit)["inter_calibration_components"]["flags"]) == ["F", "F"]
+        assert list(coefficients(fit)["inter_calibration_components"]["flags"]) == ["F", ""]
 
     def test_4_fallback_takes_the_lowest_id_among_equals(self):
         one = draw_events(np.random.default_rng(9), LST[:2], 50)
-        assert by_telescope(fit_shards(NetworkOptions(), [one]))[1]["flags"] == "RF"
+        asked = NetworkOptions(reference_telescopes=(("LST", 99),))
+        assert by_telescope(fit_shards(asked, [one]))[1]["flags"] == "RF"
+        assert by_telescope(fit_shards(NetworkOptions(), [one]))[1]["flags"] == "R"
 
     def test_5_parts_without_a_common_pair(self):
         rng = np.random.default_rng(10)

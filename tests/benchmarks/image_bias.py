@@ -95,6 +95,7 @@ class _Events:
     columns: dict[str, np.ndarray]
     units: dict[str, str]
     light: np.ndarray
+    warnings: tuple[str, ...] = ()
 
 
 @cache

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pickle
+import signal
 import threading
 import time
 from pathlib import Path
@@ -411,3 +412,53 @@ def test_standard_units():
     assert standard_unit("km") == (1e3, "m")
     assert standard_unit("deg") == (1.0, "deg")
     assert standard_unit("") == (1.0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("opened", [open_hdf5, create_hdf5])
+def test_a_signal_waits_until_pytables_is_done(opened, number, tmp_path):
+    """PyTables loses exceptions of signal handlers in compiled functions, and prints tracebacks."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(number, frame):
+        raise Stopped
+
+    path = tmp_path / "out.h5"
+    if opened is open_hdf5:
+        example(path)
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    done = []
+
+    def work(*numbers):
+        with opened(path):
+            for one in numbers:
+                signal.raise_signal(one)
+            done.append("what was begun")
+
+    try:
+        with pytest.raises(Stopped):
+            work(number)
+        assert done == ["what was begun"]
+        assert signal.getsignal(number) is stop
+        with pytest.raises(Stopped):  # who presses Ctrl-C again does not want to wait
+            work(number, signal.SIGINT)
+        assert done == ["what was begun"]
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def test_threads_open_files_though_signals_do_not_reach_them(tmp_path):
+    path = example(tmp_path / "out.h5")
+    found = []
+
+    def look():
+        with open_hdf5(path) as file:
+            found.append(file.root.a.b.t.nrows)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [3]
