@@ -515,7 +515,7 @@ class _FromRings(Calibration):
         status, tel_id = data.columns["status"], data.columns["tel_id"]
         bins = self.options.bins
         counts: dict[Cell, NDArray[np.int64]] = {}
-        for row in np.flatnonzero(np.isin(status, TROUBLED) & (data.time_ns != _NO_TIME)).tolist():
+        for row in np.flatnonzero(np.isin(status, TROUBLED) & (data.time_ns != NO_TIME)).tolist():
             number = 0 if bins is None else int(bins.index(data.time_ns[row : row + 1])[0])
             own = counts.setdefault((int(tel_id[row]), number), np.zeros(3, np.int64))
             own[TROUBLED.index(int(status[row]))] += 1
