@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench bench-muon bench-sensor scale faults statistics image-bias \
+.PHONY: help install demo test bench bench-muon muon-truth bench-sensor scale faults statistics image-bias \
   cross-scale timing-truth fuzz held-out sensor-pulls lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
@@ -48,7 +48,9 @@ bench-sensor: .venv/installed ## measure stacks of raw frames (30 GB of disk; SE
 bench-muon: .venv/installed .venv-peer/installed ## the same for muon rings, from tables and from images
 	@$(BIN)/python tests/benchmarks/muon_tables.py --peer .venv-peer/bin/python
 	@$(BIN)/python tests/benchmarks/muon.py
-	@$(BIN)/python tests/benchmarks/muon_truth.py
+
+muon-truth: .venv/installed ## bias and pulls of muon rings drawn photon by photon, 1000 per row (3 min; MUON="--fit ctapipe")
+	@$(BIN)/python tests/benchmarks/muon_truth.py $(MUON)
 
 scale: .venv/installed ## measure the engine from ten shards to ten thousand (SCALE="--scale 0.1")
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py $(SCALE)
