@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -40,13 +41,29 @@ _arrived: list[int] = []  # signals that ask to stop
 def _raise_arrived() -> None:
     """Stop if a signal has asked for it.
 
-    Raising in the handler alone is not enough: PyTables loses every exception that is raised while
-    some of its compiled functions run, which a few reads in ten are. While an exception is on its
-    way, the run is already stopping.
+    Raising in the handler alone is not enough: an exception that is raised in a destructor, or in
+    compiled code that returns nothing, is lost. While an exception is on its way, the run is
+    already stopping.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if _arrived and in_main_thread and sys.exc_info()[0] is None:
         raise KeyboardInterrupt if _arrived[0] == signal.SIGINT else _Terminated
+
+
+@contextmanager
+def _no_complaint_about_lost_signals() -> Iterator[None]:
+    """Keep Python from printing a traceback where a signal was lost: the next event stops."""
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt | _Terminated):
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class _WorkerRange(click.ParamType["int | tuple[int, int]"]):
@@ -174,7 +191,11 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--workdir", type=_PATH, metavar="DIR",
         help="Where results are kept, so that a run can be resumed [default: OUTPUT.work].",
     ),
-    click.option("--overwrite/--no-overwrite", default=None, help="Replace an existing output."),
+    click.option(
+        "--overwrite/--no-overwrite", default=None,
+        help="Replace an existing output, whatever it is. A run replaces its own product unasked,"
+        " if its inputs have grown and its options are the same.",
+    ),
     click.option(
         "--allow-missing", type=click.FloatRange(0, 1), metavar="FRACTION",
         help="Write a product although up to this fraction of the inputs failed.",
@@ -263,7 +284,9 @@ def _listening(
         handlers.append(RichHandler(console=console, show_path=False))
     if log_file is not None:
         # Opened by the first message: until then it may turn out to be an input.
-        handlers.append(logging.FileHandler(log_file, delay=True))
+        handlers.append(
+            logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace", delay=True)
+        )
         form = "%(asctime)s %(levelname)s %(message)s"
         handlers[-1].setFormatter(logging.Formatter(form))
     for handler in handlers:
@@ -340,7 +363,20 @@ def _run_job(
     if quiet:
         _say(result.digest)
     else:
-        _say(result)
+        _say(result.text(_screen_width()))
+
+
+def _screen_width() -> int | None:
+    """Give the columns of the terminal; None where output goes elsewhere and may be long."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _say_list(lines: Sequence[str], rest: str) -> None:
+    """Print a list, shortened on a terminal."""
+    from calibdask.engine.shown import shortened
+
+    for line in lines if _screen_width() is None else shortened(lines, rest):
+        _say(line)
 
 
 def _add_job(name: str, summary: str) -> None:
@@ -442,8 +478,7 @@ def _add_simulation(name: str) -> None:
                 raise ConfigError(f"--set {option}: the simulation has no such option{hint}")
         values = {option: _frozen(value) for option, value in overrides.items()}
         made = simulation.simulate(output, kind(**{**given, **values}), _show_progress)
-        for path in made:
-            _say(path)
+        _say_list([str(path) for path in made], str(output))
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -576,16 +611,16 @@ def digest(output: Path) -> None:
 _CAMPAIGN_ARGUMENT = click.argument("path", type=_PATH, metavar="WORKDIR")
 
 
-def _watch(workdir: Path, *, more: str = "") -> int:
+def _watch(workdir: Path) -> int:
     """Show a campaign until nothing runs there any more; give the exit code of its status."""
     try:
-        return _show(workdir, more)
+        return _show(workdir)
     except KeyboardInterrupt:
         click.echo(f"left; 'calibdask status {workdir}' tells how far it is", err=True)
         return 130
 
 
-def _show(workdir: Path, more: str) -> int:
+def _show(workdir: Path) -> int:
     from calibdask.engine.campaign import follow
 
     if not sys.stdout.isatty():
@@ -603,8 +638,7 @@ def _show(workdir: Path, more: str) -> int:
 
     with Live(auto_refresh=False, vertical_overflow="visible") as live:
         for status in follow(workdir):
-            running = status.state == "running"
-            live.update(Text(printable(f"{status}{more if running else ''}")), refresh=True)
+            live.update(Text(printable(str(status))), refresh=True)
     return status.exit_code
 
 
@@ -652,14 +686,13 @@ def connect_command(path: Path, once: bool, coefficients: bool) -> None:
             _say(campaign.preliminary())
             return
         text = str(campaign)
-        more = f"\ntunnel          {campaign.tunnel}" if campaign.tunnel else ""
         workdir = campaign.workdir
     if once:
         _say(text)
         return
     if not sys.stdout.isatty():
         _say(text)
-    click.get_current_context().exit(_watch(workdir, more=more))
+    click.get_current_context().exit(_watch(workdir))
 
 
 @app.command("cancel")
@@ -824,20 +857,33 @@ def _spread_inputs(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
+def _ensure_home() -> None:
+    """Give libraries that look for their configuration at home a place to find none.
+
+    A user id without an entry in passwd has no home where HOME is not set, as in containers.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _arrived.clear()
+    _ensure_home()
     signal.signal(signal.SIGTERM, _on_signal)
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _on_signal)
     carry_on = "what was computed is stored: run the same command again to carry on"
     try:
-        code = app.main(
-            _spread_inputs(sys.argv[1:] if arguments is None else arguments),
-            prog_name="calibdask",
-            standalone_mode=False,
-        )
+        with _no_complaint_about_lost_signals():
+            code = app.main(
+                _spread_inputs(sys.argv[1:] if arguments is None else arguments),
+                prog_name="calibdask",
+                standalone_mode=False,
+            )
     except CalibdaskError as error:
         _complain(str(error))
         code = error.exit_code

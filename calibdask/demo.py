@@ -85,12 +85,18 @@ def run_demo(directory: Path, *, cluster: str, workers: int, listener: Listener)
 
 
 def _compare(result: RunResult, truth: tuple[tuple[int, float], ...]) -> str:
-    """Write true against fitted throughput, telescope by telescope."""
+    """Write true against fitted throughput, telescope by telescope, and how well they agree.
+
+    All telescopes of a component share showers and the reference, so that their pulls are
+    correlated: the agreement is chi2 = r C^-1 r of all deviations r with their covariance C.
+    """
+    from scipy.special import chdtrc
+
     true = dict(truth)
-    table = next(iter(result.tables.values()))
+    path, table = next(iter(result.tables.items()))
     reference = {row["tel_type"]: true[row["tel_id"]] for row in table if "R" in row["flags"]}
     lines = ["type  tel   true   fitted   error    pull"]
-    pulls: list[float] = []
+    deviation: dict[int, float] = {}
     for row in table:
         expected = true[row["tel_id"]] / reference.get(row["tel_type"], np.nan)
         text = f"{row['tel_type']:<4} {row['tel_id']:>4}  {expected:.4f}"
@@ -99,9 +105,20 @@ def _compare(result: RunResult, truth: tuple[tuple[int, float], ...]) -> str:
         elif row["error"] == 0:
             lines.append(f"{text}  {row['value']:.4f}  (reference, held fixed)")
         else:
-            pull = (row["value"] - expected) / row["error"]
-            pulls.append(pull)
+            deviation[int(row["tel_id"])] = row["value"] - expected
+            pull = deviation[int(row["tel_id"])] / row["error"]
             lines.append(f"{text}  {row['value']:.4f}  {row['error']:.4f}  {pull:+6.2f}")
-    rms = np.sqrt(np.mean(np.square(pulls)))
-    lines.append(f"\nrms of {len(pulls)} pulls: {rms:.2f} (1 where errors are honest)")
+    place = {number: k for k, number in enumerate(deviation)}
+    covariance = np.zeros((len(place), len(place)))
+    for row in result.tables[f"{path}_covariance"]:
+        one, two = (place.get(int(row[f"tel_id_{k}"])) for k in (1, 2))
+        if one is not None and two is not None:
+            covariance[one, two] = covariance[two, one] = row["covariance"]
+    off = np.array(list(deviation.values()))
+    chi2 = float(off @ np.linalg.solve(covariance, off))
+    p_value = float(chdtrc(len(off), chi2))
+    lines.append(
+        f"\nfitted - true of {len(off)} telescopes, with their covariance:"
+        f" chi2 {chi2:.1f}, p-value {p_value:.2f}"
+    )
     return "\n".join(lines)

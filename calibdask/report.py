@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from calibdask.errors import ConfigError
+from calibdask.rounding import NO_VALUE, format_number, round_to_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,6 @@ __all__ = [
     "Section",
     "TableBlock",
     "draw_figure",
-    "format_with_error",
     "render_report",
     "write_report",
 ]
@@ -50,7 +50,6 @@ __all__ = [
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colours that colour-blind readers can tell apart (Okabe and Ito 2008), strongest first."""
 
-NO_VALUE = "–"
 FIGURE_SPACE = "\N{FIGURE SPACE}"
 PUNCTUATION_SPACE = "\N{PUNCTUATION SPACE}"
 
@@ -144,7 +143,7 @@ class TableBlock:
             errors = np.asarray(self.columns[error_name], dtype=float)
             for value_name in [name for name, of in self.error_of.items() if of == error_name]:
                 values = np.asarray(self.columns[value_name], dtype=float)
-                pairs = [format_with_error(*pair) for pair in zip(values, errors, strict=True)]
+                pairs = [round_to_error(*pair) for pair in zip(values, errors, strict=True)]
                 shown[value_name] = _align([value for value, _ in pairs])
                 shown[error_name] = _align([error for _, error in pairs])
         cells = list(zip(*shown.values(), strict=True))
@@ -311,32 +310,6 @@ class RunRecord:
         return self.n_shards - self.n_computed - self.n_reused - self.n_failed
 
 
-def format_with_error(value: float, error: float) -> tuple[str, str]:
-    """Round a value and its error to the same decimals.
-
-    Parameters
-    ----------
-    value, error : float
-        In the same unit.
-
-    Returns
-    -------
-    value, error : str
-        With two significant digits of the error. Where the error is zero or not finite it cannot
-        say how many digits count, and both are shown with four significant digits.
-    """
-    if not (math.isfinite(error) and error > 0):
-        return _format_number(value, ".4g"), _format_number(error, ".4g")
-    # The exponent of the *rounded* error: 0.0996 is 0.10, not 0.100.
-    decimals = 1 - int(f"{error:.1e}".partition("e")[2])
-    if decimals > 9:
-        return _format_number(value, ".10g"), f"{error:.1e}"
-    if decimals < 0:
-        value, error = float(np.round(value, decimals)), float(np.round(error, decimals))
-    digits = max(decimals, 0)
-    return _format_number(value, f"z.{digits}f"), f"{error:.{digits}f}"
-
-
 def draw_figure(
     paint: Callable[[Figure], None],
     *,
@@ -460,7 +433,7 @@ def write_report(path: Path | str, title: str, run: RunRecord, sections: Sequenc
     page = render_report(title, run, sections)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
             stream.write(page)
             stream.flush()
             os.fsync(stream.fileno())
@@ -491,16 +464,12 @@ def _show_unprintable(value: object) -> object:
     return value
 
 
-def _format_number(value: float, spec: str) -> str:
-    return NO_VALUE if math.isnan(value) else format(value, spec)
-
-
 def _format_column(values: NDArray[np.generic], spec: str | None) -> list[str]:
     """Format one column by its type."""
     if values.dtype.kind == "b":
         return ["yes" if value else "no" for value in values.tolist()]
     if values.dtype.kind == "f":
-        return [_format_number(value, spec or ".4g") for value in values.tolist()]
+        return [format_number(value, spec or ".4g") for value in values.tolist()]
     return [format(value, spec or "") for value in values.tolist()]
 
 
@@ -556,11 +525,17 @@ def _verdict(run: RunRecord, sections: Sequence[Section]) -> tuple[str, str]:
         return "error", "No result: " + (", ".join(lost) or "none was written")
     if lost:
         return "warning", "Incomplete result: " + ", ".join(lost)
-    n_points = len(run.warnings) + sum(level != "info" for level in levels)
+    # Two counts, as there are two places where a reader finds them.
+    n_points = sum(level != "info" for level in levels)
+    found = []
     if n_points:
-        level = "error" if "error" in levels else "warning"
-        needs = "needs" if n_points == 1 else "need"
-        return level, f"Finished; {_count(n_points, 'point')} {needs} attention"
+        found.append(
+            f"{_count(n_points, 'point')} {'needs' if n_points == 1 else 'need'} attention"
+        )
+    if run.warnings:
+        found.append(f"{_count(len(run.warnings), 'warning')} of the run")
+    if found:
+        return "error" if "error" in levels else "warning", f"Finished; {', '.join(found)}"
     return "good", "Finished: every shard is accounted for"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -32,6 +33,7 @@ __all__ = [
     "TelescopePatterns",
     "compile_criteria",
     "finite_number",
+    "quote_names",
 ]
 
 _MAX_LENGTH = 2000
@@ -168,7 +170,7 @@ class _Compiler:
 
     def _span(self, node: ast.expr) -> tuple[int, int]:
         # The parser counts bytes of UTF-8, a reader counts characters.
-        encoded = self.source.encode()
+        encoded = _python(self.source).encode()
         end = node.end_col_offset if node.end_col_offset is not None else node.col_offset + 1
         return len(encoded[: node.col_offset].decode()), len(encoded[:end].decode())
 
@@ -194,7 +196,7 @@ class _Compiler:
             case ast.Constant(value=value):
                 return self._constant(node, value)
             case ast.Name(id=name):
-                return self._name(node, name)
+                return self._name(node, name.replace(_DASH, "-"))
             case ast.Attribute():
                 return self._attribute(node)
             case ast.Call():
@@ -595,6 +597,35 @@ def _point_at(name: str, message: str, source: str, start: int, end: int) -> str
     return f"quality criterion '{name}': {message}\n    {source}\n    {' ' * start}{carets}"
 
 
+_DASH = "\N{MIDDLE DOT}"  # may stand in a name of Python, and no file has it in one of a column
+_QUOTED = re.compile(r"`([A-Za-z_][\w-]*)`")
+
+
+def _python(source: str) -> str:
+    """Write names in backquotes as names of Python, each character at its place."""
+    return _QUOTED.sub(lambda match: f"({match[1].replace('-', _DASH)})", source)
+
+
+def quote_names(source: str, names: Iterable[str]) -> str:
+    """Put columns of algorithms whose names hold a dash into backquotes.
+
+    Parameters
+    ----------
+    source : str
+        An expression.
+    names : iterable of str
+        Algorithms, such as "Random-Forest": their columns begin with the name and an underscore.
+
+    Returns
+    -------
+    str
+        The expression, in which a column such as Random-Forest_tel_energy is no subtraction.
+    """
+    for name in sorted({name for name in names if "-" in name}, key=len, reverse=True):
+        source = re.sub(rf"(?<![\w`-]){re.escape(name)}_\w+", r"`\g<0>`", source)
+    return source
+
+
 def _tidy(source: str) -> str:
     """One line: a YAML block may fold an expression over several."""
     return " ".join(source.split())
@@ -620,7 +651,7 @@ def _parse(name: str, source: str) -> ast.expr:
         message = "'#' is not allowed in a quality criterion: put comments into the YAML"
         raise ConfigError(_point_at(name, message, source, comment, comment + 1))
     try:
-        return ast.parse(source, mode="eval").body
+        return ast.parse(_python(source), mode="eval").body
     except SyntaxError as error:
         # At the end of the text the parser gives no position.
         start = min(error.offset - 1, len(source)) if error.offset else len(source)
@@ -679,7 +710,7 @@ class Selection:
     Attributes
     ----------
     mask : ndarray of bool, shape (n_rows,)
-        True for the rows that pass every criterion.
+        True for the rows that pass every criterion, and were left before.
     cuts : tuple of Cut
         The cut flow, in the order of the criteria.
     """
@@ -695,10 +726,11 @@ class QualityCriteria:
     It holds text only: it can be pickled, hashed and compared, and is translated where it is used.
     Make it with `compile_criteria`, which checks the expressions.
 
-    An expression may hold columns (any name), numbers, ``True`` and ``False``, comparisons (also
-    chained), ``and or not & | ~``, ``+ - * / % **``, units as ``u.GeV``, and the functions that
-    an error message lists. Comparing and adding converts units; arithmetic is done in float64;
-    whole numbers are compared exactly. ``and``, ``or`` and ``not`` act row by row.
+    An expression may hold columns (any name; one with a dash in backquotes), numbers, ``True`` and
+    ``False``, comparisons (also chained), ``and or not & | ~``, ``+ - * / % **``, units as
+    ``u.GeV``, and the functions that an error message lists. Comparing and adding converts
+    units; arithmetic is done in float64; whole numbers are compared exactly. ``and``,
+    ``or`` and ``not`` act row by row.
 
     Attributes
     ----------
@@ -718,6 +750,8 @@ class QualityCriteria:
         columns: Mapping[str, NDArray[Any]],
         units: Mapping[str, str],
         n_rows: int | None = None,
+        *,
+        among: NDArray[np.bool_] | None = None,
     ) -> Selection:
         """Apply the criteria to a table.
 
@@ -729,6 +763,8 @@ class QualityCriteria:
             Unit of each column that has one, as astropy writes it.
         n_rows : int, optional
             Number of rows; needed only when there may be no column to tell it.
+        among : ndarray of bool, shape (n_rows,), optional
+            Rows that are left by what comes before the criteria.
 
         Returns
         -------
@@ -749,7 +785,7 @@ class QualityCriteria:
                 msg = "without columns the number of rows must be given"
                 raise ValueError(msg)
             n_rows = len(next(iter(columns.values())))
-        mask = np.ones(n_rows, dtype=bool)
+        mask = np.ones(n_rows, dtype=bool) if among is None else among.copy()
         cuts = []
         for name, source in self.pairs:
             needed = sorted(_columns_of(name, source))

@@ -325,13 +325,13 @@ def _popen(code: str, *arguments: object, **options: Any) -> subprocess.Popen[st
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 500) -> tuple[int, str, str]:
     """Wait for a process; give its exit code, output and errors."""
     output, complaints = process.communicate(timeout=timeout)
     return process.returncode, output, complaints
 
 
-def wait_for(condition, timeout: float = 60) -> None:
+def wait_for(condition, timeout: float = 400) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + timeout
     while not condition():

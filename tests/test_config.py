@@ -61,8 +61,7 @@ SCHEMA = {"Tool": Tool, "Filters": Filters, "Campaign": Campaign, "Needs": Needs
 def _bomb(section: str) -> str:
     """Ten lines that stand for 9 ** 9 values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    for k in range(1, 9):
-        lines.append(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]")
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 9)]
     return "\n".join([*lines, f"{section}: *a8\n"])
 
 

@@ -26,10 +26,10 @@ from calibdask.report import (
     Section,
     TableBlock,
     draw_figure,
-    format_with_error,
     render_report,
     write_report,
 )
+from calibdask.rounding import error_columns, round_to_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -260,8 +260,15 @@ def test_values_and_errors_stand_under_each_other() -> None:
         (1.0, 1.26e-12, ("1", "1.3e-12")),
     ],
 )
-def test_format_with_error(value: float, error: float, expected: tuple[str, str]) -> None:
-    assert format_with_error(value, error) == expected
+def test_round_to_error(value: float, error: float, expected: tuple[str, str]) -> None:
+    assert round_to_error(value, error) == expected
+
+
+def test_errors_are_found_by_the_names_that_products_use() -> None:
+    names = ["value", "error", "mean", "sem", "slope", "slope_err", "bias_dn", "bias_dn_error"]
+    assert error_columns([*names, "std", "error_independent"]) == dict(
+        zip(names[::2], names[1::2], strict=True)
+    )
 
 
 @given(
@@ -269,8 +276,9 @@ def test_format_with_error(value: float, error: float, expected: tuple[str, str]
     error=st.floats(1e-8, 1e5),
 )
 def test_rounding_loses_less_than_a_tenth_of_the_error(value: float, error: float) -> None:
-    shown_value, shown_error = map(float, format_with_error(value, error))
-    assert abs(shown_value - value) <= 0.051 * error
+    shown_value, shown_error = map(float, round_to_error(value, error))
+    # What is shown is read again as the nearest double.
+    assert abs(shown_value - value) <= 0.051 * error + np.spacing(abs(value))
     assert shown_error == pytest.approx(error, rel=0.051)
 
 
@@ -278,7 +286,7 @@ def test_rounding_loses_less_than_a_tenth_of_the_error(value: float, error: floa
     ("change", "level", "text"),
     [
         ({}, "good", "Finished: every shard is accounted for"),
-        ({"warnings": ["w"]}, "warning", "Finished; 1 point needs attention"),
+        ({"warnings": ["w"]}, "warning", "Finished; 1 warning of the run"),
         ({"n_computed": 1}, "warning", "Incomplete result: 2 of 4 shards not computed"),
         (
             {"n_computed": 2, "failures": [FailureRecord(1, "a.h5", 104, "m")]},
@@ -313,6 +321,9 @@ def test_notices_of_a_domain_count_in_the_verdict() -> None:
     section = Section("S", [Notice("info", "i"), Notice("warning", "w"), Notice("error", "e")])
     page = render_report("Title", RUN, [section])
     assert verdict(page) == ("error", "Finished; 2 points need attention")
+    # As many as the section says; warnings of the run are in a place of their own.
+    page = render_report("Title", replace(RUN, warnings=["w"] * 3), [section])
+    assert verdict(page) == ("error", "Finished; 2 points need attention, 3 warnings of the run")
 
 
 def test_failures_come_before_results_and_inputs_with_problems_before_the_others() -> None:

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput
-from calibdask.select import QualityCriteria, TelescopePatterns, compile_criteria
+from calibdask.select import (
+    QualityCriteria,
+    TelescopePatterns,
+    compile_criteria,
+    quote_names,
+)
 
 COLUMNS = {
     "energy": np.array([0.04, 0.05, 0.06, np.nan]),
@@ -223,6 +228,44 @@ def test_nothing_runs_outside_the_whitelist() -> None:
     finally:
         watching = False
     assert seen == []
+
+
+def test_names_with_dashes_stand_in_backquotes() -> None:
+    columns = {"Random-Forest_tel_energy": np.array([0.1, 0.02]), "a": np.array([3, 1])}
+    expression = "`Random-Forest_tel_energy` > 50 * u.GeV and a-2 > 0"
+    criteria = compile_criteria([("energy", expression)])
+    assert criteria.columns == set(columns)
+    selection = criteria.evaluate(columns, {"Random-Forest_tel_energy": "TeV"})
+    assert selection.mask.tolist() == [True, False]
+    with pytest.raises(ConfigError) as caught:
+        compile_criteria([("energy", "a == 'x' or `b-c` > 1")])
+    assert caught.value.args[0].splitlines()[-1].index("^") == 4 + len("a == ")
+    for wrong in ("`a", "`a b` > 1", "`a.b` > 1", "`__import__('os')` > 1", "`1-a` > 0"):
+        with pytest.raises(ConfigError):
+            compile_criteria([("wrong", wrong)])
+
+
+@pytest.mark.parametrize(
+    ("expression", "quoted"),
+    [
+        ("R-F_tel_energy - R-F_x > 0", "`R-F_tel_energy` - `R-F_x` > 0"),
+        ("`R-F_tel_energy` > 0", "`R-F_tel_energy` > 0"),
+        ("a-R-F_x > 0", "a-R-F_x > 0"),
+        ("R-F-2_x > R-F_x", "`R-F-2_x` > `R-F_x`"),
+        ("other-name_x > 0", "other-name_x > 0"),
+    ],
+)
+def test_columns_of_algorithms_with_dashes_are_quoted(expression: str, quoted: str) -> None:
+    assert quote_names(expression, ["R-F", "R-F-2", "plain"]) == quoted
+
+
+def test_rows_that_are_left_out_before_pass_no_criterion() -> None:
+    columns = {"x": np.array([1.0, 2.0, 3.0])}
+    among = np.array([True, False, True])
+    selection = compile_criteria([("large", "x > 1.5")]).evaluate(columns, {}, among=among)
+    assert selection.mask.tolist() == [False, False, True]
+    assert (selection.cuts[0].passed, selection.cuts[0].passed_so_far) == (2, 1)
+    assert among.tolist() == [True, False, True]
 
 
 def test_all_bad_criteria_are_listed() -> None:

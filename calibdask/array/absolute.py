@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibdask.array.model import connected_components, gauge_inverse, laplacian
+from calibdask.array.model import connected_components, divergence, gauge_inverse, laplacian
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.network import NetworkFit
 
-__all__ = ["Combined", "TypeScales", "combine_with_muons", "pool_chunks", "tie_types"]
+__all__ = [
+    "Combined",
+    "TypeContrasts",
+    "TypeScales",
+    "combine_with_muons",
+    "compare_types",
+    "pool_chunks",
+    "tie_types",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +137,105 @@ def combine_with_muons(
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TypeContrasts:
+    """Muons of each of K types against those of all other types; of one component.
+
+    Attributes
+    ----------
+    types : tuple of str
+        Types with muons, sorted.
+    n_muons : ndarray of int64, shape (K,)
+        Their telescopes with muons.
+    contrast, error : ndarray of float64, shape (K,)
+        Mean residual of ln muon throughput against the network, less that of the other types.
+    p_value : ndarray of float64, shape (K,)
+        Probability of a larger one by chance; NaN without another type.
+    freed : ndarray of bool, shape (K,)
+        The network's scale of the type disagrees with the muons and is left free.
+    covariance : ndarray of float64, shape (T, T)
+        Of the network, with the scales of those types free.
+    """
+
+    types: tuple[str, ...]
+    n_muons: NDArray[np.int64]
+    contrast: NDArray[np.float64]
+    error: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    freed: NDArray[np.bool_]
+    covariance: NDArray[np.float64]
+
+
+FREE_SCALE = 1.0
+"""Standard deviation of ln of a scale that is left free: nothing is known of it."""
+
+TYPE_CHANCE = 0.01
+"""Probability that any type of a component that agrees with its muons is freed."""
+
+
+def compare_types(
+    theta: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    log_muon: NDArray[np.float64],
+    muon_variance: NDArray[np.float64],
+    tel_type: NDArray[np.str_],
+) -> TypeContrasts:
+    """Test the scale of each type in the network against the muons, by one contrast each.
+
+    An energy reconstruction that is off by one factor in one type moves all its telescopes alike: a
+    contrast of one degree of freedom finds that where a chi2 of all telescopes drowns it. The type
+    with the most significant contrast is freed if that is none of chance, and the others are looked
+    at again (as in Rosner 1983, Technometrics 25, 165), until two are left: of those nobody can say
+    which is wrong, and one free scale between them is enough.
+
+    Parameters
+    ----------
+    theta, covariance, log_muon, muon_variance
+        As in `combine_with_muons`.
+    tel_type : ndarray of str, shape (T,)
+        Type of each telescope.
+    """
+    from scipy.special import ndtr
+
+    has_muon = np.isfinite(log_muon) & (muon_variance > 0)
+    types = np.unique(tel_type[has_muon])
+    n_types = len(types)
+    contrast, error, p_value = np.full((3, n_types), np.nan)
+    freed = np.zeros(n_types, np.bool_)
+    residual = np.where(has_muon, log_muon - theta, 0.0)
+    total = covariance + np.diag(np.where(has_muon, muon_variance, 0.0))
+    means = np.zeros((n_types, len(theta)))
+    for k, kind in enumerate(types.tolist()):
+        mine = has_muon & (tel_type == kind)
+        means[k, mine] = 1.0 / muon_variance[mine]
+        means[k] /= means[k].sum()
+    stays = np.ones(n_types, np.bool_)
+    while stays.sum() > 1:
+        for k in np.flatnonzero(stays).tolist():
+            others = stays & (np.arange(n_types) != k)
+            # Types weigh by what is known of each of them, telescopes of one by their muons.
+            weight = np.where(others, 1.0 / np.einsum("kt,tu,ku->k", means, total, means), 0.0)
+            along = means[k] - (weight / weight.sum()) @ means
+            contrast[k] = along @ residual
+            error[k] = np.sqrt(along @ total @ along)
+            p_value[k] = 2.0 * ndtr(-abs(contrast[k]) / error[k])
+        worst = int(np.argmin(np.where(stays, p_value, np.inf)))
+        if not p_value[worst] < TYPE_CHANCE / n_types:
+            break
+        freed[worst], stays[worst] = True, False
+    free = np.isin(tel_type, types[freed])
+    same = tel_type[:, None] == tel_type
+    return TypeContrasts(
+        tuple(types.tolist()),
+        np.array([np.count_nonzero(has_muon & (tel_type == kind)) for kind in types], np.int64),
+        contrast,
+        error,
+        p_value,
+        freed,
+        covariance + FREE_SCALE**2 * (free[:, None] & same),
+    )
+
+
 def pool_chunks(
     tel_id: NDArray[np.int64],
     mean: NDArray[np.float64],
@@ -183,7 +290,10 @@ class TypeScales:
 
 
 def tie_types(
-    fit: NetworkFit, given: NDArray[np.float64], reference_type: str
+    fit: NetworkFit,
+    given: NDArray[np.float64],
+    given_covariance: NDArray[np.float64],
+    reference_type: str,
 ) -> tuple[NetworkFit, TypeScales]:
     """Fit one scale per type to pairs of different types, with the ratios within types given.
 
@@ -191,12 +301,18 @@ def tie_types(
     S = (M^T A^T W A M)^-1 M^T A^T W (m - A ln c). The reference type has S = 0; among types that
     are not connected with it, the first.
 
+    Given ratios that the pairs within the types reproduce here, to half of their own error, are of
+    the same showers: then theta and the residuals follow the scatter of both kinds of pairs event
+    by event. Otherwise the given ratios are independent of these events, and their covariance adds.
+
     Parameters
     ----------
     fit : NetworkFit
         Of a stage before the last, with weights and centres of the pairs.
     given : ndarray of float64, shape (T,)
         ln c within the type; NaN where there is none.
+    given_covariance : ndarray of float64, shape (T, T)
+        Its covariance.
     reference_type : str
         Type whose scale stays 1.
 
@@ -211,6 +327,7 @@ def tie_types(
     n_tel = len(fit.tel_id)
     types, number = np.unique(fit.tel_type, return_inverse=True)
     known = np.isfinite(given)
+    given_covariance = np.where(known[:, None] & known, given_covariance, 0.0)
     used = (
         fit.used & (number[fit.first] != number[fit.second]) & known[fit.first] & known[fit.second]
     )
@@ -244,8 +361,14 @@ def tie_types(
     has_value = known & (component[number] >= 0) & np.isfinite(log_scale[number])
     theta = np.where(has_value, known_first + log_scale[number], np.nan)
     spread = np.eye(len(types))[number]
+    same, weight_given, bread = _same_showers(fit, given, given_covariance)
     tied = replace(
         fit,
+        given=same,
+        weight_given=weight_given,
+        given_bread=bread,
+        given_pull=pull_of_given[number],
+        given_error=np.zeros_like(bread) if same.any() else given_covariance,
         used=used & has_value[fit.first] & has_value[fit.second],
         component=np.where(has_value, component[number], -1),
         scale=np.ones(n_tel),
@@ -258,3 +381,40 @@ def tie_types(
         weight=np.where(used, fit.weight, 0.0),
     )
     return tied, TypeScales(tuple(types.tolist()), log_scale, component, inverse, pull_of_given)
+
+
+def _same_showers(
+    fit: NetworkFit, given: NDArray[np.float64], given_covariance: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Pairs within types that the given ratios come from, their weights, and their bread.
+
+    None if they are of other showers: of independent ones, the differences between what these
+    pairs say and what was given would have at least the given variance in the mean.
+    """
+    n_tel = len(given)
+    of_type = fit.used & (fit.tel_type[fit.first] == fit.tel_type[fit.second])
+    of_type &= np.isfinite(given)[fit.first] & np.isfinite(given)[fit.second]
+    first, second = fit.first[of_type], fit.second[of_type]
+    component = connected_components(n_tel, first, second)
+    bread, square, expected = np.zeros((n_tel, n_tel)), 0.0, 0.0
+    weight = np.where(of_type, fit.weight * fit.gradient, 0.0)
+    normal = laplacian(n_tel, first, second, fit.weight[of_type])
+    flow = divergence(n_tel, first, second, (fit.weight * fit.centre)[of_type])
+    for c in range(int(component.max(initial=-1)) + 1):
+        member = np.flatnonzero(component == c)
+        block = np.ix_(member, member)
+        held = np.diagonal(given_covariance)[member] == 0
+        held = held if held.any() else ~held
+        found = gauge_inverse(normal[block], held / held.sum())
+        if found is None:
+            return np.zeros_like(of_type), np.zeros(len(weight)), np.zeros((n_tel, n_tel))
+        bread[block] = found
+        centred = np.eye(len(member)) - 1.0 / len(member)
+        square += float(np.sum((centred @ (found @ flow[member] - given[member])) ** 2))
+        expected += float(np.trace(centred @ given_covariance[block] @ centred))
+    # Telescopes that were given but have no pair of their type here are of other showers, too.
+    alone = np.isfinite(given) & (component < 0) & (np.diagonal(given_covariance) > 0)
+    same = square < 0.25 * expected and not alone.any()
+    if not same:
+        return np.zeros_like(of_type), np.zeros(len(weight)), np.zeros((n_tel, n_tel))
+    return of_type, weight, bread

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.array.goodness import event_group
 from calibdask.array.image_size import (
     HIGHER_CUT,
     NARROWER_WINDOW,
@@ -15,6 +16,7 @@ from calibdask.array.image_size import (
     systematic,
 )
 from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty, log_ratio
+from calibdask.array.network import describe_columns
 from calibdask.array.pairs import (
     Layout,
     PairRows,
@@ -33,6 +35,7 @@ from calibdask.array.pairwise import (
     layout_of_file,
     selection_of,
     type_of,
+    unknown_types,
 )
 from calibdask.array.summary import PairEvents, PairSummary, summarise_pairs
 from calibdask.engine.protocol import (
@@ -101,6 +104,7 @@ class _AsymmetryEstimation(FromDl2):
     options: AsymmetryOptions
 
     version: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 66
     summary: ClassVar[type[Summary]] = PairSummary
 
     @property
@@ -130,7 +134,7 @@ class _AsymmetryEstimation(FromDl2):
     def reduce(self, stage: int, data: TelescopeEvents, given: Mapping[Cell, Any]) -> Reduced:
         """Pair the telescopes of each event; keep the rows, summarise the pairs."""
         del stage, given
-        pairs = select_pairs(data, self.options, layout_of_file(data.layout))
+        pairs = select_pairs(data, self.options, layout_of_file(data.layout), self.of_events(data))
         one, two = pairs.row_1, pairs.row_2
         columns = {"x": self.options.value_column, **self.further}
         rows: dict[str, NDArray[Any]] = {
@@ -194,7 +198,15 @@ class _AsymmetryEstimation(FromDl2):
         options = self.options
         geometry = options.geometry_reconstructor if "impact" in self.further else None
         path.unlink(missing_ok=True)  # what an interrupted try left
-        with create_asymmetries(path, options.label, options.value_column, geometry) as writer:
+        longest = max((len(name.encode()) for name in self.telescopes.tel_type), default=0)
+        with create_asymmetries(
+            path,
+            options.label,
+            options.value_column,
+            geometry,
+            type_length=longest,
+            obs_ids=self.obs_ids,
+        ) as writer:
             for rows in parts:
                 x_1, x_2 = rows["x_1"], rows["x_2"]
                 further: dict[str, NDArray[np.float64]] = {}
@@ -264,6 +276,7 @@ class InterCalibration(PairwiseCalibration):
     options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 3
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None
@@ -288,6 +301,7 @@ class InterCalibration(PairwiseCalibration):
             normalisation=inter.normalisation,
             reference_telescopes=inter.reference_telescopes,
             throughput_normalisation=inter.throughput_normalisation,
+            symmetric=not self.of_images,
         )
 
     @property
@@ -405,8 +419,11 @@ class InterCalibration(PairwiseCalibration):
         if self.layout is None:
             return self.notes
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
+        references, scales = self._inter.reference_telescopes, self._inter.throughput_normalisation
+        named = [kind for kind, _ in (*references, *scales)]
         return [
             *self.notes,
+            *unknown_types(self.layout, "RelativeThroughputFitter", named),
             *(
                 f"reference telescope {number} of {kind} is not among the {kind} of the inputs:"
                 " another one is taken and flagged"
@@ -448,6 +465,7 @@ class InterCalibration(PairwiseCalibration):
                 table.value_1,
                 table.value_2,
                 more.get("log_distance"),
+                event_group(table.obs_id, table.event_id),
             ),
             None,
             shard.cells,
@@ -462,7 +480,7 @@ class InterCalibration(PairwiseCalibration):
         So a file gives the same rows in whatever company it is calibrated.
         """
         layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data))
         if not self.of_images:
             return pairs
         one, two = pairs.row_1, pairs.row_2
@@ -585,6 +603,7 @@ class InterCalibration(PairwiseCalibration):
                 name="systematic",
                 index=telescopes.colnames.index("error") + 1,
             )
+            describe_columns(telescopes)
         return tables
 
     def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask.array.absolute import combine_with_muons, pool_chunks, tie_types
+from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
 from calibdask.array.model import NetworkOptions
-from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error
+from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
 from calibdask.array.pairs import PairRows, select_pairs
 from calibdask.array.pairwise import (
     MONITORING,
@@ -28,8 +28,9 @@ from calibdask.array.pairwise import (
     PairwiseCalibration,
     SurveyedDl2,
     layout_of_file,
+    unknown_types,
 )
-from calibdask.array.summary import STAGES
+from calibdask.array.summary import n_stages
 from calibdask.engine.protocol import Cell, InputRef, Piece, Rows, Shard, Survey, WrongKind
 from calibdask.errors import ConfigError, MissingInput
 from calibdask.io.dl2 import Needs, TelescopeEvents
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.absolute import Combined, TypeScales
+    from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
     from calibdask.array.config import CrossCalibrationOptions
     from calibdask.array.report import Quantity
     from calibdask.report import Section
@@ -75,6 +76,8 @@ class Given:
         Their throughputs.
     covariance : tuple of tuple of float
         Covariance of the values.
+    flags : tuple of str
+        Their flags.
     """
 
     path: str
@@ -83,6 +86,7 @@ class Given:
     value: tuple[float, ...]
     error: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
+    flags: tuple[str, ...]
 
     @classmethod
     def of(cls, path: str, table: InterCalibrationTable) -> Self:
@@ -94,7 +98,14 @@ class Given:
             tuple(table.value.tolist()),
             tuple(table.error.tolist()),
             tuple(tuple(row) for row in table.covariance.tolist()),
+            table.flags,
         )
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Telescopes with a value."""
+        pairs = zip(self.tel_id, self.value, strict=True)
+        return frozenset(number for number, value in pairs if np.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +122,8 @@ class _Scaled:
     residual: NDArray[np.float64]
     pull: NDArray[np.float64]
     fits: tuple[tuple[int, int, Combined | None], ...]  # component, muons, their fit
+    contrasts: tuple[tuple[int, TypeContrasts], ...]  # component, its types against muons
+    freed: NDArray[np.bool_]  # the scale of its type is from muons alone
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ class CrossCalibration(PairwiseCalibration):
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = COEFFICIENTS
 
     given: Given | None = None
@@ -131,13 +145,14 @@ class CrossCalibration(PairwiseCalibration):
         """The options of the estimator: one network whose scale is that of the reference type."""
         fitter = self.options.fitter
         return NetworkOptions(
-            estimator=fitter.estimator,
+            estimator=self.options.estimator,
             n_min=fitter.n_min,
             clip_sigma=fitter.clip_sigma,
             normalisation=fitter.normalisation,
             reference_telescopes=self.options.reference_telescopes,
             throughput_normalisation=self.options.throughput_normalisation,
             reference_type=self.options.reference_type,
+            symmetric=True,
         )
 
     @property
@@ -190,10 +205,18 @@ class CrossCalibration(PairwiseCalibration):
                 " one, or none for one network of all telescopes"
             )
         muons: list[tuple[int, float, float, int, int | None, int | None]] = []
+        notes = planned.notes
         for one in tables:
-            if one.facts.muons is not None:
-                muons += planned._muon_rows(one.source.path, one.facts.muons)
-        planned = replace(planned, muons=tuple(muons))
+            if one.facts.muons is None:
+                continue
+            muons += planned._muon_rows(one.source.path, one.facts.muons)
+            if flagged := one.facts.muons.n_flagged:
+                note = (
+                    f"{one.source.path}: {sum(flagged.values())} muon throughputs, of telescopes"
+                    f" {sorted(flagged)}, are flagged as not to be used: they do not set the scale"
+                )
+                notes = (*notes, note)
+        planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:
             return planned
         path, table = inter[0].source.path, inter[0].facts.inter_calibration
@@ -296,6 +319,13 @@ class CrossCalibration(PairwiseCalibration):
                 f"the reference type {reference} is not among the telescopes ({', '.join(types)}):"
                 " another scale is taken and flagged"
             )
+        options = self.options
+        named = (options.reference_telescopes, options.throughput_normalisation)
+        notes += unknown_types(
+            self.layout,
+            "RelativeThroughputFitter and CalculateCrossCalibration.nominal_throughput",
+            (kind for one in (*named, options.nominal_throughput) for kind, _ in one),
+        )
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
         number = dict(self.options.reference_telescopes).get(reference)
         if number is not None and reference in types and known.get(number) != reference:
@@ -303,10 +333,10 @@ class CrossCalibration(PairwiseCalibration):
                 f"reference telescope {number} of {reference} is not among the {reference} of the"
                 " inputs: another one is taken and flagged"
             )
-        if self.given is not None and (lacking := set(known) - set(self.given.tel_id)):
+        if self.given is not None and (lacking := set(known) - self.given.known):
             notes.append(
-                f"{self.given.path} has no throughput of telescopes {sorted(lacking)}: they get"
-                " none here"
+                f"{self.given.path} has no throughput that can be used of telescopes"
+                f" {sorted(lacking)}: they get none here"
             )
         return notes
 
@@ -331,7 +361,7 @@ class CrossCalibration(PairwiseCalibration):
     def select(self, data: TelescopeEvents) -> PairRows:
         """Select pairs; those of two types only in events that have enough of both types."""
         layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data))
         types = np.unique(layout.tel_type)
         number = np.zeros(max(layout.tel_id) + 1, np.int64)
         number[list(layout.tel_id)] = np.searchsorted(types, layout.tel_type)
@@ -358,25 +388,27 @@ class CrossCalibration(PairwiseCalibration):
         log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
         if given is None:
             return log_value, covariance
-        row = {number: k for k, number in enumerate(given.tel_id)}
+        row = {number: k for k, number in enumerate(given.tel_id) if number in given.known}
         mine = np.array([k for k, number in enumerate(tel_id.tolist()) if number in row], int)
         theirs = [row[number] for number in tel_id[mine].tolist()]
         value = np.array(given.value)[theirs]
-        usable = np.isfinite(value) & np.isfinite(np.array(given.error)[theirs])
-        log_value[mine] = np.log(np.where(usable, value, np.nan))
-        of_value = np.nan_to_num(np.array(given.covariance))[np.ix_(theirs, theirs)]
-        covariance[np.ix_(mine, mine)] = of_value / np.outer(value, value)
+        log_value[mine] = np.log(value)
+        block = np.ix_(mine, mine)
+        of_value = np.array(given.covariance)[np.ix_(theirs, theirs)]
+        # A telescope without a value takes no part, and its covariance costs the others nothing.
+        covariance[block] = np.nan_to_num(of_value / np.outer(value, value))
         return log_value, covariance
 
     def fit(self, stage: int, cell: Cell, total: Any, given: NetworkFit | None) -> NetworkFit:
         """Fit the network, or one scale for each type with the ratios within types given."""
         fitted = super().fit(stage, cell, total, given)
-        if self.given is None or stage == STAGES[self.network.estimator] - 1:
+        if self.given is None or stage != n_stages(self.network) - 2:
             return fitted
         return self._tie(fitted)[0]
 
     def _tie(self, fit: NetworkFit) -> tuple[NetworkFit, TypeScales]:
-        return tie_types(fit, self._given_for(fit.tel_id)[0], self.options.reference_type)
+        given, covariance = self._given_for(fit.tel_id)
+        return tie_types(fit, given, covariance, self.options.reference_type)
 
     # -- products -------------------------------------------------------------------------------
 
@@ -395,7 +427,10 @@ class CrossCalibration(PairwiseCalibration):
         scales = None
         if self.given is not None:
             scales = self._tie(fit)[1]
-            self._count_types(named[f"{COEFFICIENTS}_components"], fit)
+            held = self._reference_of(self.options.reference_type, fit)
+            if held is not None:
+                components = named[f"{COEFFICIENTS}_components"]
+                components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
         scaled = self._scaled(cell, fit, scales)
         self._rescale(named, scaled)
         columns: dict[str, dict[str, NDArray[Any]]] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
@@ -403,6 +438,7 @@ class CrossCalibration(PairwiseCalibration):
         if self.muons:
             columns[MUONS] = _muon_columns(fit, scaled)
             columns[CONSISTENCY] = _consistency_columns(fit, scaled)
+            columns[f"{CONSISTENCY}_types"] = _contrast_columns(scaled)
         columns |= named
         if self.given is not None:
             columns[INTER_CALIBRATION] = {
@@ -410,33 +446,18 @@ class CrossCalibration(PairwiseCalibration):
                 "tel_id": np.array(self.given.tel_id),
                 "value": np.array(self.given.value),
                 "error": np.array(self.given.error),
+                "flags": np.array(self.given.flags),
             }
         return columns
-
-    def _count_types(self, components: dict[str, NDArray[Any]], fit: NetworkFit) -> None:
-        """Count degrees of freedom where each type has one scale, not each telescope."""
-        from scipy.special import chdtrc
-
-        n_types = np.array(
-            [len(np.unique(fit.tel_type[fit.component == c])) for c in components["component"]], int
-        )
-        ndf = components["n_pairs"] - n_types + 1
-        components["ndf"] = ndf
-        p_value = chdtrc(np.maximum(ndf, 1), components["chi2"])
-        components["p_value"] = np.where(ndf > 0, p_value, np.nan)
-        held = self._reference_of(self.options.reference_type, fit)
-        if held is not None:
-            components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
 
     def _scaled(self, cell: Cell, fit: NetworkFit, scales: TypeScales | None) -> _Scaled:
         """Values and covariance of all telescopes, with muons where there are any."""
         n_tel = len(fit.tel_id)
-        log_value, covariance = fit.theta + np.log(fit.scale), fit.covariance.copy()
+        wider = student_factor(fit.freedom)
+        log_value = fit.theta + np.log(fit.scale)
+        covariance = fit.covariance * np.outer(wider, wider)
         known = has_error(fit) & np.isfinite(log_value)
         if scales is not None:
-            of_type = np.searchsorted(scales.types, fit.tel_type)
-            moves = np.eye(n_tel) + scales.pull_of_given[of_type]
-            covariance += moves @ self._given_for(fit.tel_id)[1] @ moves.T
             many = fit.component_n_events >= MIN_EVENTS_FOR_ERROR
             known = np.isfinite(log_value) & (fit.component >= 0)
             known[known] = many[fit.component[known]]
@@ -444,7 +465,8 @@ class CrossCalibration(PairwiseCalibration):
         log_muon, variance = np.log(muon), (muon_error / muon) ** 2
         residual, pull = np.full((2, n_tel), np.nan)
         is_absolute = np.zeros(n_tel, np.bool_)
-        component, fits = fit.component.copy(), []
+        component, fits, contrasts = fit.component.copy(), [], []
+        freed = np.zeros(n_tel, np.bool_)
         groups = [np.flatnonzero(component == c) for c in range(len(fit.component_n_events))]
         groups += [np.array([t]) for t in np.flatnonzero((component < 0) & (n_rings > 0))]
         for number, group in enumerate(groups):
@@ -454,9 +476,19 @@ class CrossCalibration(PairwiseCalibration):
             if not n_muons:
                 continue
             block = np.ix_(member, member)
+            of_network = covariance[block]
+            if not alone:
+                compared = compare_types(
+                    log_value[member], of_network, log_muon[member], variance[member],
+                    fit.tel_type[member],
+                )  # fmt: skip
+                contrasts.append((number, compared))
+                disagree = np.array(compared.types)[compared.freed]
+                freed[member] = np.isin(fit.tel_type[member], disagree)
+                of_network = compared.covariance
             combined = combine_with_muons(
                 np.where(alone, 0.0, log_value[member]),
-                covariance[block],
+                of_network,
                 log_muon[member],
                 variance[member],
                 0 if alone else int(fit.component_n_events[number]),
@@ -481,6 +513,8 @@ class CrossCalibration(PairwiseCalibration):
             residual=residual,
             pull=pull,
             fits=tuple(fits),
+            contrasts=tuple(contrasts),
+            freed=freed,
         )
 
     def _muons_of(
@@ -523,7 +557,8 @@ class CrossCalibration(PairwiseCalibration):
         flags = np.strings.add(np.where(held, "R", ""), flags)
         flags = np.where(scaled.is_absolute, np.strings.replace(flags, "R", ""), flags)
         uncertain = np.isfinite(value) & ~scaled.known
-        main["flags"] = np.strings.add(flags, np.where(uncertain, "B", ""))
+        flags = np.strings.add(flags, np.where(uncertain, "B", ""))
+        main["flags"] = np.strings.add(flags, np.where(scaled.freed, "M", ""))
         components = named[f"{COEFFICIENTS}_components"]
         bad = [bool(uncertain[main["component"] == c].any()) for c in components["component"]]
         letters = np.strings.replace(np.asarray(components["flags"], np.str_), "B", "")
@@ -565,22 +600,21 @@ class CrossCalibration(PairwiseCalibration):
                 flags = ""
                 if scales is not None:
                     k = scales.types.index(kind)
-                    pull = scales.pull_of_given[k]
                     log_ratio = scales.log_scale[k]
-                    variance = fit.covariance[mine, mine]
-                    variance += pull @ self._given_for(fit.tel_id)[1] @ pull
+                    variance = fit.scale_covariance[mine, mine]
                 else:
                     log_ratio = fit.theta[mine] - fit.theta[held]
                     covariance = fit.covariance
                     variance = covariance[mine, mine] + covariance[held, held]
                     variance -= 2 * covariance[mine, held]
                     configured = dict(self.options.reference_telescopes).get(kind)
-                    flags = "" if configured == fit.tel_id[mine] else "F"
+                    flags = "" if configured in (None, fit.tel_id[mine]) else "F"
             factor = float(np.exp(log_ratio))
             numbers = [
                 -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)
             ]
-            error = factor * float(np.sqrt(variance))
+            wider = 1.0 if mine is None else float(student_factor(fit.freedom[mine]))
+            error = factor * wider * float(np.sqrt(variance))
             if (
                 np.isfinite(factor)
                 and not scaled.known[[t for t in (mine, held) if t is not None]].all()
@@ -588,7 +622,7 @@ class CrossCalibration(PairwiseCalibration):
                 error, flags = np.nan, flags + "B"
             rows.append((kind, reference_type, factor, error, *numbers, sum(between), flags))
         columns = list(zip(*rows, strict=True)) or [()] * 8
-        kinds: tuple[Any, ...] = ("U8", "U8", float, float, int, int, int, "U4")
+        kinds: tuple[Any, ...] = (str, str, float, float, int, int, int, "U4")
         names = (
             "tel_type", "tel_ref", "scaling_factor", "scaling_factor_uncertainty", "tel_id",
             "tel_id_ref", "n_pairs", "flags",
@@ -648,13 +682,30 @@ def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[
         "component": np.array([one[0] for one in rows], int),
         "tel_type": np.array(
             ["-".join(np.unique(fit.tel_type[fit.component == one[0]]).tolist()) for one in rows],
-            "U32",
+            str,
         ),
         "n_muons": np.array([one[1] for one in rows], int),
         "chi2": np.array([np.nan if one is None else one.chi2 for one in combined], float),
         "ndf": np.array([0 if one is None else one.ndf for one in combined], int),
         "p_value": np.array([np.nan if one is None else one.p_value for one in combined], float),
         "flags": np.array(["B" if one is None else "" for one in combined], "U1"),
+    }
+
+
+def _contrast_columns(scaled: _Scaled) -> dict[str, NDArray[Any]]:
+    """Muons of each type against those of the others, in each component that has muons."""
+    rows = scaled.contrasts
+    kinds = [kind for _, one in rows for kind in one.types]
+    return {
+        "component": np.array([number for number, one in rows for _ in one.types], int),
+        "tel_type": np.array(kinds, "U16"),
+        **{
+            name: np.concatenate([getattr(one, name) for _, one in rows] or [np.zeros(0)])
+            for name in ("n_muons", "contrast", "error", "p_value")
+        },
+        "flags": np.array(
+            ["M" if free else "" for _, one in rows for free in one.freed.tolist()], "U1"
+        ),
     }
 
 

@@ -62,7 +62,7 @@ class Drift:
 def find_drift(
     theta: NDArray[np.float64],
     covariance: NDArray[np.float64],
-    n_events: NDArray[np.int64],
+    freedom: NDArray[np.float64],
     network: NDArray[np.integer],
 ) -> Drift:
     """Find telescopes that jump or drift.
@@ -72,8 +72,8 @@ def find_drift(
     jump, and the others are looked at again without it (the extreme Studentized deviate of Rosner
     1983, Technometrics 25, 165), so that one that jumps does not make the others suspect. Of two
     telescopes alone nobody can say which one jumped: both are flagged. Errors from few events are
-    uncertain themselves: significances are those of Student's t with one degree of freedom less
-    than the events of the time bin that has fewer of them.
+    uncertain themselves: significances are those of Student's t with the degrees of freedom of the
+    time bin that has fewer of them.
 
     Whether a telescope's values are those of a constant is tested by chi2, relative to the mean of
     those telescopes that have a value in every time bin and never jump.
@@ -84,8 +84,8 @@ def find_drift(
         Values in the order of time; NaN for no value or no error.
     covariance : ndarray of float64, shape (B, T, T)
         Their covariance in each time bin.
-    n_events : ndarray of int64, shape (B, T)
-        Events behind each value.
+    freedom : ndarray of float64, shape (B, T)
+        Degrees of freedom of the error of each value.
     network : ndarray of int, shape (T,)
         Telescopes with the same number compare with each other.
 
@@ -108,11 +108,11 @@ def find_drift(
             both = has_value[before, mine] & has_value[after, mine]
             member = mine[both]
             block = np.ix_(member, member)
-            freedom = np.minimum(n_events[before, member], n_events[after, member]) - 1
+            of_step = np.minimum(freedom[before, member], freedom[after, member])
             steps = _steps(
                 theta[after, member] - theta[before, member],
                 covariance[after][block] + covariance[before][block],
-                freedom,
+                of_step,
                 CHANCE / n_steps,
             )
             for k in np.flatnonzero(np.isin(member, mine[tels])):
@@ -127,7 +127,7 @@ def find_drift(
         chi2[mine], ndf[mine], p_value[mine] = _constancy(
             theta[:, mine],
             covariance[:, mine[:, None], mine],
-            n_events[:, mine],
+            freedom[:, mine],
             ~jumps[:, mine].any(axis=0),
         )
         with np.errstate(invalid="ignore"):
@@ -158,7 +158,7 @@ def _neighbours(has_value: NDArray[np.bool_]) -> list[tuple[int, int, list[int]]
 def _steps(
     change: NDArray[np.float64],
     covariance: NDArray[np.float64],
-    freedom: NDArray[np.int64],
+    freedom: NDArray[np.float64],
     chance: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Step of each telescope relative to those that stay: value, error, significance, jump."""
@@ -196,7 +196,7 @@ def _shares(covariance: NDArray[np.float64], among: NDArray[np.bool_]) -> NDArra
 def _constancy(
     theta: NDArray[np.float64],
     covariance: NDArray[np.float64],
-    n_events: NDArray[np.int64],
+    freedom: NDArray[np.float64],
     never_jumps: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """chi2, ndf and p-value of each telescope against a constant."""
@@ -222,16 +222,16 @@ def _constancy(
         if not np.all(variance > 0):
             continue
         residual = value - np.average(value, weights=1.0 / variance)
-        p_residual = _two_sided(residual, np.sqrt(variance), n_events[mine, t] - 1)
+        p_residual = _two_sided(residual, np.sqrt(variance), freedom[mine, t])
         chi2[t], ndf[t] = np.sum(_two_sided_sigma(p_residual) ** 2), len(mine) - 1
         p_value[t] = chdtrc(ndf[t], chi2[t])
     return chi2, ndf, p_value
 
 
 def _two_sided(
-    value: NDArray[np.float64], error: NDArray[np.float64], freedom: NDArray[np.int64]
+    value: NDArray[np.float64], error: NDArray[np.float64], freedom: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Probability of a larger value by chance, with an error from `freedom` + 1 events."""
+    """Probability of a larger value by chance, with an error of so many degrees of freedom."""
     from scipy.special import stdtr
 
     with np.errstate(invalid="ignore", divide="ignore"):

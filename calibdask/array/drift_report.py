@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["drift_sections", "last_bin"]
 
-N_NAMED = 6
-"""Telescopes drawn in colours of their own in each panel, the most suspect first."""
+N_PANELS = 60
+"""Telescopes that are drawn, the most suspect ones."""
+
+N_COLUMNS = 6
+"""Panels side by side."""
 
 
 def last_bin(tables: Mapping[str, QTable], table: str) -> tuple[str, dict[str, QTable]]:
@@ -143,78 +146,134 @@ def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
     ]
 
 
+def _deviations(
+    main: QTable, quantity: Quantity
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give the deviation of each row from the mean of its telescope, and its error, shape (N,).
+
+    In percent of the mean, or in the unit of a difference. The mean is weighted with the errors,
+    where there are any.
+    """
+    tel_id, value, error = np.asarray(main["tel_id"]), _plain(main, "value"), _plain(main, "error")
+    deviation, bars = np.full(len(value), np.nan), np.full(len(value), np.nan)
+    for number in np.unique(tel_id):
+        rows = np.flatnonzero((tel_id == number) & np.isfinite(value))
+        if not len(rows):
+            continue
+        weighted = rows[error[rows] > 0]
+        weight = np.zeros(len(value))
+        weight[weighted if len(weighted) else rows] = 1.0
+        weight[weighted] = error[weighted] ** -2.0
+        mean = np.average(value[rows], weights=weight[rows])
+        scale = 1.0 if quantity.unit else 100.0 / mean
+        deviation[rows], bars[rows] = scale * (value[rows] - mean), scale * error[rows]
+    return deviation, bars
+
+
 def _draw(main: QTable, drift: QTable, quantity: Quantity) -> FigureBlock:
-    """Draw the values of all telescopes against time, one panel for each type."""
-    types = np.unique(np.asarray(drift["tel_type"]).astype(np.str_)).tolist()
+    """Draw how each telescope deviates from its mean, a panel for each, the suspect ones first."""
     start_h = _hours(main)
     width_h = float((main["time_end"][0] - main["time_start"][0]).sec) / 3600
-    tel_id, value = np.asarray(main["tel_id"]), _plain(main, "value")
-    error = _plain(main, "error")
-    jumps = np.strings.find(np.asarray(main["flags"]).astype(np.str_), "J") >= 0
-    panel_in, gap_in, below_in, above_in = 2.4, 0.55, 0.5, 0.35
     first = main["time_start"][int(np.argmin(start_h))]
+    deviation, bars = _deviations(main, quantity)
+    middle_h = start_h + 0.5 * width_h
+    tel_id = np.asarray(main["tel_id"])
+    jumps = np.strings.find(np.asarray(main["flags"]).astype(np.str_), "J") >= 0
+    with_value = np.unique(tel_id[np.isfinite(deviation)])
+    rows = [k for k in _by_suspicion(drift) if int(drift["tel_id"][k]) in with_value]
+    shown = [(str(drift["tel_type"][k]), int(drift["tel_id"][k])) for k in rows[:N_PANELS]]
+    shown.sort(key=lambda one: one[0])  # stable: within a type the suspect ones stay first
+    suspect = set(np.asarray(drift["tel_id"])[np.asarray(drift["flags"]).astype(np.str_) != ""])
+    limit = {kind: _limit_of([n for t, n in shown if t == kind], tel_id, deviation, bars)
+             for kind, _ in shown}  # fmt: skip
+    # Each type begins a row, so that the panels of a row have one scale.
+    places: dict[tuple[str, int], tuple[int, int]] = {}
+    n_rows = 0
+    for kind in limit:
+        of_type = [one for one in shown if one[0] == kind]
+        places |= {one: (n_rows + i // N_COLUMNS, i % N_COLUMNS) for i, one in enumerate(of_type)}
+        n_rows += -(-len(of_type) // N_COLUMNS)
+    n_rows = max(n_rows, 1)
+    panel_in, gap_in, below_in, above_in = 1.1, 0.12, 0.55, 0.15
 
     def paint(figure: Figure) -> None:
-        gaps = {"hspace": gap_in / panel_in}
-        panels = figure.subplots(len(types), 1, squeeze=False, sharex=True, gridspec_kw=gaps)[:, 0]
-        for panel, tel_type in zip(panels, types, strict=True):
-            rows = drift[np.asarray(drift["tel_type"]).astype(np.str_) == tel_type]
-            for name, colour in _colours(rows).items():
-                mine = np.flatnonzero((tel_id == name) & np.isfinite(value))
-                mine = mine[np.argsort(start_h[mine], kind="stable")]
-                x = start_h[mine] + 0.5 * width_h
-                strong = colour != "#aaaaaa"
-                panel.errorbar(
-                    x,
-                    value[mine],
-                    yerr=np.nan_to_num(error[mine]),
-                    fmt="o-",
-                    color=colour,
-                    markersize=4 if strong else 2.5,
-                    linewidth=1.2 if strong else 0.6,
-                    elinewidth=0.8,
-                    zorder=3 if strong else 2,
-                    label=f"{name}" if strong else None,
-                )
-                at = mine[jumps[mine]]
-                panel.plot(
-                    start_h[at] + 0.5 * width_h,
-                    value[at],
-                    "o",
-                    markersize=11,
-                    markerfacecolor="none",
-                    markeredgecolor=PALETTE[1],
-                    zorder=4,
-                )
-            panel.set_title(tel_type)
-            panel.set_ylabel(quantity.symbol)
-            if panel.get_legend_handles_labels()[1]:
-                panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="telescope")
-        panels[-1].set_xlabel(f"hours since {_iso(first)}")
+        gaps = {"hspace": gap_in / panel_in, "wspace": 0.08}
+        panels: Any = figure.subplots(
+            n_rows, N_COLUMNS, squeeze=False, sharex=True, gridspec_kw=gaps
+        )
+        for place in np.ndindex(panels.shape):
+            panels[place].set_visible(place in places.values())
+        for (kind, number), place in places.items():
+            panel = panels[place]
+            mine = np.flatnonzero((tel_id == number) & np.isfinite(deviation))
+            mine = mine[np.argsort(middle_h[mine], kind="stable")]
+            colour = PALETTE[1] if number in suspect else PALETTE[0]
+            panel.axhline(0, color="#333333", linewidth=0.8, zorder=1)
+            panel.errorbar(
+                middle_h[mine],
+                deviation[mine],
+                yerr=np.nan_to_num(bars[mine]),
+                fmt="o-",
+                color=colour,
+                markersize=2.5,
+                linewidth=0.7,
+                elinewidth=0.9,
+                capsize=1.5,
+            )
+            at = mine[jumps[mine]]
+            ring = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": PALETTE[1]}
+            panel.plot(middle_h[at], deviation[at], "o", zorder=4, **ring)
+            panel.set_ylim(-limit[kind], limit[kind])
+            name = panel.text(0.03, 0.95, f"{kind} {number}", transform=panel.transAxes)
+            name.set(ha="left", va="top", fontsize=8, fontweight="bold")
+            below = (place[0] + 1, place[1])
+            panel.tick_params(
+                labelsize=7, labelbottom=below not in places.values(), labelleft=place[1] == 0
+            )
+        unit = quantity.unit or "%"
+        figure.supylabel(f"deviation from the telescope's mean, {unit}", fontsize=9, x=0.005)
+        figure.supxlabel(f"hours since {_iso(first)}", fontsize=9, y=0.005)
 
     named = np.unique(tel_id[jumps]).tolist()
     what = f"telescopes {', '.join(map(str, named))} jump" if named else "none of them jumps"
+    left_out = len(rows) - len(shown)
+    rest = f" {left_out} telescopes that move less are not drawn." if left_out else ""
     return draw_figure(
         paint,
-        size_in=(10.5, above_in + len(types) * (panel_in + gap_in) - gap_in + below_in),
-        margins_in=(0.8, 0.9, below_in, above_in),
-        alt=f"Values of {len(drift)} telescopes against time; {what}. The numbers are in the "
-        "tables of the result.",
-        caption=f"The {quantity.name} of each telescope by time bin, with its error; in colours "
-        "those that move most, by the tests below. A ring marks a jump. Values are relative: where "
-        "all but one move together, it is the one that is held fixed that moved.",
+        size_in=(10.5, above_in + n_rows * (panel_in + gap_in) - gap_in + below_in),
+        margins_in=(0.7, 0.15, below_in, above_in),
+        alt=f"Deviations of {len(shown)} telescopes from their means against time; {what}. The "
+        "numbers are in the tables of the result.",
+        caption=f"The {quantity.name} of each telescope by time bin, as deviation from the "
+        "telescope's own mean, with its error. In each type those come first that move most by the "
+        "tests below, flagged ones in another colour; a ring marks a jump. All panels of a type "
+        "have one scale. Values are relative: where all but one move together, it is the one that "
+        f"is held fixed that moved.{rest}",
     )
 
 
-def _colours(rows: QTable) -> dict[int, str]:
-    """Colour of each telescope: grey but for the most suspect, which are drawn last."""
-    p_value, sigma = (np.asarray(rows[name]) for name in ("p_value", "step_sigma"))
-    flagged = np.asarray(rows["flags"]).astype(np.str_) != ""
+def _limit_of(
+    numbers: list[int],
+    tel_id: NDArray[np.integer],
+    deviation: NDArray[np.float64],
+    bars: NDArray[np.float64],
+) -> float:
+    """Give the scale of a type's panels, which holds every point, and all but very long errors."""
+    rows = np.isin(tel_id, numbers) & np.isfinite(deviation)
+    bar = np.nan_to_num(bars[rows])
+    if (bar > 0).any():
+        bar = np.minimum(bar, 4 * np.median(bar[bar > 0]))
+    # Room for the telescope's name above.
+    return 1.35 * float(max((np.abs(deviation[rows]) + bar).max(initial=0.0), 1e-9))
+
+
+def _by_suspicion(drift: QTable) -> list[int]:
+    """Rows of the telescopes: flagged ones first, then by how improbable their changes are."""
+    p_value, sigma = (np.asarray(drift[name]) for name in ("p_value", "step_sigma"))
+    flagged = np.asarray(drift["flags"]).astype(np.str_) != ""
     order = np.lexsort((np.nan_to_num(p_value, nan=1.0), -np.nan_to_num(sigma), ~flagged))
-    suspect = [k for k in order.tolist() if flagged[k]][:N_NAMED]
-    tel_id = np.asarray(rows["tel_id"]).tolist()
-    colours = {number: "#aaaaaa" for k, number in enumerate(tel_id) if k not in suspect}
-    return colours | {tel_id[k]: PALETTE[i % len(PALETTE)] for i, k in enumerate(suspect)}
+    rows: list[int] = order.tolist()
+    return rows
 
 
 def _bins(main: QTable, components: QTable) -> TableBlock:

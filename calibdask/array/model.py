@@ -31,10 +31,12 @@ __all__ = [
     "asymmetry_uncertainty",
     "connected_components",
     "distance_asymmetry",
+    "divergence",
     "find_pairs",
     "gauge_inverse",
     "laplacian",
     "log_ratio",
+    "measurable",
     "pair_events",
     "pair_types",
     "shrink_variance",
@@ -44,8 +46,8 @@ __all__ = [
 
 FLAGS: dict[str, str] = {
     "R": "the reference, held fixed",
-    "F": "fallback reference (the configured one has no usable pair in this component, or none was "
-    "configured): values compare only within the component",
+    "F": "fallback reference (the configured one has no usable pair in this component): values "
+    "compare only within the component",
     "D": "disconnected from the reference's component",
     "N": "no usable pair: no value",
     "S": "some pair of it was dropped for few events (n < n_min)",
@@ -57,6 +59,10 @@ FLAGS: dict[str, str] = {
     "L": "lacks rows: its tables in the inputs lack rows that others have, or it has none although "
     "it triggered (a killed writer)",
     "P": "preliminary: its error needs a later stage of the fit",
+    "M": "the scale of its type in the network disagrees with the muons, against other types: it "
+    "is from the muons of the type alone",
+    "T": "its total error is not known: too few events in bins of the impact distance to tell the "
+    "systematic one, or no error of its own",
     "J": "jumps: the step from its last time bin to this one is too large for chance",
     "V": "varies: its values in all time bins are not those of a constant",
 }
@@ -130,6 +136,9 @@ class NetworkOptions:
     reference_type : str, optional
         Given, all types make one network: its scale is fixed by this type alone, by its reference
         telescope or the mean over its telescopes. Otherwise each type has a network of its own.
+    symmetric : bool
+        Use an event of a pair only if it would have been selected with its deviation from the model
+        reversed as well (`calibdask.array.summary.mirrored`): for "log-mean" and "log-clipped".
     observable : Observable
         What the pairs compare.
     """
@@ -141,6 +150,7 @@ class NetworkOptions:
     reference_telescopes: tuple[tuple[str, int], ...] = ()
     throughput_normalisation: tuple[tuple[str, float], ...] = ()
     reference_type: str | None = None
+    symmetric: bool = False
     observable: Observable = LOG_RATIO
 
     def __post_init__(self) -> None:
@@ -328,6 +338,15 @@ def pair_events(
     return row[one[keep]], row[two[keep]]
 
 
+def measurable(x: ArrayLike) -> NDArray[np.bool_]:
+    """Whether values can be energies (TeV) or sizes (photoelectrons): finite, positive, sane.
+
+    Beyond 1e-30 and 1e30 lies no measurement, and one such value would carry a mean away.
+    """
+    values = np.asarray(x)
+    return np.asarray((values > 1e-30) & (values < 1e30))
+
+
 def pair_types(type_1: NDArray[np.str_], type_2: NDArray[np.str_]) -> NDArray[np.str_]:
     """Type of each pair: that of both telescopes, or the two in alphabetic order, as in LST-MST."""
     in_order = type_1 < type_2
@@ -512,7 +531,7 @@ def solve_network(
     covariance = gauge_inverse(laplacian(n_nodes, first, second, weight), gauge)
     if covariance is None:
         return np.full(n_nodes, np.nan), np.full((n_nodes, n_nodes), np.nan)
-    return covariance @ _divergence(n_nodes, first, second, weight * centre), covariance
+    return covariance @ divergence(n_nodes, first, second, weight * centre), covariance
 
 
 def solve_asymmetry_network(
@@ -553,7 +572,7 @@ def solve_asymmetry_network(
         if inverse is None:
             return np.full(n_nodes, np.nan), undefined
         score = weight * slope * (mean_asymmetry - model)
-        step = inverse @ _divergence(n_nodes, first, second, score)
+        step = inverse @ divergence(n_nodes, first, second, score)
         for _ in range(30):
             trial = np.tanh(0.5 * ((theta + step)[first] - (theta + step)[second]))
             trial_chi2 = np.sum(weight * (mean_asymmetry - trial) ** 2)
@@ -569,11 +588,19 @@ def solve_asymmetry_network(
     return theta, undefined if inverse is None else inverse
 
 
-def _divergence(
+def divergence(
     n_nodes: int,
     first: NDArray[np.integer],
     second: NDArray[np.integer],
     flow: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """A^T flow: what each pair adds to its first telescope and takes from its second."""
-    return np.bincount(first, flow, n_nodes) - np.bincount(second, flow, n_nodes)
+    """A^T flow: what each pair adds to its first telescope and takes from its second.
+
+    The flow has the shape (P,), or (P, N) for N flows at once.
+    """
+    if flow.ndim == 1:
+        return np.bincount(first, flow, n_nodes) - np.bincount(second, flow, n_nodes)
+    total = np.zeros((n_nodes, flow.shape[1]))
+    np.add.at(total, first, flow)
+    np.subtract.at(total, second, flow)
+    return total

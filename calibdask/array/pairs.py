@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from calibdask.array.model import distance_asymmetry, find_pairs, pair_events
+from calibdask.array.model import distance_asymmetry, find_pairs, measurable, pair_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,6 +139,7 @@ def select_pairs(
     events: EventRows,
     options: AsymmetryOptions,
     layout: Layout,
+    of_events: Mapping[str, NDArray[np.bool_]] | None = None,
     also: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> PairRows:
     """Select telescope events and pair them within each event.
@@ -154,8 +155,10 @@ def select_pairs(
         What to select.
     layout : Layout
         All telescopes.
+    of_events : mapping of str to ndarray of bool, shape (N,), optional
+        Conditions before all others, by their name in the cut flow.
     also : mapping of str to ndarray of bool, shape (N,), optional
-        Further conditions on telescope events, by their name in the cut flow.
+        Conditions after the cuts on telescope events.
 
     Returns
     -------
@@ -165,16 +168,26 @@ def select_pairs(
     value = events.columns[options.value_column]
     flow = {"telescope events": len(value)}
     warnings = list(events.warnings)
-    selection = options.quality_criteria.evaluate(events.columns, events.units, len(value))
+    passed = np.ones(len(value), np.bool_)
+    for name, holds in (of_events or {}).items():
+        passed &= holds
+        flow[name] = int(np.count_nonzero(passed))
+    if of_events and len(value) and not passed.any():
+        steps = " and ".join(f"'{name}'" for name in of_events)
+        warnings.append(f"none of the {len(value)} telescope events of a shard passes {steps}")
+    selection = options.quality_criteria.evaluate(
+        events.columns, events.units, len(value), among=passed
+    )
     flow |= {cut.name: cut.passed_so_far for cut in selection.cuts}
-    passed = selection.mask & np.isfinite(value) & (value > 0)
+    passed = selection.mask & measurable(value)
     usable = f"{options.quantity} finite and positive"
     flow[usable] = int(np.count_nonzero(passed))
     n_bad = int(np.count_nonzero(selection.mask)) - flow[usable]
     if n_bad and options.quality_criteria.pairs:
         warnings.append(
             f"{n_bad} telescope events passed all quality criteria although their"
-            f" {options.quantity} is NaN, infinite or not positive: they were left out"
+            f" {options.quantity} is NaN, infinite or not positive, or beyond 1e±30: they"
+            " were left out"
         )
     for name, column, patterns in options.minima:
         least = by_telescope(patterns, layout, events.tel_id, name)

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 import numpy as np
 
 from calibdask.array.drift import find_drift
+from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Telescopes, pair_types
 from calibdask.array.network import (
     NetworkFit,
     coefficients,
     column_units,
+    describe_columns,
     fit_stage,
     values_so_far,
 )
 from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
 from calibdask.array.summary import (
-    STAGES,
     PairEvents,
     PairSummary,
     ScoreSummary,
+    n_stages,
     reduce_stage,
     with_lacking,
 )
@@ -56,7 +58,8 @@ from calibdask.io.dl2 import (
 )
 from calibdask.io.kinds import file_kind
 from calibdask.io.pointing import read_pointing, require_pointing
-from calibdask.stats.timebins import to_time
+from calibdask.stats.keyed import obs_id_array
+from calibdask.stats.timebins import NO_TIME, to_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +85,7 @@ __all__ = [
     "layout_of_file",
     "selection_of",
     "type_of",
+    "unknown_types",
 ]
 
 MONITORING = "/dl2/monitoring/subarray"
@@ -92,6 +96,11 @@ PAIR_BYTES = 200
 
 class PairOptions(Protocol):
     """What the options of every job of pairs have."""
+
+    @property
+    def event_types(self) -> tuple[int, ...]:
+        """Types of the events that are used; all if empty."""
+        ...
 
     @property
     def max_impact_distance(self) -> TelescopePatterns:
@@ -115,13 +124,16 @@ class SurveyedDl2:
     info : Dl2Info
         Its metadata.
     bin_starts, time_bin : ndarray of int64, shape (R,)
-        Rows of the trigger table at which another time bin begins, and that bin; without time bins
-        there are none.
+        Rows of the trigger table at which another time bin begins, and that bin, `NO_TIME` for
+        events without time; without time bins there are none.
+    n_timeless : int
+        Events without time.
     """
 
     info: Dl2Info
     bin_starts: NDArray[np.int64]
     time_bin: NDArray[np.int64]
+    n_timeless: int = 0
 
     def cells(self, first: int, stop: int) -> tuple[Cell, ...]:
         """Time bins of the events in a range of rows of the trigger table; ALL without bins."""
@@ -129,7 +141,8 @@ class SurveyedDl2:
             return (ALL,)
         begin = np.searchsorted(self.bin_starts, first, side="right") - 1
         end = np.searchsorted(self.bin_starts, stop, side="left")
-        return tuple((int(number),) for number in np.unique(self.time_bin[begin:end]))
+        numbers = np.unique(self.time_bin[begin:end]).tolist()
+        return tuple((number,) for number in numbers if number != NO_TIME)
 
 
 def layout_of_file(array: ArrayLayout) -> Layout:
@@ -183,9 +196,19 @@ def join_obs_ids(infos: Iterable[Any]) -> tuple[int, ...]:
 
 def type_of(layout: Layout, tel_id: NDArray[np.integer[Any]]) -> NDArray[np.bytes_]:
     """Type of each row's telescope, as bytes like in the files."""
-    table = np.zeros(max(layout.tel_id) + 1, "S8")
-    table[list(layout.tel_id)] = np.array(layout.tel_type, "S8")
+    types = np.array([name.encode() for name in layout.tel_type])
+    table = np.zeros(max(layout.tel_id) + 1, types.dtype)
+    table[list(layout.tel_id)] = types
     return np.asarray(table[tel_id])
+
+
+def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str]:
+    """Say which types of an option no telescope has, unless they are usual ones."""
+    known = sorted(set(layout.tel_type))
+    return [
+        f"{option}: no telescope is of the type {name!r}; there are {', '.join(known)}"
+        for name in sorted(set(named) - {"LST", "MST", "SST", *known})
+    ]
 
 
 @dataclass(frozen=True)
@@ -199,6 +222,11 @@ class FromDl2(Calibration):
     process_type: str = "Observation"
     obs_ids: tuple[int, ...] = ()
     bins: TimeBins | None = None
+
+    small_bytes: ClassVar[int] = 12_000
+    kept_bytes: ClassVar[int] = 30
+    """Bytes of kept rows and keys for each telescope-event if all are selected, as measured on the
+    simulated array of 36 telescopes: for the plan's estimate."""
 
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
 
@@ -229,11 +257,14 @@ class FromDl2(Calibration):
         if info.product_id:  # tells apart what equal size and samples would not
             source = replace(source, identity=f"{source.identity}:{info.product_id}")
         starts = time_bin = np.zeros(0, np.int64)
+        n_timeless = 0
         if self.bins is not None:
             time_bin = self.bins.index(event_times(source.path))
+            n_timeless = int(np.count_nonzero(time_bin == NO_TIME))
             starts = np.flatnonzero(np.diff(time_bin, prepend=time_bin[:1] - 1))
             time_bin = time_bin[starts]
-        return Survey(source, order=info.obs_ids[:1], facts=SurveyedDl2(info, starts, time_bin))
+        facts = SurveyedDl2(info, starts, time_bin, n_timeless)
+        return Survey(source, order=info.obs_ids[:1], facts=facts)
 
     def planned(self, surveys: Sequence[Survey]) -> Self:
         """Unite the layouts, and refuse what does not belong together."""
@@ -248,6 +279,23 @@ class FromDl2(Calibration):
         notes = self.options.max_impact_distance.unmatched(
             layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
         )
+        for one in surveys:
+            if one.facts.n_timeless:
+                note = (
+                    f"{one.source.path}: {one.facts.n_timeless} of {one.facts.info.n_events} events"
+                    " have no time: they belong to no time bin and are left out"
+                )
+                notes = (*notes, note)
+        untyped = [path for path, info in infos if not info.has_event_types]
+        if untyped and self.options.event_types:
+            note = (
+                f"{untyped[0]}: does not tell the types of its events (event_type in"
+                f" /dl1/event/subarray/trigger; {len(untyped)} such files): all are taken for"
+                " showers"
+            )
+            notes = (*notes, note)
+        if not any(one.facts.cells(0, one.facts.info.n_events) for one in surveys):
+            raise NotEnoughData("no event has a time: there is no time bin to calibrate")
         return replace(
             self,
             layout=layout,
@@ -265,6 +313,7 @@ class FromDl2(Calibration):
             n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
             peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
             n_parts = -(-peak_bytes // self.shard_bytes)
+            stored = self.small_bytes + n_rows * self.kept_bytes
             if n_parts <= 1:
                 yield Piece(
                     (survey.source,),
@@ -272,6 +321,7 @@ class FromDl2(Calibration):
                     order=survey.order,
                     n_bytes=survey.source.size,
                     peak_bytes=peak_bytes,
+                    stored_bytes=stored,
                 )
                 continue
             for first, stop in event_ranges(survey.source.path, n_parts):
@@ -283,6 +333,7 @@ class FromDl2(Calibration):
                     order=(*survey.order, first),
                     n_bytes=int(survey.source.size * fraction),
                     peak_bytes=int(peak_bytes * fraction),
+                    stored_bytes=self.small_bytes + int(n_rows * fraction * self.kept_bytes),
                 )
 
     def warnings(self) -> Sequence[str]:
@@ -296,11 +347,22 @@ class FromDl2(Calibration):
         if part:
             rows = (int(part["first_trigger_row"]), int(part["stop_trigger_row"]))
         timed = self.needs.event_time or self.bins is not None or self.needs_altitude
-        needs = replace(self.needs, event_time=timed)
+        needs = replace(self.needs, event_time=timed, event_types=self.options.event_types)
         events = read_telescope_events(shard.inputs[0].path, needs, rows)
         if self.needs_altitude:
             events.columns[ALTITUDE] = _altitude(shard.inputs[0].path, events)
         return events
+
+    def of_events(self, data: TelescopeEvents) -> dict[str, NDArray[np.bool_]]:
+        """Give what the events of rows have to fulfil, by the name of the step in the cut flow."""
+        conditions: dict[str, NDArray[np.bool_]] = {}
+        accepted = self.options.event_types
+        if accepted and data.event_type is not None:
+            numbers = ", ".join(map(str, accepted))
+            conditions[f"event type {numbers}"] = np.isin(data.event_type, accepted)
+        if self.bins is not None and data.event_time_ns is not None:
+            conditions["event time known"] = (data.event_time_ns != NO_TIME)[data.event]
+        return conditions
 
 
 def _altitude(path: str, events: TelescopeEvents) -> NDArray[np.float64]:
@@ -376,7 +438,7 @@ class PairwiseCalibration(FromDl2):
 
     def summary_type(self, stage: int) -> type[Summary]:
         """Give scores in the last stage, moments of pairs before."""
-        last = stage == STAGES[self.network.estimator] - 1
+        last = stage == n_stages(self.network) - 1
         return ScoreSummary if last else PairSummary
 
     def map_config(self) -> Mapping[str, Any]:
@@ -411,7 +473,7 @@ class PairwiseCalibration(FromDl2):
         number = np.zeros(max(layout.tel_id) + 1, np.int64)
         number[list(layout.tel_id)] = np.arange(len(layout.tel_id))
         types = np.array(layout.tel_type)
-        by_pair = pair_types(types[:, None], types[None, :]).astype("S")
+        by_pair = np.strings.encode(pair_types(types[:, None], types[None, :]), "utf-8")
         return PairEvents(
             event=rows["event"],
             tel_type=by_pair[number[one], number[two]],
@@ -419,6 +481,7 @@ class PairwiseCalibration(FromDl2):
             tel_id_2=two,
             x_1=rows["x_1"],
             x_2=rows["x_2"],
+            group=rows.get("group"),
         )
 
     def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
@@ -431,6 +494,7 @@ class PairwiseCalibration(FromDl2):
             "tel_id_2": data.tel_id[two],
             "x_1": x[one],
             "x_2": x[two],
+            "group": event_group(data.obs_id[one], data.event_id[one]),
         }
         if self.bins is not None and data.event_time_ns is not None:
             rows["time_bin"] = self.bins.index(data.event_time_ns)[data.event[one]]
@@ -568,7 +632,7 @@ class PairwiseCalibration(FromDl2):
                     ),
                 },
                 units=dict.fromkeys(("step", "step_error"), unit) if unit else None,
-                meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+                meta={"obs_id": obs_id_array(self.obs_ids)},
             )
         return tables
 
@@ -586,11 +650,13 @@ class PairwiseCalibration(FromDl2):
             for name in of_cells[0][1]
         }
         units = column_units(self.network.observable)
-        return QTable(
+        table = QTable(
             self._times(of_cells) | columns,
             units={name: unit for name, unit in units.items() if name in columns},
-            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+            meta={"obs_id": obs_id_array(self.obs_ids)},
         )
+        describe_columns(table)
+        return table
 
     def _drift(
         self,
@@ -611,7 +677,7 @@ class PairwiseCalibration(FromDl2):
         return find_drift(
             np.where(has_error, np.stack([fit.theta for fit in fits]), np.nan),
             np.stack([fit.covariance for fit in fits]),
-            np.stack([fit.n_events for fit in fits]),
+            np.stack([fit.freedom for fit in fits]),
             network,
         )
 

@@ -107,6 +107,9 @@ MILD_FLAGS = "RSUI"
 """Flags that say how a coefficient came about; every other one restricts what it is good for."""
 
 P_VALUE_LIMIT = 1e-3
+MARKER_POINTS = 3.0
+"""Half of a marker in points: a shorter error bar is hidden behind it."""
+
 PULL_RANGE = 5.0
 N_WORST_PAIRS = 10
 
@@ -307,9 +310,8 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
     """Say which types have no network, more than one, or one that fits badly."""
     notices = []
     for tel_type in np.unique(telescopes["tel_type"]).tolist():
-        # A component of several types is called LST-MST.
-        types = [name.split("-") for name in components["tel_type"].tolist()]
-        n_components = sum(tel_type in names for names in types)
+        mine = telescopes["component"][telescopes["tel_type"] == tel_type]
+        n_components = len(np.unique(mine[mine >= 0]))
         if not n_components:
             notices.append(Notice("warning", f"{tel_type}: no network could be fitted."))
         elif n_components > 1:
@@ -389,18 +391,27 @@ def _draw_panels(
     """Draw values with errors by telescope number, one panel per type."""
     types = np.unique(telescopes["tel_type"]).tolist()
     panel_in, gap_in, below_in, above_in = 2.0, 0.55, 0.5, 0.6
+    rows_of = {tel_type: telescopes["tel_type"] == tel_type for tel_type in types}
+    hidden = {
+        tel_type
+        for tel_type, rows in rows_of.items()
+        if _bars_vanish(values[rows], errors[rows], baseline, panel_in)
+    }
+    heights = [height for t in types for height in ((1.0, 0.5) if t in hidden else (1.0,))]
 
     def paint(figure: Figure) -> None:
         from matplotlib.lines import Line2D
 
-        gaps = {"hspace": gap_in / panel_in}
-        panels = figure.subplots(len(types), 1, squeeze=False, gridspec_kw=gaps)[:, 0]
-        for panel, tel_type in zip(panels, types, strict=True):
-            rows = telescopes["tel_type"] == tel_type
+        gaps = {"hspace": gap_in / (panel_in * np.mean(heights)), "height_ratios": heights}
+        panels = iter(figure.subplots(len(heights), 1, squeeze=False, gridspec_kw=gaps)[:, 0])
+        for tel_type, rows in rows_of.items():
+            panel = next(panels)
             panel.set_title(tel_type)
             panel.set_ylabel(label)
             _paint_panel(panel, _take(telescopes, rows), values[rows], errors[rows], baseline)
-        panels[-1].set_xlabel("telescope")
+            if tel_type in hidden:
+                panel = _paint_errors(next(panels), panel, errors[rows])
+        panel.set_xlabel("telescope")
         handles = [
             Line2D([], [], linestyle="", label=state, **{"color": DARK, **style})
             for state, (rows, style) in _states(telescopes, values).items()
@@ -408,7 +419,9 @@ def _draw_panels(
         ]
         figure.legend(handles=handles, loc="upper right", ncols=len(handles))
 
-    height_in = above_in + len(types) * (panel_in + gap_in) - gap_in + below_in
+    height_in = above_in + sum(heights) * panel_in + (len(heights) - 1) * gap_in + below_in
+    if hidden:
+        caption += " Where errors are smaller than the markers, a panel of its own shows them."
     return draw_figure(
         paint,
         size_in=(10.5, height_in),
@@ -416,6 +429,27 @@ def _draw_panels(
         alt=alt,
         caption=caption,
     )
+
+
+def _bars_vanish(
+    values: NDArray[np.float64], errors: NDArray[np.float64], baseline: float, height_in: float
+) -> bool:
+    """Whether error bars are mostly shorter than the markers that they belong to."""
+    bars = errors[np.isfinite(values) & (errors > 0)]
+    if not len(bars):
+        return False
+    low, high = _value_limits(values, errors, baseline)
+    return bool(np.median(bars) / (high - low) * height_in * 72 < MARKER_POINTS)
+
+
+def _paint_errors(panel: Axes, above: Axes, errors: NDArray[np.float64]) -> Axes:
+    """Draw the errors of the telescopes of the panel above; one that is held fixed has none."""
+    panel.bar(np.arange(len(errors)), np.nan_to_num(errors), width=0.6, color=PALETTE[5])
+    panel.set_ylabel("error")
+    panel.grid(visible=False, axis="x")
+    panel.set_xlim(above.get_xlim())
+    panel.set_xticks(above.get_xticks(), [text.get_text() for text in above.get_xticklabels()])
+    return panel
 
 
 def _paint_panel(

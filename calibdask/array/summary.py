@@ -11,6 +11,9 @@ log-median    + histogram -> fit      scores -> covariance
 log-clipped   + histogram -> bounds   moments within the bounds -> fit scores -> covariance
 ============= ======================= ================================ ==================
 
+Where pairs are selected symmetrically, log-mean has a stage more: moments of the events that the
+first fit lets through.
+
 `reduce_stage` makes a shard's summary; `calibdask.array.network.fit_stage` the state that the next
 stage sees.
 """
@@ -22,12 +25,14 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from calibdask.array.goodness import N_GROUPS, ResidualScatter
 from calibdask.array.model import (
     LOG_RATIO,
     MAX_TEL_ID,
     Observable,
     asymmetry,
     log_ratio,
+    measurable,
 )
 from calibdask.errors import CorruptedInput
 from calibdask.stats.histogram import Histogram
@@ -48,6 +53,8 @@ __all__ = [
     "PairSummary",
     "ScoreSummary",
     "check_stage",
+    "mirrored",
+    "n_stages",
     "reduce_stage",
     "rows_of",
     "summarise_pairs",
@@ -56,10 +63,13 @@ __all__ = [
 ]
 
 STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-clipped": 3}
-"""Number of stages of each estimator."""
+"""Number of stages of each estimator; see `n_stages`."""
 
 EVENTS_PER_BLOCK = 16384
 """Events whose scores are held at a time: bounds memory, fixed so that sums keep their order."""
+
+MODEL_STEP = 0.05
+"""Change of ln c_1/c_2 by which it is found how much a symmetric selection follows the model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +90,9 @@ class PairEvents:
     log_distance : ndarray of float, shape (N,), optional
         ln d_1 - ln d_2 of the impact distances: given, the fit has a term for it. Only for the mean
         of log ratios.
+    group : ndarray of int, shape (N,), optional
+        Random group of each row's event (`calibdask.array.goodness.event_group`); by default from
+        `event`.
     """
 
     event: NDArray[np.integer]
@@ -89,6 +102,7 @@ class PairEvents:
     x_1: NDArray[np.floating]
     x_2: NDArray[np.floating]
     log_distance: NDArray[np.floating] | None = None
+    group: NDArray[np.integer] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,8 +123,13 @@ class PairSummary:
         Of (x_1 - x_2)/(x_1 + x_2), if d is a log ratio.
     histogram : Histogram of K groups, or None
         Of d.
+    lowest : ndarray of float64, shape (K, 2)
+        Least x_1 and x_2: where a threshold on either lies.
     distance : CoMoments, shape (K,), or None
         Of x = ln d_1 - ln d_2 of the impact distances and y = d, if the fit has a term for them.
+    higher, lower : Moments, shape (K,), or None
+        As `difference`, with the symmetric selection about a model that is `MODEL_STEP` higher or
+        lower: how much the centre follows it.
     lacking : ndarray of int64, shape (L, 2)
         Telescopes that lost rows in the inputs, by number, and how many rows.
     """
@@ -121,7 +140,10 @@ class PairSummary:
     difference: Moments
     asymmetry: Moments | None
     histogram: Histogram | None
+    lowest: NDArray[np.float64]
     distance: CoMoments | None = None
+    higher: Moments | None = None
+    lower: Moments | None = None
     lacking: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     @classmethod
@@ -136,6 +158,7 @@ class PairSummary:
             Moments.identity(0),
             Moments.identity(0) if observable.kind == "log-ratio" else None,
             Histogram.identity(0, observable.edges) if histogram else None,
+            np.zeros((0, 2)),
             CoMoments.identity(0) if distance else None,
         )
 
@@ -149,7 +172,7 @@ class PairSummary:
         ValueError
             If only one of the two has a histogram, the asymmetry, or distances.
         """
-        for name in ("histogram", "asymmetry", "distance"):
+        for name in ("histogram", "asymmetry", "distance", "higher", "lower"):
             if (getattr(self, name) is None) != (getattr(other, name) is None):
                 raise ValueError(f"a summary with {name} does not merge with one without")
         pairs, mine, theirs = union_keys(self.pairs, other.pairs)
@@ -167,6 +190,9 @@ class PairSummary:
         n_invalid = np.zeros(size, np.int64)
         n_invalid[mine] += self.n_invalid
         n_invalid[theirs] += other.n_invalid
+        lowest = np.full((size, 2), np.inf)
+        lowest[mine] = self.lowest
+        lowest[theirs] = np.minimum(lowest[theirs], other.lowest)
         asymmetry_ = histogram = distance = None
         if self.asymmetry is not None and other.asymmetry is not None:
             asymmetry_ = self.asymmetry.expand(mine, size).merge(
@@ -178,6 +204,11 @@ class PairSummary:
             )
         if self.distance is not None and other.distance is not None:
             distance = self.distance.expand(mine, size).merge(other.distance.expand(theirs, size))
+        higher, lower = (
+            None if one is None or two is None
+            else one.expand(mine, size).merge(two.expand(theirs, size))
+            for one, two in ((self.higher, other.higher), (self.lower, other.lower))
+        )  # fmt: skip
         return type(self)(
             pairs,
             tel_type,
@@ -185,7 +216,10 @@ class PairSummary:
             self.difference.expand(mine, size).merge(other.difference.expand(theirs, size)),
             asymmetry_,
             histogram,
+            lowest,
             distance,
+            higher,
+            lower,
             _sum_by_number(self.lacking, other.lacking),
         )
 
@@ -195,9 +229,10 @@ class PairSummary:
             "pairs": self.pairs,
             "tel_type": self.tel_type,
             "n_invalid": self.n_invalid,
+            "lowest": self.lowest,
             "lacking": self.lacking,
         }
-        for name in ("difference", "asymmetry", "histogram", "distance"):
+        for name in ("difference", "asymmetry", "histogram", "distance", "higher", "lower"):
             part = getattr(self, name)
             if part is not None:
                 arrays |= {f"{name}_{key}": value for key, value in part.to_arrays().items()}
@@ -212,6 +247,7 @@ class PairSummary:
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
         asymmetry_, histogram, distance = part("asymmetry"), part("histogram"), part("distance")
+        higher, lower = part("higher"), part("lower")
         return cls(
             np.asarray(arrays["pairs"], np.int64),
             np.asarray(arrays["tel_type"], np.str_),
@@ -219,7 +255,10 @@ class PairSummary:
             Moments.from_arrays(part("difference")),
             Moments.from_arrays(asymmetry_) if asymmetry_ else None,
             Histogram.from_arrays(histogram) if histogram else None,
+            np.asarray(arrays["lowest"], np.float64),
             CoMoments.from_arrays(distance) if distance else None,
+            Moments.from_arrays(higher) if higher else None,
+            Moments.from_arrays(lower) if lower else None,
             np.asarray(arrays["lacking"], np.int64),
         )
 
@@ -247,47 +286,56 @@ class ScoreSummary:
 
     Attributes
     ----------
-    outer : ndarray of float64, shape (T, T)
-        sum_e s_e s_e^T, telescopes in the order of the fit. Zero between components.
+    outer : ndarray of float64, shape (T, T) or (2T, 2T)
+        sum_e s_e s_e^T, telescopes in the order of the fit. Zero between components. Where ratios
+        are given, the scores of their pairs stand behind those of the used ones.
     n_events : ndarray of int64, shape (T,)
         Events in which each telescope is part of a used pair.
     component_n_events : ndarray of int64, shape (C,)
         Events with a used pair of each component.
     kappa_variance : ndarray of float64, shape (Y,)
         Of the distance slope of each pair type (sorted); without a distance term Y is 0.
+    scatter : ResidualScatter
+        For the test of the fit.
     """
 
     outer: NDArray[np.float64]
     n_events: NDArray[np.int64]
     component_n_events: NDArray[np.int64]
     kappa_variance: NDArray[np.float64]
+    scatter: ResidualScatter
 
     @classmethod
-    def identity(cls, n_telescopes: int, n_components: int, n_slopes: int = 0) -> Self:
-        """No events: merging it changes nothing."""
+    def identity(cls, fit: NetworkFit) -> Self:
+        """No events about a fit: merging it changes nothing."""
+        n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
+        n_scores = 2 * n_telescopes if fit.given.any() else n_telescopes
+        n_slopes = len(np.unique(fit.pair_type)) if fit.distance_term else 0
         return cls(
-            np.zeros((n_telescopes, n_telescopes)),
+            np.zeros((n_scores, n_scores)),
             np.zeros(n_telescopes, np.int64),
             np.zeros(n_components, np.int64),
             np.zeros(n_slopes),
+            ResidualScatter.identity(len(fit.first), n_components),
         )
 
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
-        if any(
-            getattr(self, one.name).shape != getattr(other, one.name).shape for one in fields(self)
-        ):
+        mine, theirs = self.to_arrays(), other.to_arrays()
+        if any(mine[name].shape != theirs[name].shape for name in mine):
             raise ValueError("scores about different fits do not merge")
         return type(self)(
             self.outer + other.outer,
             self.n_events + other.n_events,
             self.component_n_events + other.component_n_events,
             self.kappa_variance + other.kappa_variance,
+            self.scatter.merge(other.scatter),
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Fields by name, for storage without pickle."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        own = {one.name: getattr(self, one.name) for one in fields(self)[:-1]}
+        return own | self.scatter.to_arrays()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
@@ -297,6 +345,7 @@ class ScoreSummary:
             np.asarray(arrays["n_events"], np.int64),
             np.asarray(arrays["component_n_events"], np.int64),
             np.asarray(arrays["kappa_variance"], np.float64),
+            ResidualScatter.from_arrays(arrays),
         )
 
 
@@ -308,9 +357,9 @@ def reduce_stage(
     Parameters
     ----------
     stage : int
-        0 <= stage < STAGES[options.estimator].
+        0 <= stage < n_stages(options).
     options : NetworkOptions
-        Only estimator and observable matter here.
+        Only estimator, observable and symmetry matter here.
     events : PairEvents
         The shard's pair events.
     given : NetworkFit or None
@@ -325,14 +374,50 @@ def reduce_stage(
     if given is None:
         robust = options.estimator in {"log-median", "log-clipped"}
         return summarise_pairs(events, options.observable, histogram=robust)
-    if stage == STAGES[options.estimator] - 1:
+    if stage == n_stages(options) - 1:
         return summarise_scores(given, events)
     return summarise_pairs(events, options.observable, clip=given)
 
 
+def n_stages(options: NetworkOptions) -> int:
+    """Give the number of stages."""
+    return STAGES[options.estimator] + (options.symmetric and options.estimator == "log-mean")
+
+
+def mirrored(
+    fit: NetworkFit,
+    pair: NDArray[np.int64],
+    x_1: NDArray[np.float64],
+    x_2: NDArray[np.float64],
+    step: float = 0.0,
+) -> NDArray[np.bool_]:
+    """Events that would be selected with their deviation from the model reversed as well.
+
+    A threshold on each value of a pair lets through what fluctuated upwards in the dimmer telescope
+    and cuts off what fluctuated downwards, which draws the ratio towards 1. With the deviation of d
+    from the model Delta reversed, the values are x_2 exp(Delta) and x_1 exp(-Delta): if those pass
+    the thresholds e_1 and e_2 too, what is left is symmetric about the model.
+
+    Parameters
+    ----------
+    fit : NetworkFit
+        With thresholds and model of each pair; without thresholds (-inf) all events pass.
+    pair : ndarray of int64, shape (N,)
+        Row of the pair.
+    x_1, x_2 : ndarray of float64, shape (N,)
+        Positive where thresholds are finite.
+    step : float
+        Added to the model.
+    """
+    ratio = np.exp(np.where(np.isfinite(fit.about), fit.about, 0.0) + step)
+    return np.asarray(
+        (x_2 * ratio[pair] >= fit.edge_1[pair]) & (x_1 / ratio[pair] >= fit.edge_2[pair])
+    )
+
+
 def check_stage(stage: int, options: NetworkOptions, given: NetworkFit | None) -> None:
     """Refuse a stage that the estimator does not have, or one without its state (ValueError)."""
-    if not 0 <= stage < STAGES[options.estimator]:
+    if not 0 <= stage < n_stages(options):
         raise ValueError(f"{options.estimator} has no stage {stage}")
     if (stage == 0) != (given is None):
         raise ValueError("the state of the stage before is needed from stage 1 on, and only then")
@@ -386,11 +471,26 @@ def summarise_pairs(
         valid &= np.isfinite(log_distance)
     a = asymmetry(x_1, x_2) if observable.kind == "log-ratio" else None
     n_invalid = np.bincount(pair[~valid], minlength=len(pairs))
+    higher = lower = None
     if clip is not None:
         known = rows_of(clip.pairs, one, two)
-        with np.errstate(invalid="ignore"):
-            valid &= (known >= 0) & (d >= clip.low[known]) & (d <= clip.high[known])
+        valid &= known >= 0
+
+        def within(step: float) -> NDArray[np.bool_]:
+            with np.errstate(invalid="ignore"):
+                kept = (d >= clip.low[known] + step) & (d <= clip.high[known] + step)
+                return np.asarray(valid & kept & mirrored(clip, known, x_1, x_2, step))
+
+        if np.isfinite(clip.edge_1).any():
+            higher, lower = (
+                Moments.from_groups(pair[kept], d[kept], len(pairs))
+                for kept in (within(MODEL_STEP), within(-MODEL_STEP))
+            )
+        valid = within(0.0)
     pair, d = pair[valid], d[valid]
+    lowest = np.full((len(pairs), 2), np.inf)
+    for column, x in enumerate((x_1, x_2)):
+        np.minimum.at(lowest[:, column], pair, x[valid])
     distance = None
     if log_distance is not None:
         distance = CoMoments.from_groups(pair, log_distance[valid], d, len(pairs))
@@ -401,7 +501,10 @@ def summarise_pairs(
         Moments.from_groups(pair, d, len(pairs)),
         None if a is None else Moments.from_groups(pair, a[valid], len(pairs)),
         Histogram.from_groups(pair, d, len(pairs), observable.edges) if histogram else None,
+        lowest,
         distance,
+        higher,
+        lower,
     )
 
 
@@ -420,6 +523,10 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     B = sum_p W_p mean(x)_p A_p over its type; an event's part of dkappa is the sum over its pairs
     of w_p (x_ep - mean(x)_p) (d_ep - kappa x_ep - centre_p) (see
     `calibdask.array.network.NetworkFit`). So s_e gets -B times it.
+
+    For the test of the fit, events move the centre of a pair by IF_p(d_ep)/n_p, with the influence
+    about the centre, whatever the model, and times sqrt(n_p/(n_p - 1)): residuals about a mean of
+    n_p are that much too small.
     """
     one, two, x_1, x_2, log_distance = _oriented(events)
     n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
@@ -431,37 +538,40 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     if log_distance is not None:
         valid &= np.isfinite(log_distance)
         d = d - fit.kappa[pair] * log_distance
-    row = np.flatnonzero(valid & (pair >= 0))
-    row = row[fit.used[pair[row]]]
-    kappa_variance = np.zeros(len(distance_pull))
+    valid &= pair >= 0
+    with np.errstate(invalid="ignore"):
+        valid &= mirrored(fit, pair, x_1, x_2)
+    row = np.flatnonzero(valid)
+    row = row[(fit.used | fit.given)[pair[row]]]
+    identity = ScoreSummary.identity(fit)
+    kappa_variance, scatter = identity.kappa_variance, identity.scatter
     if len(row) == 0:
-        return ScoreSummary.identity(n_telescopes, n_components, len(distance_pull))
-    event = events.event[row]
+        return identity
+    event = np.asarray(events.event[row], np.int64)
     if np.any(event[1:] < event[:-1]):
         order = np.argsort(event, kind="stable")
         row, event = row[order], event[order]
-    event = np.cumsum(np.diff(event, prepend=event[0]) != 0)
+    group = np.asarray(event % N_GROUPS if events.group is None else events.group[row], np.int64)
+    event = np.cumsum(np.diff(event, prepend=event[0]) != 0, dtype=np.int64)
     pair, d = pair[row], d[row]
-    of_kappa = np.zeros(0)
+    of_kappa = np.zeros(len(row))
     if log_distance is not None:
         from_mean = log_distance[row] - fit.mean_log_distance[pair]
         of_kappa = fit.kappa_weight[pair] * from_mean * (d - fit.centre[pair])
 
-    model = fit.model
-    if fit.estimator == "asymmetry":
-        influence = asymmetry(x_1[row], x_2[row]) - model[pair]
-    else:
-        inside = (d >= fit.low[pair]) & (d <= fit.high[pair])
-        influence = np.where(inside, fit.slope[pair] * (d - model[pair]), 0.0)
-        shifted_median = fit.median + model - fit.centre
-        influence += fit.jump[pair] * np.sign(d - shifted_median[pair])
+    compared = asymmetry(x_1[row], x_2[row]) if fit.estimator == "asymmetry" else d
+    influence = _influence(fit, pair, compared, fit.model)
+    n_centre = np.maximum(fit.n_centre, 2)
+    few = np.sqrt(n_centre / (n_centre - 1)) / np.maximum(fit.n, 1)
+    moves = _influence(fit, pair, compared, fit.centre) * few[pair]
     gradient = fit.gradient
-    factor = (fit.weight * gradient / np.maximum(fit.n, 1))[pair]
+    weight = np.where(fit.given, fit.weight_given, fit.weight * gradient)
+    factor = (weight / np.maximum(fit.n, 1))[pair]
     pull = gradient[pair]
     first, second = fit.first[pair], fit.second[pair]
-    covariance = np.where(np.isfinite(fit.covariance_independent), fit.covariance_independent, 0.0)
+    is_given = fit.given[pair]
 
-    outer = np.zeros((n_telescopes, n_telescopes))
+    outer = identity.outer
     n_events = np.zeros(n_telescopes, np.int64)
     component_n_events = np.zeros(n_components, np.int64)
     n_total = int(event[-1]) + 1
@@ -469,34 +579,70 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
         begin, end = np.searchsorted(event, [start, start + EVENTS_PER_BLOCK])
         rows = slice(begin, end)
         n_block = min(EVENTS_PER_BLOCK, n_total - start)
-        offset = (event[rows] - start) * n_telescopes
-        cells = np.concatenate([offset + first[rows], offset + second[rows]])
-        shape = (n_block, n_telescopes)
-
-        def scores(
-            flow: NDArray[np.float64],
-            cells: NDArray[np.int64] = cells,
-            shape: tuple[int, int] = shape,
-        ) -> NDArray[np.float64]:
-            both = np.concatenate([flow, -flow])
-            return np.bincount(cells, both, shape[0] * shape[1]).reshape(shape)
-
-        score = scores(factor[rows] * influence[rows])
-        # einsum, not BLAS: its sums do not depend on the number of threads.
-        moved = np.einsum("et,tu->eu", score, covariance).ravel()
-        half = 0.5 * pull[rows] * (moved[offset + first[rows]] - moved[offset + second[rows]])
-        score += scores(factor[rows] * half)
+        number = event[rows] - start
+        block = _Block(n_block, n_telescopes, number, first[rows], second[rows], pull[rows])
+        flow, mine = factor[rows] * influence[rows], ~is_given[rows]
+        score = block.scores(np.where(mine, flow, 0.0), factor[rows] * mine, fit.bread)
         for y, pull_of_kappa in enumerate(distance_pull):
             of_type = slope_of[pair[rows]] == y
-            moves = np.bincount((event[rows] - start)[of_type], of_kappa[rows][of_type], n_block)
-            score -= moves[:, None] * pull_of_kappa
-            kappa_variance[y] += np.sum(moves**2)
+            moved = np.bincount(number[of_type], of_kappa[rows][of_type], n_block)
+            score -= moved[:, None] * pull_of_kappa
+            kappa_variance[y] += np.sum(moved**2)
+        if fit.given.any():
+            theirs = np.where(mine, 0.0, flow), factor[rows] * ~mine
+            score = np.concatenate([score, block.scores(*theirs, fit.given_bread)], axis=1)
         outer += np.einsum("et,eu->tu", score, score)
-        seen = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape) > 0
+        scatter = scatter.add(fit, pair[rows], number, group[rows], moves[rows], of_kappa[rows])
+        seen = block.by_telescope(mine.astype(np.float64), 1.0) > 0
         n_events += seen.sum(axis=0)
         for c in range(n_components):
             component_n_events[c] += seen[:, fit.component == c].any(axis=1).sum()
-    return ScoreSummary(outer, n_events, component_n_events, kappa_variance)
+    return ScoreSummary(outer, n_events, component_n_events, kappa_variance, scatter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows of some events: number of each row's event, its pair's ends and derivative."""
+
+    n_events: int
+    n_telescopes: int
+    event: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    gradient: NDArray[np.float64]
+
+    def by_telescope(self, flow: NDArray[np.float64], sign: float = -1.0) -> NDArray[np.float64]:
+        """Sum over the pairs of each event: to the first telescope, and `sign` to the second."""
+        offset = self.event * self.n_telescopes
+        cells = np.concatenate([offset + self.first, offset + self.second])
+        both = np.concatenate([flow, sign * flow])
+        total = np.bincount(cells, both, self.n_events * self.n_telescopes)
+        return total.reshape(self.n_events, self.n_telescopes)
+
+    def scores(
+        self, flow: NDArray[np.float64], factor: NDArray[np.float64], bread: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Scores of the events, with half of what each pulled the model by added."""
+        score = self.by_telescope(flow)
+        # einsum, not BLAS: its sums do not depend on the number of threads.
+        moved = np.einsum("et,tu->eu", score, bread)
+        half = moved[self.event, self.first] - moved[self.event, self.second]
+        return score + self.by_telescope(factor * (0.5 * self.gradient * half))
+
+
+def _influence(
+    fit: NetworkFit,
+    pair: NDArray[np.int64],
+    d: NDArray[np.float64],
+    about: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Influence of each event on the centre of its pair, about the model or the centre, (K,)."""
+    if fit.estimator == "asymmetry":
+        return np.asarray(d - about[pair])
+    inside = (d >= fit.low[pair]) & (d <= fit.high[pair])
+    influence = np.where(inside, fit.slope[pair] * (d - about[pair]), 0.0)
+    shifted_median = fit.median + about - fit.centre
+    return np.asarray(influence + fit.jump[pair] * np.sign(d - shifted_median[pair]))
 
 
 def _distance_pull(fit: NetworkFit) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -549,9 +695,7 @@ def _compare(
         with np.errstate(invalid="ignore", over="ignore"):
             d = x_1 - x_2
         return d, np.isfinite(d)
-    with np.errstate(over="ignore"):
-        valid = (x_1 > 0) & (x_2 > 0) & np.isfinite(x_1 + x_2)
-    return log_ratio(x_1, x_2), valid
+    return log_ratio(x_1, x_2), measurable(x_1) & measurable(x_2)
 
 
 def _number(*ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

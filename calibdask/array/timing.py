@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
 from calibdask.array.network import fit_stage
 from calibdask.array.pairs import event_keys, select_pairs
-from calibdask.array.pairwise import MONITORING, PairwiseCalibration, layout_of_file
+from calibdask.array.pairwise import (
+    MONITORING,
+    PairwiseCalibration,
+    SurveyedDl2,
+    layout_of_file,
+)
 from calibdask.array.summary import PairSummary
 from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
 from calibdask.array.timing_summary import (
@@ -25,10 +31,12 @@ from calibdask.array.timing_summary import (
     residual_columns,
     systematic_covariance,
 )
+from calibdask.array.timing_walk import WalkSummary
 from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard, Summary, Survey
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.pointing import read_block_pointing
+from calibdask.stats.keyed import obs_id_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +54,9 @@ __all__ = ["TimingCalibration"]
 
 ROUGH_BINS = 500
 """Bins of the range of rough offsets, unless they would be wider than half of max_residual."""
+
+SIZE = "hillas_intensity"
+"""Column of the image sizes, in photoelectrons."""
 
 FINE_BIN_NS = 0.25
 """Bins for median and clipping: the resolution of the time stamps."""
@@ -74,6 +85,13 @@ class TimingData:
     cut_flow: Mapping[str, int] | None = None
     rows: Rows | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SurveyedTimes(SurveyedDl2):
+    """What a look at a DL2 file showed, and whether it has image sizes."""
+
+    has_sizes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +123,19 @@ class TimingCalibration(PairwiseCalibration):
     options: TimingCalibrationOptions
     name: ClassVar[str] = "timing-calibration"
     version: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 41
+    small_bytes: ClassVar[int] = 500_000
     table: ClassVar[str] = f"{MONITORING}/timing_calibration"
     state: ClassVar[type[State]] = TimingFit
 
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
+    has_sizes: bool = True  # of the images, in all inputs
+
+    @property
+    def walks(self) -> bool:
+        """Whether the time walk is fitted."""
+        return self.options.section.time_walk and self.has_sizes
 
     @property
     def network(self) -> NetworkOptions:
@@ -137,14 +164,16 @@ class TimingCalibration(PairwiseCalibration):
         section = self.options.section
         n_bins = max(ROUGH_BINS, int(np.ceil(4 * section.max_offset / section.max_residual)))
         rough = Observable("difference", -section.max_offset, section.max_offset, n_bins, "ns")
-        return TimingOptions(self.network, rough, section.impact_bins)
+        return TimingOptions(self.network, rough, section.impact_bins, self.walks)
 
     @property
     def _types(self) -> dict[int, str]:
         return dict(zip(self.telescopes.tel_id, self.telescopes.tel_type, strict=True))
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Give scores in the last stage, moments of pairs before."""
+        """Give scores in the last stage, moments of pairs or the time walk before."""
+        if self.walks and stage == 1:
+            return WalkSummary
         return TimingScores if stage == n_stages(self.timing) - 1 else PairSummary
 
     @property
@@ -157,6 +186,8 @@ class TimingCalibration(PairwiseCalibration):
         columns = {f"{geometry}_{name}" for name in names} | {"time"}
         if section.time != "trigger":
             columns.add(section.time)
+        if self.walks:
+            columns.add(SIZE)
         columns |= set(self.options.quality_criteria.columns)
         columns |= {column for _, column, _ in self.options.minima}
         base = self.options.impact_column
@@ -170,18 +201,33 @@ class TimingCalibration(PairwiseCalibration):
 
     def survey(self, source: InputRef) -> Survey:
         """Look at a DL2 file; refuse one without telescope times, or without a known ground."""
-        survey = super().survey(source)
+        has_sizes = self.walks
+        try:
+            survey = super().survey(source)
+        except MissingInput:
+            if not self.walks:
+                raise
+            has_sizes = False
+            survey = super(TimingCalibration, replace(self, has_sizes=False)).survey(source)
         if not survey.facts.info.has_telescope_times:
             raise MissingInput(
                 f"{source.path}: has no trigger times of its telescopes"
                 " (/dl1/event/telescope/trigger, column time): offsets need them"
             )
         self._altitude_m(survey.facts.info.layout, source.path)
-        return survey
+        facts = survey.facts
+        found = SurveyedTimes(facts.info, facts.bin_starts, facts.time_bin, has_sizes)
+        return replace(survey, facts=found)
 
     def planned(self, surveys: Sequence[Survey]) -> Self:
         """Unite the layouts; wonder about simulated times."""
         planned = super().planned(surveys)
+        lacking = [one.source.path for one in surveys if not one.facts.has_sizes]
+        if lacking and self.walks:
+            note = (
+                f"no time walk is fitted: {lacking[0]} holds no {SIZE} ({len(lacking)} such files)"
+            )
+            planned = replace(planned, has_sizes=False, notes=(*planned.notes, note))
         simulated = [one.source.path for one in surveys if one.facts.info.is_from_simtel]
         if not simulated or self.options.section.delay_removed == "pointing":
             return planned
@@ -191,6 +237,10 @@ class TimingCalibration(PairwiseCalibration):
             " somebody put the delay back"
         )
         return replace(planned, notes=(*planned.notes, note))
+
+    def map_config(self) -> Mapping[str, Any]:
+        """Give what the rows and their first summary depend on."""
+        return {**super().map_config(), "time_walk": self.walks}
 
     def _altitude_m(self, layout: ArrayLayout, path: str) -> float:
         """Height of the ground in the system in which h_max is given."""
@@ -271,16 +321,20 @@ class TimingCalibration(PairwiseCalibration):
             # a delay of the camera, whatever made the trigger late. Alone neither window nor peak
             # has a time in common with another telescope.
             time_ns = time_ns + columns[section.time]
-        return time_ns - delay_ns, {
+        known = {
             "time known": np.isfinite(time_ns),
             "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
         }
+        if self.walks:
+            known["size known"] = np.isfinite(columns[SIZE]) & (columns[SIZE] > 0)
+        return time_ns - delay_ns, known
 
     def _pair_up(self, read: _Read) -> TimingData:
         """Select the pairs of a shard, and keep the telescope events in them."""
         data = read.events
         residual_ns, known = self._arrival(read)
-        pairs = select_pairs(data, self.options, layout_of_file(data.layout), known)
+        layout = layout_of_file(data.layout)
+        pairs = select_pairs(data, self.options, layout, self.of_events(data), known)
         kept, both = np.unique(np.concatenate([pairs.row_1, pairs.row_2]), return_inverse=True)
         row_1, row_2 = both.astype(np.int32).reshape(2, -1)
         event = data.event[kept]
@@ -291,7 +345,10 @@ class TimingCalibration(PairwiseCalibration):
             "impact_m": data.columns[self.options.impact_column][kept].astype(np.float32),
             "row_1": row_1,
             "row_2": row_2,
+            "group": event_group(data.obs_id[kept], data.event_id[kept]),
         }
+        if self.walks:
+            rows["smallness"] = np.sqrt(100.0 / data.columns[SIZE][kept])
         if self.bins is not None and data.event_time_ns is not None:
             rows["time_bin"] = self.bins.index(data.event_time_ns)[event]
         keys = event_keys(event, data.obs_id[kept], data.event_id[kept])
@@ -379,9 +436,37 @@ class TimingCalibration(PairwiseCalibration):
             self._times(of_cells)
             | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
             units={"impact_low": "m", "impact_high": "m", "residual": "ns", "residual_error": "ns"},
+            meta={"obs_id": obs_id_array(self.obs_ids)},
+        )
+        if self.walks:
+            tables[f"{self.table}_walk"] = self._walk_table(result)
+        return tables
+
+    def _walk_table(self, result: Mapping[Cell, Any]) -> QTable:
+        """Give the time walk of each type that has telescopes, with its error."""
+        from astropy.table import QTable
+
+        kinds = np.unique(self.layout.tel_type if self.layout is not None else ())
+        of_cells = [
+            (
+                cell,
+                {
+                    "tel_type": kinds,
+                    "time_walk": fit.walk_ns,
+                    "error": np.sqrt(np.diagonal(fit.walk_covariance)),
+                },
+            )
+            for cell, fit in result.items()
+        ]
+        names = list(of_cells[0][1])
+        table = QTable(
+            self._times(of_cells)
+            | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
+            units={"time_walk": "ns", "error": "ns"},
             meta={"obs_id": np.array(self.obs_ids, np.uint64)},
         )
-        return tables
+        table["time_walk"].info.description = "Delay of an image of 100 photoelectrons"
+        return table
 
     def _rough_tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
         """Give the rough offsets of a fit that has only begun: good to some nanoseconds."""
@@ -407,7 +492,7 @@ class TimingCalibration(PairwiseCalibration):
         table = QTable(
             self._times(of_cells) | joined,
             units={"value": "ns"},
-            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
+            meta={"obs_id": obs_id_array(self.obs_ids)},
         )
         return {self.table: table}
 
@@ -424,6 +509,9 @@ class TimingCalibration(PairwiseCalibration):
             entries.append(floor[one[order], two[order]])
         has_value = np.isfinite(np.asarray(offsets["value"]))
         systematic = np.where(has_value, np.sqrt(np.concatenate(variances)), np.nan)
+        unknown = has_value & ~np.isfinite(np.hypot(np.asarray(offsets["error"]), systematic))
+        flags = np.asarray(offsets["flags"], np.str_)
+        offsets["flags"] = np.strings.add(flags, np.where(unknown, "T", ""))
         unit = offsets["error"].unit
         offsets["systematic"] = systematic * unit
         offsets["error_total"] = np.hypot(np.asarray(offsets["error"]), systematic) * unit
@@ -457,7 +545,7 @@ class TimingCalibration(PairwiseCalibration):
 _DESCRIPTIONS = {
     "value": "What the telescope's time reads too late: subtract it",
     "error": "Statistical error, each shower counted once",
-    "systematic": "Scatter of the residuals between bins of the impact distance",
+    "systematic": "Scatter of the residuals between bins of the impact distance, and the time walk",
     "error_total": "Statistical and systematic error together",
 }
 
@@ -466,7 +554,8 @@ _RADIANS = {"deg": np.pi / 180, "rad": 1.0}
 
 def _events_of(rows: Rows) -> TimingEvents:
     names = ("event", "tel_id", "residual_ns", "impact_m", "row_1", "row_2")
-    return TimingEvents(*(rows[name] for name in names))
+    events = TimingEvents(*(rows[name] for name in names))
+    return replace(events, smallness=rows.get("smallness"), group=rows.get("group"))
 
 
 def _split(data: TimingData, cells: Iterable[Cell]) -> dict[Cell, TimingEvents]:

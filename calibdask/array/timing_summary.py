@@ -4,6 +4,10 @@ Offsets between camera types may be microseconds while the scatter is a nanoseco
 stage finds rough offsets in wide bins, and those of the network (`calibdask.array.summary`) see
 what is left of the times around them. The last stage also takes the moments of the residuals in
 bins of the impact distance, from which the systematic error follows.
+
+Small images trigger late. Where image sizes are known, a stage after the rough one fits this time
+walk as w sqrt(100/size), one w for each type: a leading edge that rises as t^2 passes a fixed
+threshold that late (see `calibdask.array.timing_walk`).
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import numpy as np
 from calibdask.array.model import connected_components, pair_types, solve_network
 from calibdask.array.network import NetworkFit, fit_stage
 from calibdask.array.summary import (
-    STAGES,
     PairEvents,
     PairSummary,
     ScoreSummary,
@@ -24,7 +27,15 @@ from calibdask.array.summary import (
     rows_of,
     summarise_pairs,
 )
+from calibdask.array.summary import n_stages as network_stages
 from calibdask.array.timing_model import between_bin_variance
+from calibdask.array.timing_walk import (
+    WalkRows,
+    WalkSummary,
+    walk_effect,
+    walk_normal,
+    walk_scores,
+)
 from calibdask.stats.moments import Moments
 
 if TYPE_CHECKING:
@@ -63,11 +74,14 @@ class TimingOptions:
         The range in which rough offsets are looked for, in ns.
     impact_edges_m : tuple of float
         Bins of the impact distance.
+    walk : bool
+        Whether the time walk is fitted, which needs image sizes.
     """
 
     network: NetworkOptions
     rough: Observable
     impact_edges_m: tuple[float, ...]
+    walk: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +100,10 @@ class TimingEvents:
         Impact distance.
     row_1, row_2 : ndarray of int, shape (M,)
         The pairs: rows of the same event.
+    smallness : ndarray of float, shape (N,), optional
+        sqrt(100 photoelectrons/image size).
+    group : ndarray of int, shape (N,), optional
+        Random group of each row's event, as in `PairEvents`.
     """
 
     event: NDArray[np.integer]
@@ -94,6 +112,8 @@ class TimingEvents:
     impact_m: NDArray[np.floating]
     row_1: NDArray[np.integer]
     row_2: NDArray[np.integer]
+    smallness: NDArray[np.floating] | None = None
+    group: NDArray[np.integer] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,24 +127,41 @@ class TimingScores:
     residuals : Moments, shape (T, B)
         Per telescope and bin of the impact distance: residual of a telescope against the others of
         its pairs, averaged over the pairs of one event.
+    walk_outer : ndarray of float64, shape (Y, Y)
+        Sum over events of the outer products of what each moves the time walk by; Y types.
+    walk_sums : ndarray of float64, shape (K, 3)
+        Events of each pair, and the sums of the smallness of its two images.
     """
 
     scores: ScoreSummary
     residuals: Moments
+    walk_outer: NDArray[np.float64]
+    walk_sums: NDArray[np.float64]
 
     @classmethod
-    def identity(cls, n_telescopes: int, n_components: int, n_bins: int) -> Self:
-        """No events: merging it changes nothing."""
-        scores = ScoreSummary.identity(n_telescopes, n_components)
-        return cls(scores, Moments.identity((n_telescopes, n_bins)))
+    def identity(cls, fit: TimingFit, network: NetworkFit, n_bins: int) -> Self:
+        """No events about a fit: merging it changes nothing."""
+        n_types = len(fit.walk_ns)
+        return cls(
+            ScoreSummary.identity(network),
+            Moments.identity((len(network.tel_id), n_bins)),
+            np.zeros((n_types, n_types)),
+            np.zeros((len(network.first), 3)),
+        )
 
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
-        return type(self)(self.scores.merge(other.scores), self.residuals.merge(other.residuals))
+        return type(self)(
+            self.scores.merge(other.scores),
+            self.residuals.merge(other.residuals),
+            self.walk_outer + other.walk_outer,
+            self.walk_sums + other.walk_sums,
+        )
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Fields by name, for storage without pickle."""
         arrays = self.scores.to_arrays()
+        arrays |= {"walk_outer": self.walk_outer, "walk_sums": self.walk_sums}
         return arrays | {f"residual_{k}": v for k, v in self.residuals.to_arrays().items()}
 
     @classmethod
@@ -132,7 +169,8 @@ class TimingScores:
         """Inverse of `to_arrays`."""
         prefix = "residual_"
         residuals = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        return cls(ScoreSummary.from_arrays(arrays), Moments.from_arrays(residuals))
+        walk = (np.asarray(arrays[f"walk_{name}"], np.float64) for name in ("outer", "sums"))
+        return cls(ScoreSummary.from_arrays(arrays), Moments.from_arrays(residuals), *walk)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,12 +187,24 @@ class TimingFit:
         From the second stage on, about the rough offsets; once it is done, of the offsets.
     residuals : Moments, shape (T, B)
         See `TimingScores`; empty before the last stage.
+    walk_ns : ndarray of float64, shape (Y,)
+        Time walk of each type (sorted) at 100 photoelectrons; of length 0 if none is fitted.
+    walk_response : ndarray of float64, shape (Y, M)
+        How the walk follows the normal equations' right hand side.
+    walk_covariance : ndarray of float64, shape (Y, Y)
+        Of the walk, with events as clusters, in ns^2; from the last stage.
+    walk_effect : ndarray of float64, shape (T, Y)
+        Derivative of the offsets by the walk; from the last stage.
     """
 
     tel_id: NDArray[np.int64]
     rough_ns: NDArray[np.float64]
     network: NetworkFit | None
     residuals: Moments
+    walk_ns: NDArray[np.float64]
+    walk_response: NDArray[np.float64]
+    walk_covariance: NDArray[np.float64]
+    walk_effect: NDArray[np.float64]
 
     @property
     def done(self) -> bool:
@@ -166,6 +216,7 @@ class TimingFit:
         arrays: dict[str, NDArray[np.generic]] = {
             "rough_tel_id": self.tel_id,
             "rough_ns": self.rough_ns,
+            **{name: getattr(self, name) for name in _WALK},
         }
         arrays |= {f"residual_{k}": v for k, v in self.residuals.to_arrays().items()}
         if self.network is not None:
@@ -185,12 +236,16 @@ class TimingFit:
             np.asarray(arrays["rough_ns"], np.float64),
             NetworkFit.from_arrays(network) if network else None,
             Moments.from_arrays(part("residual_")),
+            *(np.asarray(arrays[name], np.float64) for name in _WALK),
         )
 
 
+_WALK = ("walk_ns", "walk_response", "walk_covariance", "walk_effect")
+
+
 def n_stages(options: TimingOptions) -> int:
-    """Give the number of stages: the rough offsets, and those of the network."""
-    return 1 + STAGES[options.network.estimator]
+    """Give the number of stages: rough offsets, perhaps the time walk, and the network's."""
+    return 1 + options.walk + network_stages(options.network)
 
 
 def reduce_timing(
@@ -199,7 +254,7 @@ def reduce_timing(
     events: TimingEvents,
     telescopes: Telescopes,
     given: TimingFit | None,
-) -> PairSummary | TimingScores:
+) -> PairSummary | WalkSummary | TimingScores:
     """Summary of one shard.
 
     Parameters
@@ -228,9 +283,14 @@ def reduce_timing(
         pairs = _pair_events(events, telescopes, events.residual_ns)
         return summarise_pairs(pairs, options.rough, histogram=True)
     size = int(max(given.tel_id.max(initial=0), np.max(events.tel_id, initial=0))) + 1
-    rough_ns = np.full(size, np.nan)
+    rough_ns, walk_ns = np.full(size, np.nan), np.zeros(size)
     rough_ns[given.tel_id] = given.rough_ns
     around_ns = events.residual_ns - np.nan_to_num(rough_ns)[events.tel_id]
+    walks = options.walk and stage > 1
+    if walks and events.smallness is not None:
+        number = np.unique(telescopes.tel_type, return_inverse=True)[1]
+        walk_ns[telescopes.tel_id] = given.walk_ns[number]
+        around_ns = around_ns - walk_ns[events.tel_id] * events.smallness
     pairs = _pair_events(events, telescopes, around_ns)
     # What is far off is no time of this shower: it counts as invalid and is reported as such.
     observable = options.network.observable
@@ -238,11 +298,42 @@ def reduce_timing(
     far = (d < observable.low) | (d > observable.high)
     far &= np.isfinite(rough_ns[pairs.tel_id_1] + rough_ns[pairs.tel_id_2])
     pairs = replace(pairs, x_1=np.where(far, np.nan, pairs.x_1))
+    if options.walk and stage == 1:
+        return walk_normal(_walk_rows(events, telescopes, pairs, given))
     network = given.network
-    summary = reduce_stage(stage - 1, options.network, pairs, network)
+    summary = reduce_stage(stage - 1 - options.walk, options.network, pairs, network)
     if isinstance(summary, PairSummary) or network is None:
         return summary  # type: ignore[return-value]
-    return TimingScores(summary, _impact_moments(options, network, pairs, events))
+    residuals = _impact_moments(options, network, pairs, events)
+    nothing = TimingScores.identity(given, network, len(options.impact_edges_m) - 1)
+    outer, sums = nothing.walk_outer, nothing.walk_sums
+    if options.walk:
+        rows = _walk_rows(events, telescopes, pairs, given)
+        outer, sums = walk_scores(rows, network, given.walk_response, events.event[events.row_1])
+    return TimingScores(summary, residuals, outer, sums)
+
+
+def _walk_rows(
+    events: TimingEvents, telescopes: Telescopes, pairs: PairEvents, given: TimingFit
+) -> WalkRows:
+    """Pairs with what the time walk depends on."""
+    if events.smallness is None:
+        raise ValueError("the time walk needs image sizes")
+    place, number = (np.full(int(telescopes.tel_id.max()) + 1, -1) for _ in range(2))
+    place[given.tel_id] = np.arange(len(given.tel_id))
+    number[telescopes.tel_id] = np.unique(telescopes.tel_type, return_inverse=True)[1]
+    one, two = events.tel_id[events.row_1], events.tel_id[events.row_2]
+    return WalkRows(
+        len(given.tel_id),
+        len(given.walk_ns),
+        place[one],
+        place[two],
+        number[one],
+        number[two],
+        events.smallness[events.row_1].astype(np.float64),
+        events.smallness[events.row_2].astype(np.float64),
+        pairs.x_1 - pairs.x_2,
+    )
 
 
 def _pair_events(
@@ -261,6 +352,7 @@ def _pair_events(
         two,
         x_ns[events.row_1],
         x_ns[events.row_2],
+        group=None if events.group is None else events.group[events.row_1],
     )
 
 
@@ -298,7 +390,7 @@ def _impact_moments(
 def fit_timing(
     stage: int,
     options: TimingOptions,
-    total: PairSummary | TimingScores,
+    total: PairSummary | WalkSummary | TimingScores,
     given: TimingFit | None,
     telescopes: Telescopes,
 ) -> TimingFit:
@@ -311,13 +403,25 @@ def fit_timing(
     total : PairSummary or TimingScores
         All shards' summaries merged.
     """
+    if isinstance(total, WalkSummary):
+        if given is None:
+            raise ValueError("the time walk comes after the rough offsets")
+        walk_ns, response = total.solve(len(given.tel_id), len(given.walk_ns))
+        return replace(given, walk_ns=walk_ns, walk_response=response)
     if given is None:
         return _rough_fit(options, total, telescopes)
     scores = total.scores if isinstance(total, TimingScores) else total
-    network = fit_stage(stage - 1, options.network, scores, given.network, telescopes)
+    stage -= 1 + options.walk
+    network = fit_stage(stage, options.network, scores, given.network, telescopes)
     if not isinstance(total, TimingScores):
         return replace(given, network=network)
-    return replace(given, network=_with_rough(network, given.rough_ns), residuals=total.residuals)
+    return replace(
+        given,
+        network=_with_rough(network, given.rough_ns),
+        residuals=total.residuals,
+        walk_covariance=total.walk_outer,
+        walk_effect=walk_effect(network, total.walk_sums, len(given.walk_ns)),
+    )
 
 
 def _rough_fit(
@@ -350,7 +454,17 @@ def _rough_fit(
             local[first[inside]], local[second[inside]], median[inside], weight[inside], gauge
         )
         rough_ns[member] = theta
-    return TimingFit(tel_id, rough_ns, None, Moments.identity((len(tel_id), 0)))
+    n_tel, n_types = len(tel_id), len(np.unique(telescopes.tel_type)) if options.walk else 0
+    return TimingFit(
+        tel_id,
+        rough_ns,
+        None,
+        Moments.identity((n_tel, 0)),
+        np.zeros(n_types),
+        np.zeros((n_types, 0)),
+        np.zeros((n_types, n_types)),
+        np.zeros((n_tel, n_types)),
+    )
 
 
 def offset_network(fit: TimingFit) -> NetworkFit | None:
@@ -420,7 +534,8 @@ def systematic_covariance(fit: TimingFit) -> NDArray[np.float64]:
 
     so that a fixed reference has no error and the others also have that of the reference. It covers
     shapes of the front, time walk and core or height that are wrong in the mean, as far as they
-    depend on the impact distance. It cannot see what is the same at all distances.
+    depend on the impact distance. It cannot see what is the same at all distances. The error of the
+    fitted time walk w adds B cov(w) B^T, with B the derivative of the offsets by w.
     """
     network = fit.network
     if network is None or not network.done:
@@ -437,4 +552,4 @@ def systematic_covariance(fit: TimingFit) -> NDArray[np.float64]:
         # A type without a floor leaves unknown only what depends on it: not a fixed reference.
         needed = np.einsum("ik,k,jk->ij", np.abs(project), ~known, np.abs(project)) > 0
         covariance[np.ix_(member, member)] = np.where(needed, np.nan, block)
-    return covariance
+    return covariance + fit.walk_effect @ fit.walk_covariance @ fit.walk_effect.T

@@ -91,14 +91,8 @@ class Campaign:
     @property
     def tunnel(self) -> str | None:
         """The command that makes the dashboard seen where you sit."""
-        link, host = self.dashboard, self._described["host"]
-        if link is None:
-            return None
-        here = socket.gethostname()
-        if host == here:
-            return tunnel_command(link)
-        port = urlsplit(link).port
-        return f"from your own machine: ssh -J {here} -L {port}:localhost:{port} {host}"
+        link = self.dashboard
+        return None if link is None else tunnel_command(link, self._described["host"])
 
     def preliminary(self) -> Preliminary:
         """Give the coefficients from what is stored now; no input is read, nothing is written.
@@ -148,7 +142,6 @@ class Campaign:
             workers = self.workers()
         except TransientError as error:
             return [*facts, ("connection", str(error))]
-        facts.append(("tunnel", self.tunnel or ""))
         for worker in workers:
             text = f"on {worker['host']}: {worker['tasks']} tasks, {worker['memory'].value:.0f} MiB"
             facts.append((f"worker {worker['name']}", text))

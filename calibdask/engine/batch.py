@@ -28,12 +28,16 @@ _SCRIPT = """\
 # {what}
 # What is computed is stored in the work directory: submit this file again to carry on.
 
-{setup}{command} &
-run=$!
-
 # SLURM sends USR1 to this shell {lead:.0f} s before the time limit, and TERM when the job is
 # cancelled or preempted. Either way the run stops, keeps what it has, and ends with code 143.
+run=
+told=
 {traps}
+
+{setup}{command} &
+run=$!
+if [ "$told" ]; then kill -TERM "$run"; fi # before there was anything to stop
+
 told=yes
 while [ "$told" ]; do # a signal ends the waiting, not what is waited for
   told=
@@ -45,12 +49,12 @@ exit "$code"
 """
 
 _STOP = """\
-trap 'told=yes; kill -TERM "$run" 2>/dev/null' TERM USR1"""
+trap 'told=yes; [ ! "$run" ] || kill -TERM "$run" 2>/dev/null' TERM USR1"""
 
 _STOP_OR_REQUEUE = """\
 limit=
-trap 'told=yes; kill -TERM "$run" 2>/dev/null' TERM
-trap 'told=yes; limit=reached; kill -TERM "$run" 2>/dev/null' USR1"""
+trap 'told=yes; [ ! "$run" ] || kill -TERM "$run" 2>/dev/null' TERM
+trap 'told=yes; limit=reached; [ ! "$run" ] || kill -TERM "$run" 2>/dev/null' USR1"""
 
 _REQUEUE = """\
 

@@ -10,6 +10,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import socket
@@ -42,7 +43,9 @@ __all__ = [
     "WorkerJob",
     "available_cpus",
     "available_memory",
+    "check_cluster",
     "connect_client",
+    "ipv4_interfaces",
     "lifetime_arguments",
     "open_executor",
     "security_of",
@@ -110,6 +113,70 @@ class Site:
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
 
+def check_cluster(where: str, site: Site) -> None:
+    """Refuse a cluster that there cannot be, before any work; nothing is connected to.
+
+    Parameters
+    ----------
+    where : str
+        As for :func:`open_executor`, or ``auto``.
+    site : Site
+        How it would be made.
+
+    Raises
+    ------
+    ConfigError
+        `where` names none, or the batch system cannot be asked for what the options want.
+    """
+    if where in ("serial", "threads") and site.performance_report is not None:
+        raise ConfigError(f"--performance-report needs a Dask cluster, not --cluster {where}")
+    if where == "slurm":
+        check_interface(WorkerJob.of(site).scheduler_options)
+        slurm.check_commands()
+    elif where == "allocation":
+        slurm.hosts_of_allocation()
+    elif where not in ("auto", "serial", "threads", "local") and not Path(where).is_file():
+        host, colon, port = where.rpartition(":")
+        if not colon or not host.strip(":/"):
+            raise ConfigError(
+                f"--cluster {where}: is neither serial, threads, local, slurm, allocation, the"
+                " address of a Dask scheduler (host:port) nor a scheduler file"
+            )
+        if "://" not in where and not (port.isascii() and port.isdigit() and int(port) < 65536):
+            raise ConfigError(f"--cluster {where}: {port!r} is no port: write HOST:PORT")
+
+
+def ipv4_interfaces() -> dict[str, list[str]]:
+    """Give the IPv4 addresses of the network interfaces of this machine, by name."""
+    import psutil
+
+    return {
+        name: [one.address for one in addresses if one.family == socket.AF_INET]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+
+
+def check_interface(scheduler_options: Mapping[str, Any]) -> None:
+    """Refuse an interface for the scheduler that this machine does not have.
+
+    Raises
+    ------
+    ConfigError
+        Naming those that there are.
+    """
+    name = scheduler_options.get("interface")
+    if name is None:
+        return
+    found = ipv4_interfaces()
+    if not found.get(name):
+        problem = "has no IPv4 address" if name in found else "is no network interface"
+        good = ", ".join(f"{one} ({both[0]})" for one, both in found.items() if both)
+        raise ConfigError(
+            f"{name!r} {problem} of this machine; there are {good}: set Slurm.interface, or"
+            " interface in dask-jobqueue's configuration (~/.config/dask/jobqueue.yaml)"
+        )
+
+
 @contextmanager
 def open_executor(where: str, site: Site) -> Iterator[tuple[Executor, str | None]]:
     """Start, or connect to, what will do the work, and close it at the end.
@@ -137,8 +204,7 @@ def open_executor(where: str, site: Site) -> Iterator[tuple[Executor, str | None
         The scheduler does not answer.
     """
     if where in ("serial", "threads"):
-        if site.performance_report is not None:
-            raise ConfigError(f"--performance-report needs a Dask cluster, not --cluster {where}")
+        check_cluster(where, site)
         executor = (
             SerialExecutor() if where == "serial" else ThreadsExecutor(site.least_and_most[1])
         )
@@ -147,9 +213,18 @@ def open_executor(where: str, site: Site) -> Iterator[tuple[Executor, str | None
         finally:
             executor.close()
         return
+    if site.workdir is not None:
+        try:
+            os.fsencode(site.workdir.absolute()).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"{site.workdir}: the name is not UTF-8, and Dask cannot tell it to its workers:"
+                " choose another with --workdir, or --cluster serial"
+            ) from None
     import dask
     from distributed import performance_report as write_performance_report
 
+    check_cluster(where, site)
     with (
         dask.config.set(_settings(profile=site.performance_report is not None)),
         _dask_executor(where, site) as (dask_executor, client, link),
@@ -386,11 +461,6 @@ def _attached(where: str) -> Iterator[Client]:
         with connect_client(Session(Path(where).parent)) as client:
             yield client
         return
-    if not is_file and "://" not in where and ":" not in where:
-        raise ConfigError(
-            f"--cluster {where}: is neither serial, threads, local, slurm, allocation, the address"
-            " of a Dask scheduler (host:port) nor a scheduler file"
-        )
     try:
         connection = Client(
             scheduler_file=where if is_file else None,
@@ -419,6 +489,17 @@ def _job_class() -> Any:
         from dask_jobqueue.slurm import SLURMJob
     return SLURMJob
 
+
+_OLD_NAMES = {
+    "worker_extra_args": "extra",
+    "job_script_prologue": "env_extra",
+    "job_directives_skip": "header_skip",
+    "job_extra_directives": "job_extra",
+    "account": "project",
+}
+"""What dask-jobqueue takes the values of old names for, where the new ones are not set."""
+
+_LISTS = {one for pair in _OLD_NAMES.items() for one in pair if pair[0] != "account"}
 
 _OURS = ("scheduler", "name", "security", "protocol", "nanny", "config_name", "worker_command")
 
@@ -463,13 +544,26 @@ class WorkerJob:
                 hint = did_you_mean(name, known) or f"; there are {', '.join(sorted(known))}"
                 raise ConfigError(f"Slurm.{name}: dask-jobqueue has no such option{hint}")
 
-        def value(name: str) -> Any:
+        def one(name: str) -> Any:
             default = dask.config.get(f"jobqueue.slurm.{name.replace('_', '-')}", None)
-            return given.get(name, default)
+            found = default if given.get(name) is None else given[name]
+            if name in _LISTS and found is not None and not isinstance(found, list | tuple):
+                raise ConfigError(
+                    f"Slurm.{name} (or jobqueue.slurm.{name.replace('_', '-')} of dask-jobqueue's"
+                    f" configuration): expected a list, got {found!r}; write [{found!r}]"
+                )
+            return found
+
+        def value(name: str) -> Any:
+            return one(name) or one(_OLD_NAMES[name]) if name in _OLD_NAMES else one(name)
 
         for name in known - {"scheduler_options"}:
             slurm.check_option(name, value(name))
         options = {name: value for name, value in given.items() if name != "scheduler_options"}
+        for name, old in _OLD_NAMES.items():
+            options.pop(old, None)
+            if merged := value(name):
+                options[name] = merged
         options["cores"] = cores = value("cores") or 1
         # One thread a worker: tasks are pure computing, and HDF5 takes one thread at a time.
         options["processes"] = processes = value("processes") or cores
@@ -483,8 +577,9 @@ class WorkerJob:
         if value("log_directory") is None:
             options["log_directory"] = str((site.workdir or Path.cwd()).absolute() / "logs")
         scheduler_options = dict(value("scheduler_options") or {})
-        if (interface := value("interface")) is not None:
-            scheduler_options.setdefault("interface", interface)
+        interface = value("interface")
+        if interface is not None and not {"host", "interface"} & scheduler_options.keys():
+            scheduler_options["interface"] = interface
         return cls(options, scheduler_options)
 
     @property
@@ -563,7 +658,8 @@ class WorkerJob:
                 script: str = _job_class()(scheduler, name, **options).job_script()
         except (TypeError, ValueError, OSError) as error:
             raise ConfigError(f"the Slurm section of the configuration: {error}") from error
-        return script
+        # sbatch would take the part after a space for an option of its own.
+        return re.sub(r"^(#SBATCH -[eo]) (.* .*)$", r'\1 "\2"', script, flags=re.MULTILINE)
 
     def walltime_seconds(self) -> float | None:
         """Give the jobs' time limit, None if there is none."""

@@ -569,12 +569,7 @@ def find_address(options: Mapping[str, Any]) -> tuple[Finding, str | None]:
 
 def check_interface(name: str) -> tuple[Finding, str | None]:
     """Check that a network interface exists and has an IPv4 address; give that address."""
-    import psutil
-
-    found = {
-        interface: [one.address for one in addresses if one.family == socket.AF_INET]
-        for interface, addresses in psutil.net_if_addrs().items()
-    }
+    found = cluster.ipv4_interfaces()
     if found.get(name):
         return _passed(f"interface {name}: {found[name][0]}"), found[name][0]
     problem = "has no IPv4 address" if name in found else "there is none"

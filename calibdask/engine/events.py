@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -67,6 +66,7 @@ class RunStarted(Event):
     workers: int
     workdir: str
     dashboard: str | None = None
+    tunnel: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +167,12 @@ def log_event(event: Event) -> None:
             log.debug("stage %d %s %s", event.stage, event.group, label)
 
 
-def tunnel_command(link: str) -> str:
-    """Say how to see a page of this host from where the user sits."""
+def tunnel_command(link: str, host: str | None = None) -> str:
+    """Say how to see a page of a host, this one unless named, from where the user sits."""
     port = urlsplit(link).port
-    return f"from your own machine: ssh -L {port}:localhost:{port} {socket.gethostname()}"
+    here = socket.gethostname()
+    jump = "" if host in (None, here) else f"-J {here} "
+    return f"from your own machine: ssh {jump}-L {port}:localhost:{port} {host or here}"
 
 
 class ProgressBars:
@@ -181,16 +183,21 @@ class ProgressBars:
             BarColumn,
             MofNCompleteColumn,
             Progress,
+            SpinnerColumn,
             TextColumn,
+            TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
+            # A task may take minutes: what turns and counts says that it is alive.
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description:<17}"),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
@@ -218,14 +225,14 @@ class ProgressBars:
                 self._progress.update(
                     self._bars[f"stage {stage} {group}"],
                     advance=1,
-                    note=printable(label, one_line=True)[:40],
+                    note=printable(label, one_line=True)[:24],
                 )
             case RunStarted(dashboard=str(link)):
-                self._console.print(f"dashboard: {link}")
-                if "SSH_CONNECTION" in os.environ:
-                    self._console.print(tunnel_command(link))
+                self._console.print(f"dashboard: {link}\n{tunnel_command(link)}")
             case Workers():
                 self._console.print(f"{event}")
+            case Message("INFO", text) if not log.isEnabledFor(logging.INFO):
+                self._console.print(printable(text), markup=False, highlight=False)
             case RunEnded():
                 self.close()
 

@@ -50,7 +50,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError:
         owner = {}  # cut short: its owner died while writing it, or is writing it now
-    return owner if isinstance(owner, dict) else {}
+    sound = isinstance(owner, dict) and isinstance(owner.get("pid", 0), int)
+    return owner if sound else {}
 
 
 def _is_stale(path: Path, owner: dict[str, Any]) -> bool:

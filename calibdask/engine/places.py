@@ -28,7 +28,7 @@ COMPANIONS = (".ecsv", ".html", ".provenance.json")
 
 OWN_NAMES = (
     "cancel", "inputs.json", "lock.json", "lock.takeover", "logs", "outputs.json", "plan.json",
-    "progress.json", "session", "store",
+    "products.json", "progress.json", "session", "store",
 )  # fmt: skip
 """What a run keeps in its work directory."""
 
@@ -266,17 +266,18 @@ class Places:
             )
 
     def check_new(self, *, overwrite: bool) -> None:
-        """Refuse to replace files beside a product that no run of this work directory wrote.
+        """Refuse to replace files beside a product that no run for this output wrote.
 
         Raises
         ------
         ConfigError
             Naming the file and the way out.
         """
-        if overwrite or self.output.exists():  # the product itself was looked at before
+        if overwrite:
             return
+        told = self._told_by_provenance()
         for path in self.companions:
-            if path.exists() and not self._is_own(path):
+            if path.exists() and not self._is_own(path) and path.name not in told:
                 raise ConfigError(
                     f"{path} exists already and would be replaced, as it has the name of a file"
                     f" beside {self.output}; choose another name with -o, or replace it with"
@@ -315,6 +316,19 @@ class Places:
     def _is_own(self, path: Path) -> bool:
         """Tell whether a run of the same job in this work directory wrote a file."""
         return self._recorded().get(str(_real(path))) == self.job
+
+    def _told_by_provenance(self) -> set[str]:
+        """Give the names of what an earlier run of the same job wrote with this product.
+
+        They outlive the work directory.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            path = companion(self.output, ".provenance.json")
+            activity = json.loads(path.read_text(encoding="utf-8"))
+            names = {os.path.basename(one["url"]) for one in activity["output"]}  # noqa: PTH119
+            if activity["activity_name"] == f"calibdask {self.job}" and self.output.name in names:
+                return names
+        return set()
 
     @contextlib.contextmanager
     def making(self) -> Iterator[None]:

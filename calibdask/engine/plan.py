@@ -47,7 +47,7 @@ merge or fit it."""
 METADATA_PER_INPUT = 4
 """The same for each input: looked at twice and opened to plan, looked at once more to map."""
 BYTES_PER_RESULT = 1_500
-"""A stored result with the smallest of summaries: three numbers."""
+"""A stored result with the smallest of summaries, three numbers: what files cost beside data."""
 DRIVER_SECONDS_PER_TASK = 0.4e-3
 """CPU of the driver for planning a task, sending it, and taking its outcome."""
 DRIVER_SECONDS_PER_CALL = 3e-3
@@ -78,7 +78,7 @@ class Estimate:
     tasks, calls : int
         Maps, merges and fits, and how many calls hand them out.
     results, result_bytes : int
-        Files in the store, and their bytes with the smallest of summaries.
+        Files in the store, and their bytes in all stages.
     metadata : int
         Operations on the file system that name a file: stat, open, mkdir, link, unlink.
     driver_seconds, driver_bytes : float
@@ -170,11 +170,21 @@ class Plan:
             tasks=tasks,
             calls=calls,
             results=tasks,
-            result_bytes=tasks * BYTES_PER_RESULT,
+            result_bytes=self._stored_bytes(tasks),
             metadata=tasks * METADATA_PER_RESULT + len(self.inputs) * METADATA_PER_INPUT,
             driver_seconds=tasks * DRIVER_SECONDS_PER_TASK + calls * DRIVER_SECONDS_PER_CALL,
             driver_bytes=DRIVER_BYTES + len(self.shards) * DRIVER_BYTES_PER_SHARD,
         )
+
+    def _stored_bytes(self, tasks: int) -> int:
+        """Reckon what all stages leave in the store, where nothing is selected away."""
+        total = tasks * BYTES_PER_RESULT + sum(shard.stored_bytes for shard in self.shards)
+        for cell, members in self.cells.items():
+            merged, state = self.calibration.stored_bytes(cell, self.shards)
+            total += sum(1 for _ in merge_tree(len(members), self.fan_in)) * merged + state
+        # Later stages sum up less than the first, with as many files.
+        again = self.calibration.usual_stages - 1
+        return total + again * tasks * (BYTES_PER_RESULT + self.calibration.small_bytes)
 
     @property
     def digest(self) -> str:
@@ -277,11 +287,22 @@ class Plan:
             for reason, paths in alike.items()
         ]
 
+    def skipped_text(self) -> str:
+        """Say in one line that files were skipped."""
+        alike = self.skipped_alike()
+        if len(alike) == 1:
+            where, reason = alike[0]
+            return f"{where} left out: {reason}"
+        return (
+            f"{len(self.skipped)} of {len(self.skipped) + len(self.inputs)} files are not for"
+            f" {self.job}: calibdask plan lists them"
+        )
+
     def _costs(self) -> list[tuple[str, str]]:
         few, many = (self.estimate(workers) for workers in _FEW_AND_MANY)
         memory = f"{format_bytes(self.peak_bytes)} for the largest shard, about"
         memory += f" {format_bytes(few.driver_bytes)} for the driver"
-        store = f"{few.results} files a stage, {format_bytes(few.result_bytes)} or more"
+        store = f"{few.results} files a stage, about {format_bytes(few.result_bytes)} in all"
         metadata = f"about {few.metadata} operations a stage (stat, open, mkdir, link, unlink)"
         calls = [
             f"{cost.calls} calls and about {cost.driver_seconds:.1f} s of the driver with {workers}"
@@ -375,17 +396,16 @@ def _pieces(
             try:
                 pieces: list[Piece] = cut(*good)
             except Crashed as crash:
-                bad = {}
+                bad = []
                 for place in good:
                     try:
                         cut(place)
-                    except Crashed as alone:
-                        bad[place] = alone
+                    except Crashed as own:
+                        bad.append(place)
+                        path = surveys[place].source.path
+                        rejected.append(Failure.of(unreadable(path, own), path))
                 if not bad:
                     raise CalibdaskError(f"cutting the inputs into shards was {crash}") from None
-                for place, alone in bad.items():
-                    path = surveys[place].source.path
-                    rejected.append(Failure.of(unreadable(path, alone), path))
                 good = [place for place in good if place not in bad]
             else:
                 return pieces
@@ -460,7 +480,15 @@ def make_plan(
         key=lambda piece: (piece.order, [ref.identity for ref in piece.inputs], piece.part),
     )
     shards = tuple(
-        Shard(index, piece.inputs, piece.part, piece.cells, piece.n_bytes, piece.peak_bytes)
+        Shard(
+            index,
+            piece.inputs,
+            piece.part,
+            piece.cells,
+            piece.n_bytes,
+            piece.peak_bytes,
+            piece.stored_bytes,
+        )
         for index, piece in enumerate(pieces)
     )
     if not shards:

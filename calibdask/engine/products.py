@@ -18,7 +18,7 @@ from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.io.maps import TABLES, digest_maps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from astropy.table import QTable
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from calibdask.engine.run import Account, RunOptions
     from calibdask.report import RunRecord
 
-__all__ = ["Finished", "Products", "digest_output"]
+__all__ = ["Finished", "Products", "digest_output", "plan_of_product"]
 
 _MANIFEST = "calibdask.json"
+_PLAN = "CALIBDASK PLAN"  # attribute of a product
 
 
 def digest_output(path: Path) -> str:
@@ -73,6 +74,19 @@ def _digest_part(path: Path) -> str:
         return total.hexdigest()
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: {_MANIFEST} beside it names it, but it is gone") from error
+
+
+def plan_of_product(path: Path) -> str | None:
+    """Give the digest of the plan that a product was made by; None if it does not say so."""
+    from calibdask.io.hdf5 import read_root_attributes
+
+    try:
+        if path.is_dir():
+            text = (path / _MANIFEST).read_text(encoding="utf-8")
+            return str(json.loads(text)["plan"])
+        return read_root_attributes(path).get(_PLAN)
+    except (CalibdaskError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _manifest(directory: Path) -> list[str]:
@@ -139,6 +153,7 @@ class Products:
         self.output = output
         self.overwrite = overwrite
         self.paths: list[Path] = []
+        self._tell: Callable[[str, int], None] = lambda _what, _done: None
 
     def check_free(self) -> None:
         """Refuse an output that exists, before any work starts.
@@ -192,14 +207,22 @@ class Products:
             file.replace(self.output / file.name)
         finished.rmdir()
 
-    def write(self, run: Finished) -> str:
+    def write(self, run: Finished, progress: Callable[[str, int], None]) -> str:
         """Write everything and give the digest of the numbers.
+
+        Parameters
+        ----------
+        run : Finished
+            What to write.
+        progress : callable
+            Told what begins to be written (0) and is written (1).
 
         Raises
         ------
         CalibdaskError
             A file cannot be written.
         """
+        self._tell = progress
         try:
             return self._write(run)
         except OSError as error:
@@ -224,7 +247,7 @@ class Products:
         if run.plan.calibration.has_maps and run.tables:
             _write_hdf5(directory / TABLES, run.tables, _attributes(run, *ids))
         names = sorted(file.name for file in directory.iterdir())
-        text = json.dumps({"files": names}, indent=1)
+        text = json.dumps({"files": names, "plan": run.plan.digest}, indent=1)
         (directory / _MANIFEST).write_text(text, encoding="utf-8")
         self.paths = [self.output / name for name in names]
         digest = self._write_companions(run, directory, directory / "calibdask.h5", ids)
@@ -243,18 +266,17 @@ class Products:
             self.paths.append(home / path.name)
             return path
 
-        for table in list(run.tables.values())[:1]:  # the coefficients, for people
-            from astropy.table import Table
-
+        for where, table in list(run.tables.items())[:1]:  # the coefficients, for people
             with _replacing(place(".ecsv")) as partial:
-                # As plain columns: astropy 8 cannot serialise a Quantity whose name is "value".
-                Table(table).write(partial, format="ascii.ecsv")
+                _write_ecsv(partial, where, table, run, digest)
         if run.options.report:
             from calibdask.report import write_report
 
+            self._tell("report", 0)
             sections = run.plan.calibration.report(run.result, run.tables)
             record = _run_record(run, digest)
             write_report(place(".html"), f"calibdask {run.plan.job}", record, sections)
+            self._tell("report", 1)
         with _replacing(place(".provenance.json")) as partial:
             activity = _activity(run, *ids, digest, self.paths)
             partial.write_text(json.dumps(activity, indent=1), encoding="utf-8")
@@ -277,7 +299,7 @@ def _attributes(run: Finished, activity_id: str, product_id: str) -> dict[str, s
         product_id=product_id,
         **run.plan.calibration.product(run.result),
     )
-    attributes["CALIBDASK PLAN"] = run.plan.digest
+    attributes[_PLAN] = run.plan.digest
     attributes["CALIBDASK SHARDS"] = str(len(run.plan.shards) + len(run.plan.rejected))
     attributes["CALIBDASK SHARDS MISSING"] = str(_n_missing(run))
     return attributes
@@ -317,8 +339,7 @@ def _activity(
 
 
 def _warnings(run: Finished) -> list[str]:
-    skipped = [f"{where} left out: {reason}" for where, reason in run.plan.skipped_alike()]
-    return [*run.plan.warnings, *skipped, *run.account.total.warnings, *run.account.notes]
+    return [*run.plan.warnings, *run.account.total.warnings, *run.account.notes]
 
 
 def _run_record(run: Finished, digest: str) -> RunRecord:
@@ -339,7 +360,9 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
             status = "failed"
         inputs.append(InputRecord(ref.path, ref.size, len(shards_of[ref.path]), status))
     inputs += [InputRecord(one.where, 0, 0, "rejected") for one in plan.rejected]
-    inputs += [InputRecord(where, 0, 0, "left out") for where, _ in plan.skipped_alike()]
+    inputs += [
+        InputRecord(where, 0, 0, f"left out: {reason}") for where, reason in plan.skipped_alike()
+    ]
     return RunRecord(
         job=plan.job,
         version=calibdask.__version__,
@@ -373,6 +396,28 @@ def _unit_text(unit: Any) -> str:
         return str(unit.to_string("vounit"))
     except ValueError:
         return str(unit.to_string())
+
+
+def _write_ecsv(path: Path, where: str, table: QTable, run: Finished, digest: str) -> None:
+    """Write a table as text with all its digits, which programs read as well as people."""
+    from astropy.table import Table
+
+    import calibdask
+
+    # As plain columns: astropy 8 cannot serialise a Quantity whose name is "value".
+    plain = Table(table)
+    # Arrays as lists of numbers: they would become a block of binary data.
+    plain.meta = {
+        "table": where,
+        "job": run.plan.job,
+        "calibdask": calibdask.__version__,
+        "digest": digest,
+        **{
+            key: value.tolist() if hasattr(value, "tolist") else value
+            for key, value in table.meta.items()
+        },
+    }
+    plain.write(path, format="ascii.ecsv")
 
 
 def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[str, str]) -> None:

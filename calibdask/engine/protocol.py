@@ -157,6 +157,9 @@ class Piece:
     peak_bytes : int
         Estimate of the memory that mapping it needs, so that a run can refuse to start; three times
         `n_bytes` unless given.
+    stored_bytes : int
+        Estimate of what its result holds: summaries and kept rows. Nothing that counts unless
+        given.
     """
 
     inputs: tuple[InputRef, ...]
@@ -165,6 +168,7 @@ class Piece:
     order: tuple[int, ...] = ()
     n_bytes: int = 0
     peak_bytes: int = 0
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,7 @@ class Shard:
     cells: tuple[Cell, ...] = (ALL,)
     n_bytes: int = 0
     peak_bytes: int = 0
+    stored_bytes: int = 0
 
     @property
     def label(self) -> str:
@@ -184,7 +189,8 @@ class Shard:
         files = [Path(ref.path).name for ref in self.inputs]
         if len(files) > 3:
             files = [files[0], "...", f"{files[-1]} ({len(files)} files)"]
-        names = "+".join(files)
+        # Not every name is UTF-8, and only text that is can be sent to others.
+        names = "+".join(files).encode("utf-8", "backslashreplace").decode()
         part = ",".join(f"{name}={value}" for name, value in self.part)
         return f"{names}[{part}]" if part else names
 
@@ -253,6 +259,12 @@ class Calibration:
     patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5")
     """Which files to take from a directory given as input."""
 
+    usual_stages: ClassVar[int] = 1
+    """How many stages there usually are, for the plan's estimate."""
+
+    small_bytes: ClassVar[int] = 0
+    """About what a merged summary, a state, or a later stage's result holds, for the estimate."""
+
     bins_time: ClassVar[bool] = False
     """Whether it has cells by time bin (``Campaign.time_bin``); otherwise bins are refused."""
 
@@ -308,6 +320,19 @@ class Calibration:
         for survey in surveys:
             yield Piece((survey.source,), order=survey.order, n_bytes=survey.source.size)
 
+    def stored_bytes(self, cell: Cell, shards: Sequence[Shard]) -> tuple[int, int]:
+        """Estimate the bytes of a merged summary and of the state of a cell.
+
+        Parameters
+        ----------
+        cell : Cell
+            The cell.
+        shards : sequence of Shard
+            All shards of the plan.
+        """
+        del cell, shards
+        return self.small_bytes, self.small_bytes
+
     def map_config(self) -> Mapping[str, Any]:
         """Give the options that :meth:`read` and :meth:`reduce` depend on (JSON values only)."""
         return {}
@@ -355,6 +380,11 @@ class Calibration:
         together than memory, their result may not.
         """
         return states
+
+    def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
+        """Tell what the fits found odd about the data, in sentences. Runs on the driver."""
+        del states, result
+        return ()
 
     # -- products ---------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ So a run can be killed at any time: the same command finds what is there and com
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,12 @@ from calibdask.engine.cluster import (
     WorkerJob,
     available_cpus,
     available_memory,
+    check_cluster,
     open_executor,
 )
 from calibdask.engine.duplicates import comparisons, raise_duplicates
 from calibdask.engine.envelope import Envelope, Failure, Outcome
+from calibdask.engine.growth import OwnProduct
 from calibdask.engine.inputs import Found, find_inputs, lists_of
 from calibdask.engine.lock import WorkdirLock
 from calibdask.engine.merge import merge_tree
@@ -30,7 +33,7 @@ from calibdask.engine.places import Places
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
-from calibdask.engine.shown import facts_html, facts_text, table_text, tables_html
+from calibdask.engine.shown import facts_html, facts_text, shortened, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     States,
@@ -44,7 +47,7 @@ from calibdask.engine.tasks import (
 )
 from calibdask.errors import CalibdaskError
 from calibdask.io.maps import MAPS
-from calibdask.stats.compiled import cache_problem
+from calibdask.stats.compiled import cache_problem, will_compile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +80,8 @@ class RunOptions:
     workdir : Path, optional
         Where results are kept; the output's name with ``.work`` unless given.
     overwrite : bool
-        Replace an output that is there.
+        Replace an output that is there, whatever it is. Its own product a run replaces unasked,
+        if all inputs of that are among its inputs and the options are the same.
     allow_missing : float
         Fraction of the inputs or shards that may be missing in a product.
     verify_full : bool
@@ -239,16 +243,24 @@ class RunResult:
         flow = account.total.cut_flow or {}
         rows += [(name, f"{count:,}".replace(",", " ")) for name, count in flow.items()]
         rows += [("time", f"{account.wall_seconds:.1f} s ({account.cpu_seconds:.1f} s of tasks)")]
-        rows += [("wrote", str(path)) for path in self.paths]
+        written = [str(path) for path in self.paths]
+        rest = str(self.paths[-1].parent) if self.paths else ""
+        rows += [("wrote", path) for path in shortened(written, rest)]
         return [*rows, ("digest", self.digest)]
+
+    def text(self, width: int | None = None) -> str:
+        """Show the first table, shortened to a screen if its width is given, and the account."""
+        parts = []
+        if self.tables:
+            rest = next((path for path in self.paths if path.suffix == ".ecsv"), "the product")
+            table = next(iter(self.tables.items()))
+            parts.append(table_text(*table, width=width, rest=str(rest)))
+        parts.append(self.account_text())
+        return "\n\n".join(parts)
 
     def __str__(self) -> str:
         """Show the first table and the account."""
-        parts = []
-        if self.tables:
-            parts.append(table_text(*next(iter(self.tables.items()))))
-        parts.append(self.account_text())
-        return "\n\n".join(parts)
+        return self.text()
 
     def account_text(self) -> str:
         """Say what was done and written."""
@@ -565,13 +577,15 @@ def run_calibration(
     read += [("list of inputs", path) for path in lists_of(inputs)]
     read += [("product", Path(path)) for path in calibration.also_read()]
     places.check(find_inputs(inputs, calibration.patterns), read)
-    products = Products(output, overwrite=options.overwrite)
-    products.check_free()
     workdir = places.workdir
+    own = OwnProduct(workdir, output, calibration)
+    products = Products(output, overwrite=options.overwrite or own.is_there)
+    products.check_free()
     progress = ProgressFile(workdir, job=calibration.name, output=output, command=options.command)
     emit = progress.before(emit)
     preload = (type(calibration).__module__, *calibration.preload)
     site = options.site(workdir, emit, preload)
+    check_cluster(options.cluster, site)
     memory = options.memory_per_worker(site)
     # Sums in BLAS depend on its number of threads, and one worker is one processor.
     with places.making(), WorkdirLock(workdir) as lock, progress, threadpool_limits(1):
@@ -599,11 +613,13 @@ def run_calibration(
                 places.check_new(overwrite=options.overwrite)
             # Some inputs name others: those of a descriptor, for one.
             places.check((Found(Path(ref.path), named=False) for ref in plan.inputs), read)
+            if not options.overwrite and (replaced := own.check(plan)):
+                emit(events.Message("INFO", replaced))
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
             emit(events.Message("ERROR", failure.describe()))
-        for where, reason in plan.skipped_alike():
-            emit(events.Message("WARNING", f"{where} left out: {reason}"))
+        if plan.skipped:
+            emit(events.Message("INFO", plan.skipped_text()))
         for warning in plan.warnings:
             emit(events.Message("WARNING", warning))
         store = Store(workdir / "store")
@@ -622,12 +638,20 @@ def run_calibration(
                     executor.workers,
                     str(workdir),
                     dashboard,
+                    events.tunnel_command(dashboard) if dashboard else None,
                 )
             )
+            module = sys.modules[type(calibration).__module__]
+            if module.__file__ is not None and will_compile(Path(module.__file__).parent):
+                note = "compiling kernels first, once for this installation: some 15 s"
+                emit(events.Message("INFO", note))
             executor.announce((plan, context))
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
             result = calibration.combine(states)
+            for notice in calibration.notices(states, result):
+                account.notes.append(notice)
+                emit(events.Message("WARNING", notice))
             partial = products.partial_directory(plan.digest) if directory else None
             if partial is not None:
                 files = _file_tasks(plan, context, partial, rows)
@@ -647,8 +671,10 @@ def run_calibration(
             account.notes.append(note)
             emit(events.Message("WARNING", note))
         places.record()
+        own.record(plan)
         digest = products.write(
-            Finished(plan, account, result, tables, partial, options, config or {})
+            Finished(plan, account, result, tables, partial, options, config or {}),
+            lambda what, done: emit(events.Progress(f"writing {what}", done, 1)),
         )
         for written in products.paths:
             emit(events.Written(str(written)))

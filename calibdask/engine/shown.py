@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calibdask.rounding import error_columns, format_number, round_to_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from astropy.table import QTable
+    from astropy.table import QTable, Table
 
-__all__ = ["facts_html", "facts_text", "printable", "table_text", "tables_html"]
+__all__ = ["facts_html", "facts_text", "printable", "shortened", "table_text", "tables_html"]
+
+_MOST_ROWS = 40
+"""Rows of a table that are still shown on a terminal."""
+_MOST_LINES = 12
+"""The same for a list."""
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
@@ -56,19 +66,117 @@ def facts_html(facts: Iterable[tuple[str, str]]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _for_people(table: QTable) -> QTable:
-    """Give a view of a table that prints five digits of real numbers instead of seventeen."""
-    shown = table.copy(copy_data=False)
-    for column in shown.columns.values():
-        dtype = getattr(column, "dtype", None)  # times have none
-        if dtype is not None and dtype.kind == "f":
-            column.info.format = ".5g"
-    return shown
+def _as_text(table: QTable) -> dict[str, list[str]]:
+    """Write every column for people: values to the digits that their errors leave them."""
+    from astropy.time import Time
+
+    texts: dict[str, list[str]] = {}
+    numbers: dict[str, list[float]] = {}
+    for name, column in table.columns.items():
+        if isinstance(column, Time):
+            texts[name] = [text[:19] for text in column.isot.tolist()]
+            continue
+        values = np.asarray(getattr(column, "value", column))
+        if values.dtype.kind == "f" and values.ndim == 1:
+            numbers[name] = values.tolist()
+            texts[name] = [format_number(value, ".5g") for value in values.tolist()]
+        else:
+            texts[name] = [str(value) for value in values.tolist()]
+    for name, found in numbers.items():  # errors of other kinds, and those without their value
+        if name.startswith("error") or name.endswith(("_error", "_err")) or name == "systematic":
+            texts[name] = [round_to_error(one, one)[1] for one in found]
+    for name, error in error_columns(list(numbers)).items():
+        pairs = [round_to_error(*pair) for pair in zip(numbers[name], numbers[error], strict=True)]
+        texts[name], texts[error] = [one for one, _ in pairs], [other for _, other in pairs]
+    return texts
 
 
-def table_text(path: str, table: QTable) -> str:
-    """Write a whole table under its path."""
-    return "\n".join([path, *_for_people(table).pformat(max_lines=-1, max_width=-1)])
+def table_text(
+    path: str, table: QTable, *, width: int | None = None, rest: str = "the product"
+) -> str:
+    """Write a table under its path.
+
+    Parameters
+    ----------
+    path : str
+        Where it lies in the product.
+    table : QTable
+        The table.
+    width : int, optional
+        Columns of the screen. The table is shortened to it: what is the same in all rows is said
+        once, further columns and rows are left out, and it is said which. All of it unless given.
+    rest : str
+        Where all of it can be found.
+    """
+    texts = _as_text(table)
+    units = {name: str(getattr(table[name], "unit", "") or "") for name in texts}
+    right = {name: getattr(table[name], "dtype", None) is not None
+             and table[name].dtype.kind in "iuf" for name in texts}  # fmt: skip
+    lines, notes = [path], []
+    if width is not None and len(table) > 2:
+        same = [name for name, values in texts.items() if len(set(values)) == 1]
+        of_all = [f"{name} {texts[name][0]} {units[name]}".strip() for name in same]
+        lines += textwrap.wrap(f"in all rows: {', '.join(of_all)}", width) if same else []
+        texts = {name: values for name, values in texts.items() if name not in same}
+    n_rows = len(table)
+    shown = n_rows if width is None or n_rows <= _MOST_ROWS else _MOST_ROWS - 10
+    widths = {
+        name: max(map(len, (name, units[name], *values[:shown]))) for name, values in texts.items()
+    }
+    names = list(texts)
+    if width is not None:
+        names = _that_fit(widths, width)
+        if left := [name for name in texts if name not in names]:
+            notes.append(f"columns {', '.join(left)}")
+    if shown < n_rows:
+        notes.insert(0, f"{n_rows - shown} rows")
+
+    def line(cells: Mapping[str, str]) -> str:
+        padded = [
+            cells[name].rjust(widths[name]) if right[name] else cells[name].ljust(widths[name])
+            for name in names
+        ]
+        return " ".join(padded).rstrip()
+
+    if names:
+        lines.append(line({name: name for name in names}))
+        lines += [line(units)] if any(units[name] for name in names) else []
+        lines.append(line({name: "-" * widths[name] for name in names}))
+        lines += [line({name: texts[name][k] for name in names}) for k in range(shown)]
+    if notes:
+        lines += textwrap.wrap(f"... and {' and '.join(notes)}: see {rest}", width or 80)
+    return "\n".join(lines)
+
+
+def _that_fit(widths: Mapping[str, int], width: int) -> list[str]:
+    """Choose the first columns that fit beside each other; flags always do."""
+    first = [name for name in widths if name == "flags"]
+    chosen = set(first)
+    used = sum(widths[name] + 1 for name in first)
+    for name in widths:
+        used += 0 if name in chosen else widths[name] + 1
+        if used > width + 1:
+            break
+        chosen.add(name)
+    return [name for name in widths if name in chosen]
+
+
+def shortened(lines: Sequence[str], rest: str, most: int = _MOST_LINES) -> list[str]:
+    """Leave out the middle of a long list, and say so.
+
+    Parameters
+    ----------
+    lines : sequence of str
+        The list.
+    rest : str
+        Where all of it can be found.
+    most : int
+        How many lines are not too long.
+    """
+    if len(lines) <= most:
+        return list(lines)
+    hidden = len(lines) - 4
+    return [*lines[:3], f"... {hidden} more: see {rest}", lines[-1]]
 
 
 def tables_html(tables: Mapping[str, QTable]) -> str:
@@ -77,6 +185,14 @@ def tables_html(tables: Mapping[str, QTable]) -> str:
 
     return "".join(
         f"<details><summary><code>{escape(path)}</code></summary>"
-        f"{_for_people(table)._repr_html_()}</details>"
+        f"{_rounded(table)._repr_html_()}</details>"
         for path, table in tables.items()
     )
+
+
+def _rounded(table: QTable) -> Table:
+    """Give a table of the texts of another, with the units in its head."""
+    from astropy.table import Column, Table
+
+    units = {name: getattr(table[name], "unit", None) for name in table.colnames}
+    return Table({name: Column(text, unit=units[name]) for name, text in _as_text(table).items()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,10 +141,7 @@ def _call(command: Sequence[str], text: str | None = None) -> str:
             timeout=_TIMEOUT_SECONDS,
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no {command[0]} here: run on a login node of the cluster, or load the"
-            " module that provides SLURM's commands"
-        ) from error
+        raise _not_here(command[0]) from error
     except subprocess.TimeoutExpired as error:
         raise TransientError(f"{command[0]} gave no answer in {_TIMEOUT_SECONDS} s") from error
     if done.returncode:
@@ -151,6 +149,26 @@ def _call(command: Sequence[str], text: str | None = None) -> str:
         kind = TransientError if _PASSING.search(said) else CalibdaskError
         raise kind(f"{command[0]} failed: {said}")
     return done.stdout
+
+
+def check_commands() -> None:
+    """Check that SLURM's commands can be called here; it is not asked anything.
+
+    Raises
+    ------
+    ConfigError
+        One of them is not on the path.
+    """
+    for command in ("sbatch", "squeue", "scancel", "scontrol"):
+        if shutil.which(command) is None:
+            raise _not_here(command)
+
+
+def _not_here(command: str) -> ConfigError:
+    return ConfigError(
+        f"there is no {command} here: run on a login node of the cluster, or load the module that"
+        " provides SLURM's commands"
+    )
 
 
 def submit(script: str) -> str:
@@ -219,7 +237,9 @@ def describe(job: str) -> Mapping[str, str]:
         answer = _call(["scontrol", "show", "job", "--oneliner", job])
     except CalibdaskError:
         return {}
-    facts = dict(re.findall(r"(\S+?)=(\S*)", answer))
+    # Values may hold spaces; names, which begin with a capital letter, do not.
+    pairs = re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s+[A-Z][\w:/]*=|\s*$)", answer)
+    facts = dict(pairs)
     for name in ("StdErr", "StdOut"):  # scontrol leaves some patterns in the names of files
         if name in facts:
             facts[name] = re.sub("%[jJA]", job, facts[name])

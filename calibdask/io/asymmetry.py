@@ -23,6 +23,7 @@ import tables
 
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput
 from calibdask.io.hdf5 import create_hdf5, open_hdf5, standard_unit
+from calibdask.io.keys import whole_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ __all__ = [
 ENERGY_ASYMMETRY = "energy_asymmetry"
 IMAGE_ASYMMETRY = "image_asymmetry"
 
-_KINDS = {"i": "iu", "u": "iu", "S": "S", "f": "f"}
+_KINDS = {"i": "iuf", "u": "iu", "S": "S", "f": "f"}
 
 _HEADER = "__table_column_meta__"
 
@@ -97,7 +98,7 @@ class Asymmetries:
 
     Attributes
     ----------
-    obs_id : array of int32, (N,)
+    obs_id : array of int64, (N,)
         Observation block.
     event_id : array of int64, (N,)
         Event number in the block.
@@ -115,7 +116,7 @@ class Asymmetries:
         Impact distances, and what their asymmetry was found below; all three or none.
     """
 
-    obs_id: NDArray[np.int32]
+    obs_id: NDArray[np.int64]
     event_id: NDArray[np.int64]
     tel_type: NDArray[np.bytes_]
     tel_id_1: NDArray[np.uint16]
@@ -214,6 +215,9 @@ def read_asymmetries(
     for column in columns:
         values = table[column.name]
         dtype = values.dtype if column.dtype.kind == "S" else column.dtype
+        if column.field in ("obs_id", "event_id"):
+            dtype = np.dtype("i8")
+            values = whole_numbers(values, f"{path}: /{info.label}/events has {column.name}")
         read[column.field] = values.astype(dtype)
         if dtype.kind in "iu" and not np.array_equal(read[column.field], values):
             msg = f"{path}: /{info.label}/events has {column.name} that do not fit {dtype}"
@@ -266,7 +270,13 @@ class AsymmetryWriter:
 
 @contextmanager
 def create_asymmetries(
-    path: Path | str, label: str, value: str, geometry: str | None = None
+    path: Path | str,
+    label: str,
+    value: str,
+    geometry: str | None = None,
+    *,
+    type_length: int = 3,
+    obs_ids: Iterable[int] = (),
 ) -> Iterator[AsymmetryWriter]:
     """Create a file of asymmetries to append to. The same rows give the same bytes.
 
@@ -280,6 +290,11 @@ def create_asymmetries(
         The quantity compared, such as "RandomForestRegressor_tel_energy" or "hillas_intensity".
     geometry : str, optional
         Algorithm of the impact distances: given, the file holds them, too.
+    type_length : int
+        Bytes of the longest telescope type.
+    obs_ids : iterable of int
+        Observation blocks that may come: what does not fit 32 bits, as in ctao-calibpipe's files,
+        is stored in 64.
 
     Yields
     ------
@@ -293,19 +308,25 @@ def create_asymmetries(
         As `calibdask.io.hdf5.create_hdf5`.
     """
     columns = _columns(label, value, has_uncertainty=label == ENERGY_ASYMMETRY, geometry=geometry)
+    obs_id = np.dtype("i8" if any(abs(one) >= 2**31 for one in obs_ids) else "i4")
+    own = {"obs_id": obs_id, "tel_type": np.dtype(f"S{max(type_length, 3)}")}
+    columns = [one._replace(dtype=own.get(one.name, one.dtype)) for one in columns]
     with create_hdf5(path) as file:
-        table = file.create_table(
-            f"/{label}",
-            "events",
-            description=np.dtype([(column.name, column.dtype) for column in columns]),
-            filters=_CHECKSUMS,
-            expectedrows=_EXPECTED_ROWS,
-            createparents=True,
-            track_times=False,
-        )
+        with warnings.catch_warnings():
+            # An algorithm's name may hold a dash: that it is no Python identifier harms nobody.
+            warnings.simplefilter("ignore", tables.NaturalNameWarning)
+            table = file.create_table(
+                f"/{label}",
+                "events",
+                description=np.dtype([(column.name, column.dtype) for column in columns]),
+                filters=_CHECKSUMS,
+                expectedrows=_EXPECTED_ROWS,
+                createparents=True,
+                track_times=False,
+            )
         writer = AsymmetryWriter(table, columns)
         yield writer
-        table.attrs["obs_id"] = np.array(writer.obs_ids, np.int32)
+        table.attrs["obs_id"] = np.array(writer.obs_ids, obs_id)
         lines = _astropy_header(columns, label, writer.obs_ids)
         with warnings.catch_warnings():
             # The name is Astropy's; that it is no Python identifier harms nobody.
@@ -428,12 +449,16 @@ def _astropy_header(columns: Sequence[_Column], label: str, obs_ids: Iterable[in
         kind = "string" if column.dtype.kind == "S" else column.dtype.name
         of_unit = f", unit: {column.unit}" if column.unit else ""
         lines.append(f"- {{name: {column.name}{of_unit}, datatype: {kind}}}")
-    numbers = np.array(list(obs_ids), "<i4")
+    numbers = np.array(list(obs_ids), columns[0].dtype.newbyteorder("<"))
     # Astropy encodes the bytes, and YAML's !!binary encodes them once more.
     text = base64.b64encode(base64.b64encode(numbers.tobytes())).decode()
     lines += ["meta: !!omap", "- obs_id: !numpy.ndarray", "    buffer: !!binary |"]
     lines += [f"      {text[i : i + 76]}" for i in range(0, len(text), 76)]
-    lines += ["    dtype: int32", "    order: C", f"    shape: !!python/tuple [{numbers.size}]"]
+    lines += [
+        f"    dtype: {numbers.dtype.name}",
+        "    order: C",
+        f"    shape: !!python/tuple [{numbers.size}]",
+    ]
     # Dimensionless columns of calibpipe's energies are quantities, which takes saying so.
     quantities = [
         column

@@ -25,7 +25,8 @@ import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import open_hdf5, standard_unit
-from calibdask.stats.timebins import ctao_time_ns
+from calibdask.io.keys import whole_numbers
+from calibdask.io.times import check_times, stored_time_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +54,7 @@ _DL2_TELESCOPE = "/dl2/event/telescope"
 _DL2_EVENT = "/dl2/event/subarray"
 
 _TIME = "time"
+_EVENT_TYPE = "event_type"
 _MASK = "tels_with_trigger"  # a column of the trigger table: (telescopes of the layout,)
 _EVENT_KEYS = ("obs_id", "event_id")
 _TELESCOPE_KEYS = ("obs_id", "event_id", "tel_id")
@@ -142,11 +144,15 @@ class Needs:
         Further columns, from any of the tables; without repetition.
     event_time : bool
         Also the time of each event, that of the array's trigger.
+    event_types : tuple of int
+        Given, also the type of each row (`ctapipe.containers.EventType`): that of the event, but
+        where the telescope's own is none of these, that one.
     """
 
     base: str
     columns: tuple[str, ...] = ()
     event_time: bool = False
+    event_types: tuple[int, ...] = ()
 
     @classmethod
     def energy(
@@ -212,6 +218,8 @@ class Dl2Info:
         "CTA PROCESS TYPE": "Observation" or "Simulation".
     has_telescope_times : bool
         Whether each telescope has trigger times: else a column "time" is that of the event.
+    has_event_types : bool
+        Whether the array's trigger table tells the type of each event.
     is_from_simtel : bool
         Whether the showers were simulated by sim_telarray.
     """
@@ -224,6 +232,7 @@ class Dl2Info:
     product_id: str | None
     process_type: str | None
     has_telescope_times: bool = False
+    has_event_types: bool = True
     is_from_simtel: bool = False
 
 
@@ -235,7 +244,7 @@ class TelescopeEvents:
     ----------
     layout : ArrayLayout
         The telescopes of the file.
-    obs_id : array of int32, (N,)
+    obs_id : array of int64, (N,)
         Observation block.
     event_id : array of int64, (N,)
         Event number in the block.
@@ -253,7 +262,11 @@ class TelescopeEvents:
     n_missing : dict of str to int
         For each column, the rows that its table lacks.
     event_time_ns : array of int64, (n_events,), or None
-        Time of each event in ns of TAI since 1970, if it was asked for.
+        Time of each event in ns of TAI since 1970, if it was asked for;
+        `calibdask.stats.timebins.NO_TIME` where it is not known.
+    event_type : array of int64, (N,), or None
+        See `Needs`; -1 where the trigger table lacks the event. None where it was not asked for, or
+        the table has no such column.
     n_lacking : dict of int to int
         For each telescope that lost any, the most rows that one of its tables lacks, of those that
         triggered it or that its other tables have: a writer was killed.
@@ -262,7 +275,7 @@ class TelescopeEvents:
     """
 
     layout: ArrayLayout
-    obs_id: NDArray[np.int32]
+    obs_id: NDArray[np.int64]
     event_id: NDArray[np.int64]
     event: NDArray[np.int64]
     tel_id: NDArray[np.uint16]
@@ -271,6 +284,7 @@ class TelescopeEvents:
     n_events: int
     n_missing: dict[str, int]
     event_time_ns: NDArray[np.int64] | None = None
+    event_type: NDArray[np.int64] | None = None
     n_lacking: dict[int, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -300,13 +314,14 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
     with open_hdf5(path) as file:
         reader = _Reader(Path(path), file)
         layout = reader.layout()
-        wanted = reader.resolve(reader.sources(), needs)
+        wanted = reader.resolve(needs)
         n_rows = reader.n_telescope_rows(wanted[0].source, layout)
         root = file.root._v_attrs
+        trigger = reader.table(_TRIGGER)
         return Dl2Info(
             layout=layout,
             obs_ids=reader.obs_ids(),
-            n_events=int(reader.table(_TRIGGER).nrows),
+            n_events=int(trigger.nrows),
             n_telescope_rows=n_rows,
             bytes_needed=_bytes_needed(wanted, n_rows),
             product_id=str(root["CTA PRODUCT ID"]) if "CTA PRODUCT ID" in root else None,
@@ -315,6 +330,7 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
                 _TIME in source.dtypes
                 for source in reader._source(_TELESCOPE_TRIGGER, "telescope and event")
             ),
+            has_event_types=_EVENT_TYPE in trigger.colnames,
             is_from_simtel=_SIMULATION_RUN in file,
         )
 
@@ -362,14 +378,15 @@ def event_times(path: Path | str) -> NDArray[np.int64]:
     Returns
     -------
     array of int64, (n_events,)
-        In ns of TAI since 1970, in the order of the trigger table, which need not be that of time.
+        In ns of TAI since 1970, in the order of the trigger table, which need not be that of time;
+        `calibdask.stats.timebins.NO_TIME` for what stands for no time.
 
     Raises
     ------
     MissingInput
         No such file, or no time in its trigger table.
     CorruptedInput
-        The times are not stored as seconds and quarters of a nanosecond; or as `open_hdf5`.
+        The times are stored in an unknown way; or as `open_hdf5`.
     TransientError
         As `calibdask.io.hdf5.open_hdf5`.
     """
@@ -377,7 +394,7 @@ def event_times(path: Path | str) -> NDArray[np.int64]:
         reader = _Reader(Path(path), file)
         table = reader.table(_TRIGGER)
         reader.check_time(table)
-        return ctao_time_ns(reader.read(table, (_TIME,))[_TIME])
+        return stored_time_ns(path, table, _TIME, reader.read(table, (_TIME,))[_TIME])
 
 
 def read_telescope_events(
@@ -414,7 +431,7 @@ def read_telescope_events(
     with open_hdf5(path) as file:
         reader = _Reader(Path(path), file)
         layout = reader.layout()
-        wanted = reader.resolve(reader.sources(), needs)
+        wanted = reader.resolve(needs)
         chosen = None if rows is None else reader.chosen_events(layout, rows)
         return reader.telescope_events(layout, wanted, needs, chosen)
 
@@ -499,7 +516,7 @@ def _children(node: tables.Node) -> list[str]:
 
 def _bytes_needed(wanted: Sequence[_Wanted], n_rows: int) -> int:
     """Output, one more copy of a column while they are joined, and what comparing keys takes."""
-    width = 4 + 8 + 8 + 2  # obs_id, event_id, event, tel_id
+    width = 8 + 8 + 8 + 2  # obs_id, event_id, event, tel_id
     joined_apart = 0
     for want in wanted:
         item_bytes = sum(max(8, want.source.dtypes[name].itemsize) for name in want.names)
@@ -577,19 +594,28 @@ class _Reader:
         obs_id = self.read(self._any_table(path), ("obs_id",))["obs_id"]
         return tuple(int(value) for value in np.unique(obs_id))
 
-    def sources(self) -> Iterator[_Source]:
-        """Where columns are looked for, in this order; each opens a table, which takes a while."""
-        yield from self._below(_DL2_TELESCOPE, "telescope")
-        yield from self._source(_PARAMETERS, "telescope")
-        yield from self._source(_TELESCOPE_TRIGGER, "telescope and event")
-        yield from self._below(_DL2_EVENT, "event")
-        yield from self._source(_TRIGGER, "event")
+    def _places(self, names: Sequence[str]) -> Iterator[tuple[str, _Per, bool]]:
+        """Where columns are looked for, in this order, and whether all of these must be looked at.
 
-    def _below(self, path: str, per: _Per) -> Iterator[_Source]:
-        """Give the sources at <path>/<kind>/<algorithm>."""
-        for kind in _children(self.file.get_node(path)) if path in self.file else []:
-            for algorithm in _children(self.file.get_node(f"{path}/{kind}")):
-                yield from self._source(f"{path}/{kind}/{algorithm}", per)
+        Those are the tables of algorithms that begin the name of a column, as ctapipe's do, with
+        "_tel_" behind them for telescopes: only there the same name can stand more than once.
+        """
+        below: list[tuple[str, _Per, bool]] = []
+        groups: dict[str, _Per] = {_DL2_TELESCOPE: "telescope", _DL2_EVENT: "event"}
+        for path, per in groups.items():
+            for kind in _children(self.file.get_node(path)) if path in self.file else []:
+                for algorithm in _children(self.file.get_node(f"{path}/{kind}")):
+                    own = any(
+                        name.startswith(f"{algorithm}_")
+                        and name.startswith(f"{algorithm}_tel_") == (per == "telescope")
+                        for name in names
+                    )
+                    below.append((f"{path}/{kind}/{algorithm}", per, own))
+        yield from (place for place in below if place[2])
+        yield _PARAMETERS, "telescope", False
+        yield _TELESCOPE_TRIGGER, "telescope and event", False
+        yield _TRIGGER, "event", False
+        yield from (place for place in below if not place[2])
 
     def _source(self, path: str, per: _Per) -> list[_Source]:
         """Return the source at `path`; an empty list where there is none."""
@@ -609,29 +635,53 @@ class _Reader:
         dtypes = {name: table.dtype[name] for name in table.colnames}
         return [_Source(path, per, dtypes, int(table.nrows))]
 
-    def resolve(self, sources: Iterable[_Source], needs: Needs) -> list[_Wanted]:
-        """Find the source of each column, that of the base first; stop when all are found."""
+    def resolve(self, needs: Needs) -> list[_Wanted]:
+        """Find the source of each column, that of the base first.
+
+        To open a table takes a while: no more are looked at than is necessary.
+        """
         names = [name for name in needs.names if name not in _TELESCOPE_KEYS]
         looked_at: list[_Source] = []
-        first_with: dict[str, _Source] = {}
-        for source in sources:
-            looked_at.append(source)
-            for name in names:
-                if name in source.dtypes:
-                    first_with.setdefault(name, source)
-            if len(first_with) == len(names):
+        having: dict[str, list[_Source]] = {name: [] for name in names}
+        for path, per, necessary in self._places(names):
+            if not necessary and all(having.values()):
                 break
+            for source in self._source(path, per):
+                looked_at.append(source)
+                for name in names:
+                    # Of the tables that any column may be in, the first counts.
+                    if name in source.dtypes and (necessary or not having[name]):
+                        having[name].append(source)
+        if lacking := [name for name in names if not having[name]]:
+            raise MissingInput(self._no_column(lacking[0], looked_at))
+        in_use = {having[name][0].path for name in names if len(having[name]) == 1}
+        base = having.get(needs.base, [])
         wanted: dict[str, _Wanted] = {}
         for name in names:
-            if name not in first_with:
-                raise MissingInput(self._no_column(name, looked_at))
-            source = first_with[name]
+            source = self._one_of(name, having[name], [*base] * (len(base) == 1), in_use)
             wanted.setdefault(source.path, _Wanted(source, [])).names.append(name)
         found = list(wanted.values())
         if not found or needs.base not in found[0].names or found[0].source.per != "telescope":
             msg = f"{self.path}: {needs.base} is not in a table per telescope, so it has no rows"
             raise MissingInput(msg)
         return found
+
+    def _one_of(
+        self, name: str, having: Sequence[_Source], base: Sequence[_Source], in_use: set[str]
+    ) -> _Source:
+        """Choose between tables that have a column: that of the base, or the one in use anyway."""
+        for preferred in ({one.path for one in base}, in_use):
+            left = [one for one in having if one.path in preferred]
+            if len(left) == 1:
+                return left[0]
+        if len(having) > 1:
+            listed = " and ".join(one.path for one in having)
+            msg = (
+                f"{self.path}: {name} stands in {listed}, and which is meant is not known: write"
+                " the file with another prefix for each algorithm, or do without this column"
+            )
+            raise CorruptedInput(msg)
+        return having[0]
 
     def _no_column(self, name: str, sources: Sequence[_Source]) -> str:
         known = sorted({column for source in sources for column in source.dtypes})
@@ -702,6 +752,9 @@ class _Reader:
                 values[begin - start : end - start] = block[name]
         for name, factor in factors.items():
             out[name] *= factor
+        for name in set(_TELESCOPE_KEYS) & out.keys():
+            what = f"{self.path}: {table._v_pathname} has {name}"
+            out[name] = whole_numbers(out[name], what)
         return out
 
     def _dtype(self, table: tables.Table, name: str) -> np.dtype[Any]:
@@ -709,7 +762,7 @@ class _Reader:
             msg = f"{self.path}: {table._v_pathname} has no column {name}"
             raise CorruptedInput(msg)
         dtype: np.dtype[Any] = table.dtype[name]
-        if dtype.base.kind not in ("iu" if name in _TELESCOPE_KEYS else "biuf"):
+        if dtype.base.kind not in ("iuf" if name in _TELESCOPE_KEYS else "biuf"):
             msg = f"{self.path}: {table._v_pathname} has {name} as {dtype.base}: not a number"
             raise CorruptedInput(msg)
         return dtype
@@ -868,8 +921,8 @@ class _Reader:
                 n_missing[name] += int(missing.sum())
         return TelescopeEvents(
             layout=layout,
-            obs_id=self._as_int32(columns["obs_id"]),
-            event_id=columns["event_id"].astype(np.int64, copy=False),
+            obs_id=columns["obs_id"],
+            event_id=columns["event_id"],
             event=event.astype(np.int64, copy=False),
             tel_id=columns["tel_id"].astype(np.uint16),
             columns={name: columns[name] for name in needs.names},
@@ -877,6 +930,15 @@ class _Reader:
             n_events=first.size,
             n_missing=n_missing,
             event_time_ns=self.times_of(event_keys, chosen) if needs.event_time else None,
+            event_type=self.types_of(
+                needs.event_types,
+                {name: columns[name] for name in _TELESCOPE_KEYS},
+                event_keys,
+                event,
+                chosen,
+            )
+            if needs.event_types
+            else None,
             n_lacking=lacking.by_telescope(),
             warnings=lacking.warnings(self.path),
         )
@@ -884,7 +946,7 @@ class _Reader:
     def _untabled(self, base: _Source, layout: ArrayLayout, chosen: _Chosen | None) -> _Lacking:
         """Begin to count what is lacking: with all triggers of telescopes that have no table."""
         triggered = None if chosen is None else chosen.triggered
-        if chosen is None:
+        if chosen is None and _TRIGGER in self.file:
             table = self.table(_TRIGGER)
             if _has_mask(table, layout):
                 triggered = self.read(table, (_MASK,))[_MASK]
@@ -931,20 +993,14 @@ class _Reader:
         return self.aligned(table, want.names, keys, part)
 
     def check_time(self, table: tables.Table) -> None:
-        """Refuse a trigger table whose times are not there or not in ctapipe's high resolution."""
+        """Refuse a trigger table whose times are not there or cannot be read."""
         if _TIME not in table.colnames:
             msg = f"{self.path}: {_TRIGGER} has no column {_TIME}: time bins need trigger times"
             raise MissingInput(msg)
-        dtype = table.dtype[_TIME]
-        if dtype.shape != (2,) or dtype.base.kind != "u":
-            msg = (
-                f"{self.path}: {_TRIGGER} has {_TIME} as {dtype}, not as seconds and quarters of a"
-                " nanosecond (ctao_high_res), as ctapipe 0.32 writes them: convert the file"
-            )
-            raise CorruptedInput(msg)
+        check_times(self.path, table, _TIME)
 
     def times_of(self, keys: Columns, chosen: _Chosen | None) -> NDArray[np.int64]:
-        """Time of each event, in ns of TAI since 1970."""
+        """Time of each event, in ns of TAI since 1970, or `NO_TIME`."""
         table = self.table(_TRIGGER)
         self.check_time(table)
         columns, missing = self.aligned(table, (_TIME,), keys, chosen.rows if chosen else None)
@@ -956,20 +1012,44 @@ class _Reader:
                 " they have no time"
             )
             raise CorruptedInput(msg)
-        return ctao_time_ns(columns[_TIME])
+        return stored_time_ns(self.path, table, _TIME, columns[_TIME])
+
+    def types_of(
+        self,
+        accepted: Sequence[int],
+        keys: Columns,
+        event_keys: Columns,
+        event: NDArray[np.int64],
+        chosen: _Chosen | None,
+    ) -> NDArray[np.int64] | None:
+        """Type of each row; see `Needs.event_types`."""
+        table = self.table(_TRIGGER)
+        if _EVENT_TYPE not in table.colnames:
+            return None
+        part = chosen.rows if chosen else None
+        columns, missing = self.aligned(table, (_EVENT_TYPE,), event_keys, part)
+        of_event = np.where(missing, -1, columns[_EVENT_TYPE]).astype(np.int64)
+        types: NDArray[np.int64] = of_event[event]
+        for source in self._source(_TELESCOPE_TRIGGER, "telescope and event"):
+            if _EVENT_TYPE not in source.dtypes:
+                continue
+            # Matched only where they differ, which is rare: to match takes a sort of all rows.
+            own_table = self.table(source.path)
+            part = None if chosen is None else _part(own_table, chosen)
+            begin, end = (part.start, part.stop) if part else (0, None)
+            own = self.read(own_table, (*_TELESCOPE_KEYS, _EVENT_TYPE), begin, end)
+            others = ~np.isin(own[_EVENT_TYPE], accepted)
+            if others.any():
+                own = {name: values[others] for name, values in own.items()}
+                index = _match({name: own[name] for name in _TELESCOPE_KEYS}, keys)
+                types[index >= 0] = own[_EVENT_TYPE][index[index >= 0]]
+        return types
 
     def _check_tel_id(self, table: tables.Table, tel_id: int, values: NDArray[Any]) -> None:
         if (values != tel_id).any():
             other = values[values != tel_id][0]
             msg = f"{self.path}: {table._v_pathname} has rows of telescope {other}"
             raise CorruptedInput(msg)
-
-    def _as_int32(self, obs_id: NDArray[Any]) -> NDArray[np.int32]:
-        narrow = obs_id.astype(np.int32)
-        if not np.array_equal(narrow, obs_id):
-            msg = f"{self.path}: obs_id {obs_id[narrow != obs_id][0]} does not fit 32 bits"
-            raise CorruptedInput(msg)
-        return narrow
 
 
 # --- keys ------------------------------------------------------------------------------------

@@ -71,6 +71,9 @@ _DECODED: Final = frozenset({1, 8, 32773, 32946})
 """Compressions of TIFF files that are read without further software: none, Deflate, PackBits."""
 _PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _COLOURS: Final = "RGB"
+_LARGEST_ISO: Final = 65535
+"""What EXIF says of a larger ISO speed, which stands in a tag of its own."""
+
 _OLD_DATE: Final = re.compile(r"(\d\d)/(\d\d)/(\d\d)")
 _BAYER: Final = frozenset({"RGGB", "BGGR", "GRBG", "GBRG"})
 _NONSENSE: Final = (
@@ -108,6 +111,8 @@ class FrameInfo:
         In DN and in the order of `pattern`; one for a sensor without filters, empty where unknown.
     iso : int or None
         ISO speed.
+    iso_beyond : bool
+        EXIF says that the ISO speed is larger than its field holds; another tag may tell it.
     exposure_s : float or None
         Time of exposure, in s.
     time : str
@@ -170,6 +175,7 @@ class FrameInfo:
     unit: str = ""
     hdu: int | None = None
     may_be_colours: bool = False
+    iso_beyond: bool = False
     lit_areas: tuple[Area, ...] = ()
 
     @property
@@ -389,6 +395,7 @@ def _exif(tags: Mapping[str, Any]) -> dict[str, Any]:
         "model": of("model", header_text) or "",
         "serial_number": of("serial_number", header_text) or "",
         "iso": of("iso", lambda value: _iso(next(iter(_several(value)), None))),
+        "iso_beyond": _LARGEST_ISO in _several(tags.get("ISOSpeedRatings")),
         "exposure_s": of("exposure_s", lambda value: _positive(_ratio(value))),
         "time": of("time", lambda value: _exif_time(value) or None) or "",
         "temperature_c": of("temperature_c", lambda value: _finite(_ratio(value))),
@@ -510,8 +517,7 @@ def _visible(sizes: Any) -> tuple[Area, ...]:
 
 def _iso(value: Any) -> int | None:
     number = _positive(value)
-    # 65535 is what EXIF says of a larger one, which stands in a tag of its own.
-    return None if number is None or round(number) in (0, 65535) else round(number)
+    return None if number is None or round(number) in (0, _LARGEST_ISO) else round(number)
 
 
 def _read_raw(path: Path) -> NDArray[Any]:
@@ -805,7 +811,7 @@ class _Header:
 
     def get(self, name: str) -> Any:
         """Give the value of a card that is declared to be read; None where it is not there."""
-        if name not in self._known and name != "CTYPE3":
+        if name not in self._known:
             raise AssertionError(f"{name} is read, but KEYWORDS does not say so")
         return self._cards.get(name)
 
@@ -829,6 +835,9 @@ def _refuse_last_axis(path: Path, axes: Sequence[int]) -> None:
 
 def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
     """Give the colours of the first 2 x 2 pixels as BAYERPAT, its offsets and ROWORDER tell."""
+    order = (header.text("ROWORDER") or "").upper()
+    if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
+        raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
     pattern = (header.text("BAYERPAT") or "").upper()
     if not pattern:
         return ""
@@ -843,9 +852,6 @@ def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
                 " which the colour pattern is shifted: correct the card"
             )
         shift.append(round(offset) % 2)
-    order = (header.text("ROWORDER") or "").upper()
-    if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
-        raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
     if order == "BOTTOM-UP":
         # Patterns are told from the top of the picture, which is the last row of the file.
         shift[0] = (n_rows - 1 - shift[0]) % 2

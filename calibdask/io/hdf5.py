@@ -13,11 +13,13 @@ Three things that PyTables does not do by itself:
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import pickle
 import re
+import signal
 import threading
 import traceback
 import warnings
@@ -40,6 +42,7 @@ from calibdask.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from types import FrameType
 
     from numpy.typing import NDArray
 
@@ -48,6 +51,7 @@ __all__ = [
     "create_hdf5",
     "digest_hdf5",
     "open_hdf5",
+    "read_root_attributes",
     "read_tables",
     "standard_unit",
     "write_root_attributes",
@@ -66,6 +70,9 @@ _FACTORS = {
 _DIGEST_BLOCK_BYTES = 16 * 2**20
 
 _TRANSIENT = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT}
+
+# What flock() says where there are no locks; 524 is the kernel's own ENOTSUPP.
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 524}
 
 # What PyTables and NumPy raise where a file makes no sense to them.
 _NONSENSE = (
@@ -117,6 +124,38 @@ _PICKLE = _install_guard()
 
 
 @contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold back a signal that asks to stop until the block ends; a second Ctrl-C is not held back.
+
+    Some compiled functions of PyTables lose exceptions raised in them and go on with whatever they
+    had, and nodes that were half made complain when they are deleted. A signal handler that raises
+    must therefore not run in there. Signals reach the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {one: handler for one, handler in found.items() if callable(handler)}
+    arrived: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if arrived and number == signal.SIGINT:
+            arrived.clear()
+            handlers[signal.SIGINT](number, frame)
+        arrived.append(number)
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            handlers[signal.Signals(arrived[0])](arrived[0], None)
+
+
+@contextmanager
 def open_hdf5(path: Path | str) -> Iterator[tables.File]:
     """Open an HDF5 file for reading.
 
@@ -143,7 +182,14 @@ def open_hdf5(path: Path | str) -> Iterator[tables.File]:
     """
     path = Path(path)
     _check_readable(path)
-    with _LOCK, _PICKLE.refuse(), _translated_errors(path, "read"), tables.open_file(path) as file:
+    with (
+        _LOCK,
+        _interrupts_wait(),
+        _PICKLE.refuse(),
+        _locked(path) as name,
+        _translated_errors(path, "read"),
+        tables.open_file(name) as file,
+    ):
         yield file
 
 
@@ -182,7 +228,13 @@ def create_hdf5(path: Path | str) -> Iterator[tables.File]:
         msg = f"{path}: cannot be created ({error.strerror}); check its directory"
         raise ConfigError(msg) from None
     try:
-        with _LOCK, _translated_errors(path, "written"), tables.open_file(path, "w") as file:
+        with (
+            _LOCK,
+            _interrupts_wait(),
+            _locked(path, os.O_RDWR) as name,
+            _translated_errors(path, "written"),
+            tables.open_file(name, "w") as file,
+        ):
             yield file
     except BaseException:
         path.unlink(missing_ok=True)
@@ -270,6 +322,20 @@ def write_table(
     _write_attributes(table, metadata)
     # Left to PyTables, tables reach the disk in the order of garbage collection.
     table.close()
+
+
+def read_root_attributes(path: Path) -> dict[str, str]:
+    """Give the attributes of a file's root that are text.
+
+    Raises
+    ------
+    MissingInput, CorruptedInput, TransientError
+        As for `open_hdf5`.
+    """
+    with open_hdf5(path) as file:
+        attributes = file.root._v_attrs
+        found = {name: attributes[name] for name in attributes._v_attrnamesuser}
+    return {name: str(value) for name, value in found.items() if isinstance(value, str)}
 
 
 def write_root_attributes(file: tables.File, attributes: Mapping[str, str]) -> None:
@@ -397,6 +463,43 @@ def _write_attributes(node: tables.Node, attributes: Mapping[str, object]) -> No
         for name, value in attributes.items():
             native = value if isinstance(value, str) else _storable(value, f"attribute {name}")
             node._v_attrs[name] = native if isinstance(native, str) or native.ndim else native[()]
+
+
+@contextmanager
+def _locked(path: Path, mode: int = os.O_RDONLY) -> Iterator[str]:
+    """Lock a file as HDF5 would, where the file system can, and give the name to open it by.
+
+    HDF5 itself, which refuses a file where there are no locks, is told not to (`calibdask.io`).
+
+    Raises
+    ------
+    TransientError
+        Another process writes it, or it was there a moment ago.
+    """
+    try:
+        descriptor = os.open(path, mode)
+    except OSError as error:
+        msg = f"{path}: cannot be opened now ({error.strerror}); try again"
+        raise TransientError(msg) from error
+    try:
+        try:
+            kind = fcntl.LOCK_SH if mode == os.O_RDONLY else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                msg = f"{path}: another process writes it ({error.strerror}); try again"
+                raise TransientError(msg) from error
+            if error.errno not in _NO_LOCKS:
+                msg = f"{path}: cannot be locked ({error.strerror}); try again"
+                raise TransientError(msg) from error
+        try:
+            os.fsencode(path).decode("utf-8")
+        except UnicodeDecodeError:  # PyTables would look for another name
+            yield f"/dev/fd/{descriptor}"
+        else:
+            yield str(path)
+    finally:
+        os.close(descriptor)
 
 
 def _check_readable(path: Path) -> None:

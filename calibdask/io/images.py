@@ -18,7 +18,9 @@ import numpy as np
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import open_hdf5
+from calibdask.io.keys import whole_numbers
 from calibdask.io.muon import read_times
+from calibdask.io.times import ns_of_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -161,12 +163,12 @@ class TelescopeImages:
     ----------
     camera : Camera
         The telescope.
-    obs_id : array of int32, (N,)
+    obs_id : array of int64, (N,)
         Observation blocks.
     event_id : array of int64, (N,)
         Events.
     time_ns : array of int64, (N,)
-        When the telescope was triggered, in ns of TAI since 1970; the least int64 where the file
+        When the telescope was triggered, in ns of TAI since 1970; `NO_TIME` where the file
         does not tell.
     image : array of float32, (N, P)
         Charges, in p.e.; NaN where a pixel was not measured. (N, 0) for a dual-mirror telescope
@@ -176,7 +178,7 @@ class TelescopeImages:
     """
 
     camera: Camera
-    obs_id: NDArray[np.int32]
+    obs_id: NDArray[np.int64]
     event_id: NDArray[np.int64]
     time_ns: NDArray[np.int64]
     image: NDArray[np.float32]
@@ -424,7 +426,7 @@ def _read_dl1(
                 obs_id, event_id = _keys(block, table, path, tel_id)
                 image, mask = _charges(block, table)
             time_ns = read_times(path, obs_id, event_id, np.full(len(obs_id), tel_id))
-            yield TelescopeImages(camera, obs_id.astype(np.int32), event_id, time_ns, image, mask)
+            yield TelescopeImages(camera, obs_id, event_id, time_ns, image, mask)
 
 
 def _image_tables(file: tables.File, path: Path | str) -> Iterator[tuple[int, tables.Table]]:
@@ -468,7 +470,9 @@ def _keys(
     others = rows["tel_id"][rows["tel_id"] != tel_id]
     if len(others):
         raise CorruptedInput(f"{path}: {table._v_pathname} has rows of telescope {others[0]}")
-    keys = np.stack([rows["obs_id"], rows["event_id"]], axis=1).astype(np.int64)
+    where = f"{path}: {table._v_pathname} has"
+    columns = [whole_numbers(rows[name], f"{where} {name}") for name in ("obs_id", "event_id")]
+    keys = np.stack(columns, axis=1)
     found, count = np.unique(keys, axis=0, return_counts=True)
     if (count > 1).any():
         obs_id, event_id = found[np.argmax(count > 1)]
@@ -635,11 +639,7 @@ def _source_camera(path: Path | str, source: Any, tel_id: int, choice: str) -> C
 def _time_ns(event: Any, tel_id: int) -> int:
     """Give the time of a telescope's trigger, in whole ns as ctapipe's files have it."""
     trigger = event.trigger
-    time = trigger.tel[tel_id].time if tel_id in trigger.tel else trigger.time
-    tai = time.tai
-    quarter_ns_per_day = 4 * 86_400_000_000_000
-    days = float(tai.jd1) - 2_440_587.5  # of 1970-01-01, a multiple of a half
-    return (int(days * quarter_ns_per_day) + round(float(tai.jd2) * quarter_ns_per_day)) // 4
+    return int(ns_of_time(trigger.tel[tel_id].time if tel_id in trigger.tel else trigger.time))
 
 
 def _inspect_events(path: Path | str, choice: FocalLengthChoice) -> ImageInfo:
@@ -710,7 +710,7 @@ def _read_events(
         image = np.array(images.pop(tel_id), np.float32).reshape(len(table), -1)
         yield TelescopeImages(
             cameras[tel_id],
-            table[:, 0].astype(np.int32),
+            table[:, 0].copy(),
             table[:, 1].copy(),
             table[:, 2].copy(),
             image if cameras[tel_id].n_mirrors == 1 else np.empty((len(table), 0), np.float32),

@@ -40,6 +40,7 @@ class Keyword:
     zarr: tuple[str, ...] = ()
 
 
+_ONE_IN_RUN = "All frames of a run have one."
 _ONE = "All frames of a run have one; products of another are refused."
 _STACK = "Frames of another one are another stack"
 
@@ -152,9 +153,15 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         ("CFAPattern", "CFARepeatPatternDim", "CFAPlaneColor", "CFALayout"),
         ("pattern",),
     ),
+    "may_be_colours": Keyword(
+        "What the third axis of an image counts",
+        "RGB: a picture in colour, which is left out. Otherwise planes are frames; three of them"
+        " only with Frames.planes.",
+        ("CTYPE3",),
+    ),
     "lit_areas": Keyword(
         "Where light falls; those of amplifiers end with a letter or a number",
-        f"Masked borders and overscan enter no fit, mean and count. {_ONE}",
+        f"Masked borders and overscan enter no fit, mean and count. {_ONE_IN_RUN}",
         ("TRIMSEC", "DATASEC", "BIASSEC"),
         ("ActiveArea",),
     ),
@@ -167,14 +174,15 @@ KEYWORDS: Final[dict[str, Keyword]] = {
     ),
     "white_level": Keyword(
         "Value in DN from which a pixel is saturated",
-        "Saturated values enter no fit. Stacks.saturation_dn counts before it.",
+        "Saturated values enter no fit. Where pixels pile up below it, that counts instead, and is"
+        " told; Stacks.saturation_dn counts before both.",
         ("SATURATE", "WHITELEV"),
         ("WhiteLevel",),
         ("white_level",),
     ),
     "bit_depth": Keyword(
         "Bits of the converter",
-        f"Saturation, where nothing else tells it. {_ONE}",
+        f"Saturation, where nothing else tells it. {_ONE_IN_RUN}",
         zarr=("bit_depth",),
     ),
 }

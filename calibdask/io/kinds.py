@@ -57,6 +57,8 @@ def file_kind(path: Path | str) -> Kind:
 
 def _sign_of_events(file: tables.File) -> str:
     """Tell what makes a file look like one of events; empty where nothing does."""
+    if not file.root._v_children:
+        return "the ending of such a file, and nothing else in it"
     if any(group in file for group in _PRODUCTS):
         return ""
     if found := [group for group in _OF_EVENTS if group in file]:

@@ -14,7 +14,9 @@ import numpy as np
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import open_hdf5
-from calibdask.stats.timebins import ctao_time_ns
+from calibdask.io.keys import whole_numbers
+from calibdask.io.times import check_times, stored_time_ns
+from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,8 +46,6 @@ _OBSERVATIONS = "/configuration/observation/observation_block"
 _KEYS = ("obs_id", "event_id", "tel_id")
 # A wide table never stands in memory for the sake of some of its columns.
 _BLOCK_BYTES = 4 * 2**20
-_MJD_OF_1970 = 40587
-_NS_PER_DAY = 86_400_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,7 @@ def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
         trigger = _table(file, path, TRIGGER)
         for name in (*_KEYS, "time"):
             _check_column(trigger, path, name)
+        check_times(path, trigger, "time")
         n_rows, width = {}, 0
         for tel_id, table in _muon_tables(file, path):
             for name in (*_KEYS, *columns):
@@ -148,7 +149,7 @@ def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
             telescopes,
             n_mirrors,
             n_rows,
-            tuple(np.unique(obs_ids).astype(int).tolist()),
+            tuple(np.unique(whole_numbers(obs_ids, f"{path}: has obs_id")).tolist()),
             width + int(trigger.rowsize),
             int(trigger.nrows),
             product,
@@ -169,7 +170,7 @@ def ring_times(path: Path | str, tel_ids: Sequence[int]) -> dict[int, NDArray[np
     Returns
     -------
     dict of int to ndarray of int64
-        Nanoseconds of TAI since 1970, in the order of the trigger table.
+        Nanoseconds of TAI since 1970, in the order of the trigger table; `NO_TIME` for none.
     """
     with open_hdf5(path) as file:
         tel_id, _, _, time_ns = _read_triggers(_table(file, path, TRIGGER), path)
@@ -219,7 +220,7 @@ def read_rings(
                 if units.setdefault(name, unit) != unit:
                     msg = f"{path}: {name} is in {units[name]!r} and, in {table._v_pathname},"
                     raise CorruptedInput(f"{msg} in {unit!r}")
-            rows = _read(table, wanted, start, stop)
+            rows = _read(table, path, wanted, start, stop)
             _check_rows(rows, table, path, tel_id)
             for name, values in rows.items():
                 parts[name].append(values)
@@ -245,7 +246,7 @@ def read_times(
     Returns
     -------
     ndarray of int64, shape (N,)
-        Nanoseconds of TAI since 1970; the least int64 where the trigger table has no row.
+        Nanoseconds of TAI since 1970; `NO_TIME` where the trigger table has no row or no time.
 
     Raises
     ------
@@ -254,7 +255,7 @@ def read_times(
     """
     with open_hdf5(path) as file:
         triggers = _read_triggers(_table(file, path, TRIGGER), path)
-    out = np.full(len(obs_id), np.iinfo(np.int64).min)
+    out = np.full(len(obs_id), NO_TIME)
     for tel in np.unique(tel_id).tolist():
         mine, theirs = tel_id == tel, triggers[0] == tel
         have = [values[theirs] for values in triggers[1:]]
@@ -275,7 +276,7 @@ def _match_times(
         if not _rises(t_obs, t_event):
             _check_times(path, tel_id, *triggers)
         return t_time
-    out = np.full(len(obs_id), np.iinfo(np.int64).min)
+    out = np.full(len(obs_id), NO_TIME)
     for obs in np.unique(obs_id):  # few: so that one number is left to look for
         mine, theirs = np.flatnonzero(obs_id == obs), np.flatnonzero(t_obs == obs)
         if not theirs.size:
@@ -402,7 +403,9 @@ def _blocks(table: tables.Table, start: int = 0, stop: int | None = None) -> Ite
         yield table.read(begin, min(begin + step, stop))
 
 
-def _read(table: tables.Table, names: Sequence[str], start: int, stop: int) -> Columns:
+def _read(
+    table: tables.Table, path: Path | str, names: Sequence[str], start: int, stop: int
+) -> Columns:
     out: Columns = {}
     for name in names:
         dtype = table.dtype[name]
@@ -412,6 +415,8 @@ def _read(table: tables.Table, names: Sequence[str], start: int, stop: int) -> C
         for name, values in out.items():
             values[done : done + len(block)] = block[name]
         done += len(block)
+    for name in set(_KEYS) & out.keys():
+        out[name] = whole_numbers(out[name], f"{path}: {table._v_pathname} has {name}")
     return out
 
 
@@ -419,17 +424,6 @@ def _read_triggers(
     table: tables.Table, path: Path | str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Telescope, observation, event and time of every trigger."""
-    columns = _read(table, ["tel_id", "obs_id", "event_id", "time"], 0, int(table.nrows))
-    time = columns.pop("time")
-    tel_id, obs_id, event_id = (values.astype(np.int64) for values in columns.values())
-    if time.ndim == 2 and time.shape[1] == 2 and time.dtype.kind == "u":
-        return tel_id, obs_id, event_id, ctao_time_ns(time)
-    if time.ndim == 1 and time.dtype.kind == "f":  # ctapipe before 0.24: MJD of TAI
-        days = np.floor(time)
-        rest_ns = np.rint((time - days) * _NS_PER_DAY).astype(np.int64)
-        whole_ns = (days.astype(np.int64) - _MJD_OF_1970) * _NS_PER_DAY
-        return tel_id, obs_id, event_id, whole_ns + rest_ns
-    raise CorruptedInput(
-        f"{path}: {table._v_pathname} has time as {time.dtype} of shape {time.shape[1:]}, neither"
-        " seconds and quarter-nanoseconds nor MJD"
-    )
+    columns = _read(table, path, [*_KEYS, "time"], 0, int(table.nrows))
+    time_ns = stored_time_ns(path, table, "time", columns.pop("time"))
+    return columns["tel_id"], columns["obs_id"], columns["event_id"], time_ns

@@ -15,7 +15,8 @@ import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import open_hdf5
-from calibdask.stats.timebins import ctao_time_ns
+from calibdask.io.times import stored_time_ns
+from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -174,13 +175,9 @@ def _read(path: Path, table: Any) -> Pointing:
     unit = str(table.attrs[unit_of]) if unit_of in table.attrs else ""
     if unit not in _TO_RAD:
         raise CorruptedInput(f"{where} has altitude in {unit!r}, expected rad or deg")
-    if table.dtype["time"].base.kind not in "iu" or table.dtype["time"].shape != (2,):
-        raise CorruptedInput(
-            f"{where} has time as {table.dtype['time']}, expected seconds and quarter-nanoseconds"
-            " (ctao_high_res)"
-        )
     rows = table.read()
-    time_ns = ctao_time_ns(rows["time"])
+    time_ns = stored_time_ns(path, table, "time", rows["time"])
     altitude_rad = rows["altitude"].astype(np.float64) * _TO_RAD[unit]
     order = np.argsort(time_ns, kind="stable")
+    order = order[time_ns[order] != NO_TIME]
     return Pointing(time_ns[order], altitude_rad[order])

@@ -6,6 +6,8 @@ The tables are those of ctao-calibpipe 0.8.0, or ours, which have more columns:
   obs_id;
 * ``/dl1/monitoring/telescope/calibration/optical_throughput/muon/tel_NNN``: mean, sem, n_events,
   time_start and time_end of each chunk of rings.
+
+Where a table has flags, values that are flagged as not usable are not given.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import tables
 
 from calibdask.errors import CorruptedInput
 from calibdask.io.hdf5 import open_hdf5
-from calibdask.stats.timebins import ctao_time_ns
+from calibdask.io.times import stored_time_ns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +31,11 @@ __all__ = ["InterCalibrationTable", "MuonThroughputs", "Throughputs", "read_thro
 
 _INTER_CALIBRATION = "/dl2/monitoring/subarray/inter_calibration"
 _MUON = "/dl1/monitoring/telescope/calibration/optical_throughput/muon"
+
+_NOT_COMPARABLE = "NDBP"
+"""Flags of an inter-calibration: no value, of another component, without error, preliminary."""
+_NOT_TO_BE_USED = "DMF"
+"""Flags of muon throughputs: no value, or from too few rings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +49,11 @@ class InterCalibrationTable:
     tel_type : tuple of str
         Type of each.
     value, error : ndarray of float64, shape (T,)
-        Throughput relative to the type's reference; NaN where there is none.
+        Throughput relative to the type's reference; NaN where there is none that can be used.
     covariance : ndarray of float64, shape (T, T)
         Of the values: ours have it, of others only the diagonal is known.
+    flags : tuple of str
+        Of each, as in the file; empty where it has none.
     obs_ids : tuple of int
         Observation blocks it was made from.
     """
@@ -54,6 +63,7 @@ class InterCalibrationTable:
     value: NDArray[np.float64]
     error: NDArray[np.float64]
     covariance: NDArray[np.float64]
+    flags: tuple[str, ...]
     obs_ids: tuple[int, ...]
 
 
@@ -71,6 +81,8 @@ class MuonThroughputs:
         Rings in the mean.
     start_ns, end_ns : ndarray of int64, shape (N,), or None
         Of the chunk, in ns of TAI since 1970; None where the table does not tell.
+    n_flagged : dict of int to int
+        Chunks of each telescope that are flagged as not to be used, and not among these.
     """
 
     tel_id: NDArray[np.int64]
@@ -79,6 +91,7 @@ class MuonThroughputs:
     n_rings: NDArray[np.int64]
     start_ns: NDArray[np.int64] | None
     end_ns: NDArray[np.int64] | None
+    n_flagged: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,9 @@ def _inter_calibration(path: Path, file: tables.File) -> InterCalibrationTable:
     if "obs_id" not in table.attrs:
         msg = f"{where} does not tell by its attribute obs_id which observations it is from"
         raise CorruptedInput(msg)
+    flags = _flags(rows)
+    usable = np.isfinite(value) & np.isfinite(error) & ~_any_letter(flags, _NOT_COMPARABLE)
+    value, error = np.where(usable, value, np.nan), np.where(usable, error, np.nan)
     covariance = np.diag(error**2)
     if f"{_INTER_CALIBRATION}_covariance" in file:
         more = _table(path, file, f"{_INTER_CALIBRATION}_covariance")
@@ -165,19 +181,36 @@ def _inter_calibration(path: Path, file: tables.File) -> InterCalibrationTable:
         value,
         error,
         covariance,
+        tuple(flags.tolist()),
         tuple(np.unique(np.asarray(table.attrs["obs_id"], np.int64)).tolist()),
     )
+
+
+def _flags(rows: NDArray[np.void]) -> NDArray[np.str_]:
+    """Give the flags of each row; empty where a table has none, like that of ctao-calibpipe."""
+    if "flags" not in (rows.dtype.names or ()):
+        return np.full(len(rows), "")
+    return np.array([text.decode("utf-8", "replace") for text in rows["flags"].tolist()], np.str_)
+
+
+def _any_letter(flags: NDArray[np.str_], letters: str) -> NDArray[np.bool_]:
+    return np.array([any(one in text for one in letters) for text in flags.tolist()], np.bool_)
 
 
 def _muons(path: Path, file: tables.File) -> MuonThroughputs:
     parts: dict[str, list[NDArray[np.generic]]] = {}
     times: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = []
+    n_flagged: dict[int, int] = {}
     for name in sorted(file.get_node(_MUON)._v_children):
         if not re.fullmatch(r"tel_\d+", name):
             continue
         table = _table(path, file, f"{_MUON}/{name}")
         rows = _columns(path, table, ("mean", "sem", "n_events"))
         where = f"{path}: {table._v_pathname}"
+        flagged = _any_letter(_flags(rows), _NOT_TO_BE_USED)
+        if flagged.any():
+            n_flagged[int(name[4:])] = int(flagged.sum())
+        rows = rows[~flagged]
         usable = np.isfinite(rows["mean"]) & np.isfinite(rows["sem"]) & (rows["n_events"] > 1)
         wrong = usable & ~((rows["mean"] > 0) & (rows["sem"] > 0))
         if wrong.any():
@@ -188,10 +221,10 @@ def _muons(path: Path, file: tables.File) -> MuonThroughputs:
         parts.setdefault("tel_id", []).append(np.full(len(rows), int(name[4:])))
         for column in ("mean", "sem", "n_events"):
             parts.setdefault(column, []).append(rows[column])
-        times.append(_chunk_times(rows))
+        times.append(_chunk_times(path, table, rows))
     if not parts:
         whole, real = np.zeros(0, np.int64), np.zeros(0)
-        return MuonThroughputs(whole, real, real, whole, None, None)
+        return MuonThroughputs(whole, real, real, whole, None, None, n_flagged)
     known = [one for one in times if one is not None]
     has_times = len(known) == len(times)
     return MuonThroughputs(
@@ -201,13 +234,19 @@ def _muons(path: Path, file: tables.File) -> MuonThroughputs:
         n_rings=np.concatenate(parts["n_events"]).astype(np.int64),
         start_ns=np.concatenate([one[0] for one in known]) if has_times else None,
         end_ns=np.concatenate([one[1] for one in known]) if has_times else None,
+        n_flagged=n_flagged,
     )
 
 
-def _chunk_times(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Begin and end of each chunk; None where they are not stored in high resolution."""
-    names = rows.dtype.names or ()
-    for name in ("time_start", "time_end"):
-        if name not in names or rows.dtype[name].shape != (2,):
-            return None
-    return ctao_time_ns(rows["time_start"]), ctao_time_ns(rows["time_end"])
+def _chunk_times(
+    path: Path, table: tables.Table, rows: NDArray[np.void]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Begin and end of each chunk; None where the table does not tell in a known form."""
+    names = ("time_start", "time_end")
+    if not set(names) <= set(table.colnames):
+        return None
+    try:
+        start_ns, end_ns = (stored_time_ns(path, table, name, rows[name]) for name in names)
+    except CorruptedInput:
+        return None
+    return start_ns, end_ns

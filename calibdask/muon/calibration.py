@@ -69,6 +69,7 @@ from calibdask.muon.summary import (
 from calibdask.select import QualityCriteria
 from calibdask.stats.exact import ExactMoments
 from calibdask.stats.histogram import Histogram
+from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -95,8 +96,8 @@ _UNITS = {
 }
 """Columns that are needed, beside the efficiency, and their units."""
 
-_NO_TIME = np.iinfo(np.int64).min
 _TEL_IDS = 1 << 16  # telescope numbers have 16 bits
+_END_OBS_ID = 1 << 47  # so that number of observation and telescope fit 64 bits together
 _ROW_BYTES = 400  # memory of a ring while it is read, joined, sorted and summarised
 _REACH_UNCLIPPED = 8.0  # standard deviations that the histogram for the median covers
 
@@ -120,10 +121,16 @@ _CUTS = {
     "images with a circle": ("no ring",),
     "images with enough pixels on the circle": ("too few pixels on the ring",),
     "images with enough of the circle in the camera": ("ring outside of the camera",),
+    "rings without saturated pixels": ("saturated pixels",),
+    "rings without noise far above the pedestal": ("noise far above the pedestal",),
+    "rings that the model describes": ("poor fit",),
 }
 """Steps of the cut flow of images, and what became of those that each of them leaves out."""
 
 _GALLERY = 6  # images that the report shows
+
+_RING_BYTES = 85
+"""A kept ring with its key: for the plan's estimate of the store, where all are selected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +204,9 @@ class _FromRings(Calibration):
     fits_rings: bool = False
 
     description: ClassVar[str]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 3
+    usual_stages: ClassVar[int] = 3
+    small_bytes: ClassVar[int] = 8_000
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
     bins_time: ClassVar[bool] = True
@@ -257,6 +266,8 @@ class _FromRings(Calibration):
         else:
             file_kind(path)  # refuses a file that should have events and has none
             raise WrongKind(f"{path}: holds neither tables of muon rings nor images")
+        if max(obs_ids, default=0) >= _END_OBS_ID:
+            raise CorruptedInput(f"{path}: has obs_id {max(obs_ids)}, which does not fit 47 bits")
         if product_id:  # tells apart what equal size and samples would not
             source = replace(source, identity=f"{source.identity}:{product_id}")
         cells = tuple(
@@ -347,6 +358,7 @@ class _FromRings(Calibration):
                     n_bytes=size // n_parts,
                     # Every part looks its times up in the whole trigger table.
                     peak_bytes=peak_bytes // n_parts + facts.more_bytes,
+                    stored_bytes=_RING_BYTES * sum(facts.n_rows.values()) // n_parts,
                 )
 
     def _pieces_of_images(self, survey: Survey) -> Iterable[Piece]:
@@ -365,6 +377,7 @@ class _FromRings(Calibration):
                     order=(*survey.order, tel_id, number),
                     n_bytes=int(survey.source.size * share),
                     peak_bytes=(stop - first) * row_bytes,
+                    stored_bytes=_RING_BYTES * (stop - first),
                 )
 
     def map_config(self) -> Mapping[str, Any]:
@@ -418,7 +431,8 @@ class _FromRings(Calibration):
         }
         for name in ("min_picture_neighbors", "oversampling"):
             values[name] = round(values[name])
-        return RingOptions(**values, fit_circle=self.options.ring_fit.fit_circle)
+        fit = self.options.ring_fit
+        return RingOptions(**values, fit_circle=fit.fit_circle, of_ctapipe=fit.of_ctapipe)
 
     def _fit_rings(self, data: _Images) -> tuple[_RingTable, dict[str, int]]:
         """Fit a ring to each image; give them with the cut flow of the images."""
@@ -457,17 +471,18 @@ class _FromRings(Calibration):
         rows, index, more_flow, notes = self._select(data)
         keys = np.stack([rows["obs_id"] * _TEL_IDS + rows["tel_id"], rows["event_id"]], axis=1)
         first = ChunkKeys if self.by_number else RingSummary
-        galleries = self._galleries(data, rows, index)
+        found, galleries = _cells_of(rows), self._galleries(data, rows, index)
         # A cell whose rings were all left out still is one: it has a state, with no ring.
-        summaries: dict[Cell, Summary] = {cell: first.identity() for cell in data.cells}
-        for cell, rings in _cells_of(rows).items():
-            summaries[cell] = first.of(rings, galleries.get(cell))
+        summaries: dict[Cell, Summary] = {}
+        for cell in {*data.cells, *found}:
+            summary = first.of(found[cell]) if cell in found else first.identity()
+            summaries[cell] = replace(summary, gallery=galleries.get(cell, summary.gallery))
         return Reduced(summaries, {**flow, **more_flow}, rows, keys, notes)
 
     def _galleries(
         self, data: _RingTable, rows: Rows, index: NDArray[np.intp]
     ) -> dict[Cell, Gallery]:
-        """Take the first few images of each cell, with what the fit predicts for them."""
+        """Take the first few images of each cell, with the fits; count the rings in trouble."""
         if not data.images:
             return {}
         from calibdask.muon.rings import predicted_image
@@ -488,7 +503,23 @@ class _FromRings(Calibration):
                     _picture(images, number - int(starts[block]), ring, expected, limit, key)
                 )
             galleries[cell] = total
+        for cell, counts in self._troubled(data).items():
+            gallery = galleries.get(cell, Gallery.identity(limit))
+            galleries[cell] = replace(gallery, troubled=counts)
         return galleries
+
+    def _troubled(self, data: _RingTable) -> dict[Cell, NDArray[np.int64]]:
+        """Count the rings in trouble of each cell, by reason."""
+        from calibdask.muon.rings import TROUBLED
+
+        status, tel_id = data.columns["status"], data.columns["tel_id"]
+        bins = self.options.bins
+        counts: dict[Cell, NDArray[np.int64]] = {}
+        for row in np.flatnonzero(np.isin(status, TROUBLED) & (data.time_ns != NO_TIME)).tolist():
+            number = 0 if bins is None else int(bins.index(data.time_ns[row : row + 1])[0])
+            own = counts.setdefault((int(tel_id[row]), number), np.zeros(3, np.int64))
+            own[TROUBLED.index(int(status[row]))] += 1
+        return counts
 
     def name_event(self, group: int, identifier: int) -> str:
         """Say which ring a key of `reduce` means."""
@@ -521,18 +552,22 @@ class _FromRings(Calibration):
         with np.errstate(divide="ignore", invalid="ignore"):
             good = ExactMoments.holds(value) & ExactMoments.holds(width / radius) & (radius > 0)
             good &= ExactMoments.holds(radius)
+        if data.images:
+            from calibdask.muon.rings import TROUBLED
+
+            good &= ~np.isin(columns["status"], TROUBLED)
         flow = {"rings with efficiency, radius and width": int(good.sum())}
         for pair in self.options.quality_criteria.pairs:
             # Bare numbers are in the units of the file, as in the peer; see MuonQualityQuery.
             units = data.units if re.search(r"\bu\s*\.", pair[1]) else {}
             good &= QualityCriteria((pair,)).evaluate(columns, units, n_rows).mask
             flow[pair[0]] = int(good.sum())
-        timed = good & (data.time_ns != _NO_TIME)
+        timed = good & (data.time_ns != NO_TIME)
         flow["rings with a trigger time"] = int(timed.sum())
         notes: tuple[str, ...] = ()
         if flow["rings with a trigger time"] < int(good.sum()):
             n_lost = int(good.sum()) - flow["rings with a trigger time"]
-            notes = (f"{n_lost} rings are not in the trigger table of their file: left out",)
+            notes = (f"{n_lost} rings have no time in the trigger table of their file: left out",)
         index = np.flatnonzero(timed)
         rows: dict[str, NDArray[Any]] = {
             name: columns[name][index].astype(np.int64) for name in ("tel_id", "obs_id", "event_id")
@@ -581,7 +616,7 @@ class _FromRings(Calibration):
 
 def _bins_of(time_ns: NDArray[np.int64], bins: TimeBins) -> list[int]:
     """List the bins that times fall into."""
-    numbers: list[int] = np.unique(bins.index(time_ns[time_ns != _NO_TIME])).tolist()
+    numbers: list[int] = np.unique(bins.index(time_ns[time_ns != NO_TIME])).tolist()
     return numbers
 
 
@@ -711,7 +746,9 @@ class ThroughputFromMuons(_FromRings):
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
         """Give throughputs by telescope, their trends and their residuals."""
-        return throughput_tables(result, self.telescopes, self.options, self.obs_ids)
+        return throughput_tables(
+            result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
+        )
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the report."""
@@ -860,7 +897,9 @@ class PsfFromMuons(_FromRings):
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
         """Give the lines by telescope, and the points they are fitted to."""
-        return psf_tables(result, self.telescopes, self.options, self.obs_ids)
+        return psf_tables(
+            result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
+        )
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the report."""

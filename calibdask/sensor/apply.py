@@ -98,6 +98,8 @@ class Corrections:
         Defect pixels.
     saturation_dn : float
         Where raw values are saturated.
+    step_dn : float
+        Step of the raw values.
     """
 
     bias: Term | None = None
@@ -108,6 +110,7 @@ class Corrections:
     gain: Term | None = None
     defects: NDArray[np.bool_] | None = None
     saturation_dn: float = np.inf
+    step_dn: float = 1.0
 
     @property
     def units(self) -> str:
@@ -123,7 +126,15 @@ class Corrections:
         defects = None if self.defects is None else self.defects[first:stop]
         readnoise = _rows(self.readnoise, first, stop)
         return Corrections(
-            bias, readnoise, iso_factor, dark, flat, gain, defects, self.saturation_dn
+            bias,
+            readnoise,
+            iso_factor,
+            dark,
+            flat,
+            gain,
+            defects,
+            self.saturation_dn,
+            self.step_dn,
         )
 
 
@@ -167,7 +178,9 @@ def calibrate(
     value = raw.copy()
     mask = np.zeros(raw.shape, np.uint16)
     mask[raw >= corrections.saturation_dn] |= image_flag("saturated")
-    variance = np.square(corrections.readnoise) + np.full(raw.shape, QUANTISATION_VARIANCE)
+    variance = np.square(corrections.readnoise) + np.full(
+        raw.shape, QUANTISATION_VARIANCE * corrections.step_dn**2
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         if corrections.bias is not None:
             value -= corrections.bias.value

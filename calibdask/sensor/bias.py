@@ -55,7 +55,7 @@ def noise_flags(
     tile: TileStacks, pixels: Pixels, n_sigma: float
 ) -> tuple[Floats, Floats, NDArray[np.uint16]]:
     """Give read noise, its error, and flags where it is no good or far above the median."""
-    noise, error, undersampled = read_noise(pixels.variance, pixels.n)
+    noise, error, undersampled = read_noise(pixels.variance, pixels.n, tile.sensor.step_dn)
     mask = pixels.mask()
     mask[undersampled] |= pixel_flag("undersampled")
     for channel in np.unique(tile.channel):
@@ -102,7 +102,9 @@ class _FromBiasFrames(MapCalibration):
             }
             scalars |= overview(f"{group}/readnoise", tile, noise, noise_mask)
             scalars |= overview(f"{group}/variance", tile, pixels.variance, noise_mask)
-            scalars[f"n_frames:{setting.name}"] = np.array([len(pixels.frame_means)])
+            scalars[f"n_frames:{setting.name}"] = np.array(
+                [len(pixels.frame_means), tile.sensor.step_dn]
+            )
             if self.writes_bias:
                 group = f"bias/{setting.name}"
                 mask = bias_flags(tile, pixels, n_sigma)
@@ -128,10 +130,8 @@ class _FromBiasFrames(MapCalibration):
             )
         for setting in settings:
             group = setting.name
-            row: dict[str, Any] = {
-                **setting.columns(settings),
-                "n_frames": int(tiles[0][f"n_frames:{group}"][0]),
-            }
+            n_frames, step = tiles[0][f"n_frames:{group}"].tolist()
+            row: dict[str, Any] = {**setting.columns(settings), "n_frames": n_frames}
             if self.writes_bias:
                 short = maps[f"bias/{group}/bias"]
                 n, mean, std = short.total
@@ -144,7 +144,7 @@ class _FromBiasFrames(MapCalibration):
                 }
             _, variance, spread = maps[f"readnoise/{group}/variance"].total
             n_noise = max(maps[f"readnoise/{group}/variance"].total[0], 1)
-            rms = np.sqrt(max(variance - QUANTISATION_VARIANCE, 0.0))
+            rms = np.sqrt(max(variance - step**2 * QUANTISATION_VARIANCE, 0.0))
             row |= {
                 "readnoise_dn": rms,
                 "readnoise_dn_error": spread / np.sqrt(n_noise) / (2 * rms) if rms > 0 else np.nan,
@@ -187,6 +187,7 @@ class Bias(_FromBiasFrames):
     """Bias and read noise."""
 
     name: ClassVar[str] = "bias"
+    state_ratio: ClassVar[float] = 4.2
     options: config.Bias = field(default_factory=config.Bias)
 
 
@@ -195,5 +196,6 @@ class ReadNoise(_FromBiasFrames):
     """Read noise only."""
 
     name: ClassVar[str] = "readnoise"
+    state_ratio: ClassVar[float] = 2.1
     writes_bias: ClassVar[bool] = False
     options: config.ReadNoise = field(default_factory=config.ReadNoise)

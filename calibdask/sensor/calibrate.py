@@ -16,9 +16,12 @@ from calibdask.sensor import config
 from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
 from calibdask.sensor.calibration import FrameStream, StackCalibration
 from calibdask.sensor.isotable import IsoTable
+from calibdask.sensor.levels import step_of
 from calibdask.sensor.metadata import misfits, setting_of
 from calibdask.sensor.monitoring import monitoring_table
+from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import nearest, settings_of
+from calibdask.sensor.summary import frame_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.settings import Setting
+    from calibdask.sensor.tiles import SensorFacts
 
 __all__ = ["Batch", "CalibrateImages", "CalibratedFrames"]
 
@@ -145,7 +149,9 @@ class CalibrateImages(StackCalibration):
                     " known: tell it in Frames.table, or leave CalibrateImages.dark out"
                 )
             notes += planned.choice(setting, temperature_c).notes
-        return replace(planned, notes=(*planned.notes, *dict.fromkeys(notes)))
+        products = () if self.stacks.saturation_dn is not None else self.products
+        sensor, told = _clipping(planned._sensor, products)
+        return replace(planned, sensor=sensor, notes=(*planned.notes, *dict.fromkeys(notes), *told))
 
     def choice(self, setting: Setting, temperature_c: float | None) -> _Choice:
         """Choose maps for frames of a setting and temperature.
@@ -263,7 +269,9 @@ class CalibrateImages(StackCalibration):
         dark = ~self._sensor.lit(0, self._sensor.shape[0])
         n_dark = np.count_nonzero(dark)
         for _, name, raw in data.stream:
-            frame = _calibrated(raw, data.corrections[name], infos[name].exposure_s)
+            step = step_of([frame_facts(raw, self._sensor.lit_areas)[None]])
+            todo = replace(data.corrections[name], step_dn=step)
+            frame = _calibrated(raw, todo, infos[name].exposure_s)
             frame["mask"][dark] = image_flag("border")
             for column, values in frame.items():
                 kept[column][places[name]] = values
@@ -306,6 +314,11 @@ class CalibrateImages(StackCalibration):
     def fit_config(self) -> Mapping[str, Any]:
         """Nothing is fitted."""
         return {}
+
+    def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
+        """Nothing: what is odd about the frames is known while planning."""
+        del states, result
+        return ()
 
     def combine(self, states: Mapping[Cell, Any]) -> Any:
         """Give the rows of all frames, and the one that is shown."""
@@ -419,6 +432,24 @@ class CalibrateImages(StackCalibration):
         frame = self._frames_by_name[self._shown_frame][1]
         name = Path(frame.info.path).name
         return calibrated_sections(self._rows(result.columns), self.units, name, result.shown)
+
+
+def _clipping(
+    sensor: SensorFacts, products: Sequence[tuple[str, str]]
+) -> tuple[SensorFacts, Sequence[str]]:
+    """Take a lower saturation from the products: their frames were many, and showed it."""
+    levels = [
+        (level, path)
+        for _, path in products
+        if (level := _product(path).about("").get("saturation_dn")) is not None
+    ]
+    lowest, path = min(levels, default=(None, ""))
+    stated = saturation_dn(sensor)
+    if lowest is None or (stated is not None and stated <= lowest):
+        return sensor, ()
+    told = "" if stated is None else f", not the stated {stated}"
+    note = f"{path}: its frames saturate at {lowest} DN: so do these{told}"
+    return replace(sensor, saturation_dn=lowest), (note,)
 
 
 def _metadata(info: FrameInfo) -> Iterator[tuple[str, str]]:

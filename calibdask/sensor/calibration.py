@@ -40,6 +40,7 @@ from calibdask.io.spectacle import camera_file_of
 from calibdask.sensor.clipping import clip_bounds
 from calibdask.sensor.config import Frames, ProductField, Stacks
 from calibdask.sensor.kernel import check_frame_count
+from calibdask.sensor.levels import pile_up, step_of
 from calibdask.sensor.metadata import (
     KINDS,
     Conflict,
@@ -52,6 +53,7 @@ from calibdask.sensor.metadata import (
     unused_rows,
 )
 from calibdask.sensor.model import pixel_flag
+from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import differences, nearest, settings_of
 from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
 from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, TileStacks
@@ -67,6 +69,7 @@ __all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", 
 
 _PIXEL_BYTES = {True: 18, False: 36}  # of a summary: exact sums, or moments of floats
 _SMALLEST_RATIO = 4  # bytes read for each byte of summary, where there are frames enough
+_LEVELS = "sensor:levels"  # scalars of a tile: saturation (0 for none) and step
 _BATCH = 4  # frames in memory while they are folded: the sums are read and written less often
 
 
@@ -134,14 +137,14 @@ def _time_and_path(survey: Survey) -> tuple[str, str]:
     return info.time, info.path
 
 
-def sensor_facts(infos: Sequence[FrameInfo], saturation_dn: int | None = None) -> SensorFacts:
+def sensor_facts(infos: Sequence[FrameInfo], saturated_from: int | None = None) -> SensorFacts:
     """Tell what frames that go together have in common.
 
     Parameters
     ----------
     infos : sequence of FrameInfo
         At least one; of one sensor.
-    saturation_dn : int, optional
+    saturated_from : int, optional
         Where a value counts as saturated, if it is not what the files state.
     """
     levels = [one.white_level for one in infos if one.white_level is not None]
@@ -152,7 +155,7 @@ def sensor_facts(infos: Sequence[FrameInfo], saturation_dn: int | None = None) -
         shape=first.shape,
         pattern=first.pattern,
         black_level=next((one.black_level for one in infos if one.black_level), ()),
-        saturation_dn=min(levels, default=None) if saturation_dn is None else saturation_dn,
+        saturation_dn=min(levels, default=None) if saturated_from is None else saturated_from,
         bit_depth=next((one.bit_depth for one in infos if one.bit_depth is not None), None),
         serial_number=next((one.serial_number for one in infos if one.serial_number), ""),
         binning=next((one.binning for one in infos if one.binning), ()),
@@ -294,12 +297,16 @@ class StackCalibration(Calibration):
         What is odd.
     """
 
+    version: ClassVar[int] = 2
     summary: ClassVar[type[Summary]] = StackSummary
     state: ClassVar[type[State]] = TileFit
     patterns: ClassVar[tuple[str, ...]] = FRAME_PATTERNS
     has_maps: ClassVar[bool] = True
     rejects_copies: ClassVar[bool] = True
     preload: ClassVar[tuple[str, ...]] = ("calibdask.sensor.kernel",)
+
+    state_ratio: ClassVar[float] = 1.0
+    """Bytes of what is fitted over those of the sums, as measured: for the plan's estimate."""
 
     kinds: ClassVar[tuple[str, ...]] = ()
     """Which kinds of frames it takes; all if empty."""
@@ -649,15 +656,25 @@ class StackCalibration(Calibration):
                 len(run) * size for (_, _, run), (size, _) in zip(runs, sizes, strict=True)
             ),
             peak_bytes=(_BATCH + 3) * frame_bytes + held + clipping,
+            stored_bytes=held * 10 // 9,  # the bounds of each pixel are stored wider
         )
+
+    def stored_bytes(self, cell: Cell, shards: Sequence[Shard]) -> tuple[int, int]:
+        """Estimate the sums of all stacks in a tile, and what is fitted to them."""
+        del shards
+        frames = [stack[0] for _, stack in self.plan_frames]
+        rows = [int(part) for part in cell[1:]]  # ("rows", first, stop)
+        share = (rows[1] - rows[0]) / frames[0].info.shape[0] if rows else 1.0
+        merged = share * sum(self._bytes_of(frame)[1] for frame in frames) * 10 / 9
+        return int(merged), int(merged * self.state_ratio)
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the sums depend on beside the frames."""
-        saturation_dn = None if self.sensor is None else self.sensor.saturation_dn
+        stated = None if self.sensor is None else self.sensor.saturation_dn
         lit_areas = () if self.sensor is None else self.sensor.lit_areas
         chosen = {} if self.frames.hdu is None else {"hdu": self.frames.hdu}
         return {
-            "saturation_dn": saturation_dn,
+            "saturation_dn": stated,
             "max_clipped": self.stacks.max_clipped,
             "lit_areas": [list(area) for area in lit_areas],
             **chosen,
@@ -665,12 +682,12 @@ class StackCalibration(Calibration):
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what the fit depends on: options, other products, frames' order and sensor."""
-        sensor = self._sensor
+        sensor = self.sensor
         return {
             "options": dict(self.fit_options()),
             "clip": [self.stacks.clip_sigma, self.stacks.clip_iterations],
             "products": [list(one) for one in self.product_digests],
-            "sensor": [
+            "sensor": [] if sensor is None else [
                 list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,
                 sensor.bit_depth, [list(area) for area in sensor.lit_areas],
             ],
@@ -681,8 +698,8 @@ class StackCalibration(Calibration):
         sensor = self._sensor
         if sensor.saturation_dn is None and sensor.bit_depth is None:
             unknown = (
-                "it is not known where pixels saturate, so none is left out for it: set"
-                " Stacks.saturation_dn"
+                "no file states where pixels saturate, so that none is left out for it unless"
+                " many pile up at the greatest value: set Stacks.saturation_dn"
             )
             return (*self.notes, unknown)
         return self.notes
@@ -767,7 +784,7 @@ class StackCalibration(Calibration):
 
     def _much_clipped(self, summaries: Mapping[Tile, StackSummary]) -> Iterator[str]:
         """Name frames of which many pixels are outliers: clouds, a lamp, a hand."""
-        n_pixels = np.count_nonzero(self._sensor.lit(0, self._sensor.shape[0]))
+        n_pixels = self._sensor.n_lit
         clipped: Counter[int] = Counter()
         for summary in summaries.values():
             for stack in summary.stacks.values():
@@ -790,13 +807,61 @@ class StackCalibration(Calibration):
         del given
         sigma = self.stacks.clip_sigma
         if sigma is not None and stage < self.stacks.clip_iterations:
-            bounds = {label: clip_bounds(stack, sigma) for label, stack in total.stacks.items()}
+            step = self._levels(total).step_dn
+            bounds = {
+                label: clip_bounds(stack, sigma, step) for label, stack in total.stacks.items()
+            }
             return TileFit(bounds=bounds)
-        return self.fit_tile(self.tile(cell, total))
+        tile = self.tile(cell, total)
+        fitted = self.fit_tile(tile)
+        levels = np.array([tile.sensor.saturation_dn or 0, tile.sensor.step_dn])
+        return replace(fitted, scalars={**fitted.scalars, _LEVELS: levels})
+
+    def _levels(self, total: StackSummary) -> SensorFacts:
+        """Complete what is stated about the sensor by what the frames show."""
+        sensor = self._sensor
+        facts = [stack.frames.facts for stack in total.stacks.values()]
+        step = step_of(facts)
+        top = None
+        if self.stacks.saturation_dn is None:
+            top = pile_up(facts, saturation_dn(sensor), sensor.n_lit, step)
+        return replace(
+            sensor, step_dn=step, saturation_dn=sensor.saturation_dn if top is None else top
+        )
+
+    def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
+        """Tell what the frames show about the converter, where it is not what is stated."""
+        del result
+        sensor = self._sensor
+        found, step = self._found(states)
+        told = []
+        if found is not None and found != sensor.saturation_dn:
+            stated = saturation_dn(sensor)
+            told.append(
+                f"pixels pile up at {found} DN, "
+                + (
+                    f"below the stated white level of {stated}"
+                    if stated is not None
+                    else "and no file states a white level"
+                )
+                + f": {found} counts as saturation (Stacks.saturation_dn says otherwise)"
+            )
+        if step > 1:
+            told.append(
+                f"all values are multiples of {step}: the data are left-justified, and rounding"
+                f" counts as {step}^2/12 DN^2"
+            )
+        return told
+
+    def _found(self, states: Mapping[Cell, TileFit]) -> tuple[int | None, int]:
+        """Give saturation and step that the fits went by."""
+        known = [cell for cell in self.cells if cell in states]
+        top, step = states[known[0]].scalars[_LEVELS].tolist() if known else (0, 1)
+        return int(top) or None, int(step)
 
     def tile(self, cell: Cell, total: StackSummary) -> TileStacks:
         """Put together what a fit of one tile gets."""
-        sensor = self._sensor
+        sensor = self._levels(total)
         top, bottom = _tile_of(cell)
         stacks, frames = {}, {}
         for key in self.keys:
@@ -853,7 +918,7 @@ class StackCalibration(Calibration):
             "version": self.version,
             "camera": sensor.camera,
             "pattern": sensor.pattern,
-            "saturation_dn": sensor.saturation_dn,
+            "saturation_dn": self._found(states)[0],
             "serial_number": sensor.serial_number,
             "binning": list(sensor.binning),
             "window": list(sensor.window),

@@ -72,7 +72,7 @@ def _reach(n: int, n_sigma: float) -> float:
     return float(-stdtrit(n - 3, ndtr(-n_sigma)) / np.sqrt(trimmed_variance_factor(n)))
 
 
-def clip_bounds(stack: Stack, n_sigma: float) -> Bounds:
+def clip_bounds(stack: Stack, n_sigma: float, step_dn: int = 1) -> Bounds:
     """Give the bounds of what to keep of each pixel.
 
     Parameters
@@ -82,6 +82,8 @@ def clip_bounds(stack: Stack, n_sigma: float) -> Bounds:
     n_sigma : float
         How many standard deviations from the mean a value may be, were they known. Below 4 also the
         tails of good noise are clipped, and the variance of what is left is too small.
+    step_dn : int
+        Values are multiples of this.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def clip_bounds(stack: Stack, n_sigma: float) -> Bounds:
         mean = s1 / inner
         scatter = inner.astype(np.uint64) * s2 - s1.astype(np.uint64) ** 2
         variance = scatter / (inner * (inner - 1))
-        variance = np.maximum(variance, _QUANTISATION)
+        variance = np.maximum(variance, step_dn**2 * _QUANTISATION)
     else:
         mean, m2 = _without(*_without(stack.average, stack.m2, n, low, few), n - 1, high, few)
         variance = np.clip(m2, 0.0, None) / (inner - 1)

@@ -55,6 +55,12 @@ _ISO = Field(
     "speeds are brought to the lowest one and averaged.",
     examples=["iso"],
 )
+_POOR_FIT = Field(
+    default=1e-6,
+    ge=0.0,
+    lt=1.0,
+    description="A pixel whose fit has a smaller p-value is flagged.",
+)
 _OUTLIER = "Pixels farther than this from the median of their channel in their tile are flagged."
 
 
@@ -102,6 +108,7 @@ class DarkCurrent(JobSection):
         description="Pixels this far above the median of their channel in their tile are hot.",
         json_schema_extra={"unit": "robust sigma"},
     )
+    poor_fit: float = _POOR_FIT
 
 
 class Gain(JobSection):
@@ -118,12 +125,7 @@ class Gain(JobSection):
     min_levels: int = Field(
         default=3, ge=2, description="A pixel with fewer usable levels is flagged."
     )
-    poor_fit: float = Field(
-        default=1e-6,
-        ge=0.0,
-        lt=1.0,
-        description="A pixel whose fit has a smaller p-value is flagged.",
-    )
+    poor_fit: float = _POOR_FIT
     brighter_fatter: bool = Field(
         default=False,
         description="Fit each channel's curve with the brighter-fatter term of Astier et al. 2019, "

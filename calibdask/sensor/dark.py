@@ -75,7 +75,12 @@ def fit_series(series: Series) -> Fit:
 
 
 def dark_flags(
-    tile: TileStacks, series: Series, fit: Fit, n_sigma: float, limit: float | None = None
+    tile: TileStacks,
+    series: Series,
+    fit: Fit,
+    n_sigma: float,
+    limit: float | None = None,
+    poor_fit: float = 0.0,
 ) -> NDArray[np.uint16]:
     """Flag pixels without a line, those with points left out, and hot ones."""
     saturated = np.stack([one.saturated for one in series.values()])
@@ -92,6 +97,7 @@ def dark_flags(
         here = (tile.channel == channel) & fitted
         hot, _ = hot_pixels(fit.rate, fit.rate_error, here, n_sigma)
         mask[hot] |= pixel_flag("hot")
+    mask[fitted & (fit.p_value() < poor_fit)] |= pixel_flag("poor-fit")
     if limit is not None:
         mask[fitted & (fit.rate > limit)] |= pixel_flag("hot")
     # Saturated before a line could be drawn: hot beyond measure.
@@ -142,6 +148,7 @@ class DarkCurrent(MapCalibration):
     """Dark current by pixel."""
 
     name: ClassVar[str] = "dark-current"
+    state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("dark_current", "bias_readnoise")
     own_kind: ClassVar[str] = "dark_current"
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
@@ -173,7 +180,9 @@ class DarkCurrent(MapCalibration):
         settings = {setting for setting, temperature in series if temperature == reference}
         for (setting, temperature), one in series.items():
             fit = fit_series(one)
-            mask = dark_flags(tile, one, fit, self.options.hot_sigma)
+            mask = dark_flags(
+                tile, one, fit, self.options.hot_sigma, poor_fit=self.options.poor_fit
+            )
             group = _group(setting, temperature, several=several)
             maps |= {
                 f"{group}/dark_current": fit.rate,

@@ -61,7 +61,7 @@ class Emva1288(MapCalibration):
         """
         lit = tile.lit
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, NDArray[Any]] = {"step": np.array([tile.sensor.step_dn])}
         for kind in (*PAIRS, *SPATIAL):
             stacks = gather(
                 tile,
@@ -102,7 +102,7 @@ class Emva1288(MapCalibration):
         for setting in settings:
             series, unpaired = _series(tiles, stacks, setting)
             spatial, split = _nonuniformity(tiles, stacks, setting)
-            result = emva1288(series, *spatial)
+            result = emva1288(series, *spatial, int(tiles[0]["step"][0]))
             rows.append(
                 {
                     **setting.columns(settings),

@@ -13,8 +13,8 @@ from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import pixel_flag, robust_centre
 from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
-from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather
-from calibdask.sensor.spatial import fit_radial, local_response, radial_blocks
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, without_flicker
+from calibdask.sensor.spatial import block_means, fit_radial, local_response, radial_blocks
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from calibdask.engine.protocol import Arrays, Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
+    from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import TileStacks
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     type Mask = NDArray[np.uint16]
 
 __all__ = ["NEIGHBOURHOOD", "FlatField", "Light", "light_of", "response_flags"]
+
+_FLICKER = 0.05  # of the variance without it: what it adds beyond that is taken out
 
 NEIGHBOURHOOD = 16
 """Rows and columns within which a pixel is compared with others of its channel."""
@@ -81,8 +84,9 @@ def light_of(tile: TileStacks, near_saturation: float) -> Light | None:
     n_of_setting: dict[Setting, int] = {}
     for (setting, *_), pixels in stacks.items():
         bias = bias_level(tile, setting)
-        signal += pixels.mean - bias.value
-        variance += pixels.mean_variance
+        light = pixels.mean - bias.value
+        signal += light
+        variance += _steady_variance(pixels, light, tile)
         n_of_setting[setting] = n_of_setting.get(setting, 0) + 1
         mask |= pixels.mask()
         source = max(source, bias.source)
@@ -93,6 +97,22 @@ def light_of(tile: TileStacks, near_saturation: float) -> Light | None:
     with np.errstate(invalid="ignore"):
         mask[~(signal > 0)] |= pixel_flag("no-signal")
     return Light(signal, variance, mask, n_frames, len(stacks), source)
+
+
+def _steady_variance(pixels: Pixels, signal: Floats, tile: TileStacks) -> Floats:
+    """Give the variance of the pixels' means, without what flicker adds to all of them alike.
+
+    That moves the signal as a whole, which a relative response does not hold. Where it shows, a
+    pixel's own variance has too much of it to tell the rest: then it is that of its neighbours.
+    """
+    steady, flicker2 = without_flicker(pixels, signal)
+    good = pixels.good & np.isfinite(signal)
+    if not good.any() or flicker2 * np.mean(signal[good] ** 2) < _FLICKER * np.mean(steady[good]):
+        return pixels.mean_variance
+    near = block_means(steady, good, tile.channel, NEIGHBOURHOOD)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result: Floats = near / pixels.n
+    return result
 
 
 def response_flags(
@@ -137,6 +157,7 @@ class FlatField(MapCalibration):
     """Relative response: measured map, radial model, and what is left between them."""
 
     name: ClassVar[str] = "flatfield"
+    state_ratio: ClassVar[float] = 0.4
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
     own_kind: ClassVar[str] = "flatfield"
     single: ClassVar[Mapping[str, Sequence[str]]] = {"flatfield": ("filter",)}

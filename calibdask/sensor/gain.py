@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,7 +30,9 @@ from calibdask.sensor.pixels import (
     bias_level,
     gather,
     saturation_dn,
+    without_flicker,
 )
+from calibdask.sensor.spatial import steps_along
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     type Floats = NDArray[np.float64]
     type Level = tuple[str, float, float]
 
-__all__ = ["Gain", "without_flicker"]
+__all__ = ["Gain"]
 
 # Sums over the pixels of a channel at one level: of all, and of those that the fit may use.
 _SUMS = (
@@ -65,32 +68,8 @@ _SUMS = (
 )
 
 
-def without_flicker(pixels: Pixels, signal: Floats) -> Floats:
-    """Take out of the variances what the light's own variation from frame to frame adds.
-
-    All pixels see the same relative variation f, which adds (f signal)^2. It shows in the means of
-    the frames, beyond what the noise of single pixels leaves there.
-
-    Parameters
-    ----------
-    pixels : Pixels
-        Moments of one level.
-    signal : ndarray of float64, shape (h, w)
-        DN above the bias.
-
-    Returns
-    -------
-    ndarray of float64, shape (h, w)
-        Variance, DN^2. Its expectation is right whether or not the light varies.
-    """
-    means, seen = pixels.frame_means, np.isfinite(pixels.variance) & pixels.lit
-    lit = signal[np.isfinite(signal) & pixels.lit]
-    light = float(lit.mean()) if lit.size else 0.0
-    if len(means) < 2 or not seen.any() or light <= 0:
-        return pixels.variance
-    own = float(pixels.variance[seen].mean()) / np.count_nonzero(pixels.lit)
-    flicker2 = (float(means.var(ddof=1)) - own) / light**2
-    return pixels.variance - flicker2 * signal**2
+_BY_VALUE = int(pixel_flag("unphysical"))
+"""Flags that hang on the gain itself: means without these pixels would be too high."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +77,7 @@ class Gain(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"
+    state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
     own_kind: ClassVar[str] = "gain"
     joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})
@@ -138,16 +118,26 @@ class Gain(MapCalibration):
             scalars |= facts
             group = f"gain/{setting.name}"
             gain, error, mask = (fitted[f"{group}/{n}"] for n in ("gain", "gain_error", "mask"))
-            scalars |= overview(f"{group}/gain", tile, gain, mask)
-            scalars |= overview(f"{group}/gain_variance", tile, error**2, mask)
+            scalars |= overview(f"{group}/gain", tile, gain, mask, _BY_VALUE)
+            scalars |= overview(f"{group}/gain_variance", tile, error**2, mask, _BY_VALUE)
+            for axis in ("columns", "rows"):
+                good = np.isfinite(gain) & (mask & ~np.uint16(_BY_VALUE) == 0)
+                scalars[f"{axis}:{setting.name}"] = np.stack(
+                    [
+                        _profile(gain, good & (tile.channel == channel), axis)
+                        for channel in range(N_CHANNELS)
+                    ]
+                )
             if table is not None or len(levels) == 1:
-                parts.append((gain, error, mask, 1.0 if table is None else table(setting.iso)[0]))
+                factor = 1.0 if table is None else table(setting.iso)[0]
+                parts.append((gain, error, mask & ~np.uint16(_BY_VALUE), factor))
         for setting, n in short.items():
             scalars[f"short:{setting.label}"] = np.array([n])
         if parts:
             gain, error, mask = average_normalised(parts)
+            mask[gain <= 0] |= pixel_flag("unphysical")
             maps |= {"gain/gain": gain, "gain/gain_error": error, "gain/mask": mask}
-            scalars |= overview("gain/gain", tile, gain, mask)
+            scalars |= overview("gain/gain", tile, gain, mask, _BY_VALUE)
         return TileFit(maps, scalars)
 
     def _fit_setting(
@@ -157,9 +147,12 @@ class Gain(MapCalibration):
         signal = np.stack([one.mean - bias.value for one in points])
         if self.options.flicker:
             pairs = zip(points, signal, strict=True)
-            variance = np.stack([without_flicker(one, light) for one, light in pairs])
+            steady = [without_flicker(one, light) for one, light in pairs]
+            variance = np.stack([one for one, _ in steady])
+            flicker2 = np.array([f2 for _, f2 in steady])[:, None]
         else:
             variance = np.stack([one.variance for one in points])
+            flicker2 = np.zeros((len(points), 1))
         n = np.stack([one.n for one in points])
         good = np.stack([one.good for one in points]) & np.isfinite(signal)
         gain, gain_error, floor, floor_error, chi2 = (np.full(tile.shape, np.nan) for _ in range(5))
@@ -170,13 +163,25 @@ class Gain(MapCalibration):
             if not here.any():
                 continue
             x, y, n_here, usable = signal[:, here], variance[:, here], n[:, here], good[:, here]
-            usable = usable & (x <= self._limit(tile, x, y, bias, here))
-            fit = photon_transfer(x, y, n_here, usable, pool_noise(x, y, usable))
-            gain[here], gain_error[here] = fit.gain, fit.gain_error
-            # The error of the bias shifts all levels together, and so the floor only.
-            shift = fit.gain * np.sqrt(np.nan_to_num(bias.variance[here]))
-            floor[here], floor_error[here] = fit.floor, np.hypot(fit.floor_error, shift)
-            chi2[here], n_levels[here] = fit.chi2, fit.n_levels
+            used = self._used(tile, channel, points, y, bias)
+            usable = usable & used[:, None]
+            parts = np.zeros(x.shape[1], np.int64)
+            for again in (False, True):
+                for part in np.unique(parts).tolist():
+                    mine = parts == part
+                    where = tuple(one[mine] for one in np.nonzero(here))
+                    data = (x[:, mine], y[:, mine], n_here[:, mine], usable[:, mine])
+                    noise = pool_noise(data[0], data[1], data[3])
+                    fit = photon_transfer(*data, noise, flicker2)
+                    gain[where], gain_error[where] = fit.gain, fit.gain_error
+                    # The error of the bias shifts all levels together, and so the floor only.
+                    shift = fit.gain * np.sqrt(np.nan_to_num(bias.variance[where]))
+                    floor[where], floor_error[where] = fit.floor, np.hypot(fit.floor_error, shift)
+                    chi2[where], n_levels[where] = fit.chi2, fit.n_levels
+                # Amplifiers differ in noise as well: then each has its own noise model.
+                parts = _amplifiers(gain, here)
+                if again or not parts.any():
+                    break
             known = np.isfinite(x) & np.isfinite(y)
             for of, chosen in ((0, known), (4, usable)):
                 x_of, y_of = np.where(chosen, x, 0.0), np.where(chosen, y, 0.0)
@@ -204,31 +209,36 @@ class Gain(MapCalibration):
         frames = sum(len(one.frame_means) for one in points)
         facts = {
             f"sums:{setting.name}": sums,
-            f"levels:{setting.name}": np.array([len(points), frames, bias.source], np.int64),
+            f"levels:{setting.name}": np.array(
+                [len(points), frames, bias.source, tile.sensor.step_dn], np.int64
+            ),
         }
         return maps, facts
 
-    def _limit(
-        self, tile: TileStacks, x: Floats, y: Floats, bias: BiasLevel, here: NDArray[np.bool_]
-    ) -> float:
-        """Give the signal up to which a channel is used: a fraction of saturation."""
-        with np.errstate(invalid="ignore"):
-            known = np.isfinite(x) & np.isfinite(y)
-            count = np.maximum(known.sum(axis=1), 1)
-            mean_x = np.where(known, x, 0.0).sum(axis=1) / count
-            mean_y = np.where(known, y, 0.0).sum(axis=1) / count
-            spread = np.where(known, y - mean_y[:, None], 0.0)
+    def _used(
+        self, tile: TileStacks, channel: int, points: Sequence[Pixels], y: Floats, bias: BiasLevel
+    ) -> NDArray[np.bool_]:
+        """Say which levels a channel uses: those up to a fraction of saturation.
+
+        A level is used whole or not at all, by its mean over the sensor: if each pixel decided by
+        its own signal, the noise and the response that make it low would be picked with it.
+        """
+        places = tile.places_of(channel)
+        weight = tile.sensor.n_lit_by_place * places
+        level = np.array([np.average(one.level - bias.level, weights=weight) for one in points])
+        known = np.isfinite(y)
+        count = np.maximum(known.sum(axis=1), 1)
+        mean_y = np.where(known, y, 0.0).sum(axis=1) / count
+        spread = np.where(known, y - mean_y[:, None], 0.0)
         error = np.sqrt((spread**2).sum(axis=1)) / count
-        order = np.argsort(mean_x, kind="stable")
-        top, reached = full_well(mean_x[order], mean_y[order], error[order])
+        order = np.argsort(level, kind="stable")
+        top, reached = full_well(level[order], mean_y[order], error[order])
         limits = [top] if reached else []
         saturation = saturation_dn(tile.sensor)
         if saturation is not None:
-            level = bias.value[here]
-            level = level[np.isfinite(level)]
-            offset = float(level.mean()) if level.size else 0.0
-            limits.append(saturation - offset)
-        return self.options.fit_fraction * min(limits, default=np.inf)
+            limits.append(saturation - float(np.average(bias.level, weights=weight)))
+        used: NDArray[np.bool_] = level <= self.options.fit_fraction * min(limits, default=np.inf)
+        return used
 
     def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
         """Fit the curve of each channel, and make its row."""
@@ -236,6 +246,9 @@ class Gain(MapCalibration):
         maps = overviews(tiles)
         rows: list[dict[str, Any]] = []
         points: list[dict[str, Any]] = []
+        amplifiers: list[dict[str, Any]] = []
+        notices: list[str] = []
+        step = 1
         settings = [one for one in self.settings if f"levels:{one.name}" in tiles[0]]
         for setting in settings:
             of_setting = setting.columns(settings)
@@ -243,7 +256,7 @@ class Gain(MapCalibration):
             total = sum(
                 (tile[f"sums:{name}"] for tile in tiles), np.zeros(tiles[0][f"sums:{name}"].shape)
             )
-            n_levels, n_frames, _ = tiles[0][f"levels:{name}"].tolist()
+            n_levels, n_frames, _, step = tiles[0][f"levels:{name}"].tolist()
             source = max(int(tile[f"levels:{name}"][2]) for tile in tiles)
             short = maps[f"gain/{name}/gain"]
             noise = maps[f"gain/{name}/gain_variance"]
@@ -264,7 +277,7 @@ class Gain(MapCalibration):
                         "gain_scatter_dn_per_electron": np.sqrt(
                             max(short.std[channel] ** 2 - noise.mean[channel], 0.0)
                         ),
-                        **self._channel_row(curve),
+                        **self._channel_row(curve, step),
                         "bias_source": BIAS_SOURCES[source],
                         **count_columns(short),
                     }
@@ -272,10 +285,73 @@ class Gain(MapCalibration):
                 points += [
                     {**of_setting, "channel": channel_name, **point} for point in curve.points()
                 ]
+            parts = self._amplifier_rows(tiles, setting)
+            notices += self._amplifier_notices(setting, parts)
+            amplifiers += [{**of_setting, **one} for one in parts]
         left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
-        return {"rows": rows, "points": points, "left_out": left_out, "overviews": maps}
+        return {
+            "rows": rows,
+            "points": points,
+            "amplifiers": amplifiers,
+            "notices": notices,
+            "step_dn": step,
+            "left_out": left_out,
+            "overviews": maps,
+        }
 
-    def _channel_row(self, curve: _Curve) -> dict[str, Any]:
+    def _amplifier_rows(self, tiles: Sequence[Arrays], setting: Setting) -> list[dict[str, Any]]:
+        """Tell amplifiers by their gains, along columns and along rows; none for a single one."""
+        rows = []
+        for axis in ("columns", "rows"):
+            parts = [tile[f"{axis}:{setting.name}"] for tile in tiles]
+            # shape (channels, columns or rows, 3)
+            sums = np.sum(parts, axis=0) if axis == "columns" else np.concatenate(parts, axis=1)
+            seams = steps_along(*_relative(sums))
+            edges = [0, *seams, sums.shape[1]]
+            for first, stop in pairwise(edges) if seams else ():
+                n, total, squares = sums[:, first:stop].sum(axis=1).T
+                for channel, name in enumerate(channel_names(self._sensor)):
+                    if n[channel] > 1:
+                        mean = total[channel] / n[channel]
+                        spread = max(squares[channel] / n[channel] - mean**2, 0.0)
+                        rows.append(
+                            {
+                                "along": axis,
+                                "first": first,
+                                "last": stop - 1,
+                                "channel": name,
+                                "n_used": int(n[channel]),
+                                "gain_dn_per_electron": mean,
+                                "gain_dn_per_electron_error": np.sqrt(spread / n[channel]),
+                            }
+                        )
+        return rows
+
+    def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
+        """Tell of several amplifiers, besides what the frames show about the converter."""
+        return [*super().notices(states, result), *result["notices"]]
+
+    @staticmethod
+    def _amplifier_notices(setting: Setting, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        told = []
+        for along in sorted({one["along"] for one in rows}):
+            # Of the first channel: people look for the jump, and the table has all.
+            parts = {
+                (one["first"], one["last"]): one["gain_dn_per_electron"]
+                for one in reversed(rows)
+                if one["along"] == along
+            }
+            text = ", ".join(
+                f"{first}-{last} ({gain:.4g} DN/e-)"
+                for (first, last), gain in sorted(parts.items())
+            )
+            told.append(
+                f"{setting.label}: the gain jumps between the {along} {text}: these are several"
+                " amplifiers, and a row of a channel is the mean of all (gain_amplifiers has each)"
+            )
+        return told
+
+    def _channel_row(self, curve: _Curve, step_dn: int) -> dict[str, Any]:
         """Fit a channel's curve; NaN, and the reason, where that cannot be done."""
         brighter_fatter = self.options.brighter_fatter
         well, reached = full_well(*curve.all_levels())
@@ -298,8 +374,8 @@ class Gain(MapCalibration):
             fit = fit_ptc(signal, variance, error, brighter_fatter=brighter_fatter)
         except NotEnoughData:
             return row
-        floor = max(fit.floor, MIN_TEMPORAL_VARIANCE) - QUANTISATION_VARIANCE
-        noise = np.sqrt(floor)
+        floor = max(fit.floor, MIN_TEMPORAL_VARIANCE * step_dn**2)
+        noise = np.sqrt(floor - QUANTISATION_VARIANCE * step_dn**2)
         return row | {
             "ptc_gain_dn_per_electron": fit.gain,
             "ptc_gain_dn_per_electron_error": fit.gain_error,
@@ -314,8 +390,8 @@ class Gain(MapCalibration):
         }
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table, and the points of the curves."""
-        return {
+        """Give the monitoring table, the points of the curves, and amplifiers where there are."""
+        tables = {
             "/sensor/gain": monitoring_table(
                 self._sensor,
                 result["rows"],
@@ -335,6 +411,16 @@ class Gain(MapCalibration):
                 {"used": "whether it is part of the fit", "n_used": "pixels used"},
             ),
         }
+        if result["amplifiers"]:
+            tables["/sensor/gain_amplifiers"] = monitoring_table(
+                self._sensor,
+                result["amplifiers"],
+                {
+                    "along": "whether first and last count columns or rows of the frame",
+                    "gain_dn_per_electron": "mean of the good pixels' gains",
+                },
+            )
+        return tables
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
@@ -350,6 +436,54 @@ class Gain(MapCalibration):
             from calibdask.sensor.spectacle import write_gain
 
             write_gain(directory, self, maps)
+
+
+def _profile(gain: Floats, good: NDArray[np.bool_], axis: str) -> Floats:
+    """Sum gains up along columns or rows: number, sum and sum of squares, shape (n, 3)."""
+    along = 0 if axis == "columns" else 1
+    values = np.where(good, gain, 0.0)
+    return np.stack([one.sum(axis=along) for one in (good, values, values**2)], axis=1)
+
+
+def _relative(sums: Floats) -> tuple[Floats, Floats]:
+    """Join the profiles of all channels, each relative to its mean.
+
+    Parameters
+    ----------
+    sums : ndarray of float64, shape (channels, n, 3)
+        From `_profile`.
+
+    Returns
+    -------
+    value, error : ndarray of float64, shape (n,)
+        Weighted mean over channels; NaN where fewer than two pixels are known.
+    """
+    n, total, squares = np.moveaxis(sums, 2, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        overall = (total.sum(axis=1) / n.sum(axis=1))[:, None]
+        mean = total / n
+        # One scatter for all: a weight of the point's own would draw the mean down.
+        inner = (squares - n * mean**2)[n > 1].sum() / np.maximum(n - 1, 0).sum()
+        weight = np.where((n > 1) & (overall > 0), n * overall**2 / inner, 0.0)
+        summed = weight.sum(axis=0)
+        value = np.where(weight > 0, weight * mean / overall, 0.0).sum(axis=0) / summed
+        return value, 1.0 / np.sqrt(summed)
+
+
+def _amplifiers(gain: Floats, here: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count off the amplifiers that pixels of a channel belong to, by their gains in a tile.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_pixels,)
+        Of the pixels in `here`, in their order; 0 for all where there is one amplifier.
+    """
+    good = here & np.isfinite(gain)
+    number = np.zeros(np.count_nonzero(here), np.int64)
+    for axis, place in zip(("rows", "columns"), np.nonzero(here), strict=True):
+        seams = steps_along(*_relative(_profile(gain, good, axis)[None]))
+        number = number * (len(seams) + 1) + np.searchsorted(seams, place, side="right")
+    return number
 
 
 class _Curve:

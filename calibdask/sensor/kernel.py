@@ -27,6 +27,7 @@ __all__ = [
     "fold_floats",
     "frame_extremes",
     "mean_and_variance",
+    "place_sums",
     "stack_moments",
 ]
 
@@ -247,60 +248,82 @@ def fold_floats(
 
 @compiled
 def frame_extremes(
-    frame: NDArray[Any],
-    top: int,
-    left: int,
-    bottom: int,
-    right: int,
-    always: bool,
-    facts: NDArray[np.float64],
+    frame: NDArray[Any], top: int, left: int, bottom: int, right: int, facts: NDArray[np.float64]
 ) -> None:
-    """Find the least, the greatest and the second greatest value of a frame, and add it up.
-
-    Rows of integers are searched for the greatest values only where they hold one.
+    """Find the least, the greatest and the second greatest value of a frame.
 
     Parameters
     ----------
-    frame : ndarray, shape (rows, columns)
-        The values; those that are not finite are left out.
+    frame : ndarray of uint8 or uint16, shape (rows, columns)
+        The values.
     top, left, bottom, right : int
         The part of it.
-    always : bool
-        Search every row: needed where values may be NaN, which no comparison finds.
-    facts : ndarray of float64, shape (9,)
-        Least, greatest, how often it is there, second greatest, how often; and the sums of the four
-        places of the filter pattern, row by row. It goes on from what is there: begin with infinity
-        and -infinity, -infinity, and 0.
+    facts : ndarray of float64, shape (5,)
+        Least, greatest, how often it is there, second greatest, how often. It goes on from what is
+        there: begin with infinity, -infinity and 0.
     """
     for y in range(top, bottom):
         row = frame[y, left:right]
-        low, high = facts[0], facts[3]
         least, most = row[0], row[0]
         for i in range(row.size):
             least = min(least, row[i])
             most = max(most, row[i])
-        for parity in range(2):
-            total = 0.0
-            for i in range((parity + left) % 2, row.size, 2):
-                v = np.float64(row[i])
-                if np.isfinite(v):
-                    total += v
-            facts[5 + 2 * (y % 2) + parity] += total
-        if always or least < low or most >= high:
+        facts[0] = min(facts[0], np.float64(least))
+        if most < facts[3]:
+            continue
+        # A row with one of the greatest values: how many, and what comes next in it.
+        next_one = least
+        for i in range(row.size):
+            next_one = max(next_one, row[i] if row[i] < most else least)
+        n_most, n_next = np.int64(0), np.int64(0)
+        for i in range(row.size):
+            n_most += np.int64(row[i] == most)
+            n_next += np.int64(row[i] == next_one)
+        _take_in(facts, np.float64(most), np.float64(n_most))
+        if next_one < most:
+            _take_in(facts, np.float64(next_one), np.float64(n_next))
+
+
+@compiled
+def _take_in(facts: NDArray[np.float64], value: float, count: float) -> None:
+    """Put a value among the two greatest of `facts`."""
+    if value > facts[1]:
+        facts[3], facts[4] = facts[1], facts[2]
+        facts[1], facts[2] = value, count
+    elif value == facts[1]:
+        facts[2] += count
+    elif value > facts[3]:
+        facts[3], facts[4] = value, count
+    elif value == facts[3]:
+        facts[4] += count
+
+
+@compiled
+def place_sums(
+    frame: NDArray[Any], top: int, left: int, bottom: int, right: int, sums: NDArray[np.float64]
+) -> None:
+    """Add up a frame of integers at the four places of its filter pattern.
+
+    Parameters
+    ----------
+    frame : ndarray of uint8 or uint16, shape (rows, columns)
+        The values.
+    top, left, bottom, right : int
+        The part of it.
+    sums : ndarray of float64, shape (4,)
+        By row and column of the place; it is added to.
+    """
+    for y in range(top, bottom):
+        for first in range(left, right, 65536):  # of which half fits into 32 bits
+            row = frame[y, first : min(first + 65536, right)]
+            even, total = np.uint32(0), np.uint64(0)
+            for i in range((row.size + 1) // 2):
+                even += np.uint32(row[2 * i])
             for i in range(row.size):
-                v = np.float64(row[i])
-                if not np.isfinite(v):
-                    continue
-                facts[0] = min(facts[0], v)
-                if v > facts[1]:
-                    facts[3], facts[4] = facts[1], facts[2]
-                    facts[1], facts[2] = v, 1.0
-                elif v == facts[1]:
-                    facts[2] += 1.0
-                elif v > facts[3]:
-                    facts[3], facts[4] = v, 1.0
-                elif v == facts[3]:
-                    facts[4] += 1.0
+                total += np.uint64(row[i])
+            place = 2 * (y % 2) + first % 2
+            sums[place] += np.float64(even)
+            sums[place ^ 1] += np.float64(total - np.uint64(even))
 
 
 @compiled

@@ -148,7 +148,8 @@ def describe(
         There are two camera files or two descriptors where one belongs, or four black levels
         without a colour pattern.
     CorruptedInput
-        The camera file or descriptor makes no sense.
+        The camera file or descriptor makes no sense, or the ISO speed is beyond what EXIF holds and
+        stands nowhere else.
     """
     path = Path(info.path)
     if is_product(path):
@@ -198,6 +199,11 @@ def describe(
         winner = SOURCES[rank["kind"]]
         conflicts.append(
             Conflict(info.path, "the kind", winner, told["kind"], SOURCES[1], repr(unknown))
+        )
+    if info.iso_beyond and told["iso"] is None:
+        raise CorruptedInput(
+            f"{path}: says ISO 65535, which stands for any larger one, and nothing tells which:"
+            " tell it by iso in Frames.table"
         )
     # One follows from the other, where who counts more says only one.
     if rank["bit_depth"] < rank["white_level"]:
@@ -450,12 +456,12 @@ def stack_keys(infos: Sequence[FrameInfo], frames: Frames | None = None) -> list
 
 def setting_of(info: FrameInfo) -> Setting:
     """Return what the electronics were set to for a frame."""
-    return Setting(
-        _UNKNOWN if info.iso is None else info.iso,
-        NOT_STATED if info.gain_setting is None else info.gain_setting,
-        NOT_STATED if info.offset_setting is None else info.offset_setting,
-        re.sub(r"[^A-Za-z0-9.+-]+", "-", info.readout_mode),
+    gain, offset = (
+        NOT_STATED if value is None else float(f"{value:.10g}")  # as in the names of maps
+        for value in (info.gain_setting, info.offset_setting)
     )
+    iso = _UNKNOWN if info.iso is None else info.iso
+    return Setting(iso, gain, offset, re.sub(r"[^A-Za-z0-9.+-]+", "-", info.readout_mode))
 
 
 def _level(info: FrameInfo) -> str:
@@ -530,18 +536,21 @@ def _joined(
 def temperature_warnings(
     infos: Sequence[FrameInfo], keys: Sequence[StackKey], step_c: float | None
 ) -> tuple[str, ...]:
-    """Name the stacks whose temperatures differ by more than the step that keeps darks apart."""
+    """Tell where temperatures in a stack differ by more than the step that keeps darks apart."""
     if step_c is None:
         return ()
     found: dict[StackKey, list[float]] = {}
     for info, key in zip(infos, keys, strict=True):
         if info.temperature_c is not None and info.kind != "light":
             found.setdefault(key, []).append(info.temperature_c)
-    return tuple(
-        f"stack {key.label}: its frames were taken at {min(all_c):g} to {max(all_c):g} °C"
-        for key, all_c in found.items()
-        if max(all_c) - min(all_c) > step_c
-    )
+    spread = {key: max(all_c) - min(all_c) for key, all_c in found.items()}
+    wide = [key for key in spread if spread[key] > step_c]
+    if not wide:
+        return ()
+    worst = max(wide, key=lambda key: spread[key])
+    more = f" (most of {len(wide)} stacks that drift)" if len(wide) > 1 else ""
+    low, high = min(found[worst]), max(found[worst])
+    return (f"stack {worst.label}: its frames were taken at {low:g} to {high:g} °C{more}",)
 
 
 def misfits(

@@ -79,7 +79,11 @@ class Overview:
 
 
 def overview(
-    name: str, tile: TileStacks, values: NDArray[Any], mask: NDArray[np.uint16]
+    name: str,
+    tile: TileStacks,
+    values: NDArray[Any],
+    mask: NDArray[np.uint16],
+    ignored: int = 0,
 ) -> dict[str, NDArray[Any]]:
     """Summarise the part of a map that lies in a tile; good is what has no flag.
 
@@ -93,13 +97,17 @@ def overview(
         The map.
     mask : ndarray of uint16, shape (h, w)
         Its pixel flags.
+    ignored : int
+        Flags that are counted, but leave a pixel in the means: those that hang on the value itself,
+        as without negative values a mean is too high.
 
     Returns
     -------
     dict of str to ndarray
         Scalars for a `TileFit`; `overviews` reads them.
     """
-    good = (mask == 0) & np.isfinite(values) & tile.lit
+    known = np.isfinite(values) & tile.lit
+    good = known & (mask & ~np.uint16(ignored) == 0)
     filled = np.where(good, values, 0.0)
     moments = _channel_moments(tile.channel, filled, good)
     height, width = tile.sensor.shape
@@ -125,7 +133,9 @@ def overview(
         "n": moments.n,
         "mean": moments.mean,
         "m2": moments.m2,
-        "flagged": np.array([*bits, n_lit - int(np.count_nonzero(good)), n_lit], np.int64),
+        "flagged": np.array(
+            [*bits, n_lit - int(np.count_nonzero(known & (mask == 0))), n_lit], np.int64
+        ),
         "block": np.array([first, n_rows, n_columns, step], np.int64),
         "count": count.astype(np.int64),
         "sum": total,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.settings import Setting
+    from calibdask.sensor.summary import Stack
     from calibdask.sensor.tiles import SensorFacts, TileStacks
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "bias_level",
     "gather",
     "mask_attributes",
+    "saturated_in",
     "saturation_dn",
+    "without_flicker",
 ]
 
 type Floats = NDArray[np.float64]
@@ -64,6 +67,9 @@ class Pixels:
         Mean over the lit pixels of the tile of each frame, DN.
     lit : ndarray of bool, shape (h, w)
         Neither masked border nor overscan.
+    level : ndarray of float64, shape (4,)
+        Mean of all frames over all lit pixels of the sensor, at the places of its filter pattern,
+        DN: the same in every tile.
     """
 
     mean: Floats
@@ -74,6 +80,7 @@ class Pixels:
     stuck: Mask
     frame_means: Floats
     lit: Mask
+    level: Floats
 
     @property
     def good(self) -> Mask:
@@ -131,9 +138,12 @@ def gather[K](
     result = {}
     for name, stack in joined.items():
         mean, variance = stack.moments()
-        saturated = stack.n_saturated > 0
+        saturated = saturated_in(stack, tile.sensor)
         if limit is not None:
             saturated |= mean >= near_saturation * limit
+        stuck = 2 * stack.n_saturated.astype(np.int64) > stack.n
+        if limit is not None:  # counted only above the level that the files state
+            stuck |= stack.minimum >= limit
         result[name] = Pixels(
             mean,
             variance,
@@ -141,11 +151,20 @@ def gather[K](
             saturated,
             # Only whole numbers end at zero.
             (stack.minimum == 0) if stack.minimum.dtype.kind == "u" else np.zeros(mean.shape, bool),
-            2 * stack.n_saturated.astype(np.int64) > stack.n,
+            stuck,
             stack.frames.frame_sum / max(float(np.count_nonzero(tile.lit)), 1.0),
             tile.lit,
+            stack.frames.facts[:, -4:].mean(axis=0) / np.maximum(tile.sensor.n_lit_by_place, 1.0),
         )
     return result
+
+
+def saturated_in(stack: Stack, sensor: SensorFacts) -> Mask:
+    """Say which pixels reach saturation in some frame."""
+    saturated: Mask = stack.n_saturated > 0
+    if sensor.saturation_dn is not None:  # it may have been found later, in the frames themselves
+        saturated |= (stack.maximum >= sensor.saturation_dn) & (stack.n > 0)
+    return saturated
 
 
 def saturation_dn(sensor: SensorFacts) -> int | None:
@@ -165,11 +184,15 @@ class BiasLevel:
         DN, and the variance of its error, DN^2. NaN where a pixel has none.
     source : int
         Index in `BIAS_SOURCES`.
+    level : ndarray of float64, shape (4,)
+        Mean at the places of the filter pattern: of the whole sensor, but for a product of the
+        tile.
     """
 
     value: Floats
     variance: Floats
     source: int
+    level: Floats
 
 
 def bias_level(tile: TileStacks, setting: Setting) -> BiasLevel:
@@ -196,20 +219,32 @@ def bias_level(tile: TileStacks, setting: Setting) -> BiasLevel:
             group = f"bias/{found.name}"
             value = np.asarray(product[f"{group}/bias"], np.float64)
             error = np.asarray(product[f"{group}/bias_error"], np.float64)
-            return BiasLevel(value, error**2, 0 if same else 2)
+            return BiasLevel(value, error**2, 0 if same else 2, _by_place(tile, value))
         found = _nearest(list(stacks), setting, same=same)
         if found is not None:
             pixels = stacks[found]
-            return BiasLevel(pixels.mean, pixels.mean_variance, 1 if same else 3)
+            return BiasLevel(pixels.mean, pixels.mean_variance, 1 if same else 3, pixels.level)
     level = np.asarray(tile.sensor.black_level, np.float64)
     zero = np.zeros(tile.shape)
     if level.size == 4:
         rows, columns = np.indices(tile.shape)
         black = level.reshape(2, 2)[(rows + tile.y0) % 2, columns % 2]
-        return BiasLevel(black, zero, 4)
+        return BiasLevel(black, zero, 4, level)
     if level.size == 1:
-        return BiasLevel(np.full(tile.shape, level[0]), zero, 4)
-    return BiasLevel(zero.copy(), zero, 5)
+        return BiasLevel(np.full(tile.shape, level[0]), zero, 4, np.full(4, level[0]))
+    return BiasLevel(zero.copy(), zero, 5, np.zeros(4))
+
+
+def _by_place(tile: TileStacks, values: Floats) -> Floats:
+    """Average lit pixels at each place of the filter pattern; over all where a tile lacks one."""
+    good = tile.lit & np.isfinite(values)
+    overall = float(values[good].mean()) if good.any() else 0.0
+    level = np.full(4, overall)
+    for place in range(4):
+        here = (slice((place // 2 - tile.y0) % 2, None, 2), slice(place % 2, None, 2))
+        if good[here].any():
+            level[place] = values[here][good[here]].mean()
+    return level
 
 
 def _nearest(available: list[Setting], wanted: Setting, *, same: bool) -> Setting | None:
@@ -226,3 +261,33 @@ def mask_attributes() -> Mapping[str, Any]:
         "flag_masks": [1 << bit for bit in range(len(PIXEL_FLAGS))],
         "flag_meanings": " ".join(PIXEL_FLAGS),
     }
+
+
+def without_flicker(pixels: Pixels, signal: Floats) -> tuple[Floats, float]:
+    """Take out of the variances what the light's own variation from frame to frame adds.
+
+    All pixels see the same relative variation f, which adds (f signal)^2. It shows in the means of
+    the frames, beyond what the noise of single pixels leaves there.
+
+    Parameters
+    ----------
+    pixels : Pixels
+        Moments of one level.
+    signal : ndarray of float64, shape (h, w)
+        DN above the bias.
+
+    Returns
+    -------
+    variance : ndarray of float64, shape (h, w)
+        DN^2. Its expectation is right whether or not the light varies.
+    flicker2 : float
+        Relative variance of the light; 0 where none shows.
+    """
+    means, seen = pixels.frame_means, np.isfinite(pixels.variance) & pixels.lit
+    lit = signal[np.isfinite(signal) & pixels.lit]
+    light = float(lit.mean()) if lit.size else 0.0
+    if len(means) < 2 or not seen.any() or light <= 0:
+        return pixels.variance, 0.0
+    own = float(pixels.variance[seen].mean()) / np.count_nonzero(pixels.lit)
+    flicker2 = (float(means.var(ddof=1)) - own) / light**2
+    return pixels.variance - flicker2 * signal**2, max(flicker2, 0.0)

@@ -268,7 +268,7 @@ def gain_sections(result: Row) -> list[Section]:
         "ptc_gain_dn_per_electron": "ptc_gain_dn_per_electron_error",
     }
     settings = sorted({Setting.of_row(row) for row in rows})
-    figures = [_draw_ptc(rows, points, setting) for setting in settings]
+    figures = [_draw_ptc(rows, points, setting, result["step_dn"]) for setting in settings]
     shown = [(name, one) for name, one in _without_repeats(maps) if name.endswith("/gain")]
     return [
         Section("What needs attention", notices),
@@ -784,7 +784,9 @@ def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
     )
 
 
-def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], setting: Setting) -> FigureBlock:
+def _draw_ptc(
+    rows: Sequence[Row], points: Sequence[Row], setting: Setting, step_dn: int
+) -> FigureBlock:
     points = [one for one in points if Setting.of_row(one) == setting]
 
     def paint(figure: Figure) -> None:
@@ -803,7 +805,7 @@ def _draw_ptc(rows: Sequence[Row], points: Sequence[Row], setting: Setting) -> F
             top.plot(x[~used], y[~used], "o", ms=4, mfc="white", color=colour)
             gain = row["ptc_gain_dn_per_electron"]
             if math.isfinite(gain):
-                floor = row["readnoise_dn"] ** 2 + 1 / 12
+                floor = row["readnoise_dn"] ** 2 + step_dn**2 / 12
                 line = np.geomspace(max(x.min(), 1e-3), x.max(), 200)
                 top.plot(
                     line, _curve(line, gain, floor, row["a00_per_electron"]), color=colour, lw=1

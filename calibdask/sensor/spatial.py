@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RadialModel",
+    "block_means",
     "fit_radial",
     "local_response",
     "radial_blocks",
     "radial_gain",
+    "steps_along",
     "within_range",
 ]
 
@@ -206,6 +208,28 @@ def _block_cells(
     return cell, -(-height // block) * n_across * 4, rows, columns
 
 
+def block_means(values: Floats, good: Mask, channel: NDArray[Any], block: int) -> Floats:
+    """Give each pixel the mean of the good ones of its channel in its block; NaN without any.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (h, w)
+        A map.
+    good : ndarray of bool, shape (h, w)
+        Pixels that count.
+    channel : ndarray of int, shape (h, w)
+        Colour channel of each.
+    block : int
+        Rows and columns of a block.
+    """
+    cell, n_cells, _, _ = _block_cells(values.shape, channel, block)
+    count = np.bincount(cell[good], minlength=n_cells)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(cell[good], values[good], n_cells) / count
+    spread: Floats = mean[cell]
+    return spread
+
+
 def within_range(
     mean: Floats,
     variance: Floats,
@@ -249,6 +273,63 @@ def within_range(
     spread += np.bincount(inside, (mean[good] - centre[inside]) ** 2, n_cells) / number
     reach = n_sigma * np.sqrt(spread)
     return (centre - reach <= limits[0])[cell], (centre + reach >= limits[1])[cell]
+
+
+def steps_along(
+    value: Floats, error: Floats, *, n_sigma: float = 8.0, least: float = 0.005, margin: int = 8
+) -> list[int]:
+    """Find where a profile jumps: the seams between amplifiers.
+
+    A step at each place is fitted together with a parabola, which takes what changes smoothly; of
+    the steps that stand out by `n_sigma` the largest cuts the profile, and both parts are searched
+    again.
+
+    Parameters
+    ----------
+    value, error : ndarray of float64, shape (n,)
+        The profile; NaN where there is nothing.
+    n_sigma : float
+        Standard errors that a step must have.
+    least : float
+        Size that it must have, relative to the mean of the profile.
+    margin : int
+        Points that each part must have.
+
+    Returns
+    -------
+    list of int
+        First point of each part but the first, rising.
+    """
+    known = np.isfinite(value) & np.isfinite(error) & (error > 0)
+    if np.count_nonzero(known) < 2 * margin:
+        return []
+    place = np.flatnonzero(known)
+    weight = 1.0 / error[known] ** 2
+    u = np.linspace(-1.0, 1.0, len(place))
+    # Weighted Gram-Schmidt: what is left of each step, and of the profile, beside the parabola.
+    root = np.sqrt(weight)
+    basis, _ = np.linalg.qr(np.stack([np.ones_like(u), u, u * u], axis=1) * root[:, None])
+    rest = value[known] * root
+    rest = (rest - basis @ (basis.T @ rest)) * root
+    # Sums over all points from one on.
+    behind = np.cumsum(rest[::-1])[::-1]
+    shares = np.cumsum((basis * root[:, None])[::-1], axis=0)[::-1]
+    freedom = np.cumsum(weight[::-1])[::-1] - (shares**2).sum(axis=1)
+    inner = slice(margin, len(place) - margin + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        strength = np.where(freedom > 0, np.abs(behind) / np.sqrt(freedom), 0.0)[inner]
+        size = np.where(freedom > 0, np.abs(behind) / freedom, 0.0)[inner]
+    if not strength.size:
+        return []
+    best = int(np.argmax(strength))
+    mean = abs(float(np.average(value[known], weights=weight)))
+    if strength[best] < n_sigma or size[best] < least * mean:
+        return []
+    seam = int(place[best + margin])
+    options = {"n_sigma": n_sigma, "least": least}
+    left = steps_along(value[:seam], error[:seam], margin=margin, **options)
+    right = steps_along(value[seam:], error[seam:], margin=margin, **options)
+    return [*left, seam, *(seam + one for one in right)]
 
 
 def radial_blocks(

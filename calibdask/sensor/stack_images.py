@@ -15,6 +15,7 @@ from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.pixels import saturated_in
 from calibdask.sensor.settings import NOT_STATED
 from calibdask.sensor.tiles import SideArray, TileFit
 
@@ -124,6 +125,7 @@ class StackImages(StackCalibration):
     """Exact moments of every pixel over the frames of each stack."""
 
     name: ClassVar[str] = "stack-images"
+    state_ratio: ClassVar[float] = 2.5
 
     options: config.StackImages = field(default_factory=config.StackImages)
 
@@ -159,7 +161,7 @@ class StackImages(StackCalibration):
             }
             if self.stacks.clip_sigma is not None:
                 maps[f"{group}/n_clipped"] = np.uint16(stack.n_frames) - stack.n
-            saturated = (stack.n_saturated > 0) & tile.lit
+            saturated = saturated_in(stack, tile.sensor) & tile.lit
             mask = np.where(saturated, pixel_flag("saturated"), np.uint16(0)).astype(np.uint16)
             scalars |= overview(f"{group}/mean", tile, mean, mask)
             scalars |= overview(f"{group}/variance", tile, variance, mask)
@@ -174,7 +176,7 @@ class StackImages(StackCalibration):
         """Add up what is known of the frames."""
         tiles = list(scalars.values())
         maps = overviews(tiles)
-        n_pixels = np.count_nonzero(self._sensor.lit(0, self._sensor.shape[0]))
+        n_pixels = self._sensor.n_lit
         records = []
         for key, planned in self.plan_frames:
             group = self.groups[key]

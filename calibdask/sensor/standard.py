@@ -113,7 +113,7 @@ class EmvaPoints:
 
 
 def emva1288(
-    points: EmvaPoints, bright: SpatialSums | None, dark: SpatialSums | None
+    points: EmvaPoints, bright: SpatialSums | None, dark: SpatialSums | None, step_dn: int = 1
 ) -> dict[str, float]:
     """Characterise a sensor by the standard EMVA 1288, release 4.0 linear.
 
@@ -123,6 +123,8 @@ def emva1288(
         The photon transfer series.
     bright, dark : SpatialSums or None
         The spatial stacks; without them DSNU and PRNU are NaN.
+    step_dn : int
+        Step of the values: rounding, and the noise that it hides, go with its square.
 
     Returns
     -------
@@ -165,9 +167,9 @@ def emva1288(
     # With one exposure time for all levels there is no line.
     many = len(np.unique(time)) > 1
     variance_0 = float(noise_line.intercept if many else points.dark_variance.mean())
-    variance_0 = max(variance_0, MIN_TEMPORAL_VARIANCE)
+    variance_0 = max(variance_0, MIN_TEMPORAL_VARIANCE * step_dn**2)
     sigma_y = math.sqrt(variance_0)
-    sigma_d = math.sqrt(variance_0 - QUANTISATION_VARIANCE) / k
+    sigma_d = math.sqrt(variance_0 - QUANTISATION_VARIANCE * step_dn**2) / k
     threshold_e = sigma_y / k + 0.5
     saturation_photon = float(points.photons[top])
     saturation_e = qe * saturation_photon

@@ -20,6 +20,7 @@ from calibdask.sensor.kernel import (
     fold_floats,
     frame_extremes,
     mean_and_variance,
+    place_sums,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "Stack",
     "StackSummary",
     "Tile",
+    "frame_facts",
     "summarise",
     "tiles_of",
 ]
@@ -404,7 +406,7 @@ class _Sums:
             if self.areas:
                 self._only_lit(batch, (top, bottom), bounds, sums[number], clipped[number])
         self.ids += ids
-        self.facts.append(np.stack([_facts(frame, self.areas) for frame in batch]))
+        self.facts.append(np.stack([frame_facts(frame, self.areas) for frame in batch]))
         self.frame_sums.append(sums)
         self.frame_clipped.append(clipped)
 
@@ -439,14 +441,31 @@ class _Sums:
             yield kind(**pixels, frames=frames)
 
 
-def _facts(frame: NDArray[Any], areas: Areas) -> NDArray[np.float64]:
+def frame_facts(frame: NDArray[Any], areas: Areas = ()) -> NDArray[np.float64]:
+    """Give what is known of a whole frame, or of some areas of it: see `FACTS`."""
+    areas = areas or ((0, 0, *frame.shape),)
     facts = np.array([0, np.inf, -np.inf, 0, -np.inf, 0, 0, 0, 0, 0], np.float64)
-    find: Any = frame_extremes
-    for top, left, bottom, right in areas or ((0, 0, *frame.shape),):
-        if frame.dtype.kind == "u":
+    if frame.dtype.kind == "u":
+        find: Any = frame_extremes
+        add: Any = place_sums
+        for top, left, bottom, right in areas:
             bits = np.bitwise_or.reduce(frame[top:bottom, left:right], axis=None)
             facts[0] = int(facts[0]) | int(bits)
-        find(frame, top, left, bottom, right, frame.dtype.kind != "u", facts[1:])
+            find(frame, top, left, bottom, right, facts[1:6])
+            add(frame, top, left, bottom, right, facts[6:])
+        return facts
+    lit = np.zeros(frame.shape, bool)
+    for top, left, bottom, right in areas:
+        lit[top:bottom, left:right] = True
+    known = lit & np.isfinite(frame)
+    one = frame[known]
+    if one.size:
+        facts[1:4] = one.min(), one.max(), np.count_nonzero(one == one.max())
+        one = one[one < one.max()]
+    if one.size:
+        facts[4:6] = one.max(), np.count_nonzero(one == one.max())
+    values = np.where(known, frame, 0.0)
+    facts[6:] = [values[row::2, column::2].sum() for row in (0, 1) for column in (0, 1)]
     return facts
 
 

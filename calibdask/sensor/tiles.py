@@ -46,6 +46,8 @@ class SensorFacts:
         As in `calibdask.io.frames.FrameInfo`.
     lit_areas : tuple of (int, int, int, int)
         Where light falls (see `calibdask.io.areas.Area`); empty for everywhere.
+    step_dn : int
+        Values are multiples of this: more than 1 where they are left-justified.
     """
 
     camera: str
@@ -61,6 +63,7 @@ class SensorFacts:
     window: tuple[int, ...] = ()
     unit: str = ""
     lit_areas: tuple[tuple[int, int, int, int], ...] = ()
+    step_dn: int = 1
 
     def lit(self, first: int, stop: int) -> NDArray[np.bool_]:
         """Say of the pixels of some rows whether light falls on them, shape (stop - first, W)."""
@@ -68,6 +71,23 @@ class SensorFacts:
         for top, left, bottom, right in self.lit_areas or ((0, 0, *self.shape),):
             lit[max(top - first, 0) : max(bottom - first, 0), left:right] = True
         return lit
+
+    @property
+    def n_lit_by_place(self) -> NDArray[np.float64]:
+        """Lit pixels at the four places of the filter pattern, row by row."""
+        counts = np.zeros(4)
+        for top, left, bottom, right in self.lit_areas or ((0, 0, *self.shape),):
+            rows, columns = (
+                np.array([(stop + 1) // 2 - (first + 1) // 2, stop // 2 - first // 2])
+                for first, stop in ((top, bottom), (left, right))
+            )
+            counts += np.outer(rows, columns).ravel()
+        return counts
+
+    @property
+    def n_lit(self) -> int:
+        """Pixels that light falls on."""
+        return int(self.n_lit_by_place.sum())
 
     @property
     def lit_box(self) -> tuple[int, int, int, int]:
@@ -158,6 +178,16 @@ class TileStacks:
     def lit(self) -> NDArray[np.bool_]:
         """Where light falls, shape (rows, columns): neither masked border nor overscan."""
         return self.sensor.lit(self.y0, self.y1)
+
+    def places_of(self, channel: int) -> NDArray[np.bool_]:
+        """Say which of the four places of the filter pattern a channel of the tile has."""
+        rows, columns = self.shape
+        found = np.zeros(4, bool)
+        for place in range(4):
+            row, column = (place // 2 - self.y0) % 2, place % 2
+            inside = row < rows and column < columns
+            found[place] = inside and self.channel[row, column] == channel
+        return found
 
     @property
     def shape(self) -> tuple[int, int]:

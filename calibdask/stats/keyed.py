@@ -1,4 +1,4 @@
-"""Bring two summaries with different sorted keys to the same rows."""
+"""Keys: two summaries brought to the same rows, and observation blocks for metadata."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
-__all__ = ["union_keys"]
+__all__ = ["obs_id_array", "union_keys"]
 
 
 def union_keys(
@@ -42,3 +44,14 @@ def union_keys(
     keys, index = np.unique(np.concatenate([keys_a, keys_b]), axis=0, return_inverse=True)
     index = index.reshape(-1)
     return keys, index[: len(keys_a)], index[len(keys_a) :]
+
+
+def obs_id_array(numbers: Iterable[int]) -> NDArray[np.int64] | NDArray[np.uint64]:
+    """Give observation blocks for the metadata of a product, as uint64 like in the data model.
+
+    Only where one is negative, as ctapipe's -1 for "unknown", they are int64.
+    """
+    listed = list(numbers)
+    if min(listed, default=0) < 0:
+        return np.array(listed, np.int64)
+    return np.array(listed, np.uint64)

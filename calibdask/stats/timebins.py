@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from astropy.time import Time
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["TimeBins", "ctao_time", "ctao_time_ns", "to_time"]
+__all__ = ["NO_TIME", "TimeBins", "ctao_time", "ctao_time_ns", "to_time"]
 
 _NS_PER_S = 1_000_000_000
+
+NO_TIME: int = np.iinfo(np.int64).min
+"""Stands for a time that is not known, and for the bin of such a time."""
+
+_NO_SECONDS = (0, 2**32 - 1)
+"""What ctapipe stores for times that it does not know, or cannot store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,15 @@ class TimeBins:
         Parameters
         ----------
         time_ns : array_like of int
-            Times in ns of TAI since 1970.
+            Times in ns of TAI since 1970; `NO_TIME` has the bin `NO_TIME`, which is none.
         """
         time = np.asarray(time_ns)
         if time.dtype.kind not in "iu" and time.size:
             raise TypeError(f"times are integers in ns, not {time.dtype}")
-        return np.asarray((time.astype(np.int64) - self.epoch_ns) // self.width_ns, np.int64)
+        time = time.astype(np.int64)
+        known = time != NO_TIME
+        number = (np.where(known, time, self.epoch_ns) - self.epoch_ns) // self.width_ns
+        return np.where(known, number, NO_TIME)
 
     def edges_ns(self, index: int) -> tuple[int, int]:
         """Give where bin `index` begins and ends, in ns of TAI since 1970."""
@@ -68,10 +77,12 @@ def ctao_time_ns(stored: NDArray[Any]) -> NDArray[np.int64]:
     Parameters
     ----------
     stored : ndarray of uint32, shape (n, 2)
-        Second and quarter-nanosecond within it ("ctao_high_res").
+        Second and quarter-nanosecond within it ("ctao_high_res"). A second of 0 or 2**32 - 1, of
+        which ctapipe writes the former where there is no time, gives `NO_TIME`.
     """
     second, quarter = stored[:, 0].astype(np.int64), stored[:, 1].astype(np.int64)
-    return np.asarray(second * _NS_PER_S + quarter // 4)
+    time_ns = second * _NS_PER_S + quarter // 4
+    return np.where(np.isin(second, _NO_SECONDS) | (second < 0), NO_TIME, time_ns)
 
 
 def to_time(time_ns: ArrayLike) -> Time:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibdask.array.absolute import combine_with_muons, pool_chunks, tie_types
+from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
 from calibdask.array.model import NetworkOptions, Telescopes, pair_types
 from calibdask.array.network import fit_stage
 from calibdask.array.summary import reduce_stage
@@ -166,7 +166,7 @@ def tied(rng, given, reference="MST", estimator="log-mean"):
         total = reduce_stage(stage, options, events, state)
         state = fit_stage(stage, options, total, state, TELESCOPES)
         if not state.done:
-            state, scales = tie_types(state, given, reference)
+            state, scales = tie_types(state, given, np.zeros((8, 8)), reference)
     return state, scales
 
 
@@ -251,7 +251,78 @@ def test_one_network_and_given_ratios_agree():
     fit = fit_shards(options, [mixed_events(rng, 500)], TELESCOPES)
     first = np.array([0, 0, 0, 3, 3, 3, 6, 6])
     given = fit.theta - fit.theta[first]
-    _, scales = tie_types(replace(fit, done=False), given, "MST")
+    _, scales = tie_types(replace(fit, done=False), given, np.zeros((8, 8)), "MST")
     error = np.sqrt(np.diagonal(fit.covariance))
     np.testing.assert_allclose(scales.log_scale[0], fit.theta[0], atol=0.5 * error[0])
     np.testing.assert_allclose(scales.log_scale[2], fit.theta[6], atol=0.5 * error[6])
+
+
+# -- types against muons ------------------------------------------------------------------------
+
+KINDS = np.repeat(["LST", "MST", "SST"], [4, 14, 18])
+
+
+def draw_types(rng, bias):
+    """A network with 0.3 % per telescope and 0.3 % per type, and muons with 1 %."""
+    covariance = 0.003**2 * (np.eye(36) + (KINDS[:, None] == KINDS))
+    theta = rng.multivariate_normal(np.where(KINDS == "SST", bias, 0.0), covariance)
+    return theta, covariance, rng.normal(0.0, 0.01, 36), np.full(36, 0.01**2)
+
+
+def test_one_contrast_finds_a_type_that_is_off():
+    """A bias of 2 % in the energies of one type: chi2 sees it less often than one contrast."""
+    rng = np.random.default_rng(31)
+    found, by_chi2 = [], []
+    for _ in range(100):
+        drawn = draw_types(rng, 0.02)
+        compared = compare_types(*drawn, KINDS)
+        found.append(compared.freed.tolist() == [False, False, True])
+        by_chi2.append(combine_with_muons(*drawn, 10_000).p_value < 0.01)
+    assert np.mean(found) > 0.6
+    assert np.mean(by_chi2) < np.mean(found) - 0.2
+
+
+def test_types_that_agree_are_left_alone():
+    rng = np.random.default_rng(32)
+    compared = [compare_types(*draw_types(rng, 0.0), KINDS) for _ in range(500)]
+    assert np.mean([one.freed.any() for one in compared]) < 0.025
+    p_value = np.concatenate([one.p_value for one in compared])
+    assert np.mean(p_value < 0.1) == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_freed_type_has_its_scale_from_its_own_muons():
+    theta, covariance, log_muon, variance = draw_types(np.random.default_rng(33), 0.05)
+    compared = compare_types(theta, covariance, log_muon, variance, KINDS)
+    held, free = (
+        combine_with_muons(theta, one, log_muon, variance, 10_000)
+        for one in (covariance, compared.covariance)
+    )
+    sst = KINDS == "SST"
+    assert abs(np.mean(held.log_value[sst])) > 0.008
+    assert abs(np.mean(free.log_value[sst])) < 3 * 0.01 / np.sqrt(18)
+    np.testing.assert_allclose(np.diff(free.log_value[sst]), np.diff(theta[sst]), atol=0.02)
+
+
+def test_one_type_has_nothing_to_compare_with():
+    theta, covariance, log_muon, variance = draw_types(np.random.default_rng(34), 0.0)
+    one = KINDS == "LST"
+    compared = compare_types(
+        theta[one], covariance[np.ix_(one, one)], log_muon[one], variance[one], KINDS[one]
+    )
+    assert np.isnan(compared.p_value).all()
+    assert not compared.freed.any()
+
+
+def test_a_given_telescope_without_value_costs_the_others_nothing():
+    """Its covariance is NaN in the table: errors of the others stay numbers."""
+    events = mixed_events(np.random.default_rng(41))
+    options = NetworkOptions(reference_type="MST")
+    given, covariance = relative(THROUGHPUT), 0.01**2 * np.eye(8)
+    given[1] = covariance[1] = covariance[:, 1] = np.nan
+    state = fit_stage(0, options, reduce_stage(0, options, events, None), None, TELESCOPES)
+    state, _ = tie_types(state, given, covariance, "MST")
+    state = fit_stage(1, options, reduce_stage(1, options, events, state), state)
+    others = np.arange(8) != 1
+    assert np.all(np.diagonal(state.covariance)[others] > 0)
+    assert np.isnan(state.theta).tolist() == (~others).tolist()
+    assert np.all(state.p_value >= 0)

@@ -71,12 +71,15 @@ def test_stages_by_hand(simulated, estimator):
         assert table.meta["obs_id"].tolist() == [1001, 1002]
 
 
-def test_summary_types():
-    calibration = load_config(JOB).calibration
-    assert [calibration.summary_type(stage) for stage in (0, 1)] == [PairSummary, ScoreSummary]
-    three = load_config(JOB, (), {"RelativeThroughputFitter.estimator": "log-clipped"}).calibration
-    kinds = [three.summary_type(stage) for stage in (0, 1, 2)]
+@pytest.mark.parametrize("estimator", ["log-mean", "log-clipped"])
+def test_summary_types(estimator):
+    how = {"RelativeThroughputFitter.estimator": estimator}
+    calibration = load_config(JOB, (), how).calibration
+    kinds = [calibration.summary_type(stage) for stage in (0, 1, 2)]
     assert kinds == [PairSummary, PairSummary, ScoreSummary]
+    how = {"RelativeThroughputFitter.estimator": "log-median"}
+    median = load_config(JOB, (), how).calibration
+    assert [median.summary_type(stage) for stage in (0, 1)] == [PairSummary, ScoreSummary]
 
 
 @pytest.mark.parametrize("job", [JOB, ENERGY_JOB])
@@ -150,8 +153,10 @@ def test_what_the_map_depends_on():
     ):
         settings = VALID | {f"CalculateEnergyAsymmetry.{name}": value}
         assert load_config(JOB, (), settings).calibration.map_config() != base.map_config()
-    median = load_config(JOB, (), VALID | {"RelativeThroughputFitter.estimator": "log-median"})
-    assert median.calibration.map_config() != base.map_config()  # it needs a histogram
+    mean = load_config(JOB, (), VALID | {"RelativeThroughputFitter.estimator": "log-mean"})
+    assert mean.calibration.map_config() != base.map_config()  # it needs no histogram
+    all_events = load_config(JOB, (), VALID | {"CalculateEnergyAsymmetry.event_types": []})
+    assert all_events.calibration.map_config() != base.map_config()
 
 
 def test_only_needed_columns_are_read():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tables
 from scipy.special import chdtrc
 
 import calibdask
@@ -248,6 +249,41 @@ def test_ratios_within_types_are_taken_as_given(simulated, inter, run):
     assert not any("-" not in kind for kind in pairs["tel_type"][pairs["used"]].tolist())
 
 
+@pytest.mark.parametrize(("lost", "flags"), [(7, "N"), (5, "N"), (3, "D"), (9, "B")])
+def test_a_telescope_without_a_given_value_costs_the_others_nothing(
+    simulated, inter, run, tmp_path, lost, flags
+):
+    path = shutil.copy(inter, tmp_path / "inter.h5")
+    with tables.open_file(path, "a") as file:
+        table = file.get_node(INTER)
+        rows = table.read()
+        rows["flags"][rows["tel_id"] == lost] = flags.encode()
+        if flags == "N":
+            rows["value"][rows["tel_id"] == lost] = np.nan
+        if flags != "D":
+            rows["error"][rows["tel_id"] == lost] = np.nan
+        table[:] = rows
+    result = run(*simulated.paths, path)
+    table, expected = (one.tables[COEFFICIENTS] for one in (result, run(*simulated.paths, inter)))
+    mine, others = table["tel_id"] == lost, table["tel_id"] != lost
+    assert table["flags"][mine].tolist() == ["N"]
+    assert np.isnan(table["value"][mine]).all()
+    usable = others & np.isfinite(expected["value"])
+    assert np.isfinite(table["error"][usable]).all()
+    # One telescope of many moves the scale of the others a little, and their errors, too.
+    pull = (table["value"] - expected["value"])[usable] / np.maximum(expected["error"], 0.01)[
+        usable
+    ]
+    assert np.abs(pull).max() < 4
+    covariance = result.tables[f"{COEFFICIENTS}_covariance"]["covariance"]
+    assert np.isfinite(covariance).all()
+    for row in result.tables[f"{CROSS}/scaling_factors"]:
+        assert 0 < row["scaling_factor_uncertainty"] < 0.2
+    assert any(f"used of telescopes [{lost}]" in text for text in result.plan.warnings)
+    copied = result.tables[INTER]
+    assert copied["flags"][copied["tel_id"] == lost].tolist() == [flags]
+
+
 def test_the_reports_say_what_is_true(simulated, inter, run):
     """A network of several types is one of each of them; what is held fixed needs no error."""
     for inputs in (simulated.paths, (*simulated.paths, inter)):
@@ -269,7 +305,7 @@ def test_the_peers_inter_calibration_is_read(shared_array, run):
     import json
 
     truth = json.loads((shared_array / "dl2_small" / "truth.json").read_text())["throughput"]
-    assert any("no throughput of telescopes [34, 35, 36, 37]" in w for w in result.plan.warnings)
+    assert any("can be used of telescopes [31, 32, 33, 34, 35," in w for w in result.plan.warnings)
     for row in result.tables[f"{CROSS}/scaling_factors"]:
         kind = str(row["tel_type"])
         true = truth[str(REFERENCES[kind])] / truth["5"]
@@ -374,6 +410,24 @@ def test_muons_that_disagree_are_told(simulated, run, tmp_path):
     assert muons["tel_id"][np.argmax(np.abs(muons["pull"]))] == 7
     page = result.paths[0].with_suffix(".html").read_text()
     assert "muon throughputs and the ratios from showers disagree" in page
+
+
+def test_muons_from_too_few_rings_do_not_set_the_scale(simulated, run, tmp_path):
+    truth = {t: simulated.throughput[t] for t in (1, 5, 6, 7)}
+    path = write_muons(tmp_path / "good.h5", truth)
+    wrong = write_muons(tmp_path / "wrong.h5", truth | {6: 3 * truth[6]})
+    with tables.open_file(wrong, "a") as file:
+        table = file.get_node(f"{MUON}/tel_006")
+        rows = table.read()
+        file.remove_node(table)
+        columns = {name: rows[name] for name in rows.dtype.names} | {"flags": np.array(["F"])}
+        write_table(file, f"{MUON}/tel_006", columns)
+    result, expected = (run(*simulated.paths, one) for one in (wrong, path))
+    assert 6 not in result.tables[f"{CROSS}/muons"]["tel_id"]
+    assert any("of telescopes [6], are flagged" in text for text in result.plan.warnings)
+    value, error = (np.asarray(expected.tables[COEFFICIENTS][n]) for n in ("value", "error"))
+    pull = (np.asarray(result.tables[COEFFICIENTS]["value"]) - value) / error
+    assert np.abs(pull[np.isfinite(pull)]).max() < 2
 
 
 def test_muons_with_given_ratios(simulated, inter, run, tmp_path):

@@ -45,7 +45,7 @@ class TestLaws:
     FIT = fit_shards(OPTIONS, [two_types()])
     KINDS: ClassVar = {
         "moments": (summarise_pairs, PairSummary.identity(distance=True)),
-        "scores": (lambda e: summarise_scores(TestLaws.FIT, e), ScoreSummary.identity(7, 2, 2)),
+        "scores": (lambda e: summarise_scores(TestLaws.FIT, e), ScoreSummary.identity(FIT)),
     }
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +63,9 @@ class TestLaws:
         with pytest.raises(ValueError, match="distance"):
             PairSummary.identity(distance=True).merge(PairSummary.identity())
         with pytest.raises(ValueError, match="different fits"):
-            ScoreSummary.identity(3, 1, 1).merge(ScoreSummary.identity(3, 1))
+            ScoreSummary.identity(self.FIT).merge(
+                ScoreSummary.identity(replace(self.FIT, distance_term=False))
+            )
         with pytest.raises(ValueError, match="not both"):
             summarise_scores(self.FIT, replace(self.EVENTS, log_distance=None))
 

@@ -36,6 +36,8 @@ class Events:
     tel_id: np.ndarray
     columns: dict[str, np.ndarray]
     units: dict[str, str] = field(default_factory=lambda: {ENERGY: "TeV", IMPACT: "m"})
+    n_lacking: dict[int, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def make_events(rows, **columns):

@@ -334,6 +334,7 @@ def test_a_bad_fit_and_a_network_in_pieces_are_warned_of() -> None:
     tables[COMPONENTS]["p_value"][0] = 1e-9
     extra = tables[COMPONENTS][1:]
     extra["component"] = 1
+    tables[COEFFICIENTS]["component"][-2:] = 1
     tables[COMPONENTS] = QTable(
         rows=[
             dict(zip(t.colnames, row, strict=True))

@@ -25,6 +25,7 @@ from calibdask.array.timing_summary import (
     residual_columns,
     systematic_covariance,
 )
+from calibdask.array.timing_walk import WalkSummary
 from calibdask.errors import CorruptedInput
 from tests.laws import assert_same, check_summary_laws
 
@@ -35,7 +36,7 @@ FAR = {"LST": 0.0, "MST": 731.3, "SST": -1466.7}
 NIGHT = ArraySimulation(n_files=1, n_events=2000)
 
 
-def options(estimator="clipped", **network):
+def options(estimator="clipped", *, walk=False, **network):
     settings_ = {
         "n_min": 10,
         "reference_type": "MST",
@@ -46,6 +47,7 @@ def options(estimator="clipped", **network):
         NetworkOptions(f"log-{estimator}", **settings_),
         Observable("difference", -5000, 5000, 500, "ns"),
         (0.0, 50.0, 100.0, 150.0, 200.0, 300.0, 400.0, 600.0, 1000.0),
+        walk,
     )
 
 
@@ -75,7 +77,9 @@ def times(simulation, *, front="spherical", delay_ns=None, mixed=True):
     kept = np.isfinite(residual_ns)
     row, tel_id = row[kept], tel_id[kept]
     row_1, row_2 = pair_events(row, tel_id, *allowed)
-    found = TimingEvents(row, tel_id, residual_ns[kept], images["impact_m"][kept], row_1, row_2)
+    small = np.sqrt(100.0 / images["hillas_intensity"][kept])
+    impact_m = images["impact_m"][kept]
+    found = TimingEvents(row, tel_id, residual_ns[kept], impact_m, row_1, row_2, small)
     return found, telescopes, array
 
 
@@ -248,6 +252,33 @@ def test_too_few_events_for_a_floor_are_no_floor_of_zero():
     assert variance[found.table["tel_id"] == REFERENCE] == 0.0
 
 
+def test_time_walk_is_fitted_and_its_error_is_in_the_total_one():
+    """1 ns at 100 photoelectrons; without the term, the total error is a third of the deviation."""
+    without, walking = [], []
+    for seed in range(12):
+        events, telescopes, array = times(replace(NIGHT, n_events=4000, seed=700 + seed))
+        events = replace(events, residual_ns=events.residual_ns + events.smallness)
+        for found, walk in ((without, False), (walking, True)):
+            found.append(Found(fit(options(walk=walk), [events], telescopes), array))
+    walk_ns = np.mean([one.state.walk_ns for one in walking], axis=0)
+    assert np.all(np.abs(walk_ns - 1.0) < 0.15)
+    deviation, total = (
+        np.concatenate([getattr(one, name) for one in walking]) for name in ("deviation", "total")
+    )
+    rms_ns = np.sqrt(np.mean(deviation**2))
+    assert rms_ns < 0.6 * np.sqrt(np.mean(np.concatenate([o.deviation for o in without]) ** 2))
+    assert 0.8 < np.sqrt(np.mean((deviation / total) ** 2)) < 1.2
+    assert np.sqrt(np.mean(np.concatenate([o.deviation / o.total for o in without]) ** 2)) > 1.3
+
+
+def test_no_image_triggers_early():
+    events, telescopes, array = times(replace(NIGHT, seed=23))
+    events = replace(events, residual_ns=events.residual_ns - events.smallness)
+    state = fit(options(walk=True), [events], telescopes)
+    assert state.walk_ns.tolist() == [0.0, 0.0, 0.0]
+    assert len(array.tel_type) == len(state.tel_id)
+
+
 # -- networks -----------------------------------------------------------------------------------
 
 
@@ -324,23 +355,26 @@ def test_what_is_known_before_the_last_stage():
 # -- laws ---------------------------------------------------------------------------------------
 
 EVENTS, TELESCOPES, _ = times(replace(NIGHT, array="reduced", n_events=120, seed=21))
-STATE = fit(options(n_min=2), [EVENTS], TELESCOPES, n=n_stages(options()) - 1)
-LAST = n_stages(options()) - 1
+WALKING = options(n_min=2, walk=True)
+STATE = fit(WALKING, [EVENTS], TELESCOPES, n=n_stages(WALKING) - 1)
+LAST = n_stages(WALKING) - 1
+ROUGH = fit(WALKING, [EVENTS], TELESCOPES, n=1)
 
 
 @settings(max_examples=20, deadline=None)
 @given(assignment=st.lists(st.integers(0, 3), min_size=120, max_size=120))
 def test_any_split_by_event_is_the_whole(assignment):
-    timing, where = options(n_min=2), np.array(assignment)
-    for stage, given_ in ((0, None), (LAST, STATE)):
+    timing, where = WALKING, np.array(assignment)
+    for stage, given_ in ((0, None), (1, ROUGH), (LAST, STATE)):
         parts = [
             reduce_timing(stage, timing, some(EVENTS, where == k), TELESCOPES, given_)
             for k in range(4)
         ]
         whole = reduce_timing(stage, timing, EVENTS, TELESCOPES, given_)
-        if stage:
-            shape = (len(TELESCOPES.tel_id), len(STATE.network.component_n_events), 8)
-            identity = TimingScores.identity(*shape)
+        if stage == LAST:
+            identity = TimingScores.identity(STATE, STATE.network, 8)
+        elif stage == 1:
+            identity = WalkSummary.identity(len(whole.flow))
         else:
             identity = type(whole).identity(timing.rough, histogram=True)
         check_summary_laws(parts, identity, whole, rtol=1e-9, atol=1e-9)
@@ -348,7 +382,7 @@ def test_any_split_by_event_is_the_whole(assignment):
 
 @pytest.mark.parametrize("stages", range(1, LAST + 2))
 def test_states_are_stored(stages):
-    state = fit(options(n_min=2), [EVENTS], TELESCOPES, n=stages)
+    state = fit(WALKING, [EVENTS], TELESCOPES, n=stages)
     assert state.done == (stages == LAST + 1)
     assert_same(TimingFit.from_arrays(state.to_arrays()), state, "storing and reading back")
 
@@ -361,6 +395,7 @@ def test_order_of_rows_does_not_matter():
         *(getattr(EVENTS, name)[order] for name in ("event", "tel_id", "residual_ns", "impact_m")),
         place[EVENTS.row_1],
         place[EVENTS.row_2],
+        EVENTS.smallness[order],
     )
     swapped = replace(EVENTS, row_1=EVENTS.row_2, row_2=EVENTS.row_1)
     timing = options(n_min=2)

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 
 from calibdask.array.network import fit_stage
-from calibdask.array.summary import STAGES, PairEvents, reduce_stage
+from calibdask.array.summary import PairEvents, n_stages, reduce_stage
 
 
 def draw_events(
@@ -73,7 +73,7 @@ def take(events, rows):
 def fit_shards(options, shards, telescopes=None):
     """All stages of a fit over shards merged in order."""
     state = None
-    for stage in range(STAGES[options.estimator]):
+    for stage in range(n_stages(options)):
         summaries = [reduce_stage(stage, options, shard, state) for shard in shards]
         total = summaries[0]
         for summary in summaries[1:]:

@@ -17,7 +17,7 @@ from calibdask.array.model import Telescopes
 from calibdask.array.network import fit_stage, has_error
 from calibdask.array.pairs import Layout
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
-from calibdask.array.summary import STAGES, reduce_stage
+from calibdask.array.summary import n_stages, reduce_stage
 from calibdask.engine.protocol import ALL
 from calibdask.io.dl2 import ArrayLayout, TelescopeEvents
 
@@ -107,7 +107,7 @@ def scales(
         events = calibration.pair_up(data, (ALL,)).events
         telescopes = Telescopes(np.array(ids), np.array(array.tel_type))
         options, state = calibration.network, None
-        for stage in range(STAGES[options.estimator]):
+        for stage in range(n_stages(options)):
             total = reduce_stage(stage, options, events, state)
             state = fit_stage(stage, options, total, state, telescopes)
         usable = has_error(state) & state.is_main

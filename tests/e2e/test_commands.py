@@ -1,10 +1,9 @@
-"""What people are told to type works: configurations, scripts, `init`, and the README."""
+"""What people are told to type works: configurations, scripts and `init`."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -134,81 +133,36 @@ def test_digest_command(campaign, config, tmp_path, calibdask):
     assert calibdask("digest", output).out.strip() == said.out.strip()
 
 
-# -- the README ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "job",
+    [
+        "inter-calibration", "energy-asymmetry-estimation", "calculate-throughput-muon",
+        "calculate-psf-muon", "bias", "stack-images", "gain", "defects",
+    ],
+)  # fmt: skip
+def test_the_plan_states_the_size_of_the_store(job, inputs_of, tmp_path):
+    inputs = inputs_of(job)
+    stated = package.plan(job, inputs).estimate(2).result_bytes
+    package.run(job, inputs, tmp_path / "out", cluster="serial", report=False)
+    written = sum(path.stat().st_size for path in (tmp_path / "out.work" / "store").rglob("*.npz"))
+    assert stated / 1.5 < written < 1.5 * stated, (stated, written)
 
 
-def readme_commands(text: str) -> list[str]:
-    """Give the commands in the shell blocks of a README that begin with ``calibdask``.
+def test_the_text_table_says_what_it_is(campaign, config, tmp_path):
+    """Described columns, all digits, version and digest, and nothing in binary."""
+    from astropy.table import Table
 
-    A line that ends in a backslash goes on in the next. A block with a comment
-    ``<!-- not run: reason -->`` on the line before is left out, as is one with
-    ``<!-- needs SLURM -->`` where there is none, and the output in a ``console`` block, where
-    commands begin with ``$``.
-    """
-    commands = []
-    pattern = r"(?P<before>[^\n]*)\n```(?P<kind>sh|console)\n(?P<block>.*?)\n```"
-    for match in re.finditer(pattern, f"\n{text}", re.DOTALL):
-        before = match["before"].strip()
-        no_slurm = os.environ.get("CALIBDASK_TEST_SLURM") != "1"
-        if before.startswith("<!-- not run:") or (before == "<!-- needs SLURM -->" and no_slurm):
-            continue
-        for line in match["block"].replace("\\\n", " ").splitlines():
-            command = line.strip()
-            if match["kind"] == "console":
-                if not command.startswith("$"):
-                    continue
-                command = command[1:].strip()
-            if shlex.split(command, comments=True)[:1] == ["calibdask"]:
-                commands.append(command)
-    return commands
-
-
-def test_commands_are_found():
-    text = """\
-Try
-
-```sh
-make demo            # not a command of ours
-calibdask demo
-calibdask plan x \\
-  -i y   # why
-```
-<!-- not run: takes a cluster -->
-```sh
-calibdask connect
-```
-```console
-$ calibdask digest out.h5
-calibdask output
-```
-```python
-calibdask.run()
-```
-"""
-    assert readme_commands(text) == [
-        "calibdask demo",
-        "calibdask plan x    -i y   # why",
-        "calibdask digest out.h5",
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.cluster
-def test_readme(tmp_path):
-    """Every command, in order, in one directory."""
-    commands = readme_commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    if not commands:
-        pytest.skip("the README has no command yet")
-    for name in ("configs", "jobs", "slurm"):
-        if (ROOT / name).exists():
-            (tmp_path / name).symlink_to(ROOT / name)
-    for command in commands:
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=tmp_path,
-            env=_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    output = tmp_path / "out.h5"
+    result = package.run(
+        "inter-calibration", campaign.paths, output, config=config, cluster="serial", report=False
+    )
+    path = output.with_suffix(".ecsv")
+    text = path.read_text(encoding="utf-8")
+    assert "binary" not in text
+    assert "ndarray" not in text
+    table = Table.read(path, format="ascii.ecsv")
+    assert all(table[name].info.description for name in table.colnames)
+    assert table.meta["digest"] == result.digest
+    assert table.meta["calibdask"] == package.__version__
+    values = next(iter(result.tables.values()))["value"]
+    assert table["value"].tolist() == values.tolist()

@@ -115,6 +115,16 @@ def test_a_command_that_others_could_have_written_is_not_recommended(
     assert read_status(workdir).state == "failed"
 
 
+@pytest.mark.parametrize("lock", ['{"host": "HOST", "pid": "x"}', "[]", "{", '{"pid": [1]}'])
+def test_a_lock_that_makes_no_sense_is_no_traceback(tmp_path, lock):
+    workdir = tmp_path / "work"
+    workdir.mkdir(mode=0o700)
+    (workdir / "lock.json").write_text(lock.replace("HOST", socket.gethostname()))
+    assert read_status(workdir).state == "running"  # it is fresh
+    with pytest.raises(ConfigError, match="in use"):
+        clean(workdir)
+
+
 # -- sessions -------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def _command(*arguments, **environment):
     """Call the command line as it is installed; the tests' own modules can be imported."""
     done = subprocess.run(
         [sys.executable, "-m", "calibdask.cli", *map(str, arguments)],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=100,
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=500,
         env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -136,7 +136,7 @@ def test_a_campaign_is_seen_until_it_is_killed_and_after(running):
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        wait_for(lambda: "connection" in dict(campaign.facts()), timeout=20)
+        wait_for(lambda: "connection" in dict(campaign.facts()))
         with pytest.raises(TransientError, match="calibdask status"):
             campaign.workers()
 

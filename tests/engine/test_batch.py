@@ -75,16 +75,24 @@ def test_a_signal_stops_the_run_and_only_the_time_limit_brings_it_back(
     script.write_text(BatchJob([str(program), "job"], 1, 1, "10", requeue=requeue).script())
     environment = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
     run = subprocess.Popen(["bash", script], env=environment, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 20
+    end = time.monotonic() + 400
     while not (tmp_path / "began").exists() and time.monotonic() < end:
         time.sleep(0.02)
     run.send_signal(getattr(signal, f"SIG{sent}"))
-    output, _ = run.communicate(timeout=20)
+    output, _ = run.communicate(timeout=400)
     assert output == "stopped\n"
     assert run.returncode == 143
     assert (tmp_path / "requeued").exists() is comes_back
     if comes_back:
         assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def test_a_signal_before_there_is_a_run_stops_it_as_soon_as_it_begins(tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\ntrap 'exit 143' TERM\nwhile :; do sleep 0.05; done\n")
+    program.chmod(0o755)
+    script = BatchJob([str(program), "job"], 1, 1, "10", setup=["kill -TERM $$"]).script()
+    assert subprocess.run(["bash", "-c", script], check=False).returncode == 143
 
 
 @pytest.mark.parametrize("code", [0, 2, 104])

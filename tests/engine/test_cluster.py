@@ -8,17 +8,23 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import psutil
 import pytest
+import yaml
 from faults import Scripted, run, write_inputs
 
 from calibdask.engine import events
 from calibdask.engine.cluster import (
     Site,
     WorkerJob,
+    check_cluster,
     connect_client,
     lifetime_arguments,
     open_executor,
@@ -166,6 +172,119 @@ def test_dask_jobqueues_configuration_is_honoured_and_ours_wins(tmp_path, jobque
     assert job.scheduler_options == {"port": 8786, "interface": "lo"}
     assert "module load x\nexport A=1" in script
     assert "#SBATCH --qos=high\n#SBATCH --x" in script
+
+
+OLD_NAMES = {
+    "extra": ["--resources", "gpu=1"],
+    "env_extra": ["module load x"],
+    "header_skip": ["--mem"],
+    "job_extra": ["--qos=high"],
+    "project": "cta",
+}
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["old alone", "both"])
+@pytest.mark.parametrize("where", ["file", "section"])
+@pytest.mark.parametrize("old", OLD_NAMES)
+@pytest.mark.filterwarnings("ignore:.* has been renamed to:FutureWarning")
+def test_old_names_are_merged_as_dask_jobqueue_merges_them(tmp_path, jobqueue, old, where, new):
+    from dask_jobqueue.slurm import SLURMJob
+
+    names = {
+        "extra": "worker_extra_args", "env_extra": "job_script_prologue",
+        "header_skip": "job_directives_skip", "job_extra": "job_extra_directives",
+        "project": "account",
+    }  # fmt: skip
+    options = {old: OLD_NAMES[old]}
+    if new:
+        options[names[old]] = "other" if old == "project" else ["--other"]
+    ours = {"cores": 1, "memory": "4 GiB", "log_directory": str(tmp_path), "job_name": "w"}
+    if where == "file":
+        with jobqueue(**options):
+            theirs = SLURMJob("tls://1.2.3.4:5", "w", **ours).job_script()
+            job = WorkerJob.of(Site(workdir=tmp_path, slurm=ours))
+            found = job.script("tls://1.2.3.4:5", "w")
+    else:
+        theirs = SLURMJob("tls://1.2.3.4:5", "w", **ours, **options).job_script()
+        job = WorkerJob.of(Site(workdir=tmp_path, slurm={**ours, **options}))
+        found = job.script("tls://1.2.3.4:5", "w")
+    assert found == theirs
+
+
+@pytest.mark.parametrize("name", ["job_extra_directives", "job-script-prologue", "job_extra"])
+@pytest.mark.parametrize("where", ["file", "section"])
+def test_text_where_a_list_belongs_is_refused(tmp_path, jobqueue, name, where):
+    given = {name: "--qos=high"}
+    with (
+        jobqueue(**(given if where == "file" else {})),
+        pytest.raises(ConfigError, match=r"expected a list, got '--qos=high'; write \['--qos=high"),
+    ):
+        WorkerJob.of(Site(workdir=tmp_path, slurm=given if where == "section" else {}))
+
+
+def test_a_work_directory_with_a_space(tmp_path):
+    header = _header(WorkerJob.of(Site(workdir=tmp_path / "a b")))
+    assert f'-e "{tmp_path}/a b/logs/calibdask-worker-%J.err"' in header
+    assert f'-o "{tmp_path}/a b/logs/calibdask-worker-%J.out"' in header
+
+
+def test_the_schedulers_own_address_goes_before_the_interface(tmp_path, jobqueue):
+    with jobqueue(interface="ib7", scheduler_options={"host": "10.0.0.1"}):
+        assert WorkerJob.of(Site(workdir=tmp_path)).scheduler_options == {"host": "10.0.0.1"}
+
+
+def test_the_shipped_example_names_no_interface():
+    example = Path(__file__).parents[2] / "slurm" / "jobqueue.yaml"
+    options = yaml.safe_load(example.read_text(encoding="utf-8"))["jobqueue"]["slurm"]
+    assert "interface" not in options
+    with _commands_of_slurm():
+        check_cluster("slurm", Site(slurm=options))
+
+
+@contextmanager
+def _commands_of_slurm():
+    """Let there be commands of SLURM that do nothing."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("sbatch", "squeue", "scancel", "scontrol"):
+            (Path(directory) / name).write_text("#!/bin/sh\n")
+            (Path(directory) / name).chmod(0o755)
+        with mock.patch.dict(os.environ, {"PATH": f"{directory}{os.pathsep}{os.environ['PATH']}"}):
+            yield
+
+
+@pytest.mark.parametrize(
+    ("where", "slurm", "complaint"),
+    [
+        ("lcoal", {}, "neither serial, threads, local"),
+        ("node7:", {}, "'' is no port"),
+        ("node7:http", {}, "'http' is no port"),
+        ("node7:99999", {}, "'99999' is no port"),
+        ("no/such/scheduler.json", {}, "nor a scheduler file"),
+        ("allocation", {}, "is for the inside of a SLURM job"),
+        ("slurm", {"interface": "ib7"}, "'ib7' is no network interface of this machine; there are"),
+        ("slurm", {"scheduler_options": {"interface": "ib7"}}, "'ib7' is no network interface"),
+        ("slurm", {"job_extra_directives": "--x"}, "expected a list"),
+        ("slurm", {}, "there is no sbatch here"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_before_planning(
+    where, slurm, complaint, tmp_path, monkeypatch
+):
+    def no_plan(*_args, **_options):
+        raise AssertionError("inputs were looked at")
+
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr("calibdask.engine.run.make_plan", no_plan)
+    if "sbatch" in complaint:
+        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    paths = write_inputs(tmp_path / "in", 2)
+    with (
+        nullcontext() if "sbatch" in complaint else _commands_of_slurm(),
+        pytest.raises(ConfigError, match=complaint) as refused,
+    ):
+        run(Scripted(), paths, tmp_path / "out.h5", cluster=where, slurm=slurm)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out.h5.work").exists()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def client(cluster):
 
 
 def _wait(condition):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 400
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)

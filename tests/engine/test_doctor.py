@@ -416,7 +416,7 @@ def _probe(post, *, header=(), **environment):
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
         ["/bin/sh"], input=script, env={**task, **threads, **environment},
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=500,
         cwd="/",  # or a calibdask in the present directory would win over PYTHONPATH
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -528,7 +528,7 @@ def test_jobs_cannot_be_submitted_from_the_node(post, tmp_path) -> None:
 
 def test_who_does_not_know_the_token_is_not_listened_to(post, good) -> None:
     for sent in (b"GET / HTTP/1.1\r\n\r\n", b'{"token": "guess"}\n', b"[]\n", b"{}\n"):
-        with socket.create_connection(post.address, timeout=5) as stranger:
+        with socket.create_connection(post.address, timeout=60) as stranger:
             stranger.sendall(sent)
             assert stranger.recv(1) == b""
     assert post.answers() == {}
@@ -651,4 +651,4 @@ def test_the_example_of_a_site_is_understood(tmp_path) -> None:
     assert "source /shared/my-project/venv/bin/activate" in script
     assert job.local_directory == "$TMPDIR"
     assert "--local-directory" not in script
-    assert job.scheduler_options == {"interface": "ib0"}
+    assert job.scheduler_options == {}  # the interface is for the user to name

@@ -66,3 +66,33 @@ def test_bars_show_and_leave_nothing_running(told):
         bars(one)
     bars.close()
     assert "stage 0 map" in stream.getvalue()
+
+
+def test_the_way_to_the_dashboard_stands_beside_its_address():
+    from rich.console import Console
+
+    link = "http://127.0.0.1:8787/status"
+    tunnel = events.tunnel_command(link)
+    assert tunnel.startswith("from your own machine: ssh -L 8787:localhost:8787 ")
+    started = events.RunStarted("job", "plan", 2, 0, "local", 2, "work", link, tunnel)
+    stream = io.StringIO()
+    bars = events.ProgressBars(Console(file=stream, width=200))
+    bars(started)
+    bars.close()
+    assert stream.getvalue() == f"dashboard: {link}\n{tunnel}\n"
+    stream = io.StringIO()
+    events.JsonLines(stream)(started)
+    assert json.loads(stream.getvalue())["tunnel"] == tunnel
+    elsewhere = events.tunnel_command(link, "node7")
+    assert elsewhere.endswith("-L 8787:localhost:8787 node7")
+    assert " -J " in elsewhere
+
+
+def test_information_is_shown_once_and_nobody_marks_it_up(caplog):
+    from rich.console import Console
+
+    for level, expected in ((logging.WARNING, "[frames] left out\n"), (logging.INFO, "")):
+        stream = io.StringIO()
+        with caplog.at_level(level, "calibdask"):
+            events.ProgressBars(Console(file=stream))(events.Message("INFO", "[frames] left out"))
+        assert stream.getvalue() == expected  # at INFO the log says it

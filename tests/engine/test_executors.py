@@ -121,7 +121,7 @@ def test_threads_give_the_digest_of_serial(paths, truth, tmp_path, workers):
 def test_threads_run_at_once_and_respect_needs():
     import threading
 
-    barrier = threading.Barrier(2, timeout=10)
+    barrier = threading.Barrier(2, timeout=300)
     ended = []
 
     def meet(*needs):

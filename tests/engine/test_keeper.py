@@ -334,7 +334,7 @@ def test_an_unforeseen_error_of_the_keeper_ends_the_run(monkeypatch):
     keeper.seconds = 0.01
     monkeypatch.setattr("threading.excepthook", lambda _: None)
     keeper.start()
-    keeper._thread.join(timeout=10)
+    keeper._thread.join(timeout=300)
     assert isinstance(errors[0], CalibdaskError)
     assert "ZeroDivisionError" in str(errors[0])
     batch.end("100")

@@ -59,7 +59,7 @@ def _worker(address, *path, name="rogue", options=(), **environment):
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=400)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_worker_of_ours_with_other_code_ends_and_says_why(scheduler, other_cod
     with _worker(scheduler.address, options=options, name="good", **expected):
         wait_for(lambda: len(scheduler.workers) == 1)
         with _worker(scheduler.address, other_code, options=options, **expected) as process:
-            _, log = process.communicate(timeout=60)
+            _, log = process.communicate(timeout=400)
             assert process.returncode == 1
             assert "has calibdask 0.0.9+" in log
             assert f"the run was started with {code_digest()}" in log

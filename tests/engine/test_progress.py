@@ -140,7 +140,7 @@ def test_what_matters_is_written_at_once_and_the_rest_once_a_second(file, tmp_pa
         assert 1 <= n_told <= 4
         # The last one counts although nothing follows it.
         done = file._now.group(0, "map").done
-        wait_for(lambda: read_progress(tmp_path).group(0, "map").done == done, timeout=5)
+        wait_for(lambda: read_progress(tmp_path).group(0, "map").done == done)
         settled = len(written)
         time.sleep(0.9)
         assert len(written) == settled, "nothing new, nothing written"
@@ -163,7 +163,7 @@ def test_a_full_disk_does_not_end_the_run(file, tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
         monkeypatch.setattr(Path, "write_text", write)
         # When there is room again, it is made up for without another event.
-        wait_for(lambda: (told := read_progress(tmp_path)) is not None and told.groups, timeout=5)
+        wait_for(lambda: (told := read_progress(tmp_path)) is not None and told.groups)
     assert read_progress(tmp_path).group(0, "map").done == 1
     assert [one.name for one in tmp_path.iterdir()] == ["progress.json"]
 

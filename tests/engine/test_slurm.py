@@ -131,6 +131,14 @@ def test_how_a_job_ended(say, tmp_path):
     assert text.count("\n") == 12
 
 
+def test_a_log_in_a_directory_with_a_space(say, tmp_path):
+    (tmp_path / "a b").mkdir()
+    log = tmp_path / "a b" / "worker-7.err"
+    log.write_text("it is said here\n")
+    _describe(say, tmp_path / "a b" / "worker-%J.err")
+    assert slurm.explain_end("7").endswith(f"; {log} ends with\n    it is said here")
+
+
 def test_a_job_without_a_log(say, tmp_path):
     _describe(say, tmp_path / "absent")
     assert f"nothing in its log ({tmp_path / 'absent'})" in slurm.explain_end("7")

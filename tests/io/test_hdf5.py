@@ -4,6 +4,10 @@ import errno
 import fcntl
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,6 +25,7 @@ from calibdask.io.hdf5 import (
     create_hdf5,
     digest_hdf5,
     open_hdf5,
+    read_tables,
     standard_unit,
     write_root_attributes,
     write_table,
@@ -266,6 +271,51 @@ def test_directory_must_exist(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, 524])
+def test_a_file_system_without_locks_is_no_damage(tmp_path, monkeypatch, number):
+    path = tmp_path / "a.h5"
+
+    def flock(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with create_hdf5(path) as file:
+        write_table(file, "/x", {"a": np.arange(3)})
+    assert read_tables(path)["/x"]["a"].tolist() == [0, 1, 2]
+
+
+def test_hdf5_itself_takes_no_lock():
+    code = (
+        "import fcntl, os, sys, calibdask.io.hdf5, tables\n"
+        "path = sys.argv[1]\n"
+        "tables.open_file(path, 'w').close()\n"
+        "fcntl.flock(os.open(path, os.O_RDWR), fcntl.LOCK_EX)\n"
+        "tables.open_file(path).close()\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", code, f"{folder}/a.h5"], check=True)
+
+
+def test_a_name_that_is_not_utf_8_is_no_damage(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff.h5")
+    with create_hdf5(path) as file:
+        write_table(file, "/x", {"a": np.arange(3)})
+    assert read_tables(path)["/x"]["a"].tolist() == [0, 1, 2]
+
+
+def test_what_pytables_cannot_make_sense_of_is_damage_and_a_bug_of_ours_is_not(tmp_path):
+    path = tmp_path / "a.h5"
+    with create_hdf5(path) as file:
+        write_table(file, "/x", {"a": np.arange(3)})
+    with (
+        pytest.raises(CorruptedInput, match=r"a\.h5: damaged \(TypeError"),
+        open_hdf5(path) as file,
+    ):
+        file.root.x.read("one")
+    with pytest.raises(TypeError), open_hdf5(path):
+        len(3)
+
+
 def test_failed_block_leaves_no_file(tmp_path):
     path = tmp_path / "x.h5"
 
@@ -411,3 +461,53 @@ def test_standard_units():
     assert standard_unit("km") == (1e3, "m")
     assert standard_unit("deg") == (1.0, "deg")
     assert standard_unit("") == (1.0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("opened", [open_hdf5, create_hdf5])
+def test_a_signal_waits_until_pytables_is_done(opened, number, tmp_path):
+    """PyTables loses exceptions of signal handlers in compiled functions, and prints tracebacks."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(number, frame):
+        raise Stopped
+
+    path = tmp_path / "out.h5"
+    if opened is open_hdf5:
+        example(path)
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    done = []
+
+    def work(*numbers):
+        with opened(path):
+            for one in numbers:
+                signal.raise_signal(one)
+            done.append("what was begun")
+
+    try:
+        with pytest.raises(Stopped):
+            work(number)
+        assert done == ["what was begun"]
+        assert signal.getsignal(number) is stop
+        with pytest.raises(Stopped):  # who presses Ctrl-C again does not want to wait
+            work(number, signal.SIGINT)
+        assert done == ["what was begun"]
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def test_threads_open_files_though_signals_do_not_reach_them(tmp_path):
+    path = example(tmp_path / "out.h5")
+    found = []
+
+    def look():
+        with open_hdf5(path) as file:
+            found.append(file.root.a.b.t.nrows)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [3]

@@ -20,8 +20,8 @@ START_NS = 1_700_000_037 * SECOND
 
 
 def ctao(seconds, quarters=0):
-    """Times as the files have them: seconds and quarter-nanoseconds."""
-    seconds = np.asarray(seconds)
+    """Times as the files have them: seconds and quarter-nanoseconds, since an hour of 1970."""
+    seconds = np.asarray(seconds) + 3600
     return np.stack([seconds, np.full_like(seconds, quarters)], axis=1).astype(np.uint32)
 
 
@@ -102,7 +102,7 @@ def test_either_place_is_read_and_the_first_counts(tmp_path):
 def test_times_out_of_order_are_sorted(tmp_path):
     path = write(tmp_path / "p.h5", {(PLACES[0], 1): ([20, 0, 10], [1.2, 1.0, 1.1])})
     pointing = read_pointing(path, [1])[1]
-    assert pointing.time_ns.tolist() == [0, 10 * SECOND, 20 * SECOND]
+    assert pointing.time_ns.tolist() == [3600 * SECOND, 3610 * SECOND, 3620 * SECOND]
     assert pointing.altitude_rad.tolist() == [1.0, 1.1, 1.2]
 
 
@@ -122,7 +122,7 @@ def test_no_pointing_says_what_to_do(tmp_path):
     ("others", "message"),
     [
         ({"units": {"altitude": "TeV"}}, "altitude in 'TeV', expected rad or deg"),
-        ({"columns": {"time": np.array([1.0, 2.0])}}, "time as float64, expected seconds and"),
+        ({"columns": {"time": np.array([1, 2])}}, "time as int64, in the format 'mjd'"),
     ],
 )
 def test_tables_of_another_kind_are_refused(tmp_path, others, message):

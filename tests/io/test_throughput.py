@@ -83,6 +83,26 @@ def test_times_of_chunks(tmp_path):
     assert muons.end_ns.tolist() == edges_ns[[1, 3]].tolist()
 
 
+@pytest.mark.parametrize("letters", ["N", "FD", "B", "P"])
+def test_values_of_an_inter_calibration_that_are_flagged_are_not_given(tmp_path, letters):
+    rows = ROWS | {"value": np.array([1.1, 1.0, 0.9]), "error": np.array([0.02, 0.0, 0.01])}
+    rows["flags"] = np.array([letters, "RF", "S"])
+    path = write(tmp_path / "inter.h5", {INTER: rows}, {INTER: {"obs_id": np.array([7])}})
+    inter = read_throughputs(path).inter_calibration
+    assert np.isnan(inter.value).tolist() == [True, False, False]
+    assert inter.flags == (letters, "RF", "S")
+
+
+def test_muon_throughputs_from_too_few_rings_are_not_given(tmp_path):
+    chunks = CHUNKS | {"flags": np.array(["C", "", "F", "F"])}
+    muons = read_throughputs(write(tmp_path / "m.h5", {f"{MUON}/tel_007": chunks})).muons
+    assert muons.mean.tolist() == [0.21]
+    assert muons.n_flagged == {7: 2}
+    chunks["flags"][:] = "F"
+    muons = read_throughputs(write(tmp_path / "n.h5", {f"{MUON}/tel_007": chunks})).muons
+    assert (len(muons.tel_id), muons.n_flagged) == (0, {7: 4})
+
+
 def test_nothing(tmp_path):
     nothing = {name: values[:0] for name, values in CHUNKS.items()}
     muons = read_throughputs(write(tmp_path / "a.h5", {f"{MUON}/note": CHUNKS})).muons

@@ -359,7 +359,39 @@ def test_rings_without_a_time_are_left_out_and_counted(tmp_path, run):
     result = run("throughput", simulate(tmp_path / "sim", options))
     flow = list(result.account.total.cut_flow.values())
     assert 0.6 < flow[-1] / flow[-2] < 0.8
-    assert any("not in the trigger table" in text for text in result.account.total.warnings)
+    assert any(
+        "have no time in the trigger table" in text for text in result.account.total.warnings
+    )
+
+
+@pytest.mark.parametrize("bins", [None, "1 d"])
+def test_times_that_stand_for_none_make_no_bin_and_no_slope(tmp_path, run, bins):
+    """ctapipe stores zeros for a time that is not known: not the first second of 1970."""
+    path = write_file(tmp_path / "a.h5", event_id=np.arange(400))
+    with tables.open_file(path, "a") as file:
+        trigger = file.get_node(TRIGGER)
+        rows = trigger.read()
+        rows["time"][:50] = 0
+        trigger[:] = rows
+    options = {"Campaign.time_bin": bins} if bins else {}
+    result = run("throughput", [path], options)
+    table = result.tables[f"{THROUGHPUT}/tel_001"]
+    assert table["time_start"].min().utc.datetime.year > 2000
+    assert table["n_events"].sum() + table["n_clipped"].sum() == 350
+    assert any("50 rings have no time" in text for text in result.account.total.warnings)
+    flow = list(result.account.total.cut_flow.values())
+    assert flow[-2] - flow[-1] == 50
+
+
+def test_times_of_utc_are_37_s_later_in_tai(tmp_path, run):
+    path = write_file(tmp_path / "a.h5", event_id=np.arange(200))
+    tai = run("throughput", [path]).tables[f"{THROUGHPUT}/tel_001"]
+    with tables.open_file(path, "a") as file:
+        trigger = file.get_node(TRIGGER)
+        trigger.attrs[f"CTAFIELD_{trigger.colnames.index('time')}_TIME_SCALE"] = "utc"
+    utc = run("throughput", [path]).tables[f"{THROUGHPUT}/tel_001"]
+    for name in ("time_start", "time_end", "time_mean"):
+        assert np.allclose((utc[name] - tai[name]).to_value("s"), 37, atol=0.01, rtol=0)
 
 
 def test_a_telescope_without_any_trigger_time_has_no_time_bin_and_is_told(tmp_path, run):

@@ -262,8 +262,8 @@ def test_a_pattern_is_told_from_the_top_of_the_picture(tmp_path, rows, order, fl
 
 
 def test_an_order_of_rows_that_is_none_is_refused(tmp_path):
-    path = put(tmp_path / "one.fits", np.zeros((4, 4), np.uint16), ROWORDER="UPWARDS")
-    with pytest.raises(calibdask.errors.CalibdaskError, match="'UPWARDS' is neither"):
+    path = put(tmp_path / "one.fits", np.zeros((4, 4), np.uint16), BAYERPAT="RGGB", ROWORDER="UP")
+    with pytest.raises(calibdask.errors.CalibdaskError, match="'UP' is neither"):
         inspect_frame(path)
 
 
@@ -312,3 +312,12 @@ def test_flat_fields_with_overscan_through_files(tmp_path):
         rows * columns, rows * columns, rows * over,
     )  # fmt: skip
     assert row["mean"] == pytest.approx(3000 + 512 / truth.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("areas", [(), ((3, 2, 8, 9),), ((0, 0, 5, 4), (1, 7, 5, 10))])
+def test_lit_pixels_are_counted_by_their_place(areas):
+    sensor = replace(CAMERA.sensor, shape=(9, 11), lit_areas=areas)
+    lit = sensor.lit(0, 9)
+    counts = [np.count_nonzero(lit[row::2, column::2]) for row in (0, 1) for column in (0, 1)]
+    np.testing.assert_array_equal(sensor.n_lit_by_place, counts)
+    assert sensor.n_lit == np.count_nonzero(lit)

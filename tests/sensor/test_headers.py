@@ -26,7 +26,7 @@ from calibdask.sensor.dark import DarkCurrent
 from calibdask.sensor.flat import FlatField
 from calibdask.sensor.gain import Gain
 from calibdask.sensor.iso import IsoNormalisation
-from calibdask.sensor.metadata import describe, misfits, stack_keys
+from calibdask.sensor.metadata import describe, misfits, setting_of, stack_keys
 from calibdask.sensor.settings import Setting
 from calibdask.sensor.stack_images import StackImages
 
@@ -147,6 +147,12 @@ def test_the_name_of_a_setting_holds_all_of_it(setting):
     assert Setting.of_row(setting.columns([Setting(1, 1.0, 1.0, "x")])) == setting
 
 
+def test_numbers_of_settings_are_those_in_the_names_of_maps():
+    info = FrameInfo("a", SHAPE, "u2", gain_setting=0.1 + 0.2, readout_mode="High Gain (2)")
+    setting = setting_of(info)
+    assert setting == Setting.parse(setting.name) == Setting(gain=0.3, readout="High-Gain-2-")
+
+
 def test_filters_matter_to_frames_that_see_light_only():
     for kind, n in (("flatfield", 2), ("gain", 2), ("dark_current", 1), ("bias_readnoise", 1)):
         infos = [FrameInfo("a", SHAPE, "u2", kind=kind, filter=name) for name in ("R", "B")]
@@ -203,6 +209,18 @@ def test_iso_speeds_beyond_16_bits(tmp_path):
     result = run(Bias(), [tmp_path / "in"], tmp_path / "out")
     assert column(result, "/sensor/bias", "iso") == [102400, 204800]
     assert column(result, "/sensor/bias", "bias_dn") == pytest.approx([520, 600], abs=1)
+
+
+def test_an_iso_speed_that_is_too_large_for_its_field_has_to_be_told(tmp_path):
+    path = tmp_path / "iso.png"
+    exif = Image.Exif()
+    exif[271] = "Acme"  # Pillow writes no tags without one in front
+    exif.get_ifd(34665)[34855] = 65535
+    Image.fromarray(np.zeros(SHAPE, np.uint16)).save(path, exif=exif)
+    with pytest.raises(CorruptedInput, match=r"iso\.png: says ISO 65535, which stands for any"):
+        describe(inspect_frame(path))
+    told = Frames.model_validate({"table": [{"path": "*.png", "iso": 102400}]})
+    assert describe(inspect_frame(path), told)[0].iso == 102400
 
 
 def test_measured_exposures_are_those_that_were_set(tmp_path):
@@ -556,3 +574,29 @@ def test_the_report_shows_a_frame_before_and_after_with_its_mask(tmp_path):
     figure = calibration.report(done[0].result, done[0].tables)[1].blocks[0]
     assert "f0.fits, the first frame, before and after calibration, and its mask" in figure.caption
     assert all(f"<!-- {title} -->" in figure.image for title in ("raw", "calibrated", "mask"))
+
+
+def test_residuals_of_the_photon_transfer_curve_have_error_bars(monkeypatch):
+    from matplotlib.figure import Figure
+
+    from calibdask.sensor import report
+    from tests.sensor.toys import Camera, key, run_job
+
+    camera = Camera(shape=(8, 12), pattern="")
+    stacks = {key("bias_readnoise", iso=100): camera.frames(6)}
+    for light in (100.0, 1000.0, 4000.0):
+        stacks[key("gain", iso=100, level=f"{light:g}")] = camera.frames(6, light=light)
+    _, result, _ = run_job(Gain(), stacks, camera.sensor)
+    monkeypatch.setattr(report, "draw_figure", lambda paint, **_: paint)
+    paint = report._draw_ptc(result["rows"], result["points"], Setting(100))
+    figure = Figure()
+    paint(figure)
+    (bars,) = figure.axes[1].containers
+    points, caps, (lines,) = bars.lines
+    lengths = np.array([np.ptp(one[:, 1]) for one in lines.get_segments()])
+    used = [one for one in result["points"] if one["used"]]
+    assert len(points.get_xdata()) == len(lengths) == len(used)
+    expected = [200 * one["variance_dn2_error"] / one["variance_dn2"] for one in used]
+    np.testing.assert_allclose(lengths, expected, rtol=0.3)
+    assert len(caps) == 2
+    assert points.get_markersize() < caps[0].get_markersize()

@@ -10,6 +10,7 @@ import pytest
 from calibdask.errors import MissingInput, NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.gain import Gain
+from calibdask.sensor.model import pixel_flag
 from tests.sensor.toys import Camera, key, run_job
 
 LIGHT = np.linspace(500, 11_000, 12)
@@ -85,6 +86,66 @@ class TestGain:
         assert np.nanmean(without["gain/iso100/gain"] / camera.truth["gain"]) > 1.1
         assert result["rows"][0]["p_value"] > 1e-4
         assert spoilt["rows"][0]["p_value"] < 1e-4
+
+    @pytest.mark.parametrize("n", [5, 8])
+    def test_the_mean_gain_is_right_under_a_lamp_that_flickers_strongly(self, camera, n):
+        """Without negative and noisy pixels it was off by 2 to 10 %, and pulls were 2.2 wide."""
+        stacks = stacks_of(camera, n=n, flicker=0.02)
+        maps, result, _ = run_job(Gain(), stacks, camera.sensor)
+        mask = maps["gain/iso100/mask"]
+        if n == 5:
+            assert (mask & pixel_flag("unphysical")).any()
+        assert not (mask & ~pixel_flag("unphysical")).any()
+        pulls = (maps["gain/iso100/gain"] - camera.truth["gain"]) / maps["gain/iso100/gain_error"]
+        assert 0.95 < width(pulls) < 1.05
+        means = np.array([row["gain_dn_per_electron"] for row in result["rows"]])
+        errors = np.array([row["gain_dn_per_electron_error"] for row in result["rows"]])
+        assert abs(means.mean() - 0.25) < 4 * np.sqrt((errors**2).sum()) / 4
+        assert (errors < 0.02 * 0.25).all()
+
+    def test_a_level_at_the_limit_is_used_whole_or_not_at_all(self):
+        """By pixels, those of low response and noise were picked: chi2 was 140 of 6."""
+        camera = Camera(shape=(64, 96), pattern="")
+        camera.truth["gain"] *= 1 + 0.08 * np.random.default_rng(3).normal(size=camera.shape)
+        top = (camera.top - camera.black) / camera.gain_dn
+        light = [*np.linspace(0.05, 0.65, 7) * top]
+        for last in (0.695, 0.705):
+            stacks = stacks_of(camera, n=50, light=[*light, last * top])
+            _, result, _ = run_job(Gain(), stacks, camera.sensor)
+            n_used = [point["n_used"] for point in result["points"]]
+            assert n_used == [6144] * 7 + [6144 if last < 0.7 else 0]
+            (row,) = result["rows"]
+            assert row["p_value"] > 1e-4
+
+    def test_two_amplifiers_are_told_by_their_gains(self):
+        camera = Camera(shape=(64, 96))
+        camera.truth["gain"][:, 40:] *= 1.2
+        camera.truth["gain"][24:] *= 0.85
+        stacks = stacks_of(camera, n=30, light=np.linspace(500, 9000, 10))
+        maps, result, calibration = run_job(Gain(), stacks, camera.sensor, tile_rows=64)
+        table = calibration.tables(result)["/sensor/gain_amplifiers"]
+        parts = {(one["along"], one["first"], one["last"]) for one in result["amplifiers"]}
+        assert parts == {
+            ("columns", 0, 39), ("columns", 40, 95), ("rows", 0, 23), ("rows", 24, 63),
+        }  # fmt: skip
+        assert str(table["gain_dn_per_electron"].unit) == "DN / electron"
+        for one in result["amplifiers"]:
+            part = slice(one["first"], one["last"] + 1)
+            inside = (slice(None), part) if one["along"] == "columns" else (part,)
+            truth = camera.truth["gain"][inside].mean()
+            assert abs(one["gain_dn_per_electron"] - truth) < 5 * one["gain_dn_per_electron_error"]
+        told = calibration.notices({}, result)
+        assert len(told) == 2
+        assert "columns 0-39 (" in told[0]
+        pulls = (maps["gain/iso100/gain"] - camera.truth["gain"]) / maps["gain/iso100/gain_error"]
+        for part in (np.s_[:24, :40], np.s_[:24, 40:], np.s_[24:, :40], np.s_[24:, 40:]):
+            assert 0.9 < width(pulls[part]) < 1.1
+
+    def test_one_amplifier_has_no_table_of_them(self, product):
+        _, result, calibration = product
+        assert not result["amplifiers"]
+        assert "/sensor/gain_amplifiers" not in calibration.tables(result)
+        assert not calibration.notices({}, result)
 
     def test_full_well_below_the_converters_end(self):
         camera = Camera(shape=(32, 64), full_well=8000.0)

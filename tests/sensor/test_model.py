@@ -87,6 +87,22 @@ class TestNoise:
         assert noise[0] == pytest.approx(np.sqrt(0.24 - 1 / 12))
         assert np.isfinite(error).all()
 
+    @pytest.mark.parametrize("n", [8, 10, 50])
+    def test_errors_of_read_noise_hold_for_few_frames(self, rng, n):
+        """Pulls were 1.05 wide for 50 frames and 1.3 for 10: an error goes with its own value."""
+        frames = rng.normal(0.0, 3.0, (n, 40_000))
+        frames = np.rint(frames + rng.uniform(0, 1, 40_000))
+        noise, error, _ = model.read_noise(frames.var(axis=0, ddof=1), np.full(40_000, n))
+        pulls = (noise - 3.0) / error
+        # Fourth moments of the pulls are what makes 4 sigma of 40 000 wide.
+        spread = np.sqrt(np.mean(pulls**4) / np.mean(pulls**2) ** 2 / 4 / pulls.size)
+        assert np.sqrt(np.mean(pulls**2)) == pytest.approx(1.0, abs=0.01 + 4 * spread)
+
+    def test_fewer_than_four_frames_have_an_error_all_the_same(self):
+        _, error, _ = model.read_noise(np.array([4.0, 4.0, 4.0]), np.array([2, 3, 4]))
+        assert (error[:-1] > error[1:]).all()
+        assert np.isfinite(error).all()
+
 
 ISO = np.array([100, 200, 400, 800, 1600, 3200])
 

@@ -1,0 +1,103 @@
+"""Experiments that share no assumption with the fit beyond what it states; held out of its tuning.
+
+Resolutions differ from shower to shower and between telescopes, tails are those of Student's t,
+residuals of one shower are correlated over the array, and energies of a steep spectrum are cut.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import kstest
+
+from calibdask.array.model import NetworkOptions
+from calibdask.array.network import coefficients
+from calibdask.array.summary import PairEvents
+from tests.array.toys import fit_shards
+
+
+def correlated(rng, throughput, *, n_events, take=1.0, keep=1.0):
+    """Draw showers; telescopes take part by chance, and pairs of those are kept by chance."""
+    n_tel = len(throughput)
+    log_x = np.log(throughput) + (
+        0.15
+        * np.exp(rng.normal(0.0, 0.4, (n_events, 1)))
+        * np.exp(np.linspace(-0.3, 0.3, n_tel))
+        * rng.standard_t(5, (n_events, n_tel))
+        / np.sqrt(5 / 3)
+    )
+    gradient = np.linspace(-1, 1, 2 * n_tel).reshape(2, n_tel)
+    log_x += rng.normal(0.0, 0.05, (n_events, 2)) @ gradient
+    return _pairs(rng, log_x, rng.random((n_events, n_tel)) < take, keep)
+
+
+def cut(rng, throughput, *, n_events, keep=1.0):
+    """Draw energies of a spectrum E^-2.7, of which those above 50 GeV count."""
+    energy_tev = 0.02 * rng.random(n_events) ** (-1 / 1.7)
+    sigma = 0.2 * (1 + 0.3 * (energy_tev[:, None] < 0.1))
+    log_x = np.log(energy_tev[:, None] * throughput)
+    log_x = log_x + sigma * rng.standard_normal(log_x.shape)
+    return _pairs(rng, log_x, log_x > np.log(0.05), keep)
+
+
+def _pairs(rng, log_x, seen, keep):
+    one, two = np.triu_indices(log_x.shape[1], 1)
+    both = seen[:, one] & seen[:, two] & (rng.random((len(log_x), len(one))) < keep)
+    event, pair = np.nonzero(both)
+    x = np.exp(log_x)
+    return PairEvents(
+        event,
+        np.full(len(event), "LST"),
+        one[pair] + 1,
+        two[pair] + 1,
+        x[event, one[pair]],
+        x[event, two[pair]],
+    )
+
+
+class Study:
+    """Deviations of ln c, their errors and the p-values over many experiments."""
+
+    def __init__(self, draw, n_telescopes, n_experiments, *, estimator, symmetric=False, **how):
+        rng = np.random.default_rng(5)
+        options = NetworkOptions(
+            estimator, n_min=5, reference_telescopes=(("LST", 1),), symmetric=symmetric
+        )
+        parts, p_values = [], []
+        for _ in range(n_experiments):
+            throughput = np.exp(rng.normal(0.0, 0.1, n_telescopes))
+            throughput /= throughput[0]
+            tables = coefficients(fit_shards(options, [draw(rng, throughput, **how)]))
+            table = tables["inter_calibration"]
+            truth = throughput[table["tel_id"] - 1]
+            good = table["error"] > 0
+            deviation = np.log(table["value"] / truth)
+            error = table["error"] / table["value"]
+            parts.append(np.stack([deviation, error, np.log(truth)])[:, good])
+            p_values += tables["inter_calibration_components"]["p_value"].tolist()
+        self.deviation, self.error, self.log_truth = np.concatenate(parts, axis=1)
+        self.p_value = np.array(p_values)
+        self.pull = self.deviation / self.error
+        self.width = float(np.sqrt(np.mean(self.pull**2)))
+        self.coverage = float(np.mean(np.abs(self.pull) < 1))
+        self.drawn = float(self.deviation @ self.log_truth / np.sum(self.log_truth**2))
+
+    @property
+    def uniform(self):
+        """Kolmogorov-Smirnov probability of the p-values; NaN if no experiment has freedom."""
+        known = self.p_value[np.isfinite(self.p_value)]
+        return float(kstest(known, "uniform").pvalue) if len(known) else float("nan")
+
+
+WINDOWS = {
+    "4, 12 events": (correlated, 4, {"n_events": 12}),
+    "4, 40 events, some pairs": (correlated, 4, {"n_events": 40, "keep": 0.3}),
+    "4, 300 events, some see": (correlated, 4, {"n_events": 300, "take": 0.7, "keep": 0.3}),
+    "4, 1000 events": (correlated, 4, {"n_events": 1000}),
+    "14, 200 events, half see": (correlated, 14, {"n_events": 200, "take": 0.5}),
+    "14, 800 events, tight": (correlated, 14, {"n_events": 800, "keep": 0.015}),
+}
+CUTS = {
+    "4, 1000 a pair": (cut, 4, {"n_events": 6000}),
+    "4, 6000 a pair": (cut, 4, {"n_events": 34_000}),
+    "14, 130 a pair": (cut, 14, {"n_events": 13_500, "keep": 0.05}),
+}
