@@ -107,7 +107,7 @@ def option(
     **limits
         Range, alias and so on, as for `pydantic.Field`.
     """
-    extra = {"stage": stage} | ({"unit": unit} if unit else {})
+    extra: dict[str, Any] = {"stage": stage} | ({"unit": unit} if unit else {})
     examples = None if example is None else [example]
     return Field(default, description=help, examples=examples, json_schema_extra=extra, **limits)
 
