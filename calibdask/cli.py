@@ -284,7 +284,9 @@ def _listening(
         handlers.append(RichHandler(console=console, show_path=False))
     if log_file is not None:
         # Opened by the first message: until then it may turn out to be an input.
-        handlers.append(logging.FileHandler(log_file, delay=True))
+        handlers.append(
+            logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace", delay=True)
+        )
         form = "%(asctime)s %(levelname)s %(message)s"
         handlers[-1].setFormatter(logging.Formatter(form))
     for handler in handlers:
@@ -855,9 +857,21 @@ def _spread_inputs(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
+def _ensure_home() -> None:
+    """Give libraries that look for their configuration at home a place to find none.
+
+    A user id without an entry in passwd has no home where HOME is not set, as in containers.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _arrived.clear()
+    _ensure_home()
     signal.signal(signal.SIGTERM, _on_signal)
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup

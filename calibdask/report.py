@@ -433,7 +433,7 @@ def write_report(path: Path | str, title: str, run: RunRecord, sections: Sequenc
     page = render_report(title, run, sections)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
             stream.write(page)
             stream.flush()
             os.fsync(stream.fileno())

@@ -36,6 +36,7 @@ __all__ = [
     "gauge_inverse",
     "laplacian",
     "log_ratio",
+    "measurable",
     "pair_events",
     "pair_types",
     "shrink_variance",
@@ -335,6 +336,15 @@ def pair_events(
     two = np.arange(len(one)) - np.repeat(np.cumsum(partners) - partners, partners) + one + 1
     keep = np.flatnonzero(allowed.ravel()[tel[one] * len(paired) + tel[two]])
     return row[one[keep]], row[two[keep]]
+
+
+def measurable(x: ArrayLike) -> NDArray[np.bool_]:
+    """Whether values can be energies (TeV) or sizes (photoelectrons): finite, positive, sane.
+
+    Beyond 1e-30 and 1e30 lies no measurement, and one such value would carry a mean away.
+    """
+    values = np.asarray(x)
+    return np.asarray((values > 1e-30) & (values < 1e30))
 
 
 def pair_types(type_1: NDArray[np.str_], type_2: NDArray[np.str_]) -> NDArray[np.str_]:

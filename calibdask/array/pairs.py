@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from calibdask.array.model import distance_asymmetry, find_pairs, pair_events
+from calibdask.array.model import distance_asymmetry, find_pairs, measurable, pair_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,14 +179,15 @@ def select_pairs(
         events.columns, events.units, len(value), among=passed
     )
     flow |= {cut.name: cut.passed_so_far for cut in selection.cuts}
-    passed = selection.mask & np.isfinite(value) & (value > 0)
+    passed = selection.mask & measurable(value)
     usable = f"{options.quantity} finite and positive"
     flow[usable] = int(np.count_nonzero(passed))
     n_bad = int(np.count_nonzero(selection.mask)) - flow[usable]
     if n_bad and options.quality_criteria.pairs:
         warnings.append(
             f"{n_bad} telescope events passed all quality criteria although their"
-            f" {options.quantity} is NaN, infinite or not positive: they were left out"
+            f" {options.quantity} is NaN, infinite or not positive, or beyond 1e±30: they"
+            " were left out"
         )
     for name, column, patterns in options.minima:
         least = by_telescope(patterns, layout, events.tel_id, name)

@@ -33,6 +33,7 @@ from calibdask.array.model import (
     asymmetry,
     divergence,
     log_ratio,
+    measurable,
 )
 from calibdask.errors import CorruptedInput
 from calibdask.stats.histogram import Histogram
@@ -729,9 +730,7 @@ def _compare(
         with np.errstate(invalid="ignore", over="ignore"):
             d = x_1 - x_2
         return d, np.isfinite(d)
-    with np.errstate(over="ignore"):
-        valid = (x_1 > 0) & (x_2 > 0) & np.isfinite(x_1 + x_2)
-    return log_ratio(x_1, x_2), valid
+    return log_ratio(x_1, x_2), measurable(x_1) & measurable(x_2)
 
 
 def _number(*ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

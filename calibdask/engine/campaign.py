@@ -164,9 +164,10 @@ class Status:
             stored += f", {self.rejected} inputs cannot be used"
         facts = [("campaign", self._headline()), ("work directory", str(self.workdir))]
         facts += [("output", told.output), ("run by", self._run_by())]
-        facts += [("workers", _workers(told))]
+        # Those of a run that is over are gone.
+        facts += [("workers", _workers(told) if self.state == "running" else told.executor)]
         facts += [("shards", stored if self.shards else "")]
-        facts += [(f"stage {one.stage} {one.name}", _group_text(one)) for one in told.groups]
+        facts += [(f"stage {one.stage} {one.name}", _group_text(one)) for one in self._groups()]
         if self.state == "running":
             facts += [("now", told.doing), ("speed", _speed(told))]
             facts += [("dashboard", told.dashboard or "")]
@@ -179,13 +180,27 @@ class Status:
             facts += [("carry on with", self.carry_on or "the same command, or script, as before")]
         return [(name, value) for name, value in facts if value]
 
+    def _groups(self) -> list[Group]:
+        """Give the stages as the run told them, which a killed run did some time before its end."""
+        groups = [] if self.progress is None else self.progress.groups
+        if self.state == "running" or not self.shards:
+            return groups
+        return [
+            dataclasses.replace(one, done=min(one.total, self.stored + one.failed))
+            if (one.stage, one.name) == (0, "map")
+            else one
+            for one in groups
+        ]
+
     def _headline(self) -> str:
         told = self.progress
         if told is None:
             return self.state
         text = f"{told.job}, {self.state}"
         if self.state == "running":
-            return f"{text} for {_duration(time.time() - told.started)}"
+            # By the clock of the run: that of this machine may be another.
+            now = told.updated if self.seen is None else max(self.seen, told.updated)
+            return f"{text} for {_duration(max(now - told.started, 0))}"
         if told.ended is not None:
             took = _duration(told.ended - told.started)
             return f"{text} at {_moment(told.ended)} after {took}"
@@ -203,8 +218,9 @@ class Status:
         if told is not None:
             text += f" ({told.user}, calibdask {told.version})"
         if self.seen is not None and self.state in ("running", "stopped"):
-            ago = max(time.time() - self.seen, 0)
-            text += f"; last sign of life {_moment(self.seen)}, {_duration(ago)} ago"
+            ago = time.time() - self.seen
+            text += f"; last sign of life {_moment(self.seen)}, "
+            text += f"{_duration(ago)} ago" if ago > -1 else "by a clock ahead of that of this host"
         return text
 
     def __str__(self) -> str:
@@ -263,10 +279,16 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def _read_plan(workdir: Path) -> tuple[set[str], int, int]:
-    """Give the first stage's addresses, the number of shards, and that of rejected inputs."""
+def _read_plan(workdir: Path, digest: str | None) -> tuple[set[str], int, int]:
+    """Give the first stage's addresses, the number of shards, and that of rejected inputs.
+
+    There are none while the last run is still planning, or where it failed to: what lies there is
+    the plan of a run before it.
+    """
     try:
         plan = json.loads((workdir / "plan.json").read_text(encoding="utf-8"))
+        if digest is not None and plan["digest"] != digest:
+            return set(), 0, 0
         addresses = {shard["address"] for shard in plan["shards"]}
         return addresses, len(plan["shards"]), len(plan["rejected"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -290,7 +312,7 @@ def read_status(workdir: Path) -> Status:
         # In this order: a run that ends while we look has told so before it gave up its lock.
         holder = holder_of(workdir)
         told = read_progress(workdir)
-        addresses, shards, rejected = _read_plan(workdir)
+        addresses, shards, rejected = _read_plan(workdir, None if told is None else told.plan)
         stored = len(addresses & Store(workdir / "store").scan()) if addresses else 0
     except PermissionError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
@@ -511,7 +533,7 @@ def _check_is_workdir(workdir: Path) -> None:
         )
     store = workdir / "store"
     is_store = store.is_dir() and all(_is_prefix(one.name) for one in store.iterdir())
-    if not (is_store or _read_plan(workdir)[1]):
+    if not (is_store or _read_plan(workdir, None)[1]):
         raise ConfigError(f"{workdir}: holds neither a plan nor a store: not a work directory")
     if store.exists() and not is_store:
         raise ConfigError(f"{store}: holds something else than results: remove it by hand")

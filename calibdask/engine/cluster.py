@@ -213,6 +213,14 @@ def open_executor(where: str, site: Site) -> Iterator[tuple[Executor, str | None
         finally:
             executor.close()
         return
+    if site.workdir is not None:
+        try:
+            os.fsencode(site.workdir.absolute()).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"{site.workdir}: the name is not UTF-8, and Dask cannot tell it to its workers:"
+                " choose another with --workdir, or --cluster serial"
+            ) from None
     import dask
     from distributed import performance_report as write_performance_report
 

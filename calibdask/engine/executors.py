@@ -15,6 +15,7 @@ from calibdask.engine.guard import Crashed, Guard, Unforeseen, unreadable
 from calibdask.engine.protocol import Shard
 from calibdask.engine.tasks import Task, opens_inputs
 from calibdask.errors import TransientError
+from calibdask.stats.compiled import warm_up
 
 __all__ = [
     "Done",
@@ -117,17 +118,21 @@ class Executor(Protocol):
 
 def _guard_of(tasks: Sequence[Task], children: int) -> Guard:
     """Give what runs a task by its place in a child process."""
-    return Guard(lambda place: tasks[place].call(*tasks[place].args), children)
+
+    def call(place: int, *needed: Outcome) -> Outcome:
+        return tasks[place].call(*tasks[place].args, *needed)
+
+    return Guard(call, children, prepare=warm_up)
 
 
-def _run_guarded(guard: Guard, place: int, task: Task) -> Outcome:
-    """Run a task that opens inputs; one that ends its process twice fails."""
+def _run_guarded(guard: Guard, place: int, task: Task, *needed: Outcome) -> Outcome:
+    """Run a task in a child process; one that ends its process twice fails."""
     for last in (False, True):
         try:
-            outcome: Outcome = guard(place)
+            outcome: Outcome = guard(place, *needed)
         except Crashed as crash:
             if last:
-                return Outcome(failure=_failure_of(task.label, crash))
+                return Outcome(failure=_failure_of(task, crash))
         except (Unforeseen, TransientError) as error:
             return Outcome(failure=Failure.of(error, task.label))
         else:
@@ -135,7 +140,8 @@ def _run_guarded(guard: Guard, place: int, task: Task) -> Outcome:
     raise AssertionError("unreachable")
 
 
-def _failure_of(label: str, crash: Crashed) -> Failure:
+def _failure_of(task: Task, crash: Crashed) -> Failure:
+    label = task.label
     if crash.out_of_memory:
         text = f"{label}: {crash} twice, as a system does that is out of memory; lower"
         return Failure(
@@ -146,7 +152,7 @@ def _failure_of(label: str, crash: Crashed) -> Failure:
 
 
 class SerialExecutor:
-    """One task after the other, in this thread; inputs are opened in a child process."""
+    """One task after the other; where inputs are opened, in a child process."""
 
     name = "serial"
     workers = 1
@@ -154,12 +160,14 @@ class SerialExecutor:
     def run(self, tasks: Sequence[Task], done: Done) -> dict[str, Outcome]:
         """Run all tasks in the order given."""
         outcomes: dict[str, Outcome] = {}
+        guarded = any(map(opens_inputs, tasks))
         with _guard_of(tasks, 1) as guard:
             for place, task in enumerate(tasks):
-                if opens_inputs(task):
-                    outcome = _run_guarded(guard, place, task)
+                needed = [outcomes[need] for need in task.needs]
+                if guarded:  # all of them, so that one process alone loads what they need
+                    outcome = _run_guarded(guard, place, task, *needed)
                 else:
-                    outcome = task.call(*task.args, *(outcomes[need] for need in task.needs))
+                    outcome = task.call(*task.args, *needed)
                 outcomes[task.key] = outcome
                 done(task, outcome)
         return outcomes

@@ -80,9 +80,18 @@ class Guard:
         What is called. It is inherited by the children, so it may be a closure.
     children : int
         How many calls run at a time.
+    prepare : callable
+        Called before the first child is forked: what it loads is loaded once for all.
     """
 
-    def __init__(self, function: Callable[..., Any], children: int = 1) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        children: int = 1,
+        *,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._prepare = prepare
         self._function = function
         self._keeper: int | None = None
         self._busy = 0
@@ -101,6 +110,7 @@ class Guard:
         """
         if self._keeper is not None:
             return
+        self._prepare()
         pairs = [Pipe() for _ in range(self._children)]
         try:
             self._keeper = _fork()

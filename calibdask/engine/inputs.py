@@ -57,7 +57,16 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
     ------
     ConfigError
         Nothing was given, or a directory, glob or list gives no file.
+    MissingInput
+        A directory may not be read.
     """
+    try:
+        return _find_inputs(arguments, patterns)
+    except PermissionError as error:
+        raise MissingInput(f"{error.filename}: may not be read: {error.strerror}") from error
+
+
+def _find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> list[Found]:
     found: list[Found] = []
     for argument in arguments:
         text = os.fspath(argument)
@@ -73,6 +82,7 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
                 raise ConfigError(f"the list of inputs {listing} names no file")
             found.extend(find_inputs([listing.parent / entry for entry in entries], patterns))
         elif Path(text).is_dir() and not _is_wanted_store(Path(text), patterns):
+            _check_readable(Path(text), deep=any("/" in pattern for pattern in patterns))
             files = {path for pattern in patterns for path in Path(text).glob(pattern)}
             files = {path for path in files if path.is_file() or is_store(path)}
             files = {path for path in files if not path.name.startswith(".")}
@@ -95,6 +105,18 @@ def find_inputs(arguments: Iterable[str | Path], patterns: Sequence[str]) -> lis
     return found
 
 
+def _check_readable(directory: Path, *, deep: bool) -> None:
+    """Look at every directory that is searched: a glob passes over those it may not read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for _, below, _ in os.walk(directory, onerror=refuse):
+        if not deep:
+            break
+        below[:] = [name for name in below if not name.endswith(".zarr")]
+
+
 def lists_of(arguments: Iterable[str | Path]) -> list[Path]:
     """Give the files behind ``@`` among what stood behind ``-i``."""
     texts = [os.fspath(one) for one in arguments]
@@ -103,7 +125,10 @@ def lists_of(arguments: Iterable[str | Path]) -> list[Path]:
 
 def is_store(path: Path) -> bool:
     """Tell whether a directory is a Zarr store: one input, though it is many files."""
-    return path.is_dir() and any((path / name).is_file() for name in _STORE_FILES)
+    try:
+        return path.is_dir() and any((path / name).is_file() for name in _STORE_FILES)
+    except PermissionError:
+        return False
 
 
 def _is_wanted_store(path: Path, patterns: Sequence[str]) -> bool:

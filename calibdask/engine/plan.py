@@ -396,17 +396,16 @@ def _pieces(
             try:
                 pieces: list[Piece] = cut(*good)
             except Crashed as crash:
-                bad = {}
+                bad = []
                 for place in good:
                     try:
                         cut(place)
-                    except Crashed as alone:
-                        bad[place] = alone
+                    except Crashed as own:
+                        bad.append(place)
+                        path = surveys[place].source.path
+                        rejected.append(Failure.of(unreadable(path, own), path))
                 if not bad:
                     raise CalibdaskError(f"cutting the inputs into shards was {crash}") from None
-                for place, cause in bad.items():
-                    path = surveys[place].source.path
-                    rejected.append(Failure.of(unreadable(path, cause), path))
                 good = [place for place in good if place not in bad]
             else:
                 return pieces

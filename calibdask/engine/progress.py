@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
 import json
 import os
 import socket
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import calibdask
 from calibdask.engine import events
+from calibdask.engine.provenance import user_name
 from calibdask.errors import CalibdaskError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class ProgressFile:
             directory=str(Path.cwd()),
             host=socket.gethostname(),
             pid=os.getpid(),
-            user=_user(),
+            user=user_name(),
             slurm_job=os.environ.get("SLURM_JOB_ID"),
             version=calibdask.__version__,
             started=time.time(),
@@ -293,10 +293,3 @@ def _ending(error: BaseException) -> tuple[int, str]:
         case Exception():
             return 1, f"{type(error).__name__}: {error}"
     return 143, "terminated"  # the command line's own way out of a SIGTERM
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a number without a name
-        return str(os.getuid())

@@ -189,7 +189,8 @@ class Shard:
         files = [Path(ref.path).name for ref in self.inputs]
         if len(files) > 3:
             files = [files[0], "...", f"{files[-1]} ({len(files)} files)"]
-        names = "+".join(files)
+        # Not every name is UTF-8, and only text that is can be sent to others.
+        names = "+".join(files).encode("utf-8", "backslashreplace").decode()
         part = ",".join(f"{name}={value}" for name, value in self.part)
         return f"{names}[{part}]" if part else names
 

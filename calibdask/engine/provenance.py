@@ -30,6 +30,7 @@ __all__ = [
     "iso_time",
     "make_portable",
     "new_id",
+    "user_name",
     "versions",
 ]
 
@@ -141,6 +142,14 @@ def describe_activity(
     }
 
 
+def user_name() -> str:
+    """Give the name of the user, or the number where there is none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
+
+
 def cta_attributes(
     *,
     name: str,
@@ -156,10 +165,7 @@ def cta_attributes(
 
     Names and values follow the CTAO top-level data model (version 1) as ctapipe writes it.
     """
-    try:
-        who = getpass.getuser()
-    except OSError:  # a user id without a name, as in some containers
-        who = str(os.getuid())
+    who = user_name()
     return {
         "CTA REFERENCE VERSION": "1",
         "CTA PRODUCT DESCRIPTION": description,

@@ -12,6 +12,8 @@ import contextlib
 import errno
 import json
 import os
+import shutil
+import stat
 import struct
 import time
 import zipfile
@@ -24,7 +26,7 @@ import numpy as np
 from calibdask.errors import CalibdaskError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CorruptResult", "Pack", "Store", "StoreFailure"]
 
-FORMAT = 1
+FORMAT = 2
 _HEADER = "header.json"
 _STALE = {errno.ENOENT, errno.ESTALE, errno.EIO}
 # What NumPy and zipfile raise where bits are wrong: a flipped one can look like encryption, an
@@ -79,13 +81,27 @@ def _reading(path: Path) -> Iterator[None]:
         raise TransientError(f"{path}: {error.strerror or error}") from error
 
 
+def _open(path: Path) -> BinaryIO:
+    """Open a stored result; where something else lies in its place, that is broken."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would make us wait
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket, a link to itself
+            raise CorruptResult(f"{path}: stored result is broken ({error.strerror})") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CorruptResult(f"{path}: stored result is broken (not a regular file)")
+    return os.fdopen(descriptor, "rb")
+
+
 def _create(path: Path) -> BinaryIO:
     """Open a new file, in a directory that is nearly always there already."""
     try:
-        return path.open("xb")
+        return path.open("x+b")
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("xb")
+        return path.open("x+b")
 
 
 def _checked_header(archive: Any, address: str) -> dict[str, Any]:
@@ -94,10 +110,26 @@ def _checked_header(archive: Any, address: str) -> dict[str, Any]:
     header: dict[str, Any] = json.loads(archive[_HEADER].tobytes())
     if header["address"] != address or header["format"] != FORMAT:
         raise ValueError("has another address or format")
-    # The archive's index has no checksum: a flipped bit there would hide a member.
-    if sorted([*header["members"], _HEADER]) != sorted(archive.files):
+    # The archive's index has no checksum: a flipped bit there would hide a member. And members that
+    # were put in the place of others have other checksums.
+    found = {
+        one.filename.removesuffix(".npy"): one.CRC
+        for one in (archive.zip.infolist() if archive.zip else ())
+    }
+    if {name: found[name] for name in found.keys() - {_HEADER}} != header["members"]:
         raise ValueError("its members are not those that were stored")
     return header
+
+
+def _write(file: BinaryIO, header: Mapping[str, Any], members: Mapping[str, Any]) -> None:
+    """Write an archive; its header comes last, as it holds the checksums of the members."""
+    np.savez(file, allow_pickle=False, **members)
+    with zipfile.ZipFile(file, "a") as archive:
+        sums = {one.filename.removesuffix(".npy"): one.CRC for one in archive.infolist()}
+        text = json.dumps({**header, "members": sums}, sort_keys=True)
+        with archive.open(f"{_HEADER}.npy", "w") as stream:
+            content = np.frombuffer(text.encode(), dtype=np.uint8)
+            np.lib.format.write_array(stream, content, allow_pickle=False)
 
 
 class Pack:
@@ -106,7 +138,7 @@ class Pack:
     def __init__(self, path: Path, address: str) -> None:
         self.path = path
         # NumPy leaves a broken archive open, so the file is opened and closed here.
-        self._file = _patiently(lambda: path.open("rb"), path)
+        self._file = _patiently(lambda: _open(path), path)
         try:
             with _reading(path):
                 self._archive = np.load(self._file, allow_pickle=False)
@@ -115,8 +147,10 @@ class Pack:
             self._file.close()
             raise
 
-    def group(self, group: str) -> dict[str, NDArray[Any]]:
-        """Read the arrays of one group (empty where the group was not stored).
+    def group(
+        self, group: str, choose: Callable[[Iterable[str]], Iterable[str]] = iter
+    ) -> dict[str, NDArray[Any]]:
+        """Read the arrays of one group, or some of them (none where the group was not stored).
 
         Raises
         ------
@@ -125,8 +159,10 @@ class Pack:
         """
         prefix = f"{group}/"
         with _reading(self.path):
-            names = [name for name in self._archive.files if name.startswith(prefix)]
-            return {name.removeprefix(prefix): self._archive[name] for name in names}
+            names = [
+                name.removeprefix(prefix) for name in self._archive.files if name.startswith(prefix)
+            ]
+            return {name: self._archive[prefix + name] for name in choose(names)}
 
     def check(self) -> None:
         """Read every member once (CorruptResult as for :meth:`group`)."""
@@ -162,7 +198,7 @@ class Store:
                         found.update(
                             entry.name.removesuffix(".npz")
                             for entry in entries
-                            if entry.name.endswith(".npz")
+                            if entry.name.endswith(".npz") and entry.is_file(follow_symlinks=False)
                         )
         return found
 
@@ -204,21 +240,18 @@ class Store:
             for group, arrays in groups.items()
             for name, array in arrays.items()
         }
-        text = json.dumps(
-            {**header, "address": address, "format": FORMAT, "members": sorted(members)},
-            sort_keys=True,
-        )
-        members[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
+        whole = {**header, "address": address, "format": FORMAT}
         final = self.path(address)
         temporary = final.parent / f".{address}.{uuid4().hex}.tmp"
         try:
             try:
                 with _create(temporary) as file:
-                    np.savez(file, allow_pickle=False, **members)
+                    _write(file, whole, members)
                 try:
                     os.link(temporary, final)
                 except FileExistsError:
                     if not self.is_sound(address):
+                        self.discard(address)
                         temporary.replace(final)
                 except OSError as error:
                     # Some file systems have no hard links. Same address, same content: replacing
@@ -235,5 +268,9 @@ class Store:
             ) from error
 
     def discard(self, address: str) -> None:
-        """Remove a result that turned out to be broken."""
-        self.path(address).unlink(missing_ok=True)
+        """Remove a result that turned out to be broken, whatever lies at its address."""
+        path = self.path(address)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

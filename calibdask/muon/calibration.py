@@ -121,6 +121,9 @@ _CUTS = {
     "images with a circle": ("no ring",),
     "images with enough pixels on the circle": ("too few pixels on the ring",),
     "images with enough of the circle in the camera": ("ring outside of the camera",),
+    "rings without saturated pixels": ("saturated pixels",),
+    "rings without noise far above the pedestal": ("noise far above the pedestal",),
+    "rings that the model describes": ("poor fit",),
 }
 """Steps of the cut flow of images, and what became of those that each of them leaves out."""
 
@@ -201,7 +204,7 @@ class _FromRings(Calibration):
     fits_rings: bool = False
 
     description: ClassVar[str]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 8_000
     map_name: ClassVar[str] = "muon-rings"
@@ -428,7 +431,8 @@ class _FromRings(Calibration):
         }
         for name in ("min_picture_neighbors", "oversampling"):
             values[name] = round(values[name])
-        return RingOptions(**values, fit_circle=self.options.ring_fit.fit_circle)
+        fit = self.options.ring_fit
+        return RingOptions(**values, fit_circle=fit.fit_circle, of_ctapipe=fit.of_ctapipe)
 
     def _fit_rings(self, data: _Images) -> tuple[_RingTable, dict[str, int]]:
         """Fit a ring to each image; give them with the cut flow of the images."""
@@ -467,17 +471,18 @@ class _FromRings(Calibration):
         rows, index, more_flow, notes = self._select(data)
         keys = np.stack([rows["obs_id"] * _TEL_IDS + rows["tel_id"], rows["event_id"]], axis=1)
         first = ChunkKeys if self.by_number else RingSummary
-        galleries = self._galleries(data, rows, index)
+        found, galleries = _cells_of(rows), self._galleries(data, rows, index)
         # A cell whose rings were all left out still is one: it has a state, with no ring.
-        summaries: dict[Cell, Summary] = {cell: first.identity() for cell in data.cells}
-        for cell, rings in _cells_of(rows).items():
-            summaries[cell] = first.of(rings, galleries.get(cell))
+        summaries: dict[Cell, Summary] = {}
+        for cell in {*data.cells, *found}:
+            summary = first.of(found[cell]) if cell in found else first.identity()
+            summaries[cell] = replace(summary, gallery=galleries.get(cell, summary.gallery))
         return Reduced(summaries, {**flow, **more_flow}, rows, keys, notes)
 
     def _galleries(
         self, data: _RingTable, rows: Rows, index: NDArray[np.intp]
     ) -> dict[Cell, Gallery]:
-        """Take the first few images of each cell, with what the fit predicts for them."""
+        """Take the first few images of each cell, with the fits; count the rings in trouble."""
         if not data.images:
             return {}
         from calibdask.muon.rings import predicted_image
@@ -498,7 +503,23 @@ class _FromRings(Calibration):
                     _picture(images, number - int(starts[block]), ring, expected, limit, key)
                 )
             galleries[cell] = total
+        for cell, counts in self._troubled(data).items():
+            gallery = galleries.get(cell, Gallery.identity(limit))
+            galleries[cell] = replace(gallery, troubled=counts)
         return galleries
+
+    def _troubled(self, data: _RingTable) -> dict[Cell, NDArray[np.int64]]:
+        """Count the rings in trouble of each cell, by reason."""
+        from calibdask.muon.rings import TROUBLED
+
+        status, tel_id = data.columns["status"], data.columns["tel_id"]
+        bins = self.options.bins
+        counts: dict[Cell, NDArray[np.int64]] = {}
+        for row in np.flatnonzero(np.isin(status, TROUBLED) & (data.time_ns != NO_TIME)).tolist():
+            number = 0 if bins is None else int(bins.index(data.time_ns[row : row + 1])[0])
+            own = counts.setdefault((int(tel_id[row]), number), np.zeros(3, np.int64))
+            own[TROUBLED.index(int(status[row]))] += 1
+        return counts
 
     def name_event(self, group: int, identifier: int) -> str:
         """Say which ring a key of `reduce` means."""
@@ -531,6 +552,10 @@ class _FromRings(Calibration):
         with np.errstate(divide="ignore", invalid="ignore"):
             good = ExactMoments.holds(value) & ExactMoments.holds(width / radius) & (radius > 0)
             good &= ExactMoments.holds(radius)
+        if data.images:
+            from calibdask.muon.rings import TROUBLED
+
+            good &= ~np.isin(columns["status"], TROUBLED)
         flow = {"rings with efficiency, radius and width": int(good.sum())}
         for pair in self.options.quality_criteria.pairs:
             # Bare numbers are in the units of the file, as in the peer; see MuonQualityQuery.
@@ -721,7 +746,9 @@ class ThroughputFromMuons(_FromRings):
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
         """Give throughputs by telescope, their trends and their residuals."""
-        return throughput_tables(result, self.telescopes, self.options, self.obs_ids)
+        return throughput_tables(
+            result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
+        )
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the report."""
@@ -870,7 +897,9 @@ class PsfFromMuons(_FromRings):
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
         """Give the lines by telescope, and the points they are fitted to."""
-        return psf_tables(result, self.telescopes, self.options, self.obs_ids)
+        return psf_tables(
+            result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
+        )
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the report."""

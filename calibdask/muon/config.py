@@ -323,11 +323,37 @@ class MuonIntensityFitter(Section):
     oversampling: _Patterns = Field(
         default=_for_all(3.0), description="Points in a pixel's angle for the line integral."
     )
-    fit_circle: bool = Field(
-        default=False,
-        description="Let the likelihood move the circle, too. ctapipe fixes it at the fit of pixel "
-        "positions, whose radius is too large for wide rings: the efficiency is then low by 0.35 % "
-        "(width 0.05 deg) to 1.9 % (0.2 deg).",
+    compatibility: Annotated[Literal["ctapipe"], caseless("ctapipe")] | None = Field(
+        default=None,
+        description="ctapipe: the model of ctapipe 0.32 with its fixed circle, and "
+        "MuonProcessor.pedestal as noise. Its efficiencies are off by -4.7 % (hexagonal pixels), "
+        "+27 % (square) and -22 % (round) on an absolute scale. Unless given, pixels count with "
+        "their area and noise is measured off the ring.",
+        examples=["ctapipe"],
+    )
+    fit_circle: bool | None = Field(
+        default=None,
+        description="Whether the likelihood moves the circle, too: yes, unless compatibility is "
+        "given. With the circle fixed at the fit of pixel positions, whose radius is too large for "
+        "wide rings, the efficiency is low by 0.2 % (width 0.05 deg) to 1.3 % (0.2 deg).",
+        examples=[False],
+    )
+    saturation_pe: _Patterns = Field(
+        default=_for_all(0.0),
+        description="Charge that a pixel reads at most. Rings with a pixel at or above it are "
+        "left out, and so are those where three pixels or more read the same largest charge to "
+        "the last bit. 0: not known.",
+        json_schema_extra={"unit": "photoelectrons"},
+    )
+    max_noise: _Patterns = Field(
+        default=_for_all(2.0),
+        description="Rings are left out where the noise measured off them is larger than so many "
+        "times MuonProcessor.pedestal.",
+    )
+    max_misfit: _Patterns = Field(
+        default=_for_all(3.0),
+        description="Rings are left out where the chi2 of their pixels over its degrees of freedom "
+        "is larger: a second ring, or a telescope that the model does not describe.",
     )
 
 
@@ -409,12 +435,15 @@ class RingFitOptions:
         ``EFFECTIVE`` or ``EQUIVALENT``.
     fit_circle : bool
         Whether the likelihood moves the circle.
+    of_ctapipe : bool
+        Whether the model is ctapipe's.
     patterns : tuple of (str, TelescopePatterns)
         Name of an option of the ring fit, and its values by telescope.
     """
 
     focal_length_choice: Literal["EFFECTIVE", "EQUIVALENT"]
     fit_circle: bool
+    of_ctapipe: bool
     patterns: tuple[tuple[str, TelescopePatterns], ...]
 
     def of_telescope(self, tel_id: int, description: str) -> dict[str, float]:
@@ -429,6 +458,7 @@ class RingFitOptions:
         return {
             "focal_length_choice": self.focal_length_choice,
             "fit_circle": self.fit_circle,
+            "of_ctapipe": self.of_ctapipe,
             **{name: patterns.to_plain() for name, patterns in self.patterns},
         }
 
@@ -671,7 +701,14 @@ def _ring_fit(document: Configuration) -> RingFitOptions:
         (names.get(name, name), getattr(section, name))
         for section in (cleaner, processor, fitter)
         for name in type(section).model_fields
-        if name != "fit_circle"
+        if name not in ("compatibility", "fit_circle")
     ]
     choice = document.get("EventSource", EventSource).focal_length_choice
-    return RingFitOptions(choice, fitter.fit_circle, tuple(patterns))
+    of_ctapipe = fitter.compatibility is not None
+    if of_ctapipe and fitter.fit_circle:
+        raise ConfigError(
+            "MuonIntensityFitter.fit_circle: true was given with compatibility: ctapipe, which"
+            " fixes the circle; leave one of them out"
+        )
+    fit_circle = not of_ctapipe if fitter.fit_circle is None else fitter.fit_circle
+    return RingFitOptions(choice, fit_circle, of_ctapipe, tuple(patterns))

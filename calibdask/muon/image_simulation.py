@@ -1,25 +1,42 @@
-"""Images of muon rings with known truth: the model that is fitted, and chance. No files here."""
+"""Images of muon rings with known truth, drawn photon by photon. No files here.
+
+Nothing of the fit is used: a muon flies through the air above the mirror, each Cherenkov photon
+leaves its track at a height and into a direction of its own, hits the mirror or not, is blurred,
+and falls into a pixel or between two. So a fit that is judged on these images is not judged on its
+own model.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from calibdask.errors import ConfigError
-from calibdask.muon.intensity import Optics, predict, profile_points
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from scipy.spatial import cKDTree
 
-    from calibdask.muon.ring import Vector
+    type Vector = NDArray[np.float64]
 
-__all__ = ["MuonImageSimulation", "draw_images", "draw_rings", "hexagonal_pixels"]
+__all__ = [
+    "Focal",
+    "MuonImageSimulation",
+    "draw_images",
+    "draw_photoelectrons",
+    "draw_rings",
+    "focal_plane",
+    "pixels_of",
+]
 
 _MAX_CONTAINED: Final = 0.95  # of the camera's radius, for the outer edge of rings that fit in
-
+_FINE_STRUCTURE: Final = 1.0 / 137.035999177  # CODATA 2022
+_MIN_WAVELENGTH_M: Final = 300e-9
+_MAX_WAVELENGTH_M: Final = 600e-9
+_SHAPES: Final = ("hexagon", "square", "circle")
 
 # Least and greatest values of the options.
 _RANGES: Final = {
@@ -39,6 +56,8 @@ _RANGES: Final = {
     "night_sky_pe": (0, 100),
     "pedestal_pe": (0.01, 100),
     "spe_width": (0, 2),
+    "gap": (0, 0.5),
+    "saturation_pe": (0, 1e6),
 }
 
 
@@ -67,7 +86,8 @@ class MuonImageSimulation:
     optical_efficiency : float
         Photoelectrons per Cherenkov photon on the mirror.
     width_deg : float
-        Gaussian width of the ring, by the optical point spread and the muon's multiple scattering.
+        Standard deviation, along each axis, of the isotropic Gaussian that blurs each photon's
+        direction: the optical point spread and the muon's multiple scattering.
     min_radius_deg, max_radius_deg : float
         Radii, uniform between.
     min_impact_m, max_impact_m : float
@@ -82,6 +102,15 @@ class MuonImageSimulation:
         Standard deviation of the charge of one photoelectron, in p.e.
     broken : float
         Part of the pixels that read exactly 0; they are the same in all images of a telescope.
+    pixel_shape : str
+        "hexagon" or "circle", on a hexagonal grid, or "square" on a square one.
+    gap : float
+        Distance between the edges of neighbouring pixels, relative to that of their centres; light
+        that falls between them is lost.
+    saturation_pe : float
+        Largest charge that a pixel can read, in p.e.; 0 for no limit.
+    second_ring : float
+        Part of the images with the ring of a second muon, anywhere in the same ranges.
     """
 
     n_files: int = 1
@@ -103,10 +132,20 @@ class MuonImageSimulation:
     pedestal_pe: float = 1.1
     spe_width: float = 0.5
     broken: float = 0.0
+    pixel_shape: str = "hexagon"
+    gap: float = 0.0
+    saturation_pe: float = 0.0
+    second_ring: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.pixel_shape not in _SHAPES:
+            raise ConfigError(
+                f"pixel_shape: {self.pixel_shape!r} was given, expected: {', '.join(_SHAPES)}"
+            )
         for option in fields(self):
             value = getattr(self, option.name)
+            if option.type == "str":
+                continue
             if isinstance(value, bool) != (option.type == "bool") or (
                 option.type == "int" and not isinstance(value, int)
             ):
@@ -126,24 +165,63 @@ class MuonImageSimulation:
             )
 
 
-def hexagonal_pixels(n_pixels: int, width_m: float) -> tuple[Vector, Vector, Vector]:
-    """Give a round camera of hexagonal pixels: x, y and area.
+class Focal(NamedTuple):
+    """The focal plane, as light falls into it.
+
+    Attributes
+    ----------
+    tree : cKDTree
+        The centres of the pixels, in rad.
+    shape : str
+        Of the pixels.
+    half_width : float
+        Half their flat-to-flat distance, side or diameter, without the gap, in rad.
+    """
+
+    tree: cKDTree
+    shape: str
+    half_width: float
+
+
+def pixels_of(n_pixels: int, pitch: float, shape: str, gap: float) -> tuple[Vector, Vector, Vector]:
+    """Give a round camera: x, y and area of its pixels.
 
     Parameters
     ----------
     n_pixels : int
         How many; those nearest to the middle are taken.
-    width_m : float
-        Flat-to-flat distance.
+    pitch : float
+        Distance of the centres of neighbours, in any unit.
+    shape : str
+        "hexagon", "square" or "circle".
+    gap : float
+        Distance between the edges of neighbours, relative to the pitch.
+
+    Returns
+    -------
+    x, y, area : arrays of float64, (n_pixels,)
+        In this unit, and its square. Hexagons have flat sides towards their neighbours along x.
     """
     n = math.ceil(math.sqrt(n_pixels)) + 4
     row, column = np.meshgrid(np.arange(-n, n + 1), np.arange(-n, n + 1), indexing="ij")
-    x = (column + 0.5 * (row % 2)).ravel() * width_m
-    y = row.ravel() * width_m * math.sqrt(3.0) / 2.0
+    if shape == "square":
+        x, y = (values.ravel() * pitch for values in (column, row))
+    else:
+        x = (column + 0.5 * (row % 2)).ravel() * pitch
+        y = row.ravel() * pitch * math.sqrt(3.0) / 2.0
     # Rounded, so that pixels at equal distances are told apart by their place alone.
-    order = np.lexsort((x, y, np.round(np.hypot(x, y) / width_m, 6)))[:n_pixels]
-    area = np.full(n_pixels, width_m**2 * math.sqrt(3.0) / 2.0)
+    order = np.lexsort((x, y, np.round(np.hypot(x, y) / pitch, 6)))[:n_pixels]
+    width = pitch * (1.0 - gap)
+    per_square = {"hexagon": math.sqrt(3.0) / 2.0, "square": 1.0, "circle": math.pi / 4.0}[shape]
+    area = np.full(n_pixels, width**2 * per_square)
     return np.asarray(x[order]), np.asarray(y[order]), area
+
+
+def focal_plane(x: Vector, y: Vector, shape: str, width: float) -> Focal:
+    """Make a focal plane of pixels at x and y, in rad; see `Focal`."""
+    from scipy.spatial import cKDTree
+
+    return Focal(cKDTree(np.column_stack([x, y])), shape, 0.5 * width)
 
 
 def draw_rings(
@@ -191,28 +269,83 @@ def draw_rings(
     }
 
 
+def draw_photoelectrons(
+    ring: dict[str, float], mirror_radius_m: float, hole_radius_m: float, rng: np.random.Generator
+) -> tuple[Vector, Vector]:
+    """Draw the photoelectrons of one muon: where their photons fall in the focal plane.
+
+    A charge e gives off 2π α sin²θ (1/λ₁ - 1/λ₂) photons per length of its track (I. Frank &
+    I. Tamm 1937), at any height and azimuth with equal probability. A photon from the height h
+    hits the plane of the mirror h tan θ away from the muon's own impact, and is seen in the
+    direction opposite to where it went.
+
+    Parameters
+    ----------
+    ring : dict of str to float
+        One ring of `draw_rings`. The radius is the Cherenkov angle θ.
+    mirror_radius_m, hole_radius_m : float
+        The mirror is a disc with a hole in its middle.
+    rng : Generator
+        Source of chance.
+
+    Returns
+    -------
+    x, y : arrays of float64
+        In rad.
+    """
+    angle, slope = ring["radius"], math.tan(ring["radius"])
+    per_m = 1.0 / _MIN_WAVELENGTH_M - 1.0 / _MAX_WAVELENGTH_M
+    per_m *= 2.0 * math.pi * _FINE_STRUCTURE * math.sin(angle) ** 2 * ring["efficiency"]
+    # From above this height all photons miss the mirror.
+    height_m = (mirror_radius_m + ring["impact"]) / slope
+    n = rng.poisson(per_m * height_m)
+    away_m = slope * height_m * rng.random(n)
+    azimuth = rng.uniform(-math.pi, math.pi, n)
+    cosine, sine = np.cos(azimuth), np.sin(azimuth)
+    from_axis_m = np.hypot(ring["impact_x"] - away_m * cosine, ring["impact_y"] - away_m * sine)
+    hit = (from_axis_m < mirror_radius_m) & (from_axis_m >= hole_radius_m)
+    blur_x, blur_y = ring["width"] * rng.standard_normal((2, np.count_nonzero(hit)))
+    x = ring["x"] + angle * cosine[hit] + blur_x
+    y = ring["y"] + angle * sine[hit] + blur_y
+    return x, y
+
+
+def collect(focal: Focal, x: Vector, y: Vector) -> NDArray[np.int64]:
+    """Count the photoelectrons in each pixel; those beside and between pixels are lost."""
+    _, nearest = focal.tree.query(np.column_stack([x, y]))
+    dx, dy = np.abs(np.column_stack([x, y]) - focal.tree.data[nearest]).T
+    if focal.shape == "circle":
+        inside = np.hypot(dx, dy) < focal.half_width
+    elif focal.shape == "square":
+        inside = np.maximum(dx, dy) < focal.half_width
+    else:  # flat sides towards y: the axes of a camera are turned into those of the sky
+        inside = np.maximum(dy, 0.5 * dy + 0.5 * math.sqrt(3.0) * dx) < focal.half_width
+    counts: NDArray[np.int64] = np.bincount(nearest[inside], minlength=focal.tree.n)
+    return counts
+
+
 def draw_images(
     simulation: MuonImageSimulation,
     rings: dict[str, Vector],
-    pixels: tuple[Vector, Vector],
-    optics: Optics,
+    focal: Focal,
+    mirror_radius_m: float,
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
     """Draw the charges of pixels for true rings.
 
-    Photoelectrons are Poisson about the predicted image, each with a charge of its own; the night
-    sky is Poisson too, and the electronics add Gaussian noise up to the pedestal's deviation.
+    Each photoelectron has a charge of its own; the night sky is Poisson, and the electronics add
+    Gaussian noise up to the pedestal's deviation.
 
     Parameters
     ----------
     simulation : MuonImageSimulation
-        Noise.
+        Noise, saturation and second rings.
     rings : dict
         From `draw_rings`, n of them.
-    pixels : (x, y), arrays of float64, (P,)
-        Pixels, in rad.
-    optics : Optics
-        The telescope.
+    focal : Focal
+        P pixels, from `focal_plane`.
+    mirror_radius_m : float
+        Radius of the mirror.
     rng : Generator
         Source of chance.
 
@@ -221,20 +354,22 @@ def draw_images(
     array of float32, (n, P)
         Charges, in p.e.
     """
-    x, y = pixels
     n = len(rings["radius"])
-    expected = np.empty((n, len(x)))
+    n_electrons = rng.poisson(simulation.night_sky_pe, (n, focal.tree.n))
+    fov_radius = float(np.hypot(*focal.tree.data.T).max())
     for k in range(n):
-        one: dict[str, Any] = {name: float(values[k]) for name, values in rings.items()}
-        dx, dy = x - one["x"], y - one["y"]
-        names = ("impact_x", "impact_y", "width", "efficiency", "x", "y", "radius")
-        parameters = np.array([one[name] for name in names])
-        n_points = profile_points(one["radius"], optics)
-        expected[k] = predict(parameters, np.hypot(dx, dy), np.arctan2(dy, dx), n_points, optics)
-    n_electrons = rng.poisson(expected + simulation.night_sky_pe)
-    charge = n_electrons - simulation.night_sky_pe
+        muons = [{name: float(values[k]) for name, values in rings.items()}]
+        if rng.random() < simulation.second_ring:
+            (another,) = zip(*draw_rings(simulation, fov_radius, 1, rng).values(), strict=True)
+            muons.append(dict(zip(rings, map(float, another), strict=True)))
+        for muon in muons:
+            seen = draw_photoelectrons(muon, mirror_radius_m, simulation.hole_radius_m, rng)
+            n_electrons[k] += collect(focal, *seen)
+    charge = n_electrons.astype(np.float64) - simulation.night_sky_pe
     charge += rng.standard_normal(charge.shape) * simulation.spe_width * np.sqrt(n_electrons)
     by_sky = simulation.night_sky_pe * (1.0 + simulation.spe_width**2)
-    electronics = math.sqrt(simulation.pedestal_pe**2 - by_sky)
+    electronics = math.sqrt(max(simulation.pedestal_pe**2 - by_sky, 0.0))
     charge += rng.standard_normal(charge.shape) * electronics
+    if simulation.saturation_pe > 0.0:
+        np.minimum(charge, simulation.saturation_pe, out=charge)
     return charge.astype(np.float32)

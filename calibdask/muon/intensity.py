@@ -1,9 +1,20 @@
 """The light of a muon ring: predicted image, likelihood, and its maximum. Pure maths.
 
 The model is that of G. Vacanti et al., Astropart. Phys. 2 (1994) 1, as reviewed by M. Gaug et al.,
-ApJS 243 (2019) 11 (arXiv:1904.09816), in the form of ctapipe 0.32: the predicted image and the
-likelihood are the same numbers. The fit is not: derivatives are analytic, the position of the
-muon's impact is fitted in Cartesian coordinates, and errors come from the information matrix.
+ApJS 243 (2019) 11 (arXiv:1904.09816): light along a chord of the mirror, on a circle blurred by an
+isotropic Gaussian. There are two forms of it.
+
+* The exact one: the light per area, times the area of the pixel. A ring of radius R that is
+  blurred by σ along each axis has at the distance r from its centre the light per area
+  ρ/(2πσ²) exp(-(r² + R²)/(2σ²)) ∫ exp(rR cos φ/σ²) dφ = ρ/σ² exp(-(r - R)²/(2σ²)) e⁻ᶻ I₀(z) with
+  z = rR/σ² and ρ the light per azimuth; e⁻ᶻ I₀(z) ≈ (1 + 1/(8z))/√(2πz) (M. Abramowitz &
+  I. Stegun 1964, eq. 9.7.1). The blur along the circle smooths ρ by the variance σ²/R². A pixel
+  counts as the square with the same second moments.
+* That of ctapipe 0.32, whose predicted image and likelihood are the same numbers: Gaussian in
+  r - R, no blur along the circle, and a factor for the shape of pixels that is not their area.
+
+The fit is not ctapipe's: derivatives are analytic, the position of the muon's impact is fitted in
+Cartesian coordinates, and errors come from the information matrix.
 
 Angles are in radian in the telescope frame; lengths on the mirror in m.
 """
@@ -29,6 +40,7 @@ __all__ = [
     "chord",
     "fit_intensity",
     "likelihood",
+    "misfit",
     "polar",
     "predict",
     "profile_points",
@@ -50,6 +62,9 @@ The light then tells little of the direction of the impact, and the hole in the 
 maxima. Elsewhere all starts ended in one (in 800 simulated rings, also outside of the mirror).
 """
 
+REACH = 7.0
+"""Widths of the ring off its circle beyond which there is no light: 1e-12 of it."""
+
 MAX_EVALUATIONS = 60
 MAX_STEP_M = 3.0
 MAX_FACTOR = 2.0
@@ -69,10 +84,12 @@ class Optics(NamedTuple):
     hole_radius_m : float
         Radius of the hole in it, or of the camera's shadow; 0 for none.
     pixel_width_rad : float
-        Width of a pixel (its flat-to-flat distance, side or diameter).
-    pixel_shape_factor : float
-        Area of the circle in a pixel over that of the pixel (ctapipe's correction: π/(2√3) for
-        hexagons, π/4 for squares, 1 for circles).
+        Extent of a pixel across the ring: √12 times the standard deviation of its area along an
+        axis. In ctapipe's form its flat-to-flat distance, side or diameter.
+    pixel_length_rad : float
+        Extent along the ring: area over `pixel_width_rad`. In ctapipe's form `pixel_width_rad`
+        times the area of the circle in a pixel over that of the pixel (π/(2√3) for hexagons, π/4
+        for squares, 1 for circles).
     min_wavelength_m, max_wavelength_m : float
         Range of the Cherenkov light that is counted.
     oversampling : float
@@ -81,17 +98,20 @@ class Optics(NamedTuple):
         Standard deviation of the noise in a pixel, in p.e.
     spe_width : float
         Standard deviation of the charge of one photoelectron, in p.e.
+    of_ctapipe : float
+        1 for ctapipe's form of the model, 0 for the exact one.
     """
 
     mirror_radius_m: float
     hole_radius_m: float
     pixel_width_rad: float
-    pixel_shape_factor: float
+    pixel_length_rad: float
     min_wavelength_m: float
     max_wavelength_m: float
     oversampling: float
     pedestal: float
     spe_width: float
+    of_ctapipe: float
 
 
 class Fit(NamedTuple):
@@ -179,17 +199,15 @@ def profile_points(radius: float, optics: Optics) -> int:
 
 
 @compiled
-def _profile(impact_x: float, impact_y: float, n: int, optics: Optics, smoothing: float) -> Vector:
-    """Give the path of light on the mirror against azimuth, smoothed over a pixel: P, ∂P/∂x, ∂P/∂y.
-
-    The points are those of ctapipe's `create_profile`.
-    """
-    delta = 2.0 * math.pi / (n - 1)
+def _paths(
+    impact_x: float, impact_y: float, n: int, delta: float, optics: Optics, smoothing: float
+) -> Vector:
+    """Give the path of light on the mirror at n azimuths from -π on: P, ∂P/∂x, ∂P/∂y, (3, n)."""
     distance = math.hypot(impact_x, impact_y)
     # A point moves across the edge of a circle by a square root, and the likelihood has a cusp
     # there. The mean of the derivative over the spacing of the points knows no cusps.
     step = smoothing * 0.5 * delta * distance
-    path = np.empty((n, 3))
+    path = np.empty((3, n))
     for k in range(n):
         angle = -math.pi + k * delta
         sine, cosine = math.sin(angle), math.cos(angle)
@@ -201,20 +219,75 @@ def _profile(impact_x: float, impact_y: float, n: int, optics: Optics, smoothing
             length -= hole
             by_q -= hole_q
             by_c -= hole_c
-        path[k, 0] = length
-        path[k, 1] = by_q * sine + by_c * cosine
-        path[k, 2] = -by_q * cosine + by_c * sine
-    oversampling = int(optics.oversampling)
-    smooth = np.zeros((n, 3))
-    first = oversampling // 2
-    for k in range(n):
-        for j in range(oversampling):
-            other = (k - first + j) % n
+        path[0, k] = length
+        path[1, k] = by_q * sine + by_c * cosine
+        path[2, k] = -by_q * cosine + by_c * sine
+    return path
+
+
+@compiled
+def _profile(parameters: Vector, n: int, optics: Optics, smoothing: float) -> Vector:
+    """Give the path of light against azimuth, smoothed: P, ∂P/∂x, ∂P/∂y and ∂P/∂(variance), (n, 4).
+
+    It is smoothed by a Gaussian whose variance is that of the blur and of a pixel along the ring,
+    less that of the spline between the points (`_expected`). In ctapipe's form (`create_profile`)
+    the points are others, and it is smoothed by the mean over a pixel.
+    """
+    smooth = np.zeros((n, 4))
+    if optics.of_ctapipe > 0.0:
+        path = _paths(parameters[0], parameters[1], n, 2.0 * math.pi / (n - 1), optics, smoothing)
+        oversampling = int(optics.oversampling)
+        first = oversampling // 2
+        for k in range(n):
+            for j in range(oversampling):
+                other = (k - first + j) % n
+                for m in range(3):
+                    smooth[k, m] += path[m, other]
             for m in range(3):
-                smooth[k, m] += path[other, m]
+                smooth[k, m] /= oversampling
+        return smooth
+    delta = 2.0 * math.pi / n
+    path = _paths(parameters[0], parameters[1], n, delta, optics, smoothing)
+    variance, is_least = _variance(parameters, n, optics)
+    reach = min(math.ceil(4.5 * math.sqrt(variance) / delta), n // 2)
+    weight, by_variance = np.empty(reach + 1), np.empty(reach + 1)
+    total, second = 0.0, 0.0
+    for j in range(reach + 1):
+        square = (j * delta) ** 2 / (2.0 * variance)
+        weight[j] = math.exp(-square) * (0.5 if j == 0 else 1.0)
+        total += 2.0 * weight[j]
+        second += 2.0 * weight[j] * square
+    for j in range(reach + 1):
+        weight[j] /= total
+        square = (j * delta) ** 2 / (2.0 * variance)
+        by_variance[j] = 0.0 if is_least else weight[j] * (square - second / total) / variance
+    padded = np.empty((3, n + 2 * reach))
+    for m in range(3):
+        for k in range(n + 2 * reach):
+            padded[m, k] = path[m, (k - reach) % n]
+    sums = np.zeros((4, n))
+    for j in range(reach + 1):
         for m in range(3):
-            smooth[k, m] /= oversampling
+            for k in range(n):
+                sums[m, k] += weight[j] * (padded[m, k + reach + j] + padded[m, k + reach - j])
+        for k in range(n):
+            sums[3, k] += by_variance[j] * (padded[0, k + reach + j] + padded[0, k + reach - j])
+    for m in range(4):
+        for k in range(n):
+            smooth[k, m] = sums[m, k]
     return smooth
+
+
+@compiled
+def _variance(parameters: Vector, n: int, optics: Optics) -> tuple[float, bool]:
+    """Give the variance in azimuth by which the profile is smoothed, besides the spline's.
+
+    And tell whether it is the least, half the spacing squared: points show no narrower Gaussian.
+    """
+    square = parameters[2] ** 2 + optics.pixel_width_rad**2 / 12.0
+    delta = 2.0 * math.pi / n
+    variance, least = square / parameters[6] ** 2 - delta**2 / 4.0, delta**2 / 2.0
+    return max(variance, least), variance < least
 
 
 @compiled
@@ -225,14 +298,93 @@ def _photons(radius: float, optics: Optics) -> float:
     after the projection of the mirror (Vacanti et al. 1994; the 2π cancel out).
     """
     wavelengths = 1.0 / optics.min_wavelength_m - 1.0 / optics.max_wavelength_m
-    return (
-        ALPHA
-        * wavelengths
-        * (optics.pixel_width_rad / radius)
-        * 0.5
-        * math.sin(2.0 * radius)
-        * optics.pixel_shape_factor
-    )
+    return ALPHA * wavelengths * (optics.pixel_length_rad / radius) * 0.5 * math.sin(2.0 * radius)
+
+
+@compiled
+def _expected(
+    distance: float,
+    azimuth: float,
+    parameters: Vector,
+    profile: Vector,
+    photons: float,
+    optics: Optics,
+    n_free: int,
+    d: Vector,
+) -> float:
+    """Give the expected charge of a pixel, and write its first `n_free` derivatives into `d`.
+
+    Between the points of the profile runs a quadratic spline, so that the derivatives by the centre
+    have no jumps; in ctapipe's form a straight line.
+    """
+    width, efficiency, radius = parameters[2], parameters[3], parameters[6]
+    half = 0.5 * optics.pixel_width_rad
+    if abs(distance - radius) > half + REACH * width:
+        for m in range(n_free):
+            d[m] = 0.0
+        return 0.0
+    n = profile.shape[0]
+    if optics.of_ctapipe > 0.0:
+        per_angle = (n - 1) / (2.0 * math.pi)
+        place = (azimuth + math.pi) * per_angle
+        k = min(max(int(place), 0), n - 2)
+        t = place - k
+        before, left, right = k, 1.0 - t, t
+        here, after, middle = k, k + 1, 0.0
+        slope_left, slope_middle, slope_right = -1.0, 0.0, 1.0
+    else:
+        per_angle = n / (2.0 * math.pi)
+        place = (azimuth + math.pi) * per_angle
+        k = int(place + 0.5)
+        t = place - k
+        before, here, after = (k - 1) % n, k % n, (k + 1) % n
+        left, middle, right = 0.5 * (0.5 - t) ** 2, 0.75 - t * t, 0.5 * (0.5 + t) ** 2
+        slope_left, slope_middle, slope_right = t - 0.5, -2.0 * t, t + 0.5
+    p = left * profile[before, 0] + middle * profile[here, 0] + right * profile[after, 0]
+    # The part of the ring's radial profile that falls into the pixel.
+    root = 1.0 / (math.sqrt(2.0) * width)
+    outer = (distance + half - radius) * root
+    inner = (distance - half - radius) * root
+    part = 0.5 * (math.erf(outer) - math.erf(inner))
+    scale = photons * efficiency
+    excess = 0.0
+    if optics.of_ctapipe == 0.0:
+        # Of the light per area; pixels far inside of the ring have none.
+        r = max(distance, 0.1 * radius)
+        excess = width * width / (8.0 * r * radius)
+        scale *= math.sqrt(radius / r) * (1.0 + excess)
+    mu: float = scale * p * part
+    if n_free == 0:
+        return mu
+    px = left * profile[before, 1] + middle * profile[here, 1] + right * profile[after, 1]
+    py = left * profile[before, 2] + middle * profile[here, 2] + right * profile[after, 2]
+    pv = left * profile[before, 3] + middle * profile[here, 3] + right * profile[after, 3]
+    density = 1.0 / (math.sqrt(2.0 * math.pi) * width)
+    at_outer = math.exp(-outer * outer) * density
+    at_inner = math.exp(-inner * inner) * density
+    relative = excess / (1.0 + excess)
+    d[0] = scale * px * part
+    d[1] = scale * py * part
+    d[2] = -scale * p * (outer * at_outer - inner * at_inner) * math.sqrt(2.0)
+    d[2] += 2.0 * mu * relative / width + scale * part * pv * 2.0 * width / radius**2
+    d[3] = mu / efficiency
+    if n_free > 4:
+        outwards = scale * p * (at_outer - at_inner)
+        by_distance, by_radius = outwards, mu * (2.0 / math.tan(2.0 * radius) - 1.0 / radius)
+        by_radius -= outwards
+        if optics.of_ctapipe == 0.0:
+            by_distance -= mu * (0.5 + relative) / distance
+            by_radius += mu * (0.5 - relative) / radius
+            square = width * width + optics.pixel_width_rad**2 / 12.0
+            by_radius -= scale * part * pv * 2.0 * square / radius**3
+        rise = slope_left * profile[before, 0] + slope_middle * profile[here, 0]
+        rise += slope_right * profile[after, 0]
+        around = scale * part * rise * per_angle / distance
+        sine, cosine = math.sin(azimuth), math.cos(azimuth)
+        d[4] = -cosine * by_distance + sine * around
+        d[5] = -sine * by_distance - cosine * around
+        d[6] = by_radius
+    return mu
 
 
 @compiled
@@ -294,50 +446,19 @@ def likelihood(
     information : array of float64, (n_free, n_free)
         Fisher information, or the covariance of the gradient.
     """
-    width, efficiency, radius = parameters[2], parameters[3], parameters[6]
-    profile = _profile(parameters[0], parameters[1], n_points, optics, smoothing)
-    photons = _photons(radius, optics)
-    by_radius = 2.0 / math.tan(2.0 * radius) - 1.0 / radius  # of the photons, relative
-    per_angle = (n_points - 1) / (2.0 * math.pi)
-    half = 0.5 * optics.pixel_width_rad
-    root = 1.0 / (math.sqrt(2.0) * width)
-    density = 1.0 / (math.sqrt(2.0 * math.pi) * width)
+    profile = _profile(parameters, n_points, optics, smoothing)
+    photons = _photons(parameters[6], optics)
     noise = optics.pedestal**2
     square = optics.spe_width**2
     per_pe = 1.0 + square
     third, fourth = 1.0 + 3.0 * square, 1.0 + 6.0 * square + 3.0 * square**2
-    scale = photons * efficiency
 
     logarithms, value, product = 0.0, 0.0, 1.0
     gradient = np.zeros(n_free)
     matrix = np.zeros((n_free, n_free))
     d = np.empty(7)
     for i in range(charge.size):
-        place = (azimuth[i] + math.pi) * per_angle
-        k = min(max(int(place), 0), n_points - 2)
-        t = place - k
-        rise = profile[k + 1, 0] - profile[k, 0]
-        p = profile[k, 0] + t * rise
-        px = profile[k, 1] + t * (profile[k + 1, 1] - profile[k, 1])
-        py = profile[k, 2] + t * (profile[k + 1, 2] - profile[k, 2])
-        # The part of the ring's radial profile that falls into the pixel, and its derivatives.
-        outer = (distance[i] + half - radius) * root
-        inner = (distance[i] - half - radius) * root
-        part = 0.5 * (math.erf(outer) - math.erf(inner))
-        at_outer = math.exp(-outer * outer) * density
-        at_inner = math.exp(-inner * inner) * density
-        mu = scale * p * part
-        d[0] = scale * px * part
-        d[1] = scale * py * part
-        d[2] = -scale * p * (outer * at_outer - inner * at_inner) * math.sqrt(2.0)
-        d[3] = photons * p * part
-        if n_free > 4:
-            outwards = scale * p * (at_outer - at_inner)
-            around = scale * part * rise * per_angle / distance[i]
-            sine, cosine = math.sin(azimuth[i]), math.cos(azimuth[i])
-            d[4] = -cosine * outwards + sine * around
-            d[5] = -sine * outwards - cosine * around
-            d[6] = mu * by_radius - outwards
+        mu = _expected(distance[i], azimuth[i], parameters, profile, photons, optics, n_free, d)
         variance = noise + mu * per_pe
         residual = charge[i] - mu
         weight = 1.0 / variance
@@ -379,21 +500,46 @@ def predict(
     array of float64, (M,)
         Expected charges, in p.e.
     """
-    width, efficiency, radius = parameters[2], parameters[3], parameters[6]
-    profile = _profile(parameters[0], parameters[1], n_points, optics, 0.0)
-    scale = _photons(radius, optics) * efficiency
-    per_angle = (n_points - 1) / (2.0 * math.pi)
-    half = 0.5 * optics.pixel_width_rad
-    root = 1.0 / (math.sqrt(2.0) * width)
+    profile = _profile(parameters, n_points, optics, 0.0)
+    photons = _photons(parameters[6], optics)
+    unused = np.empty(0)
     image = np.empty(distance.size)
     for i in range(distance.size):
-        place = (azimuth[i] + math.pi) * per_angle
-        k = min(max(int(place), 0), n_points - 2)
-        p = profile[k, 0] + (place - k) * (profile[k + 1, 0] - profile[k, 0])
-        outer = (distance[i] + half - radius) * root
-        inner = (distance[i] - half - radius) * root
-        image[i] = scale * p * 0.5 * (math.erf(outer) - math.erf(inner))
+        image[i] = _expected(
+            distance[i], azimuth[i], parameters, profile, photons, optics, 0, unused
+        )
     return image
+
+
+@compiled
+def misfit(
+    fit: Fit, x: Vector, y: Vector, charge: Vector, optics: Optics, n_free: int, pedestal: float
+) -> float:
+    """Give χ² over degrees of freedom of the charges about what a fit expects.
+
+    Parameters
+    ----------
+    fit : Fit
+        The fit, from `fit_intensity`.
+    x, y, charge, optics, n_free
+        As it was made.
+    pedestal : float
+        Standard deviation of the noise, in p.e., here in place of that of `optics`.
+
+    Returns
+    -------
+    float
+        About 1 for a good fit.
+    """
+    distance, azimuth = np.empty(x.size), np.empty(x.size)
+    polar(x, y, fit.parameters, distance, azimuth)
+    n_points = profile_points(fit.parameters[6], optics)
+    expected = predict(fit.parameters, distance, azimuth, n_points, optics)
+    total = 0.0
+    for i in range(charge.size):
+        variance = pedestal**2 + expected[i] * (1.0 + optics.spe_width**2)
+        total += (charge[i] - expected[i]) ** 2 / variance
+    return total / max(charge.size - n_free, 1)
 
 
 @compiled

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.muon.model import FLAGS, PROFILES
-from calibdask.muon.result import PSF, THROUGHPUT
+from calibdask.muon.result import PSF, THROUGHPUT, TROUBLED
 from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _MARKERS = "os^DPvX"
 _GREY = "#777777"
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white"}
 _RESTRICTING = "DMFX"
+_MANY_LEFT_OUT = 0.1  # of the rings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,11 +127,36 @@ def _attention(table: QTable) -> list[Block]:
         noun = "Telescope" if len(who) == 1 else "Telescopes"
         level: Any = "warning" if letter in _RESTRICTING else "info"
         blocks.append(Notice(level, f"{noun} {names}{more} ({letter}): {FLAGS[letter]}."))
+    blocks += _troubled(table)
     n_all = len(np.unique(tel_id))
     bad = [any(one in letters for one in "DM") for letters in flags.tolist()]
     n_good = n_all - len(np.unique(tel_id[bad]))
     text = f"{n_good} of {n_all} telescopes have rings."
     blocks.append(Paragraph(text if blocks else f"Nothing: {text}"))
+    return blocks
+
+
+def _troubled(table: QTable) -> list[Block]:
+    """Say which telescopes have rings that were left out, and why."""
+    if not set(TROUBLED) <= set(table.colnames):
+        return []
+    tel_id = np.asarray(table["tel_id"])
+    used = np.asarray(table["n_events"]) + np.asarray(table["n_clipped"])
+    whys = (
+        "with saturated pixels",
+        "beside noise far above the pedestal",
+        "that the model does not fit",
+    )
+    blocks: list[Block] = []
+    for one in np.unique(tel_id).tolist():
+        mine = tel_id == one
+        counts = [int(np.asarray(table[name])[mine].sum()) for name in TROUBLED]
+        n_left_out, n_all = sum(counts), sum(counts) + int(used[mine].sum())
+        if n_left_out:
+            listed = ", ".join(f"{n} {why}" for n, why in zip(counts, whys, strict=True) if n)
+            level: Any = "warning" if n_left_out > _MANY_LEFT_OUT * n_all else "info"
+            text = f"Telescope {one}: {n_left_out} of {n_all} rings were left out: {listed}."
+            blocks.append(Notice(level, text))
     return blocks
 
 

@@ -32,13 +32,23 @@ if TYPE_CHECKING:
 
     type Telescope = tuple[int, str, int]  # number, description, mirrors
 
-__all__ = ["METHOD", "PSF", "THROUGHPUT", "CellState", "psf_tables", "throughput_tables"]
+__all__ = [
+    "METHOD",
+    "PSF",
+    "THROUGHPUT",
+    "TROUBLED",
+    "CellState",
+    "psf_tables",
+    "throughput_tables",
+]
 
 THROUGHPUT = "/dl1/monitoring/telescope/calibration/optical_throughput/muon"
 """Group of ctapipe's tables of throughput; a table per telescope."""
 PSF = "/dl1/monitoring/telescope/optical_psf"
 """Group of ctapipe's tables of optical PSF; a table per telescope."""
 METHOD = "Muon Rings"
+TROUBLED = ("n_saturated", "n_noisy", "n_misfit")
+"""Columns for the rings that were left out, in the order of `calibdask.muon.rings.TROUBLED`."""
 
 _MS_PER_DAY = 86_400_000.0
 _NS_PER_MS = 1_000_000
@@ -107,8 +117,11 @@ def _by_telescope(states: Mapping[Cell, CellState]) -> dict[int, list[tuple[int,
     return found
 
 
-def _metadata(options: MuonOptions, obs_ids: Sequence[int]) -> dict[str, Any]:
+def _metadata(options: MuonOptions, obs_ids: Sequence[int], *, from_images: bool) -> dict[str, Any]:
     metadata: dict[str, Any] = {"obs_ids": obs_id_array(obs_ids)}
+    if from_images:
+        metadata["compatibility"] = "ctapipe" if options.ring_fit.of_ctapipe else "none"
+        metadata["fit_circle"] = options.ring_fit.fit_circle
     if options.bins is not None:
         metadata["time_bin_ns"] = options.bins.width_ns
         metadata["epoch_tai_ns"] = options.bins.epoch_ns
@@ -140,6 +153,25 @@ def _p_value(fit: LineFit) -> float:
     return float(chdtrc(fit.ndf, fit.chi2)) if fit.ndf > 0 else np.nan
 
 
+def _count_troubled(table: QTable, states: Mapping[Cell, CellState]) -> None:
+    """Add to a table of telescopes, or of telescopes and bins, how many rings were left out."""
+    names = [name for name in ("tel_id", "bin") if name in table.colnames]
+    keys = list(zip(*(np.asarray(table[name]).tolist() for name in names), strict=True))
+    counts = np.zeros((len(table), 3), np.int64)
+    for cell, state in states.items():
+        troubled = state.arrays["gallery_troubled"]
+        if troubled.any():
+            counts[keys.index(cell[: len(names)])] += troubled
+    texts = (
+        "Rings left out because pixels are saturated",
+        "Rings left out because the noise is far above the pedestal",
+        "Rings left out because the model does not describe them",
+    )
+    for name, own, text in zip(TROUBLED, counts.T, texts, strict=True):
+        table[name] = own
+        table[name].info.description = text
+
+
 # -- throughput -----------------------------------------------------------------------------------
 
 
@@ -148,6 +180,8 @@ def throughput_tables(
     telescopes: Sequence[Telescope],
     options: MuonOptions,
     obs_ids: Sequence[int],
+    *,
+    from_images: bool,
 ) -> dict[str, QTable]:
     """Give the trends, the throughputs of each telescope, and the residuals.
 
@@ -161,13 +195,15 @@ def throughput_tables(
         Options of the job.
     obs_ids : sequence of int
         Observations of all inputs.
+    from_images : bool
+        Whether rings were fitted to images: the tables then tell of those in trouble.
 
     Raises
     ------
     NotEnoughData
         There is none: only where a campaign that runs is looked at.
     """
-    metadata = _metadata(options, obs_ids)
+    metadata = _metadata(options, obs_ids, from_images=from_images)
     own: dict[int, dict[str, NDArray[Any]]] = {}
     profiles: dict[int, dict[str, Moments]] = {}
     for tel_id, bins in _by_telescope(states).items():
@@ -176,7 +212,10 @@ def throughput_tables(
             own[tel_id], profiles[tel_id] = rows, residuals
     if not own:
         raise NotEnoughData("no telescope has a throughput yet")
-    tables = {f"{THROUGHPUT}_trend": _trends(own, telescopes, metadata)}
+    trends = _trends(own, telescopes, metadata)
+    if from_images:
+        _count_troubled(trends, states)
+    tables = {f"{THROUGHPUT}_trend": trends}
     for tel_id, rows in own.items():
         tables[f"{THROUGHPUT}/tel_{tel_id:03d}"] = _throughput_table(rows, metadata)
     for name in PROFILES:
@@ -379,6 +418,8 @@ def psf_tables(
     telescopes: Sequence[Telescope],
     options: MuonOptions,
     obs_ids: Sequence[int],
+    *,
+    from_images: bool,
 ) -> dict[str, QTable]:
     """Give the lines of all telescopes, those of each, and the points.
 
@@ -392,13 +433,15 @@ def psf_tables(
         Options of the job.
     obs_ids : sequence of int
         Observations of all inputs.
+    from_images : bool
+        Whether rings were fitted to images: the tables then tell of those in trouble.
 
     Raises
     ------
     NotEnoughData
         There is none: only where a campaign that runs is looked at.
     """
-    metadata = _metadata(options, obs_ids)
+    metadata = _metadata(options, obs_ids, from_images=from_images)
     lines: dict[int, list[dict[str, Any]]] = {}
     points: list[dict[str, NDArray[Any]]] = []
     for tel_id, bins in _by_telescope(states).items():
@@ -410,11 +453,18 @@ def psf_tables(
     if not lines:
         raise NotEnoughData("no telescope has bins of ring radius yet")
     overview = [line for of_one in lines.values() for line in of_one]
+    for cell, state in states.items():
+        if "n_all" not in state.arrays and state.arrays["gallery_troubled"].any():
+            overview.append(_no_line(int(cell[0]), "M") | {"bin": cell[1]})
+    with_row = {line["tel_id"] for line in overview}
     for tel_id, _, n_mirrors in telescopes:
-        if tel_id not in lines:
+        if tel_id not in with_row:
             overview.append(_no_line(tel_id, "D" if n_mirrors != 1 else "M"))
     overview.sort(key=lambda line: (line["tel_id"], line["bin"]))
-    tables = {f"{PSF}_overview": _psf_table(overview, metadata, with_telescope=True)}
+    lines_of_all = _psf_table(overview, metadata, with_telescope=True)
+    if from_images:
+        _count_troubled(lines_of_all, states)
+    tables = {f"{PSF}_overview": lines_of_all}
     for tel_id, of_one in lines.items():
         tables[f"{PSF}/tel_{tel_id:03d}"] = _psf_table(of_one, metadata, with_telescope=False)
     tables[f"{PSF}_bins"] = _points_table(points, metadata)

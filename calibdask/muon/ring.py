@@ -31,6 +31,8 @@ __all__ = [
     "fit_ring",
     "invert",
     "light",
+    "noise",
+    "saturated",
     "tailcuts",
     "times",
 ]
@@ -43,6 +45,15 @@ ANNULUS = 0.4
 
 COMPLETENESS_BINS = 30
 """Segments of the ring for its completeness."""
+
+MIN_DARK_PIXELS = 100
+"""Fewest pixels off the ring in which the noise is measured."""
+
+MAX_FRACTION_ZERO = 0.1
+"""Where more of them read exactly 0, the noise was cut away before."""
+
+MIN_EQUAL = 3
+"""So many pixels that read the same largest charge, to the last bit, are saturated."""
 
 
 class Circle(NamedTuple):
@@ -454,6 +465,71 @@ def light(
         m3 / s0 / deviation**3,
         m4 / s0 / deviation**4 - 3.0,
     )
+
+
+@compiled
+def noise(x: Vector, y: Vector, image: Vector, circle: Circle) -> float:
+    """Measure the noise of a pixel off the ring: its standard deviation without outliers.
+
+    Parameters
+    ----------
+    x, y, image : array of float64, (P,)
+        Pixels, in rad, and charges, in p.e.; NaN in pixels that are not to be used.
+    circle : Circle
+        The ring.
+
+    Returns
+    -------
+    float
+        In p.e., of the charges within 5 standard deviations of the median, which for this are
+        taken from the quartiles. NaN where fewer than `MIN_DARK_PIXELS` lie off the annulus, or
+        more than a tenth of them read exactly 0: they were set to 0.
+    """
+    dark = np.empty(x.size)
+    n, n_zero = 0, 0
+    for i in range(x.size):
+        distance = math.hypot(x[i] - circle.x, y[i] - circle.y)
+        if abs(distance - circle.radius) >= ANNULUS * circle.radius and math.isfinite(image[i]):
+            dark[n] = image[i]
+            n += 1
+            n_zero += image[i] == 0.0
+    if n < MIN_DARK_PIXELS or n_zero > MAX_FRACTION_ZERO * n:
+        return math.nan
+    dark = np.sort(dark[:n])
+    median, reach = dark[n // 2], 5.0 / 1.349 * (dark[(3 * n) // 4] - dark[n // 4])
+    total, squares, count = 0.0, 0.0, 0
+    for i in range(n):
+        off = dark[i] - median
+        if abs(off) <= reach:
+            total += off
+            squares += off * off
+            count += 1
+    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+
+
+@compiled
+def saturated(charge: Vector, limit: float) -> int:
+    """Count the pixels that read as much as they can.
+
+    Parameters
+    ----------
+    charge : array of float64, (M,)
+        Charges of pixels on the ring, in p.e.
+    limit : float
+        What a pixel can read at most; 0 where that is not known.
+
+    Returns
+    -------
+    int
+        Pixels at or above the limit, or those at the largest charge where they are at least
+        `MIN_EQUAL`: measured charges are never equal to the last bit.
+    """
+    largest = charge.max()
+    n_equal, n_above = 0, 0
+    for i in range(charge.size):
+        n_equal += charge[i] == largest
+        n_above += charge[i] >= limit > 0.0
+    return max(n_above, n_equal if n_equal >= MIN_EQUAL else 0)
 
 
 @compiled

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from calibdask.muon.intensity import Optics, fit_intensity, predict, profile_points
-from calibdask.muon.ring import completeness, containment, fit_ring, light, tailcuts
+from calibdask.muon.intensity import Optics, fit_intensity, misfit, predict, profile_points
+from calibdask.muon.ring import (
+    completeness,
+    containment,
+    fit_ring,
+    light,
+    noise,
+    saturated,
+    tailcuts,
+)
 from calibdask.stats.compiled import compiled
 
 if TYPE_CHECKING:
@@ -24,6 +32,7 @@ __all__ = [
     "RING_COLUMNS",
     "RING_UNITS",
     "STATUS",
+    "TROUBLED",
     "RingOptions",
     "optics_of",
     "predicted_image",
@@ -42,6 +51,9 @@ STATUS: Final = (
     "dual mirror",
     "no image",
     "no optics",
+    "saturated pixels",
+    "noise far above the pedestal",
+    "poor fit",
 )
 """What became of an image: the meaning of the column `status`."""
 
@@ -56,13 +68,37 @@ STATUS: Final = (
     _DUAL_MIRROR,
     _NO_IMAGE,
     _NO_OPTICS,
+    _SATURATED,
+    _NOISY,
+    _POOR_FIT,
 ) = range(len(STATUS))
 
-# Area of the circle in a pixel over that of the pixel.
-_SHAPE_FACTORS: Final = {
-    "hexagon": math.pi / (2.0 * math.sqrt(3.0)),
-    "square": math.pi / 4.0,
-    "circle": 1.0,
+TROUBLED: Final = (_SATURATED, _NOISY, _POOR_FIT)
+"""Rings that were fitted, but whose efficiency is not to be trusted: none of them is used."""
+
+
+class _Shape(NamedTuple):
+    """Of pixels.
+
+    Attributes
+    ----------
+    area : float
+        Over the square of the width.
+    variance : float
+        Of the area along an axis, over the square of the width.
+    factor_of_ctapipe : float
+        Area of the circle in a pixel over that of the pixel, by which ctapipe multiplies.
+    """
+
+    area: float
+    variance: float
+    factor_of_ctapipe: float
+
+
+_SHAPES: Final = {
+    "hexagon": _Shape(math.sqrt(3.0) / 2.0, 5.0 / 72.0, math.pi / (2.0 * math.sqrt(3.0))),
+    "square": _Shape(1.0, 1.0 / 12.0, math.pi / 4.0),
+    "circle": _Shape(math.pi / 4.0, 1.0 / 16.0, 1.0),
 }
 
 _RING: Final = (
@@ -107,6 +143,9 @@ _EFFICIENCY: Final = (
     ("gradient_norm", ""),
     ("n_iterations", ""),
     ("n_starts", ""),
+    ("misfit", ""),
+    ("pedestal", ""),
+    ("n_saturated_pixels", ""),
 )
 _MEASURED: Final = (
     *((f"muonring_{name}", unit) for name, unit in _RING),
@@ -119,6 +158,7 @@ _DTYPES: Final = {
     "muonefficiency_parameters_at_limit": np.bool_,
     "muonefficiency_n_iterations": np.int16,
     "muonefficiency_n_starts": np.int16,
+    "muonefficiency_n_saturated_pixels": np.int32,
 }
 
 RING_COLUMNS: Final = (
@@ -179,7 +219,7 @@ class _Images(Protocol):
 
 @dataclass(frozen=True)
 class RingOptions:
-    """Cuts and model of the ring fit for one telescope; the defaults are ctapipe's.
+    """Cuts and model of the ring fit for one telescope; the defaults of the cuts are ctapipe's.
 
     Attributes
     ----------
@@ -214,7 +254,16 @@ class RingOptions:
     fit_circle : bool
         Whether the likelihood may move the circle too (ctapipe fixes it): centre, radius and their
         errors are then its own. The Taubin fit makes wide rings too large, and so the efficiency
-        too small, by 0.4 % at a width of 0.05° and 2 % at 0.2° in a camera with pixels of 0.1°.
+        too small, by 0.2 % at a width of 0.05° and 1.3 % at 0.2° in a camera with pixels of 0.1°.
+    of_ctapipe : bool
+        Whether the model is ctapipe's (`calibdask.muon.intensity`); the noise in its likelihood is
+        then `pedestal`, else what is measured off the ring.
+    saturation_pe : float
+        Largest charge that a pixel can read, in p.e.; 0 where that is not known.
+    max_noise : float
+        Rings beside noise above so many times `pedestal` are in trouble.
+    max_misfit : float
+        And so are those whose χ² over degrees of freedom is larger than this.
     """
 
     picture_threshold: float = 10.0
@@ -234,7 +283,11 @@ class RingOptions:
     max_wavelength_m: float = 600e-9
     hole_radius_m: float = 0.0
     oversampling: int = 3
-    fit_circle: bool = False
+    fit_circle: bool = True
+    of_ctapipe: bool = False
+    saturation_pe: float = 0.0
+    max_noise: float = 2.0
+    max_misfit: float = 3.0
 
 
 class _Cuts(NamedTuple):
@@ -252,20 +305,30 @@ class _Cuts(NamedTuple):
     ring_integration_width: float
     outer_ring_width: float
     fit_circle: float
+    saturation_pe: float
+    max_noise: float
+    max_misfit: float
 
 
 def optics_of(camera: _Camera, options: RingOptions) -> Optics:
     """Give what the model must know of a telescope."""
+    shape, width = _SHAPES[camera.pixel_shape], float(camera.pixel_width_rad[0])
+    if options.of_ctapipe:
+        across, along = width, width * shape.factor_of_ctapipe
+    else:
+        across = width * math.sqrt(12.0 * shape.variance)
+        along = width * width * shape.area / across
     return Optics(
         mirror_radius_m=math.sqrt(camera.mirror_area_m2 / math.pi),
         hole_radius_m=float(options.hole_radius_m),
-        pixel_width_rad=float(camera.pixel_width_rad[0]),
-        pixel_shape_factor=_SHAPE_FACTORS[camera.pixel_shape],
+        pixel_width_rad=across,
+        pixel_length_rad=along,
         min_wavelength_m=float(options.min_wavelength_m),
         max_wavelength_m=float(options.max_wavelength_m),
         oversampling=float(options.oversampling),
         pedestal=float(options.pedestal),
         spe_width=float(options.spe_width),
+        of_ctapipe=float(options.of_ctapipe),
     )
 
 
@@ -276,7 +339,7 @@ def unusable(camera: _Camera) -> str | None:
     sound = (
         camera.mirror_area_m2 > 0
         and camera.focal_length_m > 0
-        and camera.pixel_shape in _SHAPE_FACTORS
+        and camera.pixel_shape in _SHAPES
         and np.all(np.isfinite(camera.pixel_x_rad) & np.isfinite(camera.pixel_y_rad))
         and np.all(camera.pixel_width_rad > 0)
     )
@@ -395,7 +458,8 @@ def _nothing() -> Vector:
     """Give a row of an image without a ring."""
     row = np.full(_N_RING + _N_LIGHT + _N_EFFICIENCY, np.nan)
     row[_N_RING + 6] = -1.0  # n_pixels_in_ring
-    for k in (5, 6, 15, 16):  # is_valid, parameters_at_limit, n_iterations, n_starts
+    # is_valid, parameters_at_limit, n_iterations, n_starts, n_saturated_pixels
+    for k in (5, 6, 15, 16, 19):
         row[_N_RING + _N_LIGHT + k] = 0.0
     return row
 
@@ -496,13 +560,16 @@ def _measure_one(
     if not contained > cuts.min_containment:
         return _OUTSIDE
     near = np.flatnonzero(annulus)
+    n_free = 7 if cuts.fit_circle > 0.0 else 4
+    measured = noise(x, y, image, circle)
+    believed = measured if measured > 0.0 else optics.pedestal
     fit = fit_intensity(
         x[near],
         y[near],
         image[near],
         np.array([circle.x, circle.y, circle.radius]),
-        optics,
-        7 if cuts.fit_circle > 0.0 else 4,
+        optics if optics.of_ctapipe > 0.0 else _with_pedestal(optics, believed),
+        n_free,
     )
     if cuts.fit_circle > 0.0:
         for k in range(3):
@@ -510,5 +577,35 @@ def _measure_one(
             row[3 + k] = math.sqrt(fit.covariance[4 + k, 4 + k])
         row[6] = math.atan2(row[1], row[0])
         row[7] = math.hypot(row[0], row[1])
-    valid = _describe_fit(fit, row[_N_RING + _N_LIGHT :])
-    return _FITTED if valid else _NOT_VALID
+    of_fit = row[_N_RING + _N_LIGHT :]
+    valid = _describe_fit(fit, of_fit)
+    n_saturated = saturated(image[near], cuts.saturation_pe)
+    if valid:
+        of_fit[17] = misfit(fit, x[near], y[near], image[near], optics, n_free, believed)
+    of_fit[18], of_fit[19] = measured, n_saturated
+    status = _FITTED if valid else _NOT_VALID
+    if n_saturated > 0:
+        status = _SATURATED
+    elif believed > cuts.max_noise * optics.pedestal:
+        status = _NOISY
+    elif valid and of_fit[17] > cuts.max_misfit:
+        status = _POOR_FIT
+    of_fit[5] = status == _FITTED
+    return status
+
+
+@compiled
+def _with_pedestal(optics: Optics, pedestal: float) -> Optics:
+    """Put what was measured in place of what was configured."""
+    return Optics(
+        optics.mirror_radius_m,
+        optics.hole_radius_m,
+        optics.pixel_width_rad,
+        optics.pixel_length_rad,
+        optics.min_wavelength_m,
+        optics.max_wavelength_m,
+        optics.oversampling,
+        pedestal,
+        optics.spe_width,
+        optics.of_ctapipe,
+    )

@@ -7,6 +7,7 @@ true parameters of each ring are in a table of their own, ``/truth/event/telesco
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,10 +18,11 @@ from calibdask.muon.image_simulation import (
     MuonImageSimulation,
     draw_images,
     draw_rings,
-    hexagonal_pixels,
+    focal_plane,
+    pixels_of,
 )
 from calibdask.muon.ring import tailcuts
-from calibdask.muon.rings import RingOptions, optics_of
+from calibdask.muon.rings import RingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +40,7 @@ TRUTH: Final = "/truth/event/telescope/muon"
 FIRST_OBS_ID: Final = 3001
 START_TAI_S: Final = 1_700_000_037  # 2023-11-14T22:13:20 UTC
 _NS_PER_S: Final = 1_000_000_000
-_PIXEL_WIDTH_M: Final = 0.05
+_PIXEL_PITCH_M: Final = 0.05
 _FOCAL_LENGTH_M: Final = 28.0
 _MIRROR_AREA_M2: Final = 386.73
 _UNITS: Final = {
@@ -48,12 +50,22 @@ _UNITS: Final = {
 
 
 def describe_camera(tel_id: int, options: MuonImageSimulation) -> Camera:
-    """Give a telescope like an LST: a mirror of 387 m², hexagonal pixels of 0.1°."""
+    """Give a telescope like an LST: a mirror of 387 m², pixels every 0.1°."""
     from calibdask.io.images import Camera
 
-    pixels = hexagonal_pixels(options.n_pixels, _PIXEL_WIDTH_M)
     optics = (1, _MIRROR_AREA_M2, _FOCAL_LENGTH_M)
-    return Camera.from_lengths(tel_id, "LST_LST_LSTCam", optics, pixels, "hexagon", "hex")
+    shape, grid = options.pixel_shape, _grid_of(options)
+    return Camera.from_lengths(tel_id, "LST_LST_LSTCam", optics, _pixels_m(options), shape, grid)
+
+
+def _pixels_m(
+    options: MuonImageSimulation,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    return pixels_of(options.n_pixels, _PIXEL_PITCH_M, options.pixel_shape, options.gap)
+
+
+def _grid_of(options: MuonImageSimulation) -> str:
+    return "square" if options.pixel_shape == "square" else "hex"
 
 
 def simulate_images(
@@ -85,17 +97,18 @@ def simulate_images(
         for key in ((0, tel_id), (1, number, tel_id))
     )
     camera = describe_camera(tel_id, options)
-    model = RingOptions(
-        hole_radius_m=options.hole_radius_m,
-        pedestal=options.pedestal_pe,
-        spe_width=options.spe_width,
+    focal = focal_plane(
+        camera.pixel_x_rad,
+        camera.pixel_y_rad,
+        options.pixel_shape,
+        _PIXEL_PITCH_M * (1.0 - options.gap) / _FOCAL_LENGTH_M,
     )
     n = options.n_rings_per_telescope
     truth = draw_rings(options, camera.fov_radius_rad, n, chance)
-    pixels = (camera.pixel_x_rad, camera.pixel_y_rad)
-    image = draw_images(options, truth, pixels, optics_of(camera, model), chance)
+    image = draw_images(options, truth, focal, math.sqrt(_MIRROR_AREA_M2 / math.pi), chance)
     image[:, broken.random(options.n_pixels) < options.broken] = 0.0
-    thresholds = (model.picture_threshold, model.boundary_threshold, model.min_picture_neighbors)
+    cuts = RingOptions()
+    thresholds = (cuts.picture_threshold, cuts.boundary_threshold, cuts.min_picture_neighbors)
     mask = np.array(
         [tailcuts(one, camera.neighbours, *thresholds) for one in image.astype(np.float64)]
     )
@@ -160,7 +173,7 @@ def _write_file(path: Path, options: MuonImageSimulation, number: int) -> None:
         write_telescope_table,
         write_triggers,
     )
-    from calibdask.io.hdf5 import create_hdf5
+    from calibdask.io.pytables import create_hdf5
 
     known = options.effective_focal_length
     optics = OpticsDescription(
@@ -170,7 +183,7 @@ def _write_file(path: Path, options: MuonImageSimulation, number: int) -> None:
         effective_focal_length_m=_FOCAL_LENGTH_M if known else float("nan"),
     )
     camera = CameraDescription(
-        "LSTCam", *hexagonal_pixels(options.n_pixels, _PIXEL_WIDTH_M), "hexagon", "hex"
+        "LSTCam", *_pixels_m(options), options.pixel_shape, _grid_of(options)
     )
     telescopes = [
         TelescopeDescription(tel_id, optics, camera, (100.0 * tel_id, 0.0, 16.0))

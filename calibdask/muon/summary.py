@@ -6,7 +6,7 @@ however the rings were cut into shards, and a ring at a clipping bound falls on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -100,7 +100,7 @@ def _extent(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gallery:
-    """The first few rings of a cell with their images, for people to look at.
+    """What images add to a cell: its first few rings to look at, and how many are in trouble.
 
     Attributes
     ----------
@@ -115,6 +115,8 @@ class Gallery:
         Pixels of each image.
     pixels : ndarray of float32, shape (4, sum of n_pixels)
         fov_lon and fov_lat in deg, charge and expected charge in p.e., one image after the other.
+    troubled : ndarray of int64, shape (3,)
+        Rings that were left out, by the reasons `calibdask.muon.rings.TROUBLED`.
     """
 
     limit: int
@@ -122,6 +124,7 @@ class Gallery:
     rings: NDArray[np.float64]
     n_pixels: NDArray[np.int64]
     pixels: NDArray[np.float32]
+    troubled: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
 
     @classmethod
     def identity(cls, limit: int = 0) -> Self:
@@ -135,20 +138,22 @@ class Gallery:
         )
 
     def merge(self, other: Self) -> Self:
-        """Keep the first rings of both."""
+        """Keep the first rings of both, and count all that are in trouble."""
+        limit, troubled = max(self.limit, other.limit), self.troubled + other.troubled
         if not len(other.keys):
-            return self
+            return replace(self, limit=limit, troubled=troubled)
         if not len(self.keys):
-            return other
+            return replace(other, limit=limit, troubled=troubled)
         keys = np.concatenate([self.keys, other.keys])
-        chosen = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))[: self.limit]
+        chosen = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))[:limit]
         images = [*self.images(), *other.images()]
         return type(self)(
-            self.limit,
+            limit,
             keys[chosen],
             np.concatenate([self.rings, other.rings])[chosen],
             np.concatenate([self.n_pixels, other.n_pixels])[chosen],
             np.concatenate([images[i] for i in chosen.tolist()], axis=1),
+            troubled,
         )
 
     def images(self) -> list[NDArray[np.float32]]:
@@ -165,6 +170,7 @@ class Gallery:
             "gallery_rings": self.rings,
             "gallery_n_pixels": self.n_pixels,
             "gallery_pixels": self.pixels,
+            "gallery_troubled": self.troubled,
         }
 
     @classmethod
@@ -176,6 +182,7 @@ class Gallery:
             np.asarray(arrays["gallery_rings"], np.float64),
             np.asarray(arrays["gallery_n_pixels"], np.int64),
             np.asarray(arrays["gallery_pixels"], np.float32),
+            np.asarray(arrays["gallery_troubled"], np.int64),
         )
 
 

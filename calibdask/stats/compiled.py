@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -101,8 +102,8 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
     """Compile a function for the types it is first called with, and keep what was compiled.
 
     Kernels release Python's lock, so that threads compute side by side. Where nothing can be kept
-    (a home that cannot be written to, a cache that others may write to), they are compiled in each
-    process.
+    (no home, or one that cannot be written to, a full disk, a cache that others may write to), they
+    are compiled in each process.
     Kernels may call kernels of their own package and of `calibdask.stats`, no others.
     """
     import numba
@@ -120,4 +121,36 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
             kernel = numba.njit(nogil=True, error_model="numpy")(function)
         finally:
             config.CACHE_DIR = before
+    _forgive(kernel)
     return cast("F", kernel)
+
+
+def warm_up() -> None:
+    """Let numba load what every process needs for its first kernel, if there are kernels.
+
+    A process forked from this one finds it in its memory.
+    """
+    if "numba" not in sys.modules:
+        return
+    from numba.core.registry import cpu_target
+
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
+
+
+def _forgive(kernel: Any) -> None:
+    """Let a kernel do without its cache where that cannot be read or written."""
+
+    def forgiving(action: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(action)
+        def attempt(*arguments: Any) -> Any:
+            try:
+                return action(*arguments)
+            except OSError:
+                return None  # what load_overload() gives where nothing is kept
+
+        return attempt
+
+    cache = kernel._cache
+    for name in ("load_overload", "save_overload"):
+        setattr(cache, name, forgiving(getattr(cache, name)))

@@ -36,6 +36,7 @@ class Events:
     tel_id: np.ndarray
     columns: dict[str, np.ndarray]
     units: dict[str, str] = field(default_factory=lambda: {ENERGY: "TeV", IMPACT: "m"})
+    n_lacking: dict[int, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -95,6 +95,7 @@ class _Events:
     columns: dict[str, np.ndarray]
     units: dict[str, str]
     light: np.ndarray
+    n_lacking: dict[int, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 

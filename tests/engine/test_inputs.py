@@ -209,6 +209,32 @@ def test_permissions_of_the_file_system_count(tmp_path):
         identify(path)
 
 
+@pytest.mark.parametrize(("pattern", "place"), [("*.h5", "data"), ("**/*.h5", "data/sub")])
+def test_a_directory_that_may_not_be_read_is_not_empty(tmp_path, monkeypatch, pattern, place):
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    _write(tmp_path / "data" / "a.h5", b"data")
+    whole = os.scandir
+
+    def scandir(path="."):
+        if Path(path) == tmp_path / place:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(MissingInput, match=rf"{place}: may not be read: Permission denied"):
+        find_inputs([tmp_path / "data"], [pattern])
+
+
+def test_a_directory_whose_files_may_not_be_looked_at(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    _write(tmp_path / "a.h5", b"data")
+    with pytest.raises(MissingInput, match=r"a\.h5: may not be read"):
+        find_inputs([tmp_path], ["*.h5"])
+
+
 def test_an_error_of_the_file_system_may_pass(tmp_path, monkeypatch):
     path = _write(tmp_path / "x", b"data")
     monkeypatch.setattr(Path, "open", _raise(errno.EIO))

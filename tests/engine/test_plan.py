@@ -303,7 +303,7 @@ def test_operations_on_the_file_system_are_as_many_as_a_plan_says(tmp_path, monk
         reckoned.append(make_plan(Scripted(), [data]).estimate(1).metadata)
         counted.clear()
         with monkeypatch.context() as patch:
-            for name in ("stat", "mkdir", "link", "unlink", "rename", "replace"):
+            for name in ("stat", "open", "mkdir", "link", "unlink", "rename", "replace"):
                 patch.setattr(os, name, counting(name, getattr(os, name)))
             # The calibration itself calls open(), of which nothing is promised.
             patch.setattr(io, "open", counting("open", io.open))

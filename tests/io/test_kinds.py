@@ -6,8 +6,8 @@ import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.asymmetry import create_asymmetries
-from calibdask.io.hdf5 import create_hdf5, write_table
 from calibdask.io.kinds import file_kind
+from calibdask.io.pytables import create_hdf5, write_root_attributes, write_table
 
 
 def test_dl2(dl2, write_dl2):
@@ -61,7 +61,7 @@ def test_a_file_of_events_that_lost_them_is_no_other_kind(dl2, write_dl2, lost):
     with tables.open_file(path, "a") as file:
         for group in ("dl1", "dl2") if lost == "both" else (lost,):
             file.rename_node(f"/{group}", "dlx" if group == "dl1" else "dly")
-        file.root._v_attrs["CTA PRODUCT DATA LEVELS"] = "DL1_PARAMETERS,DL2"
+        write_root_attributes(file, {"CTA PRODUCT DATA LEVELS": "DL1_PARAMETERS,DL2"})
     if lost == "both":
         with pytest.raises(MissingInput, match="holds no events although it has the attribute"):
             file_kind(path)
@@ -75,6 +75,14 @@ def test_groups_of_events_without_events(tmp_path, where):
     with create_hdf5(path) as file:
         write_table(file, where, {"x": np.arange(3.0)})
     with pytest.raises(MissingInput, match="holds no events although it has the group"):
+        file_kind(path)
+
+
+def test_a_file_with_nothing_in_it_lost_it(tmp_path):
+    path = tmp_path / "a.h5"
+    with create_hdf5(path):
+        pass
+    with pytest.raises(MissingInput, match="nothing else in it"):
         file_kind(path)
 
 

@@ -153,6 +153,22 @@ def test_wrong_options_are_named(load, text, message):
     assert "config.yaml:1" in str(caught.value)
 
 
+def test_the_model_is_ours_unless_compatibility_is_asked_for(load):
+    ours, peers = (
+        load(text).options.ring_fit
+        for text in ("", "MuonIntensityFitter: {compatibility: ctapipe}\n")
+    )
+    assert (ours.of_ctapipe, ours.fit_circle) == (False, True)
+    assert (peers.of_ctapipe, peers.fit_circle) == (True, False)
+    assert ours.map_options() != peers.map_options()
+    fixed = load("MuonIntensityFitter: {fit_circle: false}\n").options.ring_fit
+    assert (fixed.of_ctapipe, fixed.fit_circle) == (False, False)
+    with pytest.raises(ConfigError, match="fixes the circle; leave one of them out"):
+        load("MuonIntensityFitter: {compatibility: ctapipe, fit_circle: true}\n")
+    with pytest.raises(ConfigError, match="compatibility"):
+        load("MuonIntensityFitter: {compatibility: lstchain}\n")
+
+
 def test_options_of_the_ring_fit_by_telescope(load):
     text = """\
 MuonProcessor: {pedestal: [[type, "*", 1.0], [id, 2, 2.0]]}

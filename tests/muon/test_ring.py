@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from calibdask.io.images import neighbours_of
-from calibdask.muon.image_simulation import hexagonal_pixels
+from calibdask.muon.image_simulation import pixels_of
 from calibdask.muon.ring import (
     Circle,
     completeness,
@@ -20,7 +20,7 @@ from calibdask.muon.ring import (
     taubin,
 )
 
-X_M, Y_M, AREA_M2 = hexagonal_pixels(1855, 0.05)
+X_M, Y_M, AREA_M2 = pixels_of(1855, 0.05, "hexagon", 0.0)
 X, Y = X_M / 28.0, Y_M / 28.0
 WIDTH = np.full(X.size, 0.05 / 28.0)
 NEIGHBOURS = neighbours_of(X_M, Y_M, "hex", "hexagon")

@@ -62,7 +62,11 @@ def pictures(rings: Rings, limit: int) -> Gallery:
     for key in rings.keys:
         n = 3 + int(key[2]) % 4
         pixels = np.full((4, n), key[2], np.float32)
-        one = Gallery(limit, key[None, :], np.full((1, 7), float(key[2])), np.array([n]), pixels)
+        troubled = np.array([key[2] % 2, key[2] % 3, 1])
+        ring = np.full((1, 7), float(key[2]))
+        one = Gallery(limit, key[None, :], ring, np.array([n]), pixels, troubled)
+        if key[2] % 5 == 0:  # nothing to look at
+            one = replace(Gallery.identity(limit), troubled=troubled)
         total = total.merge(one)
     return total
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -62,6 +63,29 @@ def test_a_home_that_cannot_be_written_to_costs_time_only(package, tmp_path):
     code = "from caller import outer; print(outer(3))"
     environment = {"HOME": str(blocked), "XDG_CACHE_HOME": str(blocked), "NUMBA_CACHE_DIR": ""}
     assert _run(package, code, **environment) == "8"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_full_disk_costs_time_only(package, tmp_path, number):
+    code = (
+        "import os\n"
+        "def fail(*_): raise OSError(int(os.environ['NUMBER']), 'scripted')\n"
+        "from caller import outer\n"
+        "os.replace = fail\n"
+        "print(outer(3), len(outer.signatures))"
+    )
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBER": str(number)}
+    assert _run(package, code, **environment) == "8 1"
+
+
+def test_a_user_without_home_has_no_cache(monkeypatch):
+    def nowhere(_path):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    assert compiled(lambda x: x + 1)(2) == 3
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
