@@ -209,6 +209,21 @@ def test_how_it_ended(workdir, exit_code, state):
     assert (f"exit code {exit_code}: why" in status.reason) == (exit_code != 0)
 
 
+@pytest.mark.parametrize("name", ["progress.json", "plan.json", "lock.json"])
+def test_a_pipe_or_a_directory_in_the_place_of_a_record_is_none(tmp_path, paths, workdir, name):
+    finished = run(Scripted(), paths, tmp_path / "out.h5")
+    (workdir / name).unlink(missing_ok=True)
+    os.mkfifo(workdir / name)
+    piped = read_status(workdir)
+    # What cannot be read may be a lock that is being written.
+    expected = {"progress.json": "never started", "plan.json": "finished", "lock.json": "running"}
+    assert piped.state == expected[name]
+    (workdir / name).unlink()
+    (workdir / name).mkdir()
+    assert read_status(workdir).state == piped.state
+    assert finished.digest in str(read_status(workdir)) or name == "progress.json"
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"shards": [{}], "rejected": []}', "[]"])
 def test_nothing_but_half_a_plan(workdir, text):
     workdir.mkdir()
