@@ -13,7 +13,7 @@ import calibdask
 
 PACKAGE = Path(calibdask.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-SHARED = {"engine", "io", "stats"}
+SHARED = {"config", "engine", "io", "stats"}
 DOMAINS = sorted(
     path.name
     for path in PACKAGE.iterdir()

@@ -645,14 +645,21 @@ class PairwiseCalibration(FromDl2):
         """Make one table of the columns of all cells, with the times of their bins."""
         from astropy.table import QTable
 
-        columns = {
-            name: np.concatenate([columns[name] for _, columns in of_cells])
-            for name in of_cells[0][1]
-        }
+        # Where nothing is selected there is no threshold either, and no events that pass it.
+        names = dict.fromkeys(name for _, columns in of_cells for name in columns)
+        joined: dict[str, NDArray[Any]] = {}
+        for name in names:
+            dtype = next(columns[name].dtype for _, columns in of_cells if name in columns)
+            joined[name] = np.concatenate(
+                [
+                    columns.get(name, np.zeros(len(next(iter(columns.values()))), dtype))
+                    for _, columns in of_cells
+                ]
+            )
         units = column_units(self.network.observable)
         table = QTable(
-            self._times(of_cells) | columns,
-            units={name: unit for name, unit in units.items() if name in columns},
+            self._times(of_cells) | joined,
+            units={name: unit for name, unit in units.items() if name in joined},
             meta={"obs_id": obs_id_array(self.obs_ids)},
         )
         describe_columns(table)

@@ -216,7 +216,9 @@ class TimingCalibration(PairwiseCalibration):
             )
         self._altitude_m(survey.facts.info.layout, source.path)
         facts = survey.facts
-        found = SurveyedTimes(facts.info, facts.bin_starts, facts.time_bin, has_sizes)
+        found = SurveyedTimes(
+            facts.info, facts.bin_starts, facts.time_bin, facts.n_timeless, has_sizes=has_sizes
+        )
         return replace(survey, facts=found)
 
     def planned(self, surveys: Sequence[Survey]) -> Self:

@@ -178,11 +178,12 @@ def walk_scores(
     moves = sum(response[:, number] * value for number, value in rows.terms())
     number = np.unique(event, return_inverse=True)[1]
     by_event = np.stack([np.bincount(number, one * left) for one in np.asarray(moves)])
-    outer = np.einsum("ae,be->ab", by_event, by_event)
+    # Without events, bincount gives integers.
+    outer = np.einsum("ae,be->ab", by_event, by_event).astype(np.float64)
     sums = [np.bincount(pair[known], weights, n_pairs) for weights in (
         np.ones(known.sum()), rows.small_1[known], rows.small_2[known]
     )]  # fmt: skip
-    return outer, np.stack(sums, axis=1)
+    return outer, np.stack(sums, axis=1).astype(np.float64)
 
 
 def walk_effect(

@@ -73,6 +73,8 @@ class Envelope:
         Entries left after each selection.
     key_ranges : tuple of (group, first, last, shard)
         The span of event identifiers that each shard used in each group (observation).
+    n_keys : int
+        Number of event identifiers used.
     cpu_seconds, wall_seconds : float
         Cost of computing it, whenever that was.
     peak_bytes : int
@@ -94,6 +96,7 @@ class Envelope:
     cpu_classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     lost: tuple[Failure, ...] = ()
+    n_keys: int = 0
 
     def merge(self, other: Envelope) -> Envelope:
         """Join the accounts of different shards (CalibdaskError where one occurs twice)."""
@@ -110,6 +113,7 @@ class Envelope:
             tuple(sorted({*self.cpu_classes, *other.cpu_classes})),
             self.warnings + other.warnings,
             self.lost + other.lost,
+            self.n_keys + other.n_keys,
         )
 
     def to_header(self) -> dict[str, Any]:
@@ -119,6 +123,7 @@ class Envelope:
             "cut_flow": dict(self.cut_flow or {}),
             "cut_order": list(self.cut_flow or {}),
             "key_ranges": [list(one) for one in self.key_ranges],
+            "n_keys": self.n_keys,
             "cpu_seconds": self.cpu_seconds,
             "wall_seconds": self.wall_seconds,
             "peak_bytes": self.peak_bytes,
@@ -143,6 +148,7 @@ class Envelope:
             tuple(header["cpu_classes"]),
             tuple(header["warnings"]),
             tuple(Failure(**failure) for failure in header.get("lost", ())),
+            header.get("n_keys", 0),
         )
 
 
@@ -170,6 +176,8 @@ class Outcome:
         Of a fit: the cell needs no further stage.
     digest : str
         Of a fit: digest of the state.
+    duplicates : tuple of (group, identifier, shard, shard, int)
+        Of a comparison of keys: the smallest in each group that two shards hold, and how many do.
     """
 
     address: str | None = None
@@ -182,3 +190,4 @@ class Outcome:
     notes: tuple[str, ...] = ()
     done: bool = True
     digest: str = ""
+    duplicates: tuple[tuple[int, int, int, int, int], ...] = ()

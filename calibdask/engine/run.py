@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from calibdask.engine import events
 from calibdask.engine.canonical import canonical_json
 from calibdask.engine.cluster import (
@@ -25,6 +23,7 @@ from calibdask.engine.cluster import (
     check_cluster,
     open_executor,
 )
+from calibdask.engine.duplicates import comparisons, raise_duplicates
 from calibdask.engine.envelope import Envelope, Failure, Outcome
 from calibdask.engine.growth import OwnProduct
 from calibdask.engine.inputs import Found, find_inputs, lists_of
@@ -34,27 +33,19 @@ from calibdask.engine.places import Places
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
-from calibdask.engine.shown import (
-    facts_html,
-    facts_text,
-    printable,
-    shortened,
-    table_text,
-    tables_html,
-)
+from calibdask.engine.shown import facts_html, facts_text, shortened, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     States,
     Task,
     WorkContext,
     fit_cell,
-    kept_arrays,
     map_shard,
     merge_node,
     write_file,
     write_maps,
 )
-from calibdask.errors import CalibdaskError, CorruptedInput
+from calibdask.errors import CalibdaskError
 from calibdask.io.maps import MAPS
 from calibdask.stats.compiled import cache_problem, will_compile
 
@@ -386,46 +377,6 @@ def _run_tasks(
     return outcomes
 
 
-def _check_keys(context: WorkContext, plan: Plan, total: Envelope, rows: Mapping[int, str]) -> None:
-    """Refuse an event that occurs in two shards.
-
-    Only shards whose ranges of identifiers overlap are looked into.
-
-    Raises
-    ------
-    CorruptedInput
-        Naming both files and an event.
-    """
-    open_ranges: list[tuple[int, int, int, int]] = []
-    clashes: dict[int, set[int]] = {}
-    for group, first, last, index in sorted(total.key_ranges):
-        open_ranges = [one for one in open_ranges if one[0] == group and one[2] >= first]
-        for _, _, _, other in open_ranges:
-            clashes.setdefault(group, set()).update((index, other))
-        open_ranges.append((group, first, last, index))
-    for group, indices in sorted(clashes.items()):
-        identifiers, owners = [], []
-        for index in sorted(indices):
-            keys = kept_arrays(context, plan.shards[index], rows[index], "keys")["keys"]
-            mine = keys[keys[:, 0] == group, 1]
-            identifiers.append(mine)
-            owners.append(np.full(len(mine), index))
-        values, owner = np.concatenate(identifiers), np.concatenate(owners)
-        order = np.lexsort((owner, values))
-        values, owner = values[order], owner[order]
-        same = np.flatnonzero(values[1:] == values[:-1])
-        if same.size:
-            one, two = plan.shards[owner[same[0]]], plan.shards[owner[same[0] + 1]]
-            names = (printable(shard.inputs[0].path, one_line=True) for shard in (one, two))
-            paths = " and ".join(names)
-            event = plan.calibration.name_event(group, int(values[same[0]]))
-            raise CorruptedInput(
-                f"{paths} both hold {event}"
-                f" ({same.size} events are in two inputs): counting events twice would make the"
-                " errors too small; leave one of them out"
-            )
-
-
 def _merge_all(envelopes: Sequence[Envelope]) -> Envelope:
     """Join the accounts of all shards, in pairs: one after the other would copy the sum each time.
 
@@ -493,7 +444,9 @@ def execute(
                 lost[index] = outcome.envelope.lost
         if number == 0:
             account.total = _merge_all(envelopes)
-            _check_keys(context, plan, account.total, rows)
+            compared = comparisons(context, plan, account.total, rows)
+            if compared:
+                raise_duplicates(plan, _run_tasks(executor, 0, compared, account, emit).values())
         _check_complete(plan, stage, outcomes, account)
         for cell, key in stage.fit_keys.items():
             outcome = outcomes[key]

@@ -26,7 +26,7 @@ import numpy as np
 from calibdask.errors import CalibdaskError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -147,8 +147,10 @@ class Pack:
             self._file.close()
             raise
 
-    def group(self, group: str) -> dict[str, NDArray[Any]]:
-        """Read the arrays of one group (empty where the group was not stored).
+    def group(
+        self, group: str, choose: Callable[[Iterable[str]], Iterable[str]] = iter
+    ) -> dict[str, NDArray[Any]]:
+        """Read the arrays of one group, or some of them (none where the group was not stored).
 
         Raises
         ------
@@ -157,8 +159,10 @@ class Pack:
         """
         prefix = f"{group}/"
         with _reading(self.path):
-            names = [name for name in self._archive.files if name.startswith(prefix)]
-            return {name.removeprefix(prefix): self._archive[name] for name in names}
+            names = [
+                name.removeprefix(prefix) for name in self._archive.files if name.startswith(prefix)
+            ]
+            return {name: self._archive[prefix + name] for name in choose(names)}
 
     def check(self) -> None:
         """Read every member once (CorruptResult as for :meth:`group`)."""

@@ -10,16 +10,15 @@ from __future__ import annotations
 import resource
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from calibdask.engine.canonical import canonical_json, digest_arrays, digest_json
 from calibdask.engine.envelope import Envelope, Failure, Outcome
 from calibdask.engine.inputs import check_unchanged
+from calibdask.engine.keys import divided_keys, key_ranges
 from calibdask.engine.merge import join_ranges, merge_address
 from calibdask.engine.provenance import cpu_class
 from calibdask.engine.store import CorruptResult, Store
@@ -35,6 +34,7 @@ __all__ = [
     "Task",
     "WorkContext",
     "fit_cell",
+    "guarded",
     "kept_arrays",
     "load_state",
     "load_summary",
@@ -55,7 +55,7 @@ class Task:
     key : str
         Its name, unique in the run.
     group : str
-        "map", "merge", "fit" or "write".
+        "map", "compare", "merge", "fit" or "write".
     label : str
         Name for people.
     call : callable
@@ -84,8 +84,8 @@ class WorkContext:
     retry_seconds: float = 0.5
 
 
-def _guarded(context: WorkContext, where: str, work: Callable[[], Outcome]) -> Outcome:
-    """Do the work; try again what may pass, and turn what does not into data."""
+def guarded(context: WorkContext, where: str, work: Callable[[], Outcome]) -> Outcome:
+    """Do the work of a task; try again what may pass, and turn what does not into data."""
     wall, cpu = time.perf_counter(), time.thread_time()
     notes: list[str] = []
     attempt = 0
@@ -170,18 +170,6 @@ def load_summary(
     return context.calibration.summary_type(stage).from_arrays(arrays)
 
 
-def _key_ranges(
-    keys: np.ndarray[Any, Any] | None, index: int
-) -> tuple[tuple[int, int, int, int], ...]:
-    if keys is None or not len(keys):
-        return ()
-    ranges = []
-    for group in np.unique(keys[:, 0]):
-        identifiers = keys[keys[:, 0] == group, 1]
-        ranges.append((int(group), int(identifiers.min()), int(identifiers.max()), index))
-    return tuple(ranges)
-
-
 def map_shard(
     context: WorkContext,
     stage: int,
@@ -233,7 +221,8 @@ def map_shard(
         envelope = Envelope(
             shards=((shard.index, shard.index + 1),),
             cut_flow=dict(reduced.cut_flow),
-            key_ranges=_key_ranges(reduced.keys, shard.index),
+            key_ranges=key_ranges(reduced.keys, shard.index),
+            n_keys=0 if reduced.keys is None else len(reduced.keys),
             cpu_seconds=time.thread_time() - cpu,
             wall_seconds=time.perf_counter() - wall,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -247,7 +236,7 @@ def map_shard(
         if reduced.rows is not None:
             groups["rows"] = reduced.rows
         if reduced.keys is not None:
-            groups["keys"] = {"keys": reduced.keys}
+            groups["keys"] = divided_keys(reduced.keys)
         header = {
             "envelope": envelope.to_header(),
             "cells": [list(cell) for cell in reduced.summaries],
@@ -255,7 +244,7 @@ def map_shard(
         context.store.save(address, header, groups)
         return Outcome(address, envelope.shards, envelope=envelope, notes=tuple(notes))
 
-    return _guarded(context, shard.label, work)
+    return guarded(context, shard.label, work)
 
 
 def opens_inputs(task: Task) -> bool:
@@ -272,19 +261,28 @@ def _discard(context: WorkContext, address: str, error: CorruptResult) -> str:
     return f"{error}; computed again"
 
 
-def kept_arrays(context: WorkContext, shard: Shard, address: str, group: str) -> Rows:
-    """Read what the first stage kept ("rows" or "keys"), or make it again where it is lost."""
+def kept_arrays(
+    context: WorkContext,
+    shard: Shard,
+    address: str,
+    group: str,
+    choose: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> Rows:
+    """Read what the first stage kept ("rows" or "keys"), or make it again where it is lost.
+
+    `choose` picks those of the group's arrays that are read.
+    """
     if context.store.has(address):
         try:
             with context.store.open(address) as pack:
-                return pack.group(group)
+                return pack.group(group, choose)
         except CorruptResult:
             context.store.discard(address)
     outcome = map_shard(context, 0, shard, address, {}, None)
     if outcome.failure is not None:
         raise outcome.failure.error()
     with context.store.open(address) as pack:
-        return pack.group(group)
+        return pack.group(group, choose)
 
 
 def merge_node(
@@ -326,7 +324,7 @@ def merge_node(
         context.store.save(address, {"filled": filled}, groups)
         return Outcome(address if filled else None, shards, notes=tuple(notes))
 
-    return _guarded(context, f"merge of {_cell_name(cell)}", work)
+    return guarded(context, f"merge of {_cell_name(cell)}", work)
 
 
 def fit_cell(
@@ -396,7 +394,7 @@ def fit_cell(
         context.store.save(address, {"done": state.done, "digest": digest}, {"state": stored})
         return Outcome(address, root.shards, done=state.done, digest=digest, notes=tuple(notes))
 
-    return _guarded(context, f"fit of {_cell_name(cell)}", work)
+    return guarded(context, f"fit of {_cell_name(cell)}", work)
 
 
 def write_file(
@@ -415,7 +413,7 @@ def write_file(
         context.calibration.write_file(Path(path), shards, parts)
         return Outcome()
 
-    return _guarded(context, path, work)
+    return guarded(context, path, work)
 
 
 def write_maps(context: WorkContext, path: str, cell: Cell, state: str, result: Any) -> Outcome:
@@ -426,7 +424,7 @@ def write_maps(context: WorkContext, path: str, cell: Cell, state: str, result: 
         context.calibration.write_maps(Path(path), cell, before, result)
         return Outcome()
 
-    return _guarded(context, f"maps of {_cell_name(cell)}", work)
+    return guarded(context, f"maps of {_cell_name(cell)}", work)
 
 
 def _cell_name(cell: Cell) -> str:

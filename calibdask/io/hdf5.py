@@ -467,7 +467,7 @@ def _write_attributes(node: tables.Node, attributes: Mapping[str, object]) -> No
 
 @contextmanager
 def _locked(path: Path, mode: int = os.O_RDONLY) -> Iterator[str]:
-    """Lock a file as HDF5 would, where the file system can, and give the name to open it by.
+    """Lock a file that is read as HDF5 would, where that can be, and return the name to open it by.
 
     HDF5 itself, which refuses a file where there are no locks, is told not to (`calibdask.io`).
 
@@ -483,8 +483,10 @@ def _locked(path: Path, mode: int = os.O_RDONLY) -> Iterator[str]:
         raise TransientError(msg) from error
     try:
         try:
-            kind = fcntl.LOCK_SH if mode == os.O_RDONLY else fcntl.LOCK_EX
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            # A new file needs none: its name was taken by us. Where HDF5 locks after all (PyTables
+            # was imported before this package) ours would keep it out.
+            if mode == os.O_RDONLY:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno == errno.EWOULDBLOCK:
                 msg = f"{path}: another process writes it ({error.strerror}); try again"

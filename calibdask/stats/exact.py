@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from calibdask.stats import grouped
 from calibdask.stats.moments import Moments
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExactMoments"]
 
-_LIMB_BITS = 16
 _LARGEST = 2**46  # of a rounded value, in units: its upper limb stays below 2**14
-_BLOCK = 2**19  # values: the sum of that many products of limbs is exact in float64 (2**53)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,35 +96,12 @@ class ExactMoments:
         ValueError
             A value that cannot be held, or a group out of range.
         """
-        total = cls.identity(n_groups, exponent)
         values = np.asarray(values, np.float64)
         if not np.all(cls.holds(values, exponent)):
             raise ValueError("values that are not numbers or too large for this exponent: drop")
-        if group.size and not 0 <= group.min() <= group.max() < n_groups:
-            raise ValueError(f"groups outside 0..{n_groups - 1}")
-        for start in range(0, len(values), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            total._add(np.asarray(group[block], np.int64), values[block])
-        return total
-
-    def _add(self, group: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Add one block; only for a sum that nobody else holds."""
-        units = np.rint(np.ldexp(values, -self.exponent)).astype(np.int64)
-        mask = (1 << _LIMB_BITS) - 1
-        low, middle = units & mask, (units >> _LIMB_BITS) & mask
-        high = units >> (2 * _LIMB_BITS)
-        a, b, c = (limb.astype(np.float64) for limb in (low, middle, high))
-        n_groups = len(self.n)
-
-        def add(to: NDArray[np.int64], weights: NDArray[np.float64] | None) -> None:
-            # Products of limbs are below 2**33, so these float sums are exact.
-            to += np.bincount(group, weights, n_groups).astype(np.int64)
-
-        add(self.n, None)
-        for j, limb in enumerate((a, b, c)):
-            add(self.s1[:, j], limb)
-        for j, product in enumerate((a * a, 2 * a * b, b * b + 2 * a * c, 2 * b * c, c * c)):
-            add(self.s2[:, j], product)
+        grouped.check(group, values, n_groups)
+        units = np.rint(np.ldexp(values, -exponent)).astype(np.int64)
+        return cls(exponent, *grouped.exact_sums(np.asarray(group, np.int64), units, n_groups))
 
     def merge(self, other: Self) -> Self:
         """Add the sums of another set of values."""
@@ -146,8 +122,8 @@ class ExactMoments:
         mean, m2 = np.zeros(len(self.n)), np.zeros(len(self.n))
         for i in np.flatnonzero(self.n).tolist():
             n = int(self.n[i])
-            one = sum(limb << (_LIMB_BITS * j) for j, limb in enumerate(self.s1[i].tolist()))
-            two = sum(limb << (_LIMB_BITS * j) for j, limb in enumerate(self.s2[i].tolist()))
+            one = sum(limb << (grouped.LIMB_BITS * j) for j, limb in enumerate(self.s1[i].tolist()))
+            two = sum(limb << (grouped.LIMB_BITS * j) for j, limb in enumerate(self.s2[i].tolist()))
             # Whole numbers divide with one rounding, however large they are.
             mean[i] = math.ldexp(one / n, self.exponent)
             m2[i] = math.ldexp((n * two - one * one) / n, 2 * self.exponent)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from calibdask.stats import grouped
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -67,17 +69,12 @@ class Histogram:
         ValueError
             If a value is NaN, a group out of range, or the edges do not rise.
         """
-        empty = cls.identity(n_groups, edges)
+        cls.identity(n_groups, edges)  # refuses edges that do not rise
         values = np.asarray(values, np.float64)
         if np.isnan(values).any():
             raise ValueError("a histogram has no bin for values that are not numbers: drop them")
-        n_bins = empty.counts.shape[1]
-        # NaN excepted, side="right" puts every value into [edge, next edge).
-        cell = np.asarray(group, np.int64) * n_bins + np.searchsorted(edges, values, side="right")
-        counts = np.bincount(cell, minlength=empty.counts.size)
-        if len(counts) > empty.counts.size:
-            raise ValueError(f"group {np.max(group)} given, but only {n_groups} groups announced")
-        return cls(edges, counts.reshape(empty.counts.shape).astype(np.int64))
+        grouped.check(group, values, n_groups)
+        return cls(edges, grouped.histogram(group, values, n_groups, edges))
 
     @property
     def n(self) -> NDArray[np.int64]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from calibdask.stats import grouped
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -40,9 +42,9 @@ class Moments:
 
     @classmethod
     def from_groups(cls, group: NDArray[np.integer], values: ArrayLike, n_groups: int) -> Self:
-        """Moments of the values of each group, by the corrected two-pass algorithm.
+        """Moments of the values of each group (see `calibdask.stats.grouped.moments`).
 
-        Chan, Golub & LeVeque 1983 (Am. Stat. 37, 242), eq. 1.7. A value that is not a number makes
+        A value that is not a number makes
         the moments of its own group NaN and leaves the others alone.
 
         Parameters
@@ -65,16 +67,8 @@ class Moments:
             If a group lies outside 0..n_groups-1, or the two arrays differ in length.
         """
         values = np.asarray(values, np.float64)
-        n = np.bincount(group, minlength=n_groups)
-        if len(n) > n_groups:
-            raise ValueError(f"group {len(n) - 1} given, but only {n_groups} groups announced")
-        at_least_one = np.maximum(n, 1)
-        mean = np.bincount(group, values, n_groups) / at_least_one
-        deviation = values - mean[group]
-        # What rounding left over in the first pass: corrects both the mean and M2.
-        rest = np.bincount(group, deviation, n_groups)
-        m2 = np.bincount(group, deviation**2, n_groups) - rest**2 / at_least_one
-        return cls(n.astype(np.int64), mean + rest / at_least_one, np.maximum(m2, 0.0))
+        grouped.check(group, values, n_groups)
+        return cls(*grouped.moments(group, values, n_groups))
 
     def merge(self, other: Self) -> Self:
         """Moments of both sets of values together (Chan, Golub & LeVeque 1983, eq. 2.1)."""

@@ -244,7 +244,7 @@ def test_ratios_within_types_are_taken_as_given(simulated, inter, run):
         true = simulated.throughput[REFERENCES[str(row["tel_type"])]] / simulated.throughput[5]
         assert abs(row["scaling_factor"] - true) < 4 * row["scaling_factor_uncertainty"]
     components = result.tables[f"{COEFFICIENTS}_components"]
-    assert components["ndf"][0] == components["n_pairs"][0] - 2
+    assert 0 < components["ndf"][0] <= components["n_pairs"][0] - 2  # pairs share events
     pairs = result.tables[f"{COEFFICIENTS}_pairs"]
     assert not any("-" not in kind for kind in pairs["tel_type"][pairs["used"]].tolist())
 

@@ -53,7 +53,7 @@ def test_moments_are_those_of_the_values():
 
 
 def test_more_values_than_one_block(monkeypatch):
-    monkeypatch.setattr("calibdask.stats.exact._BLOCK", 7)
+    monkeypatch.setattr("calibdask.stats.grouped._BLOCK", 7)
     group, values = draw(3)
     cut = ExactMoments.from_groups(group, values, 3)
     monkeypatch.undo()

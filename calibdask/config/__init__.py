@@ -1,0 +1,28 @@
+"""Configurations: YAML files into checked, frozen sections.
+
+A configuration is a mapping of section names to sections, as in ctapipe. Which sections there are
+is the caller's business: it passes a mapping from section name to model. Whatever is wrong becomes
+one `ConfigError` that lists every problem with its file, line, dotted path, value and remedy.
+"""
+
+from calibdask.config.campaign import ENGINE_SECTIONS, Campaign, Slurm
+from calibdask.config.describe import describe
+from calibdask.config.load import Configuration, load_config
+from calibdask.config.sections import Section, caseless, format_bytes, parse_bytes, read_with
+from calibdask.config.yaml import load_yaml, parse_yaml
+
+__all__ = [
+    "ENGINE_SECTIONS",
+    "Campaign",
+    "Configuration",
+    "Section",
+    "Slurm",
+    "caseless",
+    "describe",
+    "format_bytes",
+    "load_config",
+    "load_yaml",
+    "parse_bytes",
+    "parse_yaml",
+    "read_with",
+]

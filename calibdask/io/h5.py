@@ -1,0 +1,394 @@
+"""HDF5 files in, through h5py's low level: tables by path, attributes when they are asked for.
+
+PyTables reads and sets every attribute of each table that it opens, which costs five to seven times
+as much as reading the data, and unpickles those that look like pickles. Here nothing is unpickled,
+a table costs one open and one read, and the HDF5 library checks the checksum (fletcher32) of every
+chunk. Files are written by PyTables, see `calibdask.io.hdf5`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import hdf5plugin  # noqa: F401 (registers blosc, with which ctapipe compresses)
+import numpy as np
+from h5py import h5a, h5d, h5f, h5g, h5o, h5p, h5s, h5t
+
+from calibdask.errors import CalibdaskError, CorruptedInput, MissingInput, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["TRANSIENT", "Columns", "File", "Table", "check_readable", "open_hdf5"]
+
+type Columns = dict[str, NDArray[Any]]
+
+TRANSIENT = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT}
+"""Error numbers of a file system that may go away by themselves."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, 524}  # 524: ENOTSUPP of the NFS client
+
+# What h5py raises where a file makes no sense to it or to the HDF5 library.
+_DAMAGED = (
+    KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError,
+    UnicodeDecodeError, ValueError,
+)  # fmt: skip
+
+# Rows are read in blocks: a wide table is never in memory for the sake of three of its columns.
+_BLOCK_BYTES = 2 * 2**20
+
+
+class File:
+    """An open HDF5 file, from `open_hdf5`. Its methods raise CorruptedInput where it is damaged.
+
+    Attributes
+    ----------
+    path : Path
+        The file, for messages.
+    """
+
+    def __init__(self, path: Path, fid: h5f.FileID) -> None:
+        self.path = path
+        self._fid = fid
+
+    def __contains__(self, path: str) -> bool:
+        with _reading(self.path):
+            return path.encode() in self._fid
+
+    def children(self, path: str) -> tuple[str, ...]:
+        """Return the names in a group, sorted; nothing where there is no such group."""
+        if path not in self:
+            return ()
+        with _reading(self.path):
+            node = h5o.open(self._fid, path.encode())
+            names: list[bytes] = []
+            if isinstance(node, h5g.GroupID):
+                node.links.iterate(names.append)
+            return tuple(sorted(name.decode() for name in names))
+
+    def attribute(self, name: str) -> Any:
+        """Return an attribute of the file, None where there is none. Nothing is unpickled."""
+        with _reading(self.path):
+            return _attribute(h5g.open(self._fid, b"/"), name)
+
+    def find(self, path: str) -> Table | None:
+        """Return the table at a path, None where there is none.
+
+        Raises
+        ------
+        CorruptedInput
+            There is something else than a table.
+        """
+        if path not in self:
+            return None
+        with _reading(self.path):
+            node = h5o.open(self._fid, path.encode())
+            if _is_table(node):
+                return Table(self.path, path, node)
+        kind = "a group" if isinstance(node, h5g.GroupID) else "an array"
+        raise CorruptedInput(f"{self.path}: {path} is not a table but {kind}")
+
+    def table(self, path: str) -> Table:
+        """Return the table at a path.
+
+        Raises
+        ------
+        MissingInput
+            Nothing is there.
+        CorruptedInput
+            There is something else than a table.
+        """
+        table = self.find(path)
+        if table is None:
+            raise MissingInput(f"{self.path}: has no table {path}")
+        return table
+
+    def tables(self) -> Iterator[Table]:
+        """Yield all tables of the file, sorted by their paths."""
+        names: list[bytes] = []
+        with _reading(self.path):
+            h5o.visit(self._fid, names.append)
+        for name in sorted(names):
+            with _reading(self.path):
+                node = h5o.open(self._fid, name)
+                table = Table(self.path, f"/{name.decode()}", node) if _is_table(node) else None
+            if table is not None:
+                yield table
+
+
+class Table:
+    """A table of an open file: its description now, its rows when they are asked for.
+
+    Attributes
+    ----------
+    file, path : Path, str
+        The file and the path in it, for messages.
+    n_rows : int
+        Number of rows.
+    dtype : dtype
+        Of a row, as it is stored; booleans of PyTables (bit fields) and h5py (enumerations) are
+        booleans, text of variable length is an object.
+    """
+
+    def __init__(self, file: Path, path: str, node: h5d.DatasetID) -> None:
+        self.file, self.path = file, path
+        self._node = node
+        stored = node.get_type()
+        self.dtype = _dtype(stored)
+        # Rows are read as they are stored: no conversion in the HDF5 library, except of text of
+        # variable length, which HDF5 can only give as pointers.
+        self._type = h5t.py_create(self.dtype) if self.dtype.hasobject else stored
+        self.n_rows = int(node.shape[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns, in their order."""
+        return self.dtype.names or ()
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row."""
+        return int(self.dtype.itemsize)
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Read rows as a structured array.
+
+        Parameters
+        ----------
+        start, stop : int, optional
+            Range of rows, all by default.
+
+        Raises
+        ------
+        CorruptedInput
+            A chunk fails its checksum or cannot be decompressed.
+        """
+        stop = self.n_rows if stop is None else min(stop, self.n_rows)
+        rows = np.empty(max(0, stop - start), self.dtype)
+        if rows.size:
+            space = self._node.get_space()
+            space.select_hyperslab((start,), rows.shape)
+            with _reading(self.file, self.path):
+                self._node.read(h5s.create_simple(rows.shape), space, rows, self._type)
+        return rows
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
+        """Yield rows in blocks of about 2 MiB, so that a wide table need not fit into memory."""
+        stop = self.n_rows if stop is None else min(stop, self.n_rows)
+        step = max(1, _BLOCK_BYTES // self.row_bytes)
+        for begin in range(start, stop, step):
+            yield self.read(begin, min(begin + step, stop))
+
+    def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Columns:
+        """Read columns, each contiguous and in the byte order of this machine.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Columns of the table.
+        start, stop : int, optional
+            Range of rows, all by default.
+
+        Raises
+        ------
+        CorruptedInput
+            As `read`; or no such column.
+        """
+        if lacking := [name for name in names if name not in self.names]:
+            raise CorruptedInput(f"{self.file}: {self.path} has no column {lacking[0]}")
+        stop = self.n_rows if stop is None else min(stop, self.n_rows)
+        out: Columns = {}
+        for name in names:
+            dtype = self.dtype[name]
+            out[name] = np.empty((stop - start, *dtype.shape), dtype.base.newbyteorder("="))
+        done = 0
+        for block in self.blocks(start, stop):
+            for name, values in out.items():
+                values[done : done + len(block)] = block[name]
+            done += len(block)
+        return out
+
+    def attribute(self, name: str) -> Any:
+        """Return an attribute of the table, None where there is none. Nothing is unpickled."""
+        with _reading(self.file, self.path):
+            return _attribute(self._node, name)
+
+    def field(self, column: str, what: str) -> Any:
+        """Return what ctapipe says of a column, e.g. its UNIT or TRANSFORM; None for nothing."""
+        return self.attribute(f"CTAFIELD_{self.names.index(column)}_{what}")
+
+    def unit(self, column: str) -> str:
+        """Return the unit of a column as it is stored, "" for none."""
+        return str(self.field(column, "UNIT") or "")
+
+
+@contextmanager
+def open_hdf5(path: Path | str) -> Iterator[File]:
+    """Open an HDF5 file for reading.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file.
+
+    Yields
+    ------
+    File
+        Closed when the block ends.
+
+    Raises
+    ------
+    MissingInput
+        No such file, or no permission to read it; or the block asked for what is not there.
+    CorruptedInput
+        Empty, truncated, damaged, not HDF5, not a file.
+    TransientError
+        A fault of the file system that may go away (stale handle, input/output error, a lock).
+    """
+    path = Path(path)
+    check_readable(path)
+    with _reading(path):
+        fid = _open(path)
+    try:
+        yield File(path, fid)
+    finally:
+        fid.close()
+
+
+def _open(path: Path) -> h5f.FileID:
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    try:
+        return h5f.open(os.fsencode(path), h5f.ACC_RDONLY, access)
+    except OSError as error:
+        if not _codes(str(error)) & _NO_LOCKS:
+            raise
+        # A file system without locks: nobody can hold one.
+        access.set_file_locking(False, True)
+        return h5f.open(os.fsencode(path), h5f.ACC_RDONLY, access)
+
+
+def check_readable(path: Path) -> None:
+    """Look at a file without HDF5, whose messages do not tell these cases apart.
+
+    Raises
+    ------
+    MissingInput, CorruptedInput, TransientError
+        As `open_hdf5`.
+    """
+    try:
+        with path.open("rb") as stream:
+            empty = not stream.read(1)
+    except FileNotFoundError:
+        raise MissingInput(f"{path}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise CorruptedInput(f"{path}: is a directory, not an HDF5 file") from None
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise TransientError(
+                f"{path}: cannot be read now ({error.strerror}); try again"
+            ) from error
+        raise MissingInput(f"{path}: cannot be read ({error.strerror})") from None
+    if empty:
+        raise CorruptedInput(f"{path}: is empty; copy or produce it again")
+
+
+@contextmanager
+def _reading(path: Path, where: str = "") -> Iterator[None]:
+    """Raise this package's exceptions for those of h5py; only h5py is called inside."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise _from_hdf5(path, where, str(error)) from error
+
+
+def _from_hdf5(path: Path, where: str, trace: str) -> CalibdaskError:
+    """Tell faults of the file system from faults of the file, by HDF5's own message."""
+    if transient := _codes(trace) & TRANSIENT:
+        reasons = ", ".join(os.strerror(code) for code in sorted(transient))
+        return TransientError(f"{path}: cannot be read now ({reasons}); try again")
+    if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", trace):
+        return CorruptedInput(
+            f"{path}: truncated, {size[1]} of {size[2]} bytes; copy or produce it again"
+        )
+    if "file signature not found" in trace:
+        return CorruptedInput(f"{path}: not an HDF5 file")
+    what = f"{where} is damaged" if where else "damaged"
+    return CorruptedInput(f"{path}: {what} ({_reason(trace)}); copy or produce the file again")
+
+
+def _codes(trace: str) -> set[int]:
+    return {int(code) for code in re.findall(r"errno = (\d+)", trace)}
+
+
+def _reason(trace: str) -> str:
+    """Return what HDF5 says happened, of a message such as "Can't do this (it happened)"."""
+    inner = re.search(r"\((.*)\)\s*$", trace)
+    return inner[1] if inner else trace.strip()
+
+
+def _is_table(node: object) -> bool:
+    return (
+        isinstance(node, h5d.DatasetID)
+        and isinstance(node.get_type(), h5t.TypeCompoundID)
+        and len(node.shape) == 1
+    )
+
+
+def _attribute(node: h5g.GroupID | h5d.DatasetID, name: str) -> Any:
+    key = name.encode()
+    if not h5a.exists(node, key):
+        return None
+    attribute = h5a.open(node, key)
+    stored = attribute.get_type()
+    if (
+        isinstance(attribute.get_space(), h5s.SpaceID)
+        and attribute.get_space().get_simple_extent_type() == h5s.NULL
+    ):
+        return ""  # how PyTables stores empty text
+    dtype = _dtype(stored)
+    values = np.empty(attribute.shape, dtype)
+    attribute.read(values, h5t.py_create(dtype) if dtype.hasobject else stored)
+    value: Any = values[()]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _dtype(stored: h5t.TypeID) -> np.dtype[Any]:
+    """Return the NumPy type with the layout of a stored type."""
+    if isinstance(stored, h5t.TypeCompoundID):
+        members = range(stored.get_nmembers())
+        formats = [_dtype(stored.get_member_type(i)) for i in members]
+        names = [stored.get_member_name(i).decode() for i in members]
+        if any(dtype.hasobject for dtype in formats):
+            return np.dtype(list(zip(names, formats, strict=True)))
+        return np.dtype(
+            {
+                "names": names,
+                "formats": formats,
+                "offsets": [stored.get_member_offset(i) for i in members],
+                "itemsize": stored.get_size(),
+            }
+        )
+    if isinstance(stored, h5t.TypeArrayID):
+        subarray: np.dtype[Any] = np.dtype((_dtype(stored.get_super()), stored.get_array_dims()))
+        return subarray
+    if isinstance(stored, h5t.TypeStringID):
+        if stored.is_variable_str():
+            text: np.dtype[Any] = h5py.string_dtype()
+            return text
+        return np.dtype(f"S{stored.get_size()}")
+    if isinstance(stored, h5t.TypeBitfieldID) and stored.get_size() == 1:
+        return np.dtype(np.bool_)  # how PyTables stores booleans
+    if isinstance(stored, h5t.TypeEnumID):
+        is_bool = bool(stored.dtype == np.bool_)  # how h5py stores booleans
+        return np.dtype(np.bool_) if is_bool else _dtype(stored.get_super())
+    plain: np.dtype[Any] = stored.dtype
+    return plain
