@@ -316,13 +316,23 @@ def _preload() -> None:
     from importlib import import_module
 
     from calibdask.registry import find_job
+    from calibdask.stats.compiled import warm_up
 
     for name in ("api", "cli", "engine.run", "io.hdf5", "io.frames", "io.maps"):
         import_module(f"calibdask.{name}")
-    for name in ("astropy.table", "astropy.io.fits", "PIL.Image", "tifffile", "zarr", "h5py"):
+    for name in (
+        "astropy.table",
+        "astropy.io.fits",
+        "astropy.io.misc.yaml",
+        "PIL.Image",
+        "tifffile",
+        "zarr",
+        "h5py",
+    ):
         import_module(name)
     for name in ("inter-calibration", "calculate-throughput-muon", "stack-images", "bias"):
         find_job(name).prepare((), {})
+    warm_up()
 
 
 def main() -> int:

@@ -387,6 +387,7 @@ def cancel(workdir: Path, timeout: float = 60.0) -> str:
     if holder is None or not holder.alive:
         gone = "no run is going on" if holder is None else f"{holder.name} is dead already"
         return "; ".join([f"{workdir}: {gone}", *_cancel_worker_jobs(workdir)])
+    check_private(workdir / "lock.json", remedy=REMEDY)  # it would not heed us
     ask_to_stop(workdir, holder)
     end = time.monotonic() + timeout
     while time.monotonic() < end:
