@@ -465,3 +465,21 @@ def test_times_before_1970_and_after_2106_are_in_no_time_bin(altered, tmp_path, 
     for table in result.tables.values():
         if "time_bin" in table.colnames:
             assert np.ptp(table["time_bin"]) <= 1
+
+
+# -- tables that a killed writer did not get to ---------------------------------------------------
+
+
+def test_a_triggered_telescope_without_tables_is_flagged_and_told(altered, simulated, tmp_path):
+    def untabled(file):
+        for group in list(file.get_node(TELESCOPES)._f_walk_groups()):
+            if "tel_002" in group:
+                file.remove_node(group, "tel_002")
+
+    result = run(altered(untabled), tmp_path / "o.h5")
+    flags = {int(row["tel_id"]): str(row["flags"]) for row in result.tables[TABLE]}
+    assert "L" in flags[2]
+    assert not [number for number, text in flags.items() if number != 2 and "L" in text]
+    told = [text for text in result.account.total.warnings if "lacks" in text]
+    assert len(told) == 2
+    assert all("telescope 2" in text for text in told), told
