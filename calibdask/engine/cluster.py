@@ -421,7 +421,7 @@ class _LocalWorkers:
             ["distributed.worker", "calibdask.engine.tasks", *site.preload]
         )
         self.n_workers = site.least_and_most[1]
-        self._options = {
+        self._options: dict[str, Any] = {
             "nthreads": 1,
             "host": "127.0.0.1",
             "protocol": "tls://",
@@ -451,7 +451,7 @@ class _LocalWorkers:
             import asyncio
 
             nanny = self._nanny(self.cluster.scheduler.address, name=str(number), **self._options)
-            self._nannies[str(number)] = nanny, asyncio.ensure_future(nanny.start())
+            self._nannies[str(number)] = nanny, asyncio.ensure_future(nanny)
 
         self.cluster.sync(start)
         return str(number)

@@ -386,7 +386,7 @@ def test_another_users_request_is_not_heeded(tmp_path, monkeypatch):
         assert not request.is_symlink()
         # And this user is told so before asking.
         os.chown(lock.path, 65534, 65534)
-        with pytest.raises(ConfigError, match="belongs to the user (nobody|65534)"):
+        with pytest.raises(ConfigError, match=r"belongs to the user (nobody|65534)"):
             cancel(tmp_path)
         assert not request.exists()
     assert heard == []
