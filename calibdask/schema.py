@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.flags import Flag
-    from calibdask.io.h5 import File, Table
+    from calibdask.io.hdf5 import File, Table
 
 __all__ = ["Column", "Kind", "TableSchema"]
 
@@ -188,7 +188,7 @@ class TableSchema:
         Parameters
         ----------
         file : File
-            From `calibdask.io.h5.open_hdf5`.
+            From `calibdask.io.hdf5.open_hdf5`.
 
         Returns
         -------

@@ -132,7 +132,7 @@ def simulate_block(path: Path, options: ArraySimulation, block: int) -> int:
         The file exists, or the options give no event at all.
     """
     from calibdask.io.dl1 import write_instrument
-    from calibdask.io.hdf5 import create_hdf5, write_root_attributes
+    from calibdask.io.pytables import create_hdf5, write_root_attributes
 
     array = true_array(options)
     events, images = simulate_events(array, block)
@@ -514,7 +514,7 @@ def _write_table(
     ctapipe also pickles the classes of its enums into attributes; its table readers do without,
     and a file that carries no pickle can be opened by anybody.
     """
-    from calibdask.io.hdf5 import write_table
+    from calibdask.io.pytables import write_table
 
     transforms: dict[str, object] = {}
     for i, name in enumerate(columns):

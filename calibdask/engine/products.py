@@ -78,13 +78,15 @@ def _digest_part(path: Path) -> str:
 
 def plan_of_product(path: Path) -> str | None:
     """Give the digest of the plan that a product was made by; None if it does not say so."""
-    from calibdask.io.hdf5 import read_root_attributes
+    from calibdask.io.hdf5 import open_hdf5
 
     try:
         if path.is_dir():
             text = (path / _MANIFEST).read_text(encoding="utf-8")
             return str(json.loads(text)["plan"])
-        return read_root_attributes(path).get(_PLAN)
+        with open_hdf5(path) as file:
+            plan: str | None = file.attribute(_PLAN)
+            return plan
     except (CalibdaskError, OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -424,7 +426,7 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
     import numpy as np
     from astropy.time import Time
 
-    from calibdask.io.hdf5 import create_hdf5, write_root_attributes, write_table
+    from calibdask.io.pytables import create_hdf5, write_root_attributes, write_table
     from calibdask.stats.timebins import ctao_time
 
     with create_hdf5(path) as file:

@@ -22,14 +22,17 @@ import numpy as np
 import tables
 
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput
-from calibdask.io.hdf5 import create_hdf5, open_hdf5, standard_unit
+from calibdask.io.hdf5 import open_hdf5, standard_unit
 from calibdask.io.keys import whole_numbers
+from calibdask.io.pytables import create_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import yaml
     from numpy.typing import NDArray
+
+    from calibdask.io.hdf5 import File
 
 __all__ = [
     "ENERGY_ASYMMETRY",
@@ -207,7 +210,7 @@ def read_asymmetries(
                 " the file changed since it was planned: plan again"
             )
             raise CorruptedInput(msg)
-        table = file.get_node(f"/{info.label}/events").read(first, stop)
+        table = file.table(f"/{info.label}/events").read(first, stop)
     read: dict[str, NDArray[Any]] = {}
     columns = _columns(
         info.label, info.value, has_uncertainty=info.has_uncertainty, geometry=info.geometry
@@ -378,15 +381,12 @@ def _columns(
     return columns
 
 
-def _inspect(file: tables.File, path: Path, label: str | None) -> tuple[AsymmetryInfo, float]:
+def _inspect(file: File, path: Path, label: str | None) -> tuple[AsymmetryInfo, float]:
     """Return what the file holds, and the factor to the unit values are read in."""
     label = _find_label(file, path, label)
     where = f"{path}: /{label}/events"
-    table = file.get_node(f"/{label}/events")
-    if not isinstance(table, tables.Table):
-        msg = f"{where} is not a table"
-        raise CorruptedInput(msg)
-    names = table.colnames
+    table = file.table(f"/{label}/events")
+    names = table.names
     others = ("_uncert_1", "id_1", f"{_IMPACT}_1")
     values = [name[:-2] for name in names if name.endswith("_1") and not name.endswith(others)]
     if len(values) != 1:
@@ -409,7 +409,8 @@ def _inspect(file: tables.File, path: Path, label: str | None) -> tuple[Asymmetr
         msg = f"{where} has {values[0]} in {sorted(found_units)}, expected {expected!r}"
         raise CorruptedInput(msg)
     # Ours say it in an attribute; those of calibpipe have to be read.
-    obs_id = table.attrs["obs_id"] if "obs_id" in table.attrs else table.read(field="obs_id")
+    obs_id = table.attribute("obs_id")
+    obs_id = table.column("obs_id") if obs_id is None else obs_id
     info = AsymmetryInfo(
         label=label,
         value=values[0],
@@ -418,16 +419,16 @@ def _inspect(file: tables.File, path: Path, label: str | None) -> tuple[Asymmetr
         geometry=geometry,
         obs_ids=tuple(np.unique(obs_id).tolist()),
         columns=tuple(names),
-        n_rows=int(table.nrows),
+        n_rows=table.n_rows,
     )
     return info, factor
 
 
-def _find_label(file: tables.File, path: Path, label: str | None) -> str:
+def _find_label(file: File, path: Path, label: str | None) -> str:
     candidates = (ENERGY_ASYMMETRY, IMAGE_ASYMMETRY) if label is None else (label,)
     present = [name for name in candidates if f"/{name}/events" in file]
     if not present:
-        nodes = sorted(node._v_pathname for node in file.walk_nodes("/", "Leaf"))
+        nodes = [table.path for table in file.tables()]
         msg = (
             f"{path}: has no table {' or '.join(f'/{name}/events' for name in candidates)}, but"
             f" {', '.join(nodes[:5]) or 'nothing'}; is it a file of event-wise asymmetries?"
@@ -477,14 +478,14 @@ def _astropy_header(columns: Sequence[_Column], label: str, obs_ids: Iterable[in
     return lines
 
 
-def _read_units(file: tables.File, path: Path, table_path: str) -> dict[str, str]:
+def _read_units(file: File, path: Path, table_path: str) -> dict[str, str]:
     """Units in the header beside the table; none where there is no header."""
     import yaml
 
     header = f"{table_path}.{_HEADER}"
     if header not in file:
         return {}
-    text = b"\n".join(file.get_node(header).read().tolist()).decode("utf-8", "replace")
+    text = b"\n".join(file.array(header).tolist()).decode("utf-8", "replace")
     try:
         # Parsed into a tree of text: nothing is constructed, whatever tags it has.
         root = yaml.compose(text, Loader=yaml.SafeLoader)

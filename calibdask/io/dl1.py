@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from calibdask import __version__
-from calibdask.io.hdf5 import write_root_attributes, write_table
+from calibdask.io.pytables import write_root_attributes, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

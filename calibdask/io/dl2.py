@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
-from calibdask.io.hdf5 import open_hdf5, standard_unit
+from calibdask.io.hdf5 import BLOCK_BYTES, open_hdf5, standard_unit
 from calibdask.io.keys import whole_numbers
 from calibdask.io.times import check_times, stored_time_ns
 
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from calibdask.io.hdf5 import Columns, File, Table
 
 __all__ = [
     "ArrayLayout",
@@ -72,14 +73,9 @@ _UNIT_OF_SUFFIX = {
     "pos_z": "m",
 }
 
-# Rows are read in blocks: a wide table never stands in memory for the sake of three of its columns,
-# and each chunk is decompressed once.
-_BLOCK_BYTES = 2 * 2**20
 _SEARCH_ROWS = 4096
 
 _SHOWN = 5  # telescopes in a message
-
-type Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -316,21 +312,20 @@ def inspect_dl2(path: Path | str, needs: Needs) -> Dl2Info:
         layout = reader.layout()
         wanted = reader.resolve(needs)
         n_rows = reader.n_telescope_rows(wanted[0].source, layout)
-        root = file.root._v_attrs
         trigger = reader.table(_TRIGGER)
         return Dl2Info(
             layout=layout,
             obs_ids=reader.obs_ids(),
-            n_events=int(trigger.nrows),
+            n_events=trigger.n_rows,
             n_telescope_rows=n_rows,
             bytes_needed=_bytes_needed(wanted, n_rows),
-            product_id=str(root["CTA PRODUCT ID"]) if "CTA PRODUCT ID" in root else None,
-            process_type=str(root["CTA PROCESS TYPE"]) if "CTA PROCESS TYPE" in root else None,
+            product_id=file.attribute("CTA PRODUCT ID"),
+            process_type=file.attribute("CTA PROCESS TYPE"),
             has_telescope_times=any(
                 _TIME in source.dtypes
                 for source in reader._source(_TELESCOPE_TRIGGER, "telescope and event")
             ),
-            has_event_types=_EVENT_TYPE in trigger.colnames,
+            has_event_types=_EVENT_TYPE in trigger.names,
             is_from_simtel=_SIMULATION_RUN in file,
         )
 
@@ -360,7 +355,7 @@ def event_ranges(path: Path | str, n_ranges: int) -> tuple[tuple[int, int], ...]
     with open_hdf5(path) as file:
         reader = _Reader(Path(path), file)
         table = reader.table(_TRIGGER)
-        n_events = int(table.nrows)
+        n_events = table.n_rows
         reader.refuse_duplicates(table, reader.read(table, _EVENT_KEYS))
     n_ranges = max(1, min(n_ranges, n_events))
     edges = [n_events * i // n_ranges for i in range(n_ranges + 1)]
@@ -506,12 +501,8 @@ def _listed(counts: dict[int, int]) -> str:
     return ", ".join(shown[:_SHOWN] + more)
 
 
-def _has_mask(table: tables.Table, layout: ArrayLayout) -> bool:
-    return _MASK in table.colnames and table.dtype[_MASK].shape == layout.tel_id.shape
-
-
-def _children(node: tables.Node) -> list[str]:
-    return sorted(node._v_children) if isinstance(node, tables.Group) else []
+def _has_mask(table: Table, layout: ArrayLayout) -> bool:
+    return _MASK in table.names and table.dtype[_MASK].shape == layout.tel_id.shape
 
 
 def _bytes_needed(wanted: Sequence[_Wanted], n_rows: int) -> int:
@@ -523,7 +514,7 @@ def _bytes_needed(wanted: Sequence[_Wanted], n_rows: int) -> int:
         width += item_bytes
         if want.source.per != "telescope":
             joined_apart = max(joined_apart, want.source.n_rows * (item_bytes + 64))
-    return n_rows * (width + 64) + joined_apart + 4 * _BLOCK_BYTES
+    return n_rows * (width + 64) + joined_apart + 4 * BLOCK_BYTES
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -534,34 +525,31 @@ class _Reader:
     """Reads the tables of one open file; knows its name for the messages."""
 
     path: Path
-    file: tables.File
+    file: File
     units: dict[str, str] = field(default_factory=dict)
 
     # -- metadata
 
-    def table(self, path: str) -> tables.Table:
+    def table(self, path: str) -> Table:
         """Return the table at `path`, which must have the keys of an event."""
         table = self._any_table(path)
-        if lacking := [name for name in _EVENT_KEYS if name not in table.colnames]:
+        if lacking := [name for name in _EVENT_KEYS if name not in table.names]:
             msg = f"{self.path}: {path} has no column {lacking[0]}"
             raise CorruptedInput(msg)
         return table
 
-    def _any_table(self, path: str) -> tables.Table:
-        if path not in self.file:
+    def _any_table(self, path: str) -> Table:
+        table = self.file.find(path)
+        if table is None:
             msg = f"{self.path}: has no table {path}; is it a ctapipe file with DL1 and DL2 data?"
             raise MissingInput(msg)
-        node = self.file.get_node(path)
-        if not isinstance(node, tables.Table):
-            msg = f"{self.path}: {path} is not a table but a {type(node).__name__}"
-            raise CorruptedInput(msg)
-        return node
+        return table
 
     def layout(self) -> ArrayLayout:
         table = self._any_table(_LAYOUT)
         axes = ("pos_x", "pos_y", "pos_z")
         texts = ("type", "tel_description")
-        if lacking := {"tel_id", *texts, *axes} - set(table.colnames):
+        if lacking := {"tel_id", *texts, *axes} - set(table.names):
             msg = f"{self.path}: {_LAYOUT} has no column {', '.join(sorted(lacking))}"
             raise MissingInput(msg)
         if any(table.dtype[name].kind != "S" for name in texts):
@@ -583,8 +571,9 @@ class _Reader:
         )
         reference = [f"reference_itrs_{axis}" for axis in "xyz"]
         itrs_m = None
-        if all(name in table.attrs for name in reference):
-            x_m, y_m, z_m = (float(table.attrs[name]) for name in reference)
+        place_m = [table.attribute(name) for name in reference]
+        if None not in place_m:
+            x_m, y_m, z_m = map(float, place_m)
             itrs_m = (x_m, y_m, z_m)
         return ArrayLayout(tel_id, tel_type, tel_description, position_m, itrs_m)
 
@@ -603,8 +592,8 @@ class _Reader:
         below: list[tuple[str, _Per, bool]] = []
         groups: dict[str, _Per] = {_DL2_TELESCOPE: "telescope", _DL2_EVENT: "event"}
         for path, per in groups.items():
-            for kind in _children(self.file.get_node(path)) if path in self.file else []:
-                for algorithm in _children(self.file.get_node(f"{path}/{kind}")):
+            for kind in self.file.children(path):
+                for algorithm in self.file.children(f"{path}/{kind}"):
                     own = any(
                         name.startswith(f"{algorithm}_")
                         and name.startswith(f"{algorithm}_tel_") == (per == "telescope")
@@ -619,21 +608,16 @@ class _Reader:
 
     def _source(self, path: str, per: _Per) -> list[_Source]:
         """Return the source at `path`; an empty list where there is none."""
-        if path not in self.file:
-            return []
-        table = self.file.get_node(path)
+        below = self.file.children(path)
         if per == "telescope":
-            names = [name for name in _children(table) if name.startswith("tel_")]
-            if not names:
-                return []
-            table = self.file.get_node(table, names[0])
-        if isinstance(table, tables.UnImplemented):  # what PyTables makes of a damaged table
-            msg = f"{self.path}: {table._v_pathname} is damaged; copy or produce the file again"
-            raise CorruptedInput(msg)
-        if not isinstance(table, tables.Table):
+            names = [name for name in below if name.startswith("tel_")]
+            table = self.file.table(f"{path}/{names[0]}") if names else None
+        else:
+            table = None if below else self.file.find(path)
+        if table is None:
             return []
-        dtypes = {name: table.dtype[name] for name in table.colnames}
-        return [_Source(path, per, dtypes, int(table.nrows))]
+        dtypes = {name: table.dtype[name] for name in table.names}
+        return [_Source(path, per, dtypes, table.n_rows)]
 
     def resolve(self, needs: Needs) -> list[_Wanted]:
         """Find the source of each column, that of the base first.
@@ -696,14 +680,14 @@ class _Reader:
         paths = self.telescope_paths(base, layout)
         trigger = self._source(_TELESCOPE_TRIGGER, "telescope and event")
         if not trigger:
-            return sum(int(self.table(path).nrows) for path in paths.values())
+            return sum(self.table(path).n_rows for path in paths.values())
         # Every telescope event has a row in the trigger table. To count the base tables' own rows
         # would open one per telescope, which takes longer than the rest of a survey: the keys are
         # looked for in the first alone.
         self.table(min(paths.values()))
         return trigger[0].n_rows
 
-    def telescope_tables(self, source: _Source, layout: ArrayLayout) -> dict[int, tables.Table]:
+    def telescope_tables(self, source: _Source, layout: ArrayLayout) -> dict[int, Table]:
         """Tables of a group in the order of the layout; some telescopes may have none."""
         paths = self.telescope_paths(source, layout)
         return {tel_id: self.table(path) for tel_id, path in paths.items()}
@@ -711,7 +695,7 @@ class _Reader:
     def telescope_paths(self, source: _Source, layout: ArrayLayout) -> dict[int, str]:
         """Paths of the tables of a group in the order of the layout."""
         names = {f"tel_{tel_id:03d}": tel_id for tel_id in layout.tel_id.tolist()}
-        present = {n for n in _children(self.file.get_node(source.path)) if n.startswith("tel_")}
+        present = {n for n in self.file.children(source.path) if n.startswith("tel_")}
         if foreign := sorted(present - names.keys()):
             msg = (
                 f"{self.path}: {source.path} has {', '.join(foreign)}, not telescopes of {_LAYOUT}"
@@ -724,10 +708,10 @@ class _Reader:
     # -- columns of one table
 
     def read(
-        self, table: tables.Table, names: Sequence[str], start: int = 0, stop: int | None = None
+        self, table: Table, names: Sequence[str], start: int = 0, stop: int | None = None
     ) -> Columns:
         """Columns of a range of rows: floats as float64, in standard units."""
-        stop = int(table.nrows) if stop is None else stop
+        stop = table.n_rows if stop is None else stop
         out: Columns = {}
         factors: dict[str, float] = {}
         for name in names:
@@ -735,7 +719,7 @@ class _Reader:
             factor, unit = self._unit(table, name)
             if self.units.setdefault(name, unit) != unit:
                 msg = (
-                    f"{self.path}: {table._v_pathname} has {name} in {unit!r},"
+                    f"{self.path}: {table.path} has {name} in {unit!r},"
                     f" another table in {self.units[name]!r}"
                 )
                 raise CorruptedInput(msg)
@@ -744,47 +728,45 @@ class _Reader:
             is_real = dtype.base.kind == "f" or name in factors
             target = np.float64 if is_real else dtype.base.newbyteorder("=")
             out[name] = np.empty((stop - start, *dtype.shape), target)
-        step = max(1, _BLOCK_BYTES // table.rowsize)
-        for begin in range(start, stop, step):
-            end = min(begin + step, stop)
-            block = table.read(begin, end)
+        done = 0
+        for block in table.blocks(start, stop):
             for name, values in out.items():
-                values[begin - start : end - start] = block[name]
+                values[done : done + len(block)] = block[name]
+            done += len(block)
         for name, factor in factors.items():
             out[name] *= factor
         for name in set(_TELESCOPE_KEYS) & out.keys():
-            what = f"{self.path}: {table._v_pathname} has {name}"
+            what = f"{self.path}: {table.path} has {name}"
             out[name] = whole_numbers(out[name], what)
         return out
 
-    def _dtype(self, table: tables.Table, name: str) -> np.dtype[Any]:
-        if name not in table.colnames:
-            msg = f"{self.path}: {table._v_pathname} has no column {name}"
+    def _dtype(self, table: Table, name: str) -> np.dtype[Any]:
+        if name not in table.names:
+            msg = f"{self.path}: {table.path} has no column {name}"
             raise CorruptedInput(msg)
         dtype: np.dtype[Any] = table.dtype[name]
         if dtype.base.kind not in ("iuf" if name in _TELESCOPE_KEYS else "biuf"):
-            msg = f"{self.path}: {table._v_pathname} has {name} as {dtype.base}: not a number"
+            msg = f"{self.path}: {table.path} has {name} as {dtype.base}: not a number"
             raise CorruptedInput(msg)
         return dtype
 
-    def _unit(self, table: tables.Table, name: str) -> tuple[float, str]:
+    def _unit(self, table: Table, name: str) -> tuple[float, str]:
         """Return the factor to the standard unit, and that unit."""
-        prefix = f"CTAFIELD_{table.colnames.index(name)}_"
-        if f"{prefix}TRANSFORM_SCALE" in table.attrs:
-            msg = f"{self.path}: {table._v_pathname} has {name} as scaled integers: not supported"
+        if table.field(name, "TRANSFORM_SCALE") is not None:
+            msg = f"{self.path}: {table.path} has {name} as scaled integers: not supported"
             raise CorruptedInput(msg)
-        unit = str(table.attrs[f"{prefix}UNIT"]) if f"{prefix}UNIT" in table.attrs else ""
+        unit = table.unit(name)
         expected = next((u for suffix, u in _UNIT_OF_SUFFIX.items() if name.endswith(suffix)), None)
         factor, standard = standard_unit(unit)
         if expected is not None and standard != expected:
             msg = (
-                f"{self.path}: {table._v_pathname} has {name} in {unit!r}, which calibdask cannot"
+                f"{self.path}: {table.path} has {name} in {unit!r}, which calibdask cannot"
                 f" convert to {expected}"
             )
             raise CorruptedInput(msg)
         return factor, standard
 
-    def refuse_duplicates(self, table: tables.Table, keys: Columns) -> None:
+    def refuse_duplicates(self, table: Table, keys: Columns) -> None:
         """Raise CorruptedInput when a key stands in two rows."""
         if _increasing(keys):
             return
@@ -795,20 +777,20 @@ class _Reader:
             first, second = order[repeated[0]], order[repeated[0] + 1]
             key = ", ".join(f"{name} {values[first]}" for name, values in keys.items())
             msg = (
-                f"{self.path}: {table._v_pathname} has {key} twice, in rows {first} and {second} of"
+                f"{self.path}: {table.path} has {key} twice, in rows {first} and {second} of"
                 f" those read ({repeated.size} such rows); write the file again without them"
             )
             raise CorruptedInput(msg)
 
     def aligned(
-        self, table: tables.Table, names: Sequence[str], want: Columns, part: slice | None
+        self, table: Table, names: Sequence[str], want: Columns, part: slice | None
     ) -> tuple[Columns, NDArray[np.bool_]]:
         """Columns in the order of the keys `want`, and which of these the table lacks.
 
         The rows are looked for in a part of the table, or in all of it (None). That all are found
         proves that the part was the right one, as no key may stand twice.
         """
-        start, stop = (0, int(table.nrows)) if part is None else (part.start, part.stop)
+        start, stop = (0, table.n_rows) if part is None else (part.start, part.stop)
         columns = self.read(table, [*want, *names], start, stop)
         have = {key: columns.pop(key) for key in want}
         if all(np.array_equal(have[key], want[key]) for key in want):
@@ -825,10 +807,10 @@ class _Reader:
     def chosen_events(self, layout: ArrayLayout, rows: tuple[int, int]) -> _Chosen:
         table = self.table(_TRIGGER)
         first, stop = rows
-        if not 0 <= first <= stop <= table.nrows:
+        if not 0 <= first <= stop <= table.n_rows:
             msg = (
                 f"{self.path}: rows {first} to {stop} of {_TRIGGER} asked for, but it has"
-                f" {table.nrows}; the file changed since it was planned: plan again"
+                f" {table.n_rows}; the file changed since it was planned: plan again"
             )
             raise CorruptedInput(msg)
         has_mask = _has_mask(table, layout)
@@ -840,11 +822,11 @@ class _Reader:
             keys=keys,
             triggered=triggered,
             in_order=_increasing(keys),
-            n_events_in_file=int(table.nrows),
+            n_events_in_file=table.n_rows,
         )
 
     def base_rows(
-        self, table: tables.Table, names: Sequence[str], chosen: _Chosen | None, tel_index: int
+        self, table: Table, names: Sequence[str], chosen: _Chosen | None, tel_index: int
     ) -> tuple[Columns, slice | None]:
         """Rows of a telescope, and the part of the table they fill; None where they do not."""
         if chosen is not None and chosen.triggered is not None:
@@ -891,7 +873,7 @@ class _Reader:
             for want, by_telescope in per_telescope:
                 other = by_telescope.get(tel_id)
                 # Tables of different lengths cannot be in step.
-                same_part = part if other is not None and other.nrows == table.nrows else None
+                same_part = part if other is not None and other.n_rows == table.n_rows else None
                 more, missing = self._of_telescope(other, want, keys, same_part)
                 columns |= more
                 lacking.set(want.source.path, tel_id, int(missing.sum()))
@@ -955,12 +937,12 @@ class _Reader:
             counts = np.count_nonzero(triggered, axis=0)
         lacking = _Lacking(dict(zip(layout.tel_id.tolist(), counts.tolist(), strict=True)))
         for tel_id in layout.tel_id[counts > 0].tolist():
-            if f"tel_{tel_id:03d}" not in self.file.get_node(base.path):
+            if f"tel_{tel_id:03d}" not in self.file.children(base.path):
                 lacking.set(base.path, tel_id, lacking.n_triggers(tel_id))
         return lacking
 
     def _of_telescope(
-        self, table: tables.Table | None, want: _Wanted, keys: Columns, part: slice | None
+        self, table: Table | None, want: _Wanted, keys: Columns, part: slice | None
     ) -> tuple[Columns, NDArray[np.bool_]]:
         """Columns of a further table of a telescope, which may not exist."""
         if table is not None:
@@ -984,7 +966,7 @@ class _Reader:
         """Columns of a table that all telescopes share."""
         table = self.table(want.source.path)
         if want.source.per == "event":
-            in_step = chosen is not None and table.nrows == chosen.n_events_in_file
+            in_step = chosen is not None and table.n_rows == chosen.n_events_in_file
             part = chosen.rows if chosen is not None and in_step else None
             more, missing = self.aligned(table, want.names, event_keys, part)
             return {name: values[event] for name, values in more.items()}, missing[event]
@@ -992,9 +974,9 @@ class _Reader:
         part = None if chosen is None else _part(table, chosen)
         return self.aligned(table, want.names, keys, part)
 
-    def check_time(self, table: tables.Table) -> None:
+    def check_time(self, table: Table) -> None:
         """Refuse a trigger table whose times are not there or cannot be read."""
-        if _TIME not in table.colnames:
+        if _TIME not in table.names:
             msg = f"{self.path}: {_TRIGGER} has no column {_TIME}: time bins need trigger times"
             raise MissingInput(msg)
         check_times(self.path, table, _TIME)
@@ -1024,7 +1006,7 @@ class _Reader:
     ) -> NDArray[np.int64] | None:
         """Type of each row; see `Needs.event_types`."""
         table = self.table(_TRIGGER)
-        if _EVENT_TYPE not in table.colnames:
+        if _EVENT_TYPE not in table.names:
             return None
         part = chosen.rows if chosen else None
         columns, missing = self.aligned(table, (_EVENT_TYPE,), event_keys, part)
@@ -1045,10 +1027,10 @@ class _Reader:
                 types[index >= 0] = own[_EVENT_TYPE][index[index >= 0]]
         return types
 
-    def _check_tel_id(self, table: tables.Table, tel_id: int, values: NDArray[Any]) -> None:
+    def _check_tel_id(self, table: Table, tel_id: int, values: NDArray[Any]) -> None:
         if (values != tel_id).any():
             other = values[values != tel_id][0]
-            msg = f"{self.path}: {table._v_pathname} has rows of telescope {other}"
+            msg = f"{self.path}: {table.path} has rows of telescope {other}"
             raise CorruptedInput(msg)
 
 
@@ -1099,9 +1081,9 @@ def _take(values: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
     return out
 
 
-def _part(table: tables.Table, chosen: _Chosen) -> slice:
+def _part(table: Table, chosen: _Chosen) -> slice:
     """Where the events stand in a table, if it is in their order; anything if it is not."""
-    n_rows = int(table.nrows)
+    n_rows = table.n_rows
     obs_id, event_id = chosen.keys["obs_id"], chosen.keys["event_id"]
     if not obs_id.size:
         return slice(0, 0)
@@ -1112,9 +1094,9 @@ def _part(table: tables.Table, chosen: _Chosen) -> slice:
     return slice(start, stop) if start <= stop else slice(0, n_rows)
 
 
-def _first_row_from(table: tables.Table, obs_id: int, event_id: int) -> int:
+def _first_row_from(table: Table, obs_id: int, event_id: int) -> int:
     """First row at or above a key in a table that is in the order of the keys."""
-    low, high = 0, int(table.nrows)
+    low, high = 0, table.n_rows
     while high - low > _SEARCH_ROWS:
         middle = (low + high) // 2
         row = table.read(middle, middle + 1)

@@ -1,65 +1,54 @@
-"""HDF5 files in and out through PyTables, in ctapipe's layout, safe to open and byte-reproducible.
+"""HDF5 files in, through h5py's low level: tables by path, attributes when they are asked for.
 
-Three things that PyTables does not do by itself:
-
-* Nothing in a file is executed. PyTables unpickles every attribute that looks like a pickle as
-  soon as its node is opened, so a prepared file runs code when it is merely looked at.
-* A file that is missing, broken or out of reach for a moment raises the exception that says so,
-  with the file's name and what to do.
-* One thread at a time. PyTables releases the interpreter lock around HDF5 calls, and the HDF5
-  library in its wheels is not thread-safe.
+PyTables reads and sets every attribute of each table that it opens, which costs five to seven times
+as much as reading the data, and unpickles those that look like pickles. Here nothing is unpickled,
+a table costs one open and one read, and the HDF5 library checks the checksum (fletcher32) of every
+chunk. Files are written by PyTables, see `calibdask.io.pytables`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import pickle
 import re
-import signal
-import threading
-import traceback
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
+import hdf5plugin  # noqa: F401 (registers blosc, with which ctapipe compresses)
 import numpy as np
-import tables
-from tables import atom as tables_atom
-from tables import attributeset as tables_attributeset
+from h5py import h5a, h5d, h5f, h5g, h5o, h5p, h5s, h5t
 
-from calibdask.errors import (
-    CalibdaskError,
-    ConfigError,
-    CorruptedInput,
-    MissingInput,
-    TransientError,
-)
+from calibdask.errors import CalibdaskError, CorruptedInput, MissingInput, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
-    from types import FrameType
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
 __all__ = [
-    "BLOSC_ZSTD",
-    "create_hdf5",
+    "BLOCK_BYTES",
+    "TRANSIENT",
+    "Columns",
+    "File",
+    "Table",
+    "check_readable",
     "digest_hdf5",
+    "error_numbers",
     "open_hdf5",
-    "read_root_attributes",
     "read_tables",
     "standard_unit",
-    "write_root_attributes",
-    "write_table",
 ]
 
-# The filters ctapipe writes with (ctapipe.io.hdf5tableio.DEFAULT_FILTERS, 0.32).
-BLOSC_ZSTD = tables.Filters(complevel=5, complib="blosc:zstd", fletcher32=True)
+type Columns = dict[str, NDArray[Any]]
+
+TRANSIENT = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT}
+"""Error numbers of a file system that may go away by themselves."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, 524}  # 524: ENOTSUPP of the NFS client
 
 # Factors to the units that everything is read in.
 _FACTORS = {
@@ -67,99 +56,219 @@ _FACTORS = {
     "m": {"m": 1.0, "km": 1e3, "cm": 1e-2, "mm": 1e-3},
 }
 
-_DIGEST_BLOCK_BYTES = 16 * 2**20
-
-_TRANSIENT = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT}
-
-# What flock() says where there are no locks; 524 is the kernel's own ENOTSUPP.
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 524}
-
-# What PyTables and NumPy raise where a file makes no sense to them.
-_NONSENSE = (
-    ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, MemoryError,
-    RuntimeError, SystemError, TypeError, ValueError,
+# What h5py raises where a file makes no sense to it or to the HDF5 library.
+_DAMAGED = (
+    KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError,
+    UnicodeDecodeError, ValueError,
 )  # fmt: skip
 
-# Held while a file is open: PyTables keeps global registries and HDF5 is built without threads.
-_LOCK = threading.RLock()
+# Rows are read in blocks: a wide table is never in memory for the sake of three of its columns.
+BLOCK_BYTES = 2 * 2**20
 
 
-class _GuardedPickle(threading.local):
-    """Stands in for the module `pickle` inside PyTables: loads nothing while `open_hdf5` is active.
+class File:
+    """An open HDF5 file, from `open_hdf5`. Its methods raise CorruptedInput where it is damaged.
 
-    The guard is per thread: other users of PyTables in this process keep what they had.
+    Attributes
+    ----------
+    path : Path
+        The file, for messages.
     """
 
-    HIGHEST_PROTOCOL = pickle.HIGHEST_PROTOCOL
-    dumps = staticmethod(pickle.dumps)
-    depth = 0
+    def __init__(self, path: Path, fid: h5f.FileID) -> None:
+        self.path = path
+        self._fid = fid
+        self._tables: dict[str, Table] = {}
 
-    def loads(self, data: bytes, **options: Any) -> Any:
-        if self.depth:
-            msg = "Python objects stored in a file are not loaded"
-            raise pickle.UnpicklingError(msg)
-        return pickle.loads(data, **options)
+    def __contains__(self, path: str) -> bool:
+        with _reading(self.path):
+            return path.encode() in self._fid
 
-    @contextmanager
-    def refuse(self) -> Iterator[None]:
-        self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
+    def children(self, path: str) -> tuple[str, ...]:
+        """Return the names in a group, sorted; nothing where there is no such group."""
+        if path not in self:
+            return ()
+        with _reading(self.path):
+            node = h5o.open(self._fid, path.encode())
+            names: list[bytes] = []
+            if isinstance(node, h5g.GroupID):
+                node.links.iterate(names.append)
+            return tuple(sorted(name.decode() for name in names))
+
+    def attribute(self, name: str) -> Any:
+        """Return an attribute of the file, None where there is none. Nothing is unpickled."""
+        with _reading(self.path):
+            return _attribute(h5g.open(self._fid, b"/"), name)
+
+    def find(self, path: str) -> Table | None:
+        """Return the table at a path, None where there is none.
+
+        Raises
+        ------
+        CorruptedInput
+            There is something else than a table.
+        """
+        if path in self._tables:
+            return self._tables[path]
+        if path not in self:
+            return None
+        with _reading(self.path):
+            node = h5o.open(self._fid, path.encode())
+            if _is_table(node):
+                return self._tables.setdefault(path, Table(self.path, path, node))
+        kind = "a group" if isinstance(node, h5g.GroupID) else "an array"
+        raise CorruptedInput(f"{self.path}: {path} is not a table but {kind}")
+
+    def table(self, path: str) -> Table:
+        """Return the table at a path.
+
+        Raises
+        ------
+        MissingInput
+            Nothing is there.
+        CorruptedInput
+            There is something else than a table.
+        """
+        table = self.find(path)
+        if table is None:
+            raise MissingInput(f"{self.path}: has no table {path}")
+        return table
+
+    def array(self, path: str) -> NDArray[Any]:
+        """Read the array at a path, as it is stored (CorruptedInput where there is none)."""
+        with _reading(self.path, path):
+            node = h5d.open(self._fid, path.encode())
+            stored = node.get_type()
+            values = np.empty(node.shape, _dtype(stored))
+            node.read(h5s.ALL, h5s.ALL, values, stored)
+        return values
+
+    def tables(self) -> Iterator[Table]:
+        """Yield all tables of the file, sorted by their paths."""
+        names: list[bytes] = []
+        with _reading(self.path):
+            h5o.visit(self._fid, names.append)
+        for name in sorted(names):
+            with _reading(self.path):
+                node = h5o.open(self._fid, name)
+                table = Table(self.path, f"/{name.decode()}", node) if _is_table(node) else None
+            if table is not None:
+                yield table
 
 
-def _install_guard() -> _GuardedPickle:
-    guard = _GuardedPickle()
-    for module in (tables_attributeset, tables_atom):
-        # Fail closed: where PyTables no longer uses this name, replacing it would guard nothing.
-        if getattr(module, "pickle", None) is not pickle:
-            msg = f"PyTables {tables.__version__} unpickles in a way that calibdask cannot prevent"
-            raise ImportError(msg)
-        module.pickle = guard
-    return guard
+class Table:
+    """A table of an open file: its description now, its rows when they are asked for.
 
+    Attributes
+    ----------
+    file, path : Path, str
+        The file and the path in it, for messages.
+    n_rows : int
+        Number of rows.
+    dtype : dtype
+        Of a row, as it is stored; booleans of PyTables (bit fields) and h5py (enumerations) are
+        booleans, text of variable length is an object.
+    """
 
-_PICKLE = _install_guard()
+    def __init__(self, file: Path, path: str, node: h5d.DatasetID) -> None:
+        self.file, self.path = file, path
+        self._node = node
+        stored = node.get_type()
+        self.dtype = _dtype(stored)
+        # Rows are read as they are stored: no conversion in the HDF5 library, except of text of
+        # variable length, which HDF5 can only give as pointers.
+        self._type = h5t.py_create(self.dtype) if self.dtype.hasobject else stored
+        self.n_rows = int(node.shape[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns, in their order."""
+        return self.dtype.names or ()
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row."""
+        return int(self.dtype.itemsize)
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Read rows as a structured array.
+
+        Parameters
+        ----------
+        start, stop : int, optional
+            Range of rows, all by default.
+
+        Raises
+        ------
+        CorruptedInput
+            A chunk fails its checksum or cannot be decompressed.
+        """
+        stop = self.n_rows if stop is None else min(stop, self.n_rows)
+        rows = np.empty(max(0, stop - start), self.dtype)
+        if rows.size:
+            space = self._node.get_space()
+            space.select_hyperslab((start,), rows.shape)
+            with _reading(self.file, self.path):
+                self._node.read(h5s.create_simple(rows.shape), space, rows, self._type)
+        return rows
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
+        """Yield rows in blocks of about 2 MiB, so that a wide table need not fit into memory."""
+        stop = self.n_rows if stop is None else min(stop, self.n_rows)
+        step = max(1, BLOCK_BYTES // self.row_bytes)
+        for begin in range(start, stop, step):
+            yield self.read(begin, min(begin + step, stop))
+
+    def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> Columns:
+        """Read columns, each contiguous and in the byte order of this machine.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Columns of the table.
+        start, stop : int, optional
+            Range of rows, all by default.
+
+        Raises
+        ------
+        CorruptedInput
+            As `read`; or no such column.
+        """
+        if lacking := [name for name in names if name not in self.names]:
+            raise CorruptedInput(f"{self.file}: {self.path} has no column {lacking[0]}")
+        stop = self.n_rows if stop is None else min(stop, self.n_rows)
+        out: Columns = {}
+        for name in names:
+            dtype = self.dtype[name]
+            out[name] = np.empty((stop - start, *dtype.shape), dtype.base.newbyteorder("="))
+        done = 0
+        for block in self.blocks(start, stop):
+            for name, values in out.items():
+                values[done : done + len(block)] = block[name]
+            done += len(block)
+        return out
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Read one column (errors as `columns`)."""
+        return self.columns((name,))[name]
+
+    def attribute(self, name: str) -> Any:
+        """Return an attribute of the table, None where there is none. Nothing is unpickled."""
+        with _reading(self.file, self.path):
+            return _attribute(self._node, name)
+
+    def field(self, column: str, what: str) -> Any:
+        """Return what ctapipe says of a column, e.g. its UNIT or TRANSFORM; None for nothing."""
+        return self.attribute(f"CTAFIELD_{self.names.index(column)}_{what}")
+
+    def unit(self, column: str) -> str:
+        """Return the unit of a column as it is stored, "" for none."""
+        return str(self.field(column, "UNIT") or "")
 
 
 @contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold back a signal that asks to stop until the block ends; a second Ctrl-C is not held back.
-
-    Some compiled functions of PyTables lose exceptions raised in them and go on with whatever they
-    had, and nodes that were half made complain when they are deleted. A signal handler that raises
-    must therefore not run in there. Signals reach the main thread alone.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    found = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    handlers = {one: handler for one, handler in found.items() if callable(handler)}
-    arrived: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if arrived and number == signal.SIGINT:
-            arrived.clear()
-            handlers[signal.SIGINT](number, frame)
-        arrived.append(number)
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if arrived:
-            handlers[signal.Signals(arrived[0])](arrived[0], None)
-
-
-@contextmanager
-def open_hdf5(path: Path | str) -> Iterator[tables.File]:
+def open_hdf5(path: Path | str) -> Iterator[File]:
     """Open an HDF5 file for reading.
-
-    While it is open, Python objects pickled in its attributes stay bytes, and other threads wait.
 
     Parameters
     ----------
@@ -168,187 +277,39 @@ def open_hdf5(path: Path | str) -> Iterator[tables.File]:
 
     Yields
     ------
-    tables.File
+    File
         Closed when the block ends.
 
     Raises
     ------
     MissingInput
-        No such file, or no permission to read it; or the block asked for a node that is not there.
+        No such file, or no permission to read it; or the block asked for what is not there.
     CorruptedInput
         Empty, truncated, damaged, not HDF5, not a file.
     TransientError
         A fault of the file system that may go away (stale handle, input/output error, a lock).
     """
     path = Path(path)
-    _check_readable(path)
-    with (
-        _LOCK,
-        _interrupts_wait(),
-        _PICKLE.refuse(),
-        _locked(path) as name,
-        _translated_errors(path, "read"),
-        tables.open_file(name) as file,
-    ):
-        yield file
-
-
-@contextmanager
-def create_hdf5(path: Path | str) -> Iterator[tables.File]:
-    """Create an HDF5 file. The same calls give the same bytes. A block that fails leaves no file.
-
-    Parameters
-    ----------
-    path : Path or str
-        The new file; its directory must exist.
-
-    Yields
-    ------
-    tables.File
-        Closed when the block ends. Pass ``track_times=False`` to whatever is created in it.
-
-    Raises
-    ------
-    ConfigError
-        The file exists already, or its directory does not, or may not be written to.
-    TransientError
-        A fault of the file system that may go away, a full disk among them.
-    """
-    path = Path(path)
+    check_readable(path)
+    with _reading(path):
+        fid = _open(path)
     try:
-        # Takes the name, so that of two writers one is told.
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    except FileExistsError:
-        msg = f"{path}: exists already; remove it or choose another name"
-        raise ConfigError(msg) from None
+        yield File(path, fid)
+    finally:
+        fid.close()
+
+
+def _open(path: Path) -> h5f.FileID:
+    access = h5p.create(h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5f.CLOSE_STRONG)
+    try:
+        return h5f.open(os.fsencode(path), h5f.ACC_RDONLY, access)
     except OSError as error:
-        if error.errno in _TRANSIENT:
-            msg = f"{path}: cannot be created ({error.strerror}); try again"
-            raise TransientError(msg) from error
-        msg = f"{path}: cannot be created ({error.strerror}); check its directory"
-        raise ConfigError(msg) from None
-    try:
-        with (
-            _LOCK,
-            _interrupts_wait(),
-            _locked(path, os.O_RDWR) as name,
-            _translated_errors(path, "written"),
-            tables.open_file(name, "w") as file,
-        ):
-            yield file
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def write_table(
-    file: tables.File,
-    path: str,
-    columns: Mapping[str, NDArray[Any]],
-    *,
-    units: Mapping[str, str] | None = None,
-    descriptions: Mapping[str, str] | None = None,
-    times: Collection[str] = (),
-    attributes: Mapping[str, object] | None = None,
-) -> None:
-    """Write a table as ctapipe lays it out, so that `ctapipe.io.read_table` gives back all of it.
-
-    Parameters
-    ----------
-    file : tables.File
-        From `create_hdf5`.
-    path : str
-        Where in the file, with a leading slash; missing groups are created.
-    columns : mapping of str to array, each (n,) or (n, ...)
-        In the order of the table. Text is stored as UTF-8 bytes of fixed length.
-    units : mapping of str to str, optional
-        Unit of a column, in the VO notation ("TeV", "m", "m2", "deg").
-    descriptions : mapping of str to str, optional
-        What a column means.
-    times : collection of str, optional
-        Columns of uint32, shape (n, 2), that hold times as `calibdask.stats.timebins.ctao_time`
-        gives them.
-    attributes : mapping of str to object, optional
-        Metadata of the table: text, numbers, or arrays of them.
-
-    Raises
-    ------
-    ValueError
-        Columns of different lengths, or a unit or description of a column that is not there.
-    TypeError
-        A column or attribute that HDF5 cannot hold without pickling it.
-    """
-    units, descriptions = units or {}, descriptions or {}
-    if unknown := (units.keys() | descriptions.keys()) - columns.keys():
-        msg = f"{path}: unit or description of unknown columns {sorted(unknown)}"
-        raise ValueError(msg)
-    stored = {name: _storable(values, f"{path} column {name}") for name, values in columns.items()}
-    lengths = {name: len(values) for name, values in stored.items()}
-    if len(set(lengths.values())) != 1:
-        msg = f"{path}: needs columns of one length, got {lengths}"
-        raise ValueError(msg)
-
-    metadata: dict[str, object] = {}
-    for i, (name, values) in enumerate(stored.items()):
-        metadata[f"CTAFIELD_{i}_NAME"] = name
-        if name in descriptions:
-            metadata[f"CTAFIELD_{i}_DESC"] = descriptions[name]
-        if values.dtype.kind == "S":
-            metadata[f"CTAFIELD_{i}_TRANSFORM"] = "string"
-            metadata[f"CTAFIELD_{i}_MAXLEN"] = values.dtype.itemsize
-        elif name in times:
-            metadata[f"CTAFIELD_{i}_TRANSFORM"] = "time"
-            metadata[f"CTAFIELD_{i}_TIME_SCALE"] = "tai"
-            metadata[f"CTAFIELD_{i}_TIME_FORMAT"] = "ctao_high_res"
-        elif name in units:
-            metadata[f"CTAFIELD_{i}_TRANSFORM"] = "quantity"
-            metadata[f"CTAFIELD_{i}_UNIT"] = units[name]
-    metadata |= attributes or {}
-
-    n_rows = next(iter(lengths.values()))
-    rows = np.zeros(n_rows, [(name, v.dtype, v.shape[1:]) for name, v in stored.items()])
-    for name, values in stored.items():
-        rows[name] = values
-    parent, _, leaf = path.rpartition("/")
-    table = file.create_table(
-        parent or "/",
-        leaf,
-        obj=rows,
-        filters=BLOSC_ZSTD,
-        expectedrows=n_rows,
-        createparents=True,
-        track_times=False,
-    )
-    _write_attributes(table, metadata)
-    # Left to PyTables, tables reach the disk in the order of garbage collection.
-    table.close()
-
-
-def read_root_attributes(path: Path) -> dict[str, str]:
-    """Give the attributes of a file's root that are text.
-
-    Raises
-    ------
-    MissingInput, CorruptedInput, TransientError
-        As for `open_hdf5`.
-    """
-    with open_hdf5(path) as file:
-        attributes = file.root._v_attrs
-        found = {name: attributes[name] for name in attributes._v_attrnamesuser}
-    return {name: str(value) for name, value in found.items() if isinstance(value, str)}
-
-
-def write_root_attributes(file: tables.File, attributes: Mapping[str, str]) -> None:
-    """Write metadata of the whole file, such as the CTA reference metadata ("CTA PRODUCT ID", ...).
-
-    Parameters
-    ----------
-    file : tables.File
-        From `create_hdf5`.
-    attributes : mapping of str to str
-        Names and values.
-    """
-    _write_attributes(file.root, attributes)
+        if not error_numbers(str(error)) & _NO_LOCKS:
+            raise
+        # A file system without locks: nobody can hold one.
+        access.set_file_locking(False, True)
+        return h5f.open(os.fsencode(path), h5f.ACC_RDONLY, access)
 
 
 def standard_unit(unit: str) -> tuple[float, str]:
@@ -372,7 +333,7 @@ def standard_unit(unit: str) -> tuple[float, str]:
     return 1.0, unit
 
 
-def read_tables(path: Path | str) -> dict[str, dict[str, NDArray[Any]]]:
+def read_tables(path: Path | str) -> dict[str, Columns]:
     """Read all tables of a small file.
 
     Parameters
@@ -386,10 +347,7 @@ def read_tables(path: Path | str) -> dict[str, dict[str, NDArray[Any]]]:
         The columns of each table by its path in the file. Text stays bytes.
     """
     with open_hdf5(path) as file:
-        return {
-            node._v_pathname: {name: node.col(name) for name in node.colnames}
-            for node in file.walk_nodes("/", "Table")
-        }
+        return {table.path: table.columns(table.names) for table in file.tables()}
 
 
 def digest_hdf5(path: Path | str) -> str:
@@ -417,163 +375,142 @@ def digest_hdf5(path: Path | str) -> str:
     """
     digest = hashlib.sha256()
     with open_hdf5(path) as file:
-        nodes = sorted(file.walk_nodes("/", "Table"), key=lambda node: str(node._v_pathname))
-        if not nodes:
-            msg = f"{path}: holds no table, so there is nothing to take a digest of"
-            raise MissingInput(msg)
-        for table in nodes:
-            digest.update(json.dumps(_describe(table)).encode())
+        described = [_describe(table) for table in file.tables()]
+    if not described:
+        raise MissingInput(f"{path}: holds no table, so there is nothing to take a digest of")
+    for one in described:
+        digest.update(json.dumps(one).encode())
     return digest.hexdigest()
 
 
-def _describe(table: tables.Table) -> list[object]:
-    """Path, length and, for each column, name, type, unit and digest of its bytes."""
-    dtypes = {name: table.dtype[name].newbyteorder("<") for name in table.colnames}
-    digests = {name: hashlib.sha256() for name in table.colnames}
-    step = max(1, _DIGEST_BLOCK_BYTES // table.rowsize)
-    for start in range(0, table.nrows, step):
-        rows = table.read(start, start + step)
+def _describe(table: Table) -> list[object]:
+    """Return path, length and, for each column, name, type, unit and digest of its bytes."""
+    dtypes = {name: table.dtype[name].newbyteorder("<") for name in table.names}
+    digests = {name: hashlib.sha256() for name in table.names}
+    for rows in table.blocks():
         for name, digest in digests.items():
             digest.update(rows[name].astype(dtypes[name].base, copy=False).tobytes())
-    columns = []
-    for i, name in enumerate(table.colnames):
-        base, shape = dtypes[name].base.str, list(dtypes[name].shape)
-        unit = str(table.attrs[f"CTAFIELD_{i}_UNIT"]) if f"CTAFIELD_{i}_UNIT" in table.attrs else ""
-        columns.append([name, base, shape, unit, digests[name].hexdigest()])
-    return [table._v_pathname, int(table.nrows), sorted(columns)]
+    columns = [
+        [name, dtype.base.str, list(dtype.shape), table.unit(name), digests[name].hexdigest()]
+        for name, dtype in dtypes.items()
+    ]
+    return [table.path, table.n_rows, sorted(columns)]
 
 
-def _storable(values: object, what: str) -> NDArray[Any]:
-    """Return `values` as an array that HDF5 stores natively, text as UTF-8 bytes."""
-    array = np.asarray(values)
-    if array.dtype.kind == "U":
-        array = np.strings.encode(array, "utf-8")
-    if array.dtype.kind == "S" and array.dtype.itemsize == 0:
-        array = array.astype("S1")  # HDF5 has no text of length 0
-    if array.dtype.kind not in "biufS":
-        msg = f"{what}: cannot be stored as {array.dtype}, only text, booleans and real numbers"
-        raise TypeError(msg)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)  # PyTables mixes no byte orders
-
-
-def _write_attributes(node: tables.Node, attributes: Mapping[str, object]) -> None:
-    with warnings.catch_warnings():
-        # "CTA PRODUCT ID" is no Python name, but it is the observatory's.
-        warnings.simplefilter("ignore", tables.NaturalNameWarning)
-        for name, value in attributes.items():
-            native = value if isinstance(value, str) else _storable(value, f"attribute {name}")
-            node._v_attrs[name] = native if isinstance(native, str) or native.ndim else native[()]
-
-
-@contextmanager
-def _locked(path: Path, mode: int = os.O_RDONLY) -> Iterator[str]:
-    """Lock a file that is read as HDF5 would, where that can be, and return the name to open it by.
-
-    HDF5 itself, which refuses a file where there are no locks, is told not to (`calibdask.io`).
+def check_readable(path: Path) -> None:
+    """Look at a file without HDF5, whose messages do not tell these cases apart.
 
     Raises
     ------
-    TransientError
-        Another process writes it, or it was there a moment ago.
+    MissingInput, CorruptedInput, TransientError
+        As `open_hdf5`.
     """
-    try:
-        descriptor = os.open(path, mode)
-    except OSError as error:
-        msg = f"{path}: cannot be opened now ({error.strerror}); try again"
-        raise TransientError(msg) from error
-    try:
-        try:
-            # A new file needs none: its name was taken by us. Where HDF5 locks after all (PyTables
-            # was imported before this package) ours would keep it out.
-            if mode == os.O_RDONLY:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                msg = f"{path}: another process writes it ({error.strerror}); try again"
-                raise TransientError(msg) from error
-            if error.errno not in _NO_LOCKS:
-                msg = f"{path}: cannot be locked ({error.strerror}); try again"
-                raise TransientError(msg) from error
-        try:
-            os.fsencode(path).decode("utf-8")
-        except UnicodeDecodeError:  # PyTables would look for another name
-            yield f"/dev/fd/{descriptor}"
-        else:
-            yield str(path)
-    finally:
-        os.close(descriptor)
-
-
-def _check_readable(path: Path) -> None:
-    """Look at the file without HDF5, whose messages do not tell these cases apart."""
     try:
         with path.open("rb") as stream:
             empty = not stream.read(1)
     except FileNotFoundError:
-        msg = f"{path}: no such file; check the path"
-        raise MissingInput(msg) from None
+        raise MissingInput(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
-        msg = f"{path}: is a directory, not an HDF5 file"
-        raise CorruptedInput(msg) from None
+        raise CorruptedInput(f"{path}: is a directory, not an HDF5 file") from None
     except OSError as error:
-        if error.errno in _TRANSIENT:
-            msg = f"{path}: cannot be read now ({error.strerror}); try again"
-            raise TransientError(msg) from error
-        msg = f"{path}: cannot be read ({error.strerror})"
-        raise MissingInput(msg) from None
+        if error.errno in TRANSIENT:
+            raise TransientError(
+                f"{path}: cannot be read now ({error.strerror}); try again"
+            ) from error
+        raise MissingInput(f"{path}: cannot be read ({error.strerror})") from None
     if empty:
-        msg = f"{path}: is empty; copy or produce it again"
-        raise CorruptedInput(msg)
+        raise CorruptedInput(f"{path}: is empty; copy or produce it again")
 
 
 @contextmanager
-def _translated_errors(path: Path, verb: str) -> Iterator[None]:
-    """Raise this package's exceptions for those of PyTables."""
+def _reading(path: Path, where: str = "") -> Iterator[None]:
+    """Raise this package's exceptions for those of h5py; only h5py is called inside."""
     try:
         yield
-    except tables.NoSuchNodeError as error:
-        msg = f"{path}: {error.args[0]}"
-        raise MissingInput(msg) from None
-    except tables.HDF5ExtError as error:
-        raise _from_hdf5(path, verb, str(error)) from error
-    except _NONSENSE as error:
-        # PyTables passes on what it cannot make sense of without looking. Raised by other code
-        # than its own, it is a bug there and no damage.
-        if not _raised_by_pytables(error):
-            raise
-        msg = f"{path}: damaged ({type(error).__name__}: {error}); copy or produce it again"
-        raise CorruptedInput(msg) from error
-    except OSError as error:
-        if error.errno not in _TRANSIENT:
-            raise
-        msg = f"{path}: cannot be {verb} now ({error.strerror}); try again"
-        raise TransientError(msg) from error
-    except pickle.UnpicklingError as error:
-        msg = f"{path}: refused, {error}; write it again with PyTables 2 or later"
-        raise CorruptedInput(msg) from None
+    except _DAMAGED as error:
+        raise _from_hdf5(path, where, str(error)) from error
 
 
-def _raised_by_pytables(error: BaseException) -> bool:
-    """Tell whether an exception comes from PyTables, or from what PyTables called."""
-    stack = traceback.walk_tb(error.__traceback__)
-    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in stack]
-    ours = max(place for place, name in enumerate(packages) if name == "calibdask")
-    return "tables" in packages[ours:]
-
-
-def _from_hdf5(path: Path, verb: str, trace: str) -> CalibdaskError:
-    """Tell faults of the file system from faults of the file, by HDF5's own error trace."""
-    codes = {int(code) for code in re.findall(r"errno = (\d+)", trace)}
-    if transient := codes & _TRANSIENT:
+def _from_hdf5(path: Path, where: str, trace: str) -> CalibdaskError:
+    """Tell faults of the file system from faults of the file, by HDF5's own message."""
+    if transient := error_numbers(trace) & TRANSIENT:
         reasons = ", ".join(os.strerror(code) for code in sorted(transient))
-        return TransientError(f"{path}: cannot be {verb} now ({reasons}); try again")
-    if verb == "written":
-        return CalibdaskError(f"{path}: cannot be written ({trace.strip().splitlines()[-1]})")
+        return TransientError(f"{path}: cannot be read now ({reasons}); try again")
     if size := re.search(r"truncated file: eof = (\d+).*stored_eof = (\d+)", trace):
         return CorruptedInput(
             f"{path}: truncated, {size[1]} of {size[2]} bytes; copy or produce it again"
         )
     if "file signature not found" in trace:
         return CorruptedInput(f"{path}: not an HDF5 file")
-    reason = trace.strip().splitlines()[-1]
-    return CorruptedInput(f"{path}: damaged ({reason}); copy or produce it again")
+    what = f"{where} is damaged" if where else "damaged"
+    return CorruptedInput(f"{path}: {what} ({_reason(trace)}); copy or produce the file again")
+
+
+def error_numbers(trace: str) -> set[int]:
+    """Return the numbers of the system's errors that a message of HDF5 names."""
+    return {int(code) for code in re.findall(r"errno = (\d+)", trace)}
+
+
+def _reason(trace: str) -> str:
+    """Return what HDF5 says happened, of a message such as "Can't do this (it happened)"."""
+    inner = re.search(r"\((.*)\)\s*$", trace)
+    return inner[1] if inner else trace.strip()
+
+
+def _is_table(node: object) -> bool:
+    return (
+        isinstance(node, h5d.DatasetID)
+        and isinstance(node.get_type(), h5t.TypeCompoundID)
+        and len(node.shape) == 1
+    )
+
+
+def _attribute(node: h5g.GroupID | h5d.DatasetID, name: str) -> Any:
+    key = name.encode()
+    if not h5a.exists(node, key):
+        return None
+    attribute = h5a.open(node, key)
+    stored = attribute.get_type()
+    if (
+        isinstance(attribute.get_space(), h5s.SpaceID)
+        and attribute.get_space().get_simple_extent_type() == h5s.NULL
+    ):
+        return ""  # how PyTables stores empty text
+    dtype = _dtype(stored)
+    values = np.empty(attribute.shape, dtype)
+    attribute.read(values, h5t.py_create(dtype) if dtype.hasobject else stored)
+    value: Any = values[()]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _dtype(stored: h5t.TypeID) -> np.dtype[Any]:
+    """Return the NumPy type with the layout of a stored type."""
+    if isinstance(stored, h5t.TypeCompoundID):
+        members = range(stored.get_nmembers())
+        formats = [_dtype(stored.get_member_type(i)) for i in members]
+        names = [stored.get_member_name(i).decode() for i in members]
+        if any(dtype.hasobject for dtype in formats):
+            return np.dtype(list(zip(names, formats, strict=True)))
+        return np.dtype(
+            {
+                "names": names,
+                "formats": formats,
+                "offsets": [stored.get_member_offset(i) for i in members],
+                "itemsize": stored.get_size(),
+            }
+        )
+    if isinstance(stored, h5t.TypeArrayID):
+        subarray: np.dtype[Any] = np.dtype((_dtype(stored.get_super()), stored.get_array_dims()))
+        return subarray
+    if isinstance(stored, h5t.TypeStringID):
+        if stored.is_variable_str():
+            text: np.dtype[Any] = h5py.string_dtype()
+            return text
+        return np.dtype(f"S{stored.get_size()}")
+    if isinstance(stored, h5t.TypeBitfieldID) and stored.get_size() == 1:
+        return np.dtype(np.bool_)  # how PyTables stores booleans
+    if isinstance(stored, h5t.TypeEnumID):
+        is_bool = bool(stored.dtype == np.bool_)  # how h5py stores booleans
+        return np.dtype(np.bool_) if is_bool else _dtype(stored.get_super())
+    plain: np.dtype[Any] = stored.dtype
+    return plain

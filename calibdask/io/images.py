@@ -23,10 +23,11 @@ from calibdask.io.muon import read_times
 from calibdask.io.times import ns_of_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    import tables
     from numpy.typing import NDArray
+
+    from calibdask.io.hdf5 import File, Table
 
 __all__ = [
     "Camera",
@@ -238,7 +239,7 @@ def is_hdf5(path: Path | str) -> bool:
 def has_images(path: Path | str) -> bool:
     """Tell whether an HDF5 file has DL1 images (errors as `calibdask.io.hdf5.open_hdf5`)."""
     with open_hdf5(path) as file:
-        return _IMAGES in file and file.get_node(_IMAGES)._v_nchildren > 0
+        return bool(file.children(_IMAGES))
 
 
 def inspect_images(
@@ -372,17 +373,14 @@ def _inspect_dl1(path: Path | str, choice: FocalLengthChoice) -> ImageInfo:
             _check_table(table, path, cameras[tel_id])
             sizes[tel_id] = 5 * 4 * len(cameras[tel_id].pixel_x_rad)
             keys[tel_id] = _all_keys(table, path, tel_id)
-        attributes = file.root._v_attrs
-        product, process = (
-            str(attributes[name]) if name in attributes else None
-            for name in ("CTA PRODUCT ID", "CTA PROCESS TYPE")
-        )
-        stored = file.get_node(_OBSERVATIONS).col("obs_id") if _OBSERVATIONS in file else []
+        product, process = (file.attribute(name) for name in ("CTA PRODUCT ID", "CTA PROCESS TYPE"))
+        observations = file.find(_OBSERVATIONS)
+        stored = [] if observations is None else observations.column("obs_id").tolist()
     # Where some telescopes have a focal length, the others are told from them, not refused.
     if not any(camera.focal_length_m > 0 for camera in cameras.values()):
         raise _no_focal_length(path, next(iter(cameras.values())).tel_description, choice)
     events = np.concatenate([np.stack(one, axis=1) for one in keys.values()])
-    obs_ids = {*np.unique(events[:, 0]).tolist(), *(int(one) for one in stored)}
+    obs_ids = {*np.unique(events[:, 0]).tolist(), *stored}
     times = {
         tel_id: read_times(path, obs_id, event_id, np.full(len(obs_id), tel_id))
         for tel_id, (obs_id, event_id) in keys.items()
@@ -413,15 +411,15 @@ def _read_dl1(
         n_rows = {}
         for tel_id, camera in cameras.items():
             _check_table(found[tel_id], path, camera)
-            n_rows[tel_id] = int(found[tel_id].nrows)
+            n_rows[tel_id] = found[tel_id].n_rows
     for tel_id, camera in cameras.items():
         first, stop = rows or (0, n_rows[tel_id])
         stop = min(stop, n_rows[tel_id])
         step = max(1, _BLOCK_BYTES // (5 * len(camera.pixel_x_rad)))
         for begin in range(first, stop, step):
-            # Not kept open: the reader holds a lock, and the caller computes between two blocks.
+            # Not kept open while the caller computes: a generator may be left where it is.
             with open_hdf5(path) as file:
-                table = file.get_node(f"{_IMAGES}/tel_{tel_id:03d}")
+                table = file.table(f"{_IMAGES}/tel_{tel_id:03d}")
                 block = table.read(begin, min(begin + step, stop))
                 obs_id, event_id = _keys(block, table, path, tel_id)
                 image, mask = _charges(block, table)
@@ -429,67 +427,65 @@ def _read_dl1(
             yield TelescopeImages(camera, obs_id, event_id, time_ns, image, mask)
 
 
-def _image_tables(file: tables.File, path: Path | str) -> Iterator[tuple[int, tables.Table]]:
+def _image_tables(file: File, path: Path | str) -> Iterator[tuple[int, Table]]:
     """Telescope and table, by telescope number."""
-    if _IMAGES not in file or not file.get_node(_IMAGES)._v_nchildren:
+    if not file.children(_IMAGES):
         raise MissingInput(f"{path}: has no images ({_IMAGES}); write DL1 with its images")
     found = {}
-    for node in file.get_node(_IMAGES)._f_iter_nodes("Table"):
-        name = str(node._v_name)
+    for name in file.children(_IMAGES):
         if not name.startswith("tel_") or not name[4:].isdecimal():
-            raise CorruptedInput(f"{path}: {node._v_pathname} is not a table of a telescope")
-        found[int(name[4:])] = node
+            raise CorruptedInput(f"{path}: {_IMAGES}/{name} is not a table of a telescope")
+        found[int(name[4:])] = file.table(f"{_IMAGES}/{name}")
     yield from sorted(found.items())
 
 
-def _check_table(table: tables.Table, path: Path | str, camera: Camera) -> None:
-    missing = [name for name in (*_KEYS, "image") if name not in table.colnames]
+def _check_table(table: Table, path: Path | str, camera: Camera) -> None:
+    missing = [name for name in (*_KEYS, "image") if name not in table.names]
     if missing:
         raise MissingInput(
-            f"{path}: {table._v_pathname} has no column {missing[0]}; it has"
-            f" {', '.join(table.colnames)}"
+            f"{path}: {table.path} has no column {missing[0]}; it has {', '.join(table.names)}"
         )
     n_pixels = len(camera.pixel_x_rad)
     shape = table.dtype["image"].shape
     if shape not in ((n_pixels,), (1, n_pixels), (2, n_pixels)):
         raise CorruptedInput(
-            f"{path}: {table._v_pathname} has images of shape {shape}, but camera"
+            f"{path}: {table.path} has images of shape {shape}, but camera"
             f" {camera.tel_description} has {n_pixels} pixels"
         )
-    if "image_mask" in table.colnames and table.dtype["image_mask"].shape != (n_pixels,):
+    if "image_mask" in table.names and table.dtype["image_mask"].shape != (n_pixels,):
         raise CorruptedInput(
-            f"{path}: {table._v_pathname} has masks of shape {table.dtype['image_mask'].shape},"
+            f"{path}: {table.path} has masks of shape {table.dtype['image_mask'].shape},"
             f" but images of {n_pixels} pixels"
         )
 
 
 def _keys(
-    rows: NDArray[Any], table: tables.Table, path: Path | str, tel_id: int
+    rows: NDArray[Any], table: Table, path: Path | str, tel_id: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give observation and event of rows of an image table; each must be there once."""
     others = rows["tel_id"][rows["tel_id"] != tel_id]
     if len(others):
-        raise CorruptedInput(f"{path}: {table._v_pathname} has rows of telescope {others[0]}")
-    where = f"{path}: {table._v_pathname} has"
+        raise CorruptedInput(f"{path}: {table.path} has rows of telescope {others[0]}")
+    where = f"{path}: {table.path} has"
     columns = [whole_numbers(rows[name], f"{where} {name}") for name in ("obs_id", "event_id")]
     keys = np.stack(columns, axis=1)
     found, count = np.unique(keys, axis=0, return_counts=True)
     if (count > 1).any():
         obs_id, event_id = found[np.argmax(count > 1)]
         raise CorruptedInput(
-            f"{path}: {table._v_pathname} has event {event_id} of observation {obs_id}"
+            f"{path}: {table.path} has event {event_id} of observation {obs_id}"
             f" {count.max()} times; write the file again without repeated rows"
         )
     return keys[:, 0].copy(), keys[:, 1].copy()
 
 
 def _all_keys(
-    table: tables.Table, path: Path | str, tel_id: int
+    table: Table, path: Path | str, tel_id: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Read the keys of a whole table; its images pass through memory in blocks."""
-    n = int(table.nrows)
+    n = table.n_rows
     rows = np.empty(n, [(name, np.int64) for name in _KEYS])
-    step = max(1, _BLOCK_BYTES // int(table.rowsize))
+    step = max(1, _BLOCK_BYTES // table.row_bytes)
     for begin in range(0, n, step):
         block = table.read(begin, min(begin + step, n))
         for name in _KEYS:
@@ -498,22 +494,17 @@ def _all_keys(
 
 
 def _charges(
-    block: NDArray[Any], table: tables.Table
+    block: NDArray[Any], table: Table
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     """Give images and masks; what was stored as fixed point becomes p.e. again."""
-    number = table.colnames.index("image")
     stored = block["image"]
-    prefix = f"CTAFIELD_{number}_"
-    attributes = {
-        name: table.attrs[name] for name in table.attrs._f_list() if name.startswith(prefix)
-    }
-    fixed_point = attributes.get(f"{prefix}TRANSFORM") == "fixed_point"
+    fixed_point = table.field("image", "TRANSFORM") == "fixed_point"
     image = np.array(stored, np.float32)
     if fixed_point:
-        image -= np.float32(attributes[f"{prefix}TRANSFORM_OFFSET"])
-        image /= np.float32(attributes[f"{prefix}TRANSFORM_SCALE"])
+        image -= np.float32(table.field("image", "TRANSFORM_OFFSET"))
+        image /= np.float32(table.field("image", "TRANSFORM_SCALE"))
         for name in ("NAN", "POSINF", "NEGINF"):
-            image[stored == attributes[f"{prefix}{name}_VALUE"]] = np.nan
+            image[stored == table.field("image", f"{name}_VALUE")] = np.nan
     if image.ndim == 3:
         channels = image
         image = channels[:, 0].copy()
@@ -522,45 +513,42 @@ def _charges(
             image[unmeasured] = channels[:, channel][unmeasured]
     if not fixed_point:  # where charges are rounded, 0 is one of them
         image = _measured(image)
-    mask = np.array(block["image_mask"], np.bool_) if "image_mask" in table.colnames else None
+    mask = np.array(block["image_mask"], np.bool_) if "image_mask" in table.names else None
     return image, mask
 
 
-def _read_camera(
-    file: tables.File, path: Path | str, tel_id: int, choice: FocalLengthChoice
-) -> Camera:
+def _read_camera(file: File, path: Path | str, tel_id: int, choice: FocalLengthChoice) -> Camera:
     for where in (_LAYOUT, _OPTICS):
         if where not in file:
             raise MissingInput(f"{path}: has no table {where}; write the file again with ctapipe")
-    layout = file.get_node(_LAYOUT).read()
+    layout = file.table(_LAYOUT).read()
     row = layout[layout["tel_id"] == tel_id]
     if len(row) != 1:
         raise CorruptedInput(f"{path}: telescope {tel_id} is {len(row)} times in {_LAYOUT}")
     description = row["tel_description"][0].decode("utf-8", "replace")
-    optics = file.get_node(_OPTICS).read()
+    optics = file.table(_OPTICS).read()
     number = int(row["optics_index"][0])
     if not 0 <= number < len(optics):
         raise CorruptedInput(f"{path}: {description} has optics {number} of {len(optics)}")
     column = f"{choice.lower()}_focal_length"
-    focal_length_m = float(optics[column][number]) if column in optics.dtype.names else math.nan
+    focal_length_m = (
+        float(optics[column][number]) if column in (optics.dtype.names or ()) else math.nan
+    )
     if not focal_length_m > 0:
         focal_length_m = math.nan
     where = f"{_CAMERA}/geometry_{int(row['camera_index'][0])}"
     if where not in file:
         raise MissingInput(f"{path}: has no table {where}, the pixels of {description}")
-    geometry = file.get_node(where)
+    geometry = file.table(where)
     pixels = geometry.read()
-    missing = {"pix_x", "pix_y", "pix_area"} - set(pixels.dtype.names)
+    missing = {"pix_x", "pix_y", "pix_area"} - set(pixels.dtype.names or ())
     if missing or not len(pixels):
         what = f"lacks {', '.join(sorted(missing))}" if missing else "is empty"
         raise MissingInput(f"{path}: {where}, the pixels of {description}, {what}")
-    attributes: Mapping[str, Any] = {
-        name: geometry.attrs[name] for name in geometry.attrs._f_list()
-    }
-    shape = str(attributes.get("PIX_TYPE", ""))
+    shape = str(geometry.attribute("PIX_TYPE") or "")
     if shape not in ("hexagon", "square", "circle"):
         raise CorruptedInput(f"{path}: {where} has pixels of type {shape!r}")
-    angle = math.radians(float(attributes.get("CAM_ROT", 0.0)))
+    angle = math.radians(float(geometry.attribute("CAM_ROT") or 0.0))
     x_m, y_m = pixels["pix_x"].astype(np.float64), pixels["pix_y"].astype(np.float64)
     if angle:
         cosine, sine = math.cos(angle), math.sin(angle)
@@ -571,7 +559,7 @@ def _read_camera(
         (int(optics["n_mirrors"][number]), float(optics["mirror_area"][number]), focal_length_m),
         (x_m, y_m, pixels["pix_area"].astype(np.float64)),
         shape,
-        str(attributes.get("GRID", "hex")),
+        str(geometry.attribute("GRID") or "hex"),
     )
 
 

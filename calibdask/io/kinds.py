@@ -10,7 +10,8 @@ from calibdask.io.hdf5 import open_hdf5
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import tables
+    from calibdask.io.hdf5 import File
+
 
 __all__ = ["Kind", "file_kind"]
 
@@ -55,12 +56,12 @@ def file_kind(path: Path | str) -> Kind:
         return "other"
 
 
-def _sign_of_events(file: tables.File) -> str:
+def _sign_of_events(file: File) -> str:
     """Tell what makes a file look like one of events; empty where nothing does."""
-    if not file.root._v_children:
+    if not file.children("/"):
         return "the ending of such a file, and nothing else in it"
     if any(group in file for group in _PRODUCTS):
         return ""
     if found := [group for group in _OF_EVENTS if group in file]:
         return f"the group {found[0]}"
-    return f"the attribute {_LEVELS!r}" if _LEVELS in file.root._v_attrs else ""
+    return f"the attribute {_LEVELS!r}" if file.attribute(_LEVELS) is not None else ""

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import tables
     from numpy.typing import NDArray
+
+    from calibdask.io.hdf5 import File, Table
 
     type Columns = dict[str, NDArray[Any]]
 
@@ -45,7 +46,6 @@ _OBSERVATIONS = "/configuration/observation/observation_block"
 
 _KEYS = ("obs_id", "event_id", "tel_id")
 # A wide table never stands in memory for the sake of some of its columns.
-_BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class RingRows:
 def has_muon_tables(path: Path | str) -> bool:
     """Tell whether an HDF5 file has muon tables (errors as `calibdask.io.hdf5.open_hdf5`)."""
     with open_hdf5(path) as file:
-        return MUON_GROUP in file and file.get_node(MUON_GROUP)._v_nchildren > 0
+        return bool(file.children(MUON_GROUP))
 
 
 def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
@@ -133,25 +133,21 @@ def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
         for tel_id, table in _muon_tables(file, path):
             for name in (*_KEYS, *columns):
                 _check_column(table, path, name)
-            n_rows[tel_id] = int(table.nrows)
-            width = max(width, int(table.rowsize))
+            n_rows[tel_id] = table.n_rows
+            width = max(width, table.row_bytes)
         telescopes, n_mirrors = _layout(file, n_rows)
         if _OBSERVATIONS in file:
-            obs_ids = file.get_node(_OBSERVATIONS).col("obs_id")
+            obs_ids = file.table(_OBSERVATIONS).column("obs_id")
         else:
-            obs_ids = np.concatenate([b["obs_id"] for b in _blocks(trigger)] or [np.empty(0)])
-        attributes = file.root._v_attrs
-        product, process = (
-            str(attributes[name]) if name in attributes else None
-            for name in ("CTA PRODUCT ID", "CTA PROCESS TYPE")
-        )
+            obs_ids = np.concatenate([b["obs_id"] for b in trigger.blocks()] or [np.empty(0)])
+        product, process = (file.attribute(name) for name in ("CTA PRODUCT ID", "CTA PROCESS TYPE"))
         return MuonInfo(
             telescopes,
             n_mirrors,
             n_rows,
             tuple(np.unique(whole_numbers(obs_ids, f"{path}: has obs_id")).tolist()),
-            width + int(trigger.rowsize),
-            int(trigger.nrows),
+            width + trigger.row_bytes,
+            trigger.n_rows,
             product,
             process,
         )
@@ -214,11 +210,11 @@ def read_rings(
         tables_of = dict(_muon_tables(file, path))
         for tel_id in tel_ids:
             table = tables_of[tel_id]
-            start, stop = (int(table.nrows) * i // count for i in (number, number + 1))
+            start, stop = (table.n_rows * i // count for i in (number, number + 1))
             for name in wanted:
-                unit = _unit(table, name)
+                unit = table.unit(name)
                 if units.setdefault(name, unit) != unit:
-                    msg = f"{path}: {name} is in {units[name]!r} and, in {table._v_pathname},"
+                    msg = f"{path}: {name} is in {units[name]!r} and, in {table.path},"
                     raise CorruptedInput(f"{msg} in {unit!r}")
             rows = _read(table, path, wanted, start, stop)
             _check_rows(rows, table, path, tel_id)
@@ -315,11 +311,11 @@ def _rises(obs_id: NDArray[np.integer], event_id: NDArray[np.integer]) -> bool:
     return bool(np.all(above | (same & (event_id[1:] > event_id[:-1]))))
 
 
-def _check_rows(rows: Columns, table: tables.Table, path: Path | str, tel_id: int) -> None:
+def _check_rows(rows: Columns, table: Table, path: Path | str, tel_id: int) -> None:
     """Refuse rows of other telescopes, and a ring that is there twice."""
     if (rows["tel_id"] != tel_id).any():
         other = rows["tel_id"][rows["tel_id"] != tel_id][0]
-        raise CorruptedInput(f"{path}: {table._v_pathname} has rows of telescope {other}")
+        raise CorruptedInput(f"{path}: {table.path} has rows of telescope {other}")
     if _rises(rows["obs_id"], rows["event_id"]):
         return
     order = np.lexsort((rows["event_id"], rows["obs_id"]))
@@ -328,7 +324,7 @@ def _check_rows(rows: Columns, table: tables.Table, path: Path | str, tel_id: in
     if twice.size:
         first, second = order[twice[0]], order[twice[0] + 1]
         raise CorruptedInput(
-            f"{path}: {table._v_pathname} has event {event_id[twice[0]]} of observation"
+            f"{path}: {table.path} has event {event_id[twice[0]]} of observation"
             f" {obs_id[twice[0]]} twice, in rows {min(first, second)} and {max(first, second)} of"
             f" those read ({twice.size} such rows): rings that count twice make the errors too"
             " small; write the file again without them"
@@ -338,42 +334,40 @@ def _check_rows(rows: Columns, table: tables.Table, path: Path | str, tel_id: in
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def _table(file: tables.File, path: Path | str, where: str) -> tables.Table:
+def _table(file: File, path: Path | str, where: str) -> Table:
     if where not in file:
         raise MissingInput(
             f"{path}: has no table {where}; without it the times of the rings are not known: write"
             " the file again with ctapipe"
         )
-    return file.get_node(where)
+    return file.table(where)
 
 
-def _muon_tables(file: tables.File, path: Path | str) -> Iterator[tuple[int, tables.Table]]:
+def _muon_tables(file: File, path: Path | str) -> Iterator[tuple[int, Table]]:
     """Telescope and table, by telescope number."""
     if MUON_GROUP not in file:
         raise MissingInput(f"{path}: has no muon tables ({MUON_GROUP})")
     found = {}
-    for node in file.get_node(MUON_GROUP)._f_iter_nodes("Table"):
-        name = str(node._v_name)
+    for name in file.children(MUON_GROUP):
         if not name.startswith("tel_") or not name[4:].isdecimal():
-            raise CorruptedInput(f"{path}: {node._v_pathname} is not a table of a telescope")
-        found[int(name[4:])] = node
+            raise CorruptedInput(f"{path}: {MUON_GROUP}/{name} is not a table of a telescope")
+        found[int(name[4:])] = file.table(f"{MUON_GROUP}/{name}")
     yield from sorted(found.items())
 
 
-def _layout(
-    file: tables.File, with_table: Mapping[int, int]
-) -> tuple[dict[int, str], dict[int, int]]:
+def _layout(file: File, with_table: Mapping[int, int]) -> tuple[dict[int, str], dict[int, int]]:
     """Descriptions and mirrors of all telescopes; what the file does not tell is left open."""
     telescopes = {number: f"UNKNOWN_tel_{number:03d}" for number in with_table}
     n_mirrors = dict.fromkeys(telescopes, 1)
     if _LAYOUT not in file:
         return telescopes, n_mirrors
-    layout = file.get_node(_LAYOUT)
+    layout = file.table(_LAYOUT)
     mirrors: list[int] = []
-    if _OPTICS in file and "n_mirrors" in file.get_node(_OPTICS).colnames:
-        mirrors = file.get_node(_OPTICS).col("n_mirrors").tolist()
+    optics_table = file.find(_OPTICS)
+    if optics_table is not None and "n_mirrors" in optics_table.names:
+        mirrors = optics_table.column("n_mirrors").tolist()
     named = {}
-    has_index = "optics_index" in layout.colnames
+    has_index = "optics_index" in layout.names
     for row in layout.read():
         number = int(row["tel_id"])
         named[number] = row["tel_description"].decode("utf-8", "replace")
@@ -382,48 +376,26 @@ def _layout(
     return {**named, **{n: t for n, t in telescopes.items() if n not in named}}, n_mirrors
 
 
-def _check_column(table: tables.Table, path: Path | str, name: str) -> None:
-    if name not in table.colnames:
+def _check_column(table: Table, path: Path | str, name: str) -> None:
+    if name not in table.names:
         raise MissingInput(
-            f"{path}: {table._v_pathname} has no column {name}; it has {', '.join(table.colnames)}"
+            f"{path}: {table.path} has no column {name}; it has {', '.join(table.names)}"
         )
     if table.dtype[name].base.kind not in "biuf":
-        raise CorruptedInput(f"{path}: {table._v_pathname} has {name} as {table.dtype[name]}")
+        raise CorruptedInput(f"{path}: {table.path} has {name} as {table.dtype[name]}")
 
 
-def _unit(table: tables.Table, name: str) -> str:
-    prefix = f"CTAFIELD_{table.colnames.index(name)}_"
-    return str(table.attrs[f"{prefix}UNIT"]) if f"{prefix}UNIT" in table.attrs else ""
-
-
-def _blocks(table: tables.Table, start: int = 0, stop: int | None = None) -> Iterator[Any]:
-    stop = int(table.nrows) if stop is None else stop
-    step = max(1, _BLOCK_BYTES // int(table.rowsize))
-    for begin in range(start, stop, step):
-        yield table.read(begin, min(begin + step, stop))
-
-
-def _read(
-    table: tables.Table, path: Path | str, names: Sequence[str], start: int, stop: int
-) -> Columns:
-    out: Columns = {}
-    for name in names:
-        dtype = table.dtype[name]
-        out[name] = np.empty((stop - start, *dtype.shape), dtype.base.newbyteorder("="))
-    done = 0
-    for block in _blocks(table, start, stop):
-        for name, values in out.items():
-            values[done : done + len(block)] = block[name]
-        done += len(block)
+def _read(table: Table, path: Path | str, names: Sequence[str], start: int, stop: int) -> Columns:
+    out = table.columns(names, start, stop)
     for name in set(_KEYS) & out.keys():
-        out[name] = whole_numbers(out[name], f"{path}: {table._v_pathname} has {name}")
+        out[name] = whole_numbers(out[name], f"{path}: {table.path} has {name}")
     return out
 
 
 def _read_triggers(
-    table: tables.Table, path: Path | str
+    table: Table, path: Path | str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Telescope, observation, event and time of every trigger."""
-    columns = _read(table, path, [*_KEYS, "time"], 0, int(table.nrows))
+    columns = _read(table, path, [*_KEYS, "time"], 0, table.n_rows)
     time_ns = stored_time_ns(path, table, "time", columns.pop("time"))
     return columns["tel_id"], columns["obs_id"], columns["event_id"], time_ns

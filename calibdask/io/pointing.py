@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.hdf5 import open_hdf5
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
+
+    from calibdask.io.hdf5 import Table
 
 __all__ = ["PLACES", "Pointing", "read_block_pointing", "read_pointing", "require_pointing"]
 
@@ -118,7 +119,7 @@ def read_pointing(path: Path | str, tel_ids: Iterable[int]) -> dict[int, Pointin
             for place in PLACES:
                 where = f"{place}/tel_{tel_id:03d}"
                 if where in file:
-                    found[tel_id] = _read(Path(path), file.get_node(where))
+                    found[tel_id] = _read(Path(path), file.table(where))
                     break
     return found
 
@@ -145,17 +146,16 @@ def read_block_pointing(path: Path | str) -> dict[int, tuple[float, float]]:
     names = ("obs_id", "subarray_pointing_lat", "subarray_pointing_lon", "subarray_pointing_frame")
     found: dict[int, tuple[float, float]] = {}
     with open_hdf5(path) as file:
-        table = file.get_node(_BLOCKS) if _BLOCKS in file else None
-        if isinstance(table, tables.Table) and set(names) <= set(table.colnames):
+        table = file.find(_BLOCKS)
+        if table is not None and set(names) <= set(table.names):
             factors = []
             for name in names[1:3]:
-                unit_of = f"CTAFIELD_{table.colnames.index(name)}_UNIT"
-                unit = str(table.attrs[unit_of]) if unit_of in table.attrs else ""
+                unit = table.unit(name)
                 if unit not in _TO_RAD:
                     msg = f"{path}: {_BLOCKS} has {name} in {unit!r}, expected rad or deg"
                     raise CorruptedInput(msg)
                 factors.append(_TO_RAD[unit])
-            for obs_id, lat, lon, frame in zip(*(table.col(name) for name in names), strict=True):
+            for obs_id, lat, lon, frame in zip(*table.columns(names).values(), strict=True):
                 if frame == _ALTAZ and np.isfinite([lat, lon]).all():
                     found[int(obs_id)] = float(lat) * factors[0], float(lon) * factors[1]
     if not found:
@@ -165,14 +165,11 @@ def read_block_pointing(path: Path | str) -> dict[int, tuple[float, float]]:
     return found
 
 
-def _read(path: Path, table: Any) -> Pointing:
-    where = f"{path}: {table._v_pathname}"
-    if not isinstance(table, tables.Table):
-        raise CorruptedInput(f"{where} is not a table")
-    if lacking := [name for name in ("time", "altitude") if name not in table.colnames]:
+def _read(path: Path, table: Table) -> Pointing:
+    where = f"{path}: {table.path}"
+    if lacking := [name for name in ("time", "altitude") if name not in table.names]:
         raise CorruptedInput(f"{where} has no column {lacking[0]}")
-    unit_of = f"CTAFIELD_{table.colnames.index('altitude')}_UNIT"
-    unit = str(table.attrs[unit_of]) if unit_of in table.attrs else ""
+    unit = table.unit("altitude")
     if unit not in _TO_RAD:
         raise CorruptedInput(f"{where} has altitude in {unit!r}, expected rad or deg")
     rows = table.read()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tables
 
 from calibdask.errors import CorruptedInput
 from calibdask.io.hdf5 import open_hdf5
@@ -26,6 +25,8 @@ from calibdask.io.times import stored_time_ns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from calibdask.io.hdf5 import File, Table
 
 __all__ = ["InterCalibrationTable", "MuonThroughputs", "Throughputs", "read_throughputs"]
 
@@ -122,26 +123,18 @@ def read_throughputs(path: Path | str) -> Throughputs:
         return Throughputs(inter, muons)
 
 
-def _table(path: Path, file: tables.File, where: str) -> tables.Table:
-    node = file.get_node(where)
-    if not isinstance(node, tables.Table):
-        msg = f"{path}: {where} is not a table"
-        raise CorruptedInput(msg)
-    return node
-
-
-def _columns(path: Path, table: tables.Table, names: tuple[str, ...]) -> NDArray[np.void]:
-    if lacking := [name for name in names if name not in table.colnames]:
-        msg = f"{path}: {table._v_pathname} has no column {', '.join(lacking)}"
+def _columns(path: Path, table: Table, names: tuple[str, ...]) -> NDArray[np.void]:
+    if lacking := [name for name in names if name not in table.names]:
+        msg = f"{path}: {table.path} has no column {', '.join(lacking)}"
         raise CorruptedInput(msg)
     rows: NDArray[np.void] = table.read()
     return rows
 
 
-def _inter_calibration(path: Path, file: tables.File) -> InterCalibrationTable:
-    table = _table(path, file, _INTER_CALIBRATION)
-    where = f"{path}: {table._v_pathname}"
-    if "time_bin" in table.colnames:
+def _inter_calibration(path: Path, file: File) -> InterCalibrationTable:
+    table = file.table(_INTER_CALIBRATION)
+    where = f"{path}: {table.path}"
+    if "time_bin" in table.names:
         msg = (
             f"{where} is binned in time: give the DL2 files alone, which makes one network of all"
             " types by time bin, or an inter-calibration without bins"
@@ -159,7 +152,8 @@ def _inter_calibration(path: Path, file: tables.File) -> InterCalibrationTable:
         row = np.flatnonzero(wrong)[0]
         msg = f"{where} has value {value[row]} +- {error[row]} for telescope {tel_id[row]}"
         raise CorruptedInput(msg)
-    if "obs_id" not in table.attrs:
+    obs_id = table.attribute("obs_id")
+    if obs_id is None:
         msg = f"{where} does not tell by its attribute obs_id which observations it is from"
         raise CorruptedInput(msg)
     flags = _flags(rows)
@@ -167,12 +161,12 @@ def _inter_calibration(path: Path, file: tables.File) -> InterCalibrationTable:
     value, error = np.where(usable, value, np.nan), np.where(usable, error, np.nan)
     covariance = np.diag(error**2)
     if f"{_INTER_CALIBRATION}_covariance" in file:
-        more = _table(path, file, f"{_INTER_CALIBRATION}_covariance")
+        more = file.table(f"{_INTER_CALIBRATION}_covariance")
         entries = _columns(path, more, ("tel_id_1", "tel_id_2", "covariance"))
         row = {number: k for k, number in enumerate(tel_id.tolist())}
         ends = [[row.get(n, -1) for n in entries[f"tel_id_{k}"].tolist()] for k in (1, 2)]
         if min(map(min, ends), default=0) < 0:
-            msg = f"{path}: {more._v_pathname} has telescopes that {table._v_pathname} has not"
+            msg = f"{path}: {more.path} has telescopes that {table.path} has not"
             raise CorruptedInput(msg)
         covariance[ends[0], ends[1]] = entries["covariance"]
     return InterCalibrationTable(
@@ -182,7 +176,7 @@ def _inter_calibration(path: Path, file: tables.File) -> InterCalibrationTable:
         error,
         covariance,
         tuple(flags.tolist()),
-        tuple(np.unique(np.asarray(table.attrs["obs_id"], np.int64)).tolist()),
+        tuple(np.unique(np.asarray(obs_id, np.int64)).tolist()),
     )
 
 
@@ -197,16 +191,16 @@ def _any_letter(flags: NDArray[np.str_], letters: str) -> NDArray[np.bool_]:
     return np.array([any(one in text for one in letters) for text in flags.tolist()], np.bool_)
 
 
-def _muons(path: Path, file: tables.File) -> MuonThroughputs:
+def _muons(path: Path, file: File) -> MuonThroughputs:
     parts: dict[str, list[NDArray[np.generic]]] = {}
     times: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = []
     n_flagged: dict[int, int] = {}
-    for name in sorted(file.get_node(_MUON)._v_children):
+    for name in file.children(_MUON):
         if not re.fullmatch(r"tel_\d+", name):
             continue
-        table = _table(path, file, f"{_MUON}/{name}")
+        table = file.table(f"{_MUON}/{name}")
         rows = _columns(path, table, ("mean", "sem", "n_events"))
-        where = f"{path}: {table._v_pathname}"
+        where = f"{path}: {table.path}"
         flagged = _any_letter(_flags(rows), _NOT_TO_BE_USED)
         if flagged.any():
             n_flagged[int(name[4:])] = int(flagged.sum())
@@ -239,11 +233,11 @@ def _muons(path: Path, file: tables.File) -> MuonThroughputs:
 
 
 def _chunk_times(
-    path: Path, table: tables.Table, rows: NDArray[np.void]
+    path: Path, table: Table, rows: NDArray[np.void]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Begin and end of each chunk; None where the table does not tell in a known form."""
     names = ("time_start", "time_end")
-    if not set(names) <= set(table.colnames):
+    if not set(names) <= set(table.names):
         return None
     try:
         start_ns, end_ns = (stored_time_ns(path, table, name, rows[name]) for name in names)

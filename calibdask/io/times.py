@@ -18,9 +18,10 @@ from calibdask.stats.timebins import NO_TIME, ctao_time_ns
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import tables
     from astropy.time import Time
     from numpy.typing import NDArray
+
+    from calibdask.io.hdf5 import Table
 
 __all__ = ["HIGH_RESOLUTION", "check_times", "ns_of_time", "stored_time_ns", "time_format"]
 
@@ -42,12 +43,12 @@ _FORMATS = {
 """Formats of one number that are read: the number of 1970, and units in a day."""
 
 
-def time_format(table: tables.Table, name: str) -> tuple[str, str]:
+def time_format(table: Table, name: str) -> tuple[str, str]:
     """Give format and scale of a column of times, as its attributes or else its type say.
 
     Parameters
     ----------
-    table : tables.Table
+    table : Table
         The table.
     name : str
         Its column.
@@ -59,23 +60,22 @@ def time_format(table: tables.Table, name: str) -> tuple[str, str]:
     str
         Scale of astropy, lower case.
     """
-    prefix = f"CTAFIELD_{table.colnames.index(name)}_TIME_"
     default = HIGH_RESOLUTION if table.dtype[name].shape == (2,) else "mjd"
     form, scale = (
-        str(table.attrs[prefix + key]).lower() if prefix + key in table.attrs else otherwise
+        str(table.field(name, f"TIME_{key}") or otherwise).lower()
         for key, otherwise in (("FORMAT", default), ("SCALE", "tai"))
     )
     return form, scale
 
 
-def check_times(path: Path | str, table: tables.Table, name: str) -> None:
+def check_times(path: Path | str, table: Table, name: str) -> None:
     """Refuse a column of times that cannot be read.
 
     Parameters
     ----------
     path : Path or str
         The file, for the message.
-    table : tables.Table
+    table : Table
         The table.
     name : str
         Its column, which exists.
@@ -93,7 +93,7 @@ def check_times(path: Path | str, table: tables.Table, name: str) -> None:
         fits = form in _FORMATS and dtype.shape == () and dtype.base.kind == "f"
     if not fits or scale not in _SCALES:
         msg = (
-            f"{path}: {table._v_pathname} has {name} as {dtype}, in the format {form!r} and the"
+            f"{path}: {table.path} has {name} as {dtype}, in the format {form!r} and the"
             f" scale {scale!r}; expected are seconds and quarter-nanoseconds ({HIGH_RESOLUTION}) or"
             f" a number ({', '.join(_FORMATS)}), in the scale {', '.join(_SCALES)}: convert"
             " the file"
@@ -102,7 +102,7 @@ def check_times(path: Path | str, table: tables.Table, name: str) -> None:
 
 
 def stored_time_ns(
-    path: Path | str, table: tables.Table, name: str, values: NDArray[Any]
+    path: Path | str, table: Table, name: str, values: NDArray[Any]
 ) -> NDArray[np.int64]:
     """Convert a column of times to nanoseconds of TAI since 1970.
 
@@ -110,7 +110,7 @@ def stored_time_ns(
     ----------
     path : Path or str
         The file, for messages.
-    table : tables.Table
+    table : Table
         The table that the values are of.
     name : str
         Its column.

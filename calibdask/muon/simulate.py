@@ -420,7 +420,7 @@ def write_rings(
         write_telescope_table,
         write_triggers,
     )
-    from calibdask.io.hdf5 import create_hdf5
+    from calibdask.io.pytables import create_hdf5
 
     timed = columns["has_time"] if "has_time" in columns else np.ones(len(columns["obs_id"]), bool)
     obs_id = int(columns["obs_id"][0])

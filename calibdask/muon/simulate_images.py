@@ -173,7 +173,7 @@ def _write_file(path: Path, options: MuonImageSimulation, number: int) -> None:
         write_telescope_table,
         write_triggers,
     )
-    from calibdask.io.hdf5 import create_hdf5
+    from calibdask.io.pytables import create_hdf5
 
     known = options.effective_focal_length
     optics = OpticsDescription(

@@ -17,7 +17,7 @@ from calibdask.array.summary import PairSummary, ScoreSummary
 from calibdask.engine.inputs import identify
 from calibdask.engine.protocol import ALL, WrongKind
 from calibdask.errors import ConfigError, NotEnoughData
-from calibdask.io.hdf5 import create_hdf5, write_table
+from calibdask.io.pytables import create_hdf5, write_table
 
 ENERGY_JOB = "energy-asymmetry-estimation"
 JOB = "inter-calibration"

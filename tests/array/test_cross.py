@@ -14,7 +14,7 @@ import calibdask
 from calibdask.api import load_config, plan
 from calibdask.array.simulate import ArraySimulation, simulate_array
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
-from calibdask.io.hdf5 import create_hdf5, write_table
+from calibdask.io.pytables import create_hdf5, write_table
 from calibdask.stats.timebins import ctao_time, to_time
 
 JOB = "cross-calibration"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tables as pytables
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from calibdask.array.simulate import (
 )
 from calibdask.array.simulation import ctao_time
 from calibdask.errors import ConfigError
-from calibdask.io.hdf5 import open_hdf5
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("CALIBDASK_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -38,13 +38,13 @@ ER = "RandomForestRegressor_tel_"
 
 
 def read(path, table):
-    with open_hdf5(path) as file:
+    with pytables.open_file(path) as file:
         return file.get_node(table)[:]
 
 
 def read_telescopes(path, group):
     """Rows of each telescope that has a table, by tel_id."""
-    with open_hdf5(path) as file:
+    with pytables.open_file(path) as file:
         return {int(node.name[4:]): node[:] for node in file.get_node(group)._f_iter_nodes()}
 
 
@@ -81,7 +81,7 @@ def large(tmp_path_factory):
 def describe(path):
     """Columns of each table: name, type, unit, time scale; numbers in paths left out."""
     described = {}
-    with open_hdf5(path) as file:
+    with pytables.open_file(path) as file:
         for table in file.walk_nodes("/", "Table"):
             columns = []
             for i, name in enumerate(table.colnames):
@@ -278,7 +278,7 @@ def test_light_pool_photon_statistics_and_thresholds_can_be_taken_away(tmp_path)
 def test_pointing_tables_where_and_how_long(tmp_path, plain):
     both = read_telescopes(plain.paths[0], "/dl1/monitoring/telescope/pointing")
     _, path = one_file(tmp_path / "dl0", pointing_levels=("dl0",))
-    with open_hdf5(path) as file:
+    with pytables.open_file(path) as file:
         assert "/dl1/monitoring/telescope/pointing" not in file
     only = read_telescopes(path, "/dl0/monitoring/telescope/pointing")
     np.testing.assert_array_equal(only[1], both[1])
@@ -358,7 +358,7 @@ def test_a_block_does_not_depend_on_the_others(plain, tmp_path):
     n_telescope_events = simulate_block(later, small(n_files=1), 1)
     assert later.read_bytes() == simulated.paths[1].read_bytes()
     assert n_telescope_events + plain.n_telescope_events == simulated.n_telescope_events
-    with open_hdf5(simulated.paths[0]) as one, open_hdf5(later) as two:
+    with pytables.open_file(simulated.paths[0]) as one, pytables.open_file(later) as two:
         assert one.root._v_attrs["CTA PRODUCT ID"] != two.root._v_attrs["CTA PRODUCT ID"]
     assert set(energies(later)[1]).isdisjoint(energies(simulated.paths[0])[1])
     starts = [read(p, TRIGGER)["time"][:, 0] for p in simulated.paths]

@@ -357,7 +357,7 @@ def _from_asymmetries(path, tmp_path, config):
 
 
 def _write_other(path):
-    from calibdask.io.hdf5 import create_hdf5, write_table
+    from calibdask.io.pytables import create_hdf5, write_table
 
     with create_hdf5(path) as file:
         write_table(file, "/weather", {"temperature": np.arange(3.0)}, units={"temperature": "K"})

@@ -16,7 +16,7 @@ import calibdask as package
 from calibdask.array.simulate import simulate_array, simulate_block
 from calibdask.engine import events
 from calibdask.errors import CorruptedInput
-from calibdask.io.hdf5 import create_hdf5, write_root_attributes, write_table
+from calibdask.io.pytables import create_hdf5, write_root_attributes, write_table
 from tests.e2e.conftest import SIMULATION
 from tests.e2e.tables import COEFFICIENTS
 

@@ -15,7 +15,7 @@ from calibdask.engine import products
 from calibdask.engine.products import digest_output
 from calibdask.engine.protocol import ALL, Reduced
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
-from calibdask.io.hdf5 import create_hdf5, write_table
+from calibdask.io.pytables import create_hdf5, write_table
 
 
 @dataclass(frozen=True)

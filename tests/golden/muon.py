@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import tables as pytables
 
 import calibdask
-from calibdask.io.hdf5 import open_hdf5
 from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons
 from calibdask.muon.simulate import MuonSimulation, simulate
 
@@ -80,7 +80,7 @@ def ask_peer(folder: Path, environment: Path) -> dict[str, Any]:
         command = [str(tool), "-c", str(folder / f"{kind}.yaml"), "-i", str(path)]
         subprocess.run(command, check=True, cwd=folder)
     numbers: dict[str, Any] = {}
-    with open_hdf5(path) as file:
+    with pytables.open_file(path) as file:
         for tel_id in (1, 2):
             leaf = f"tel_{tel_id:03d}"
             for kind, group in (("throughput", THROUGHPUT), ("psf", PSF)):

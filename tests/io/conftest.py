@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from calibdask.io.hdf5 import create_hdf5, write_root_attributes, write_table
+from calibdask.io.pytables import create_hdf5, write_root_attributes, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,6 @@ from calibdask.io.dl1 import (
     write_telescope_table,
     write_triggers,
 )
-from calibdask.io.hdf5 import create_hdf5
 from calibdask.io.images import (
     has_images,
     inspect_images,
@@ -26,6 +25,7 @@ from calibdask.io.images import (
     neighbours_of,
     read_images,
 )
+from calibdask.io.pytables import create_hdf5
 
 START_NS = 1_700_000_037_000_000_000
 N_SIDE = 12

@@ -6,8 +6,8 @@ import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
 from calibdask.io.asymmetry import create_asymmetries
-from calibdask.io.hdf5 import create_hdf5, write_root_attributes, write_table
 from calibdask.io.kinds import file_kind
+from calibdask.io.pytables import create_hdf5, write_root_attributes, write_table
 
 
 def test_dl2(dl2, write_dl2):

@@ -5,7 +5,6 @@ import pytest
 import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
-from calibdask.io.hdf5 import create_hdf5, write_table
 from calibdask.io.muon import (
     has_muon_tables,
     inspect_muons,
@@ -13,6 +12,7 @@ from calibdask.io.muon import (
     read_times,
     ring_times,
 )
+from calibdask.io.pytables import create_hdf5, write_table
 from tests.muon.toys import START_NS, S, write_file
 
 COLUMNS = ("muonefficiency_optical_efficiency", "muonring_radius")

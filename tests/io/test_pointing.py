@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibdask.errors import CorruptedInput, MissingInput
-from calibdask.io.hdf5 import create_hdf5, write_table
 from calibdask.io.pointing import (
     PLACES,
     Pointing,
@@ -14,6 +13,7 @@ from calibdask.io.pointing import (
     read_pointing,
     require_pointing,
 )
+from calibdask.io.pytables import create_hdf5, write_table
 
 SECOND = 1_000_000_000
 START_NS = 1_700_000_037 * SECOND

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calibdask.errors import CorruptedInput
-from calibdask.io.hdf5 import create_hdf5, write_table
+from calibdask.io.pytables import create_hdf5, write_table
 from calibdask.io.throughput import read_throughputs
 from calibdask.stats.timebins import ctao_time, to_time
 

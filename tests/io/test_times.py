@@ -5,7 +5,8 @@ import pytest
 from astropy.time import Time
 
 from calibdask.errors import CorruptedInput
-from calibdask.io.hdf5 import create_hdf5, open_hdf5, write_table
+from calibdask.io.hdf5 import open_hdf5
+from calibdask.io.pytables import create_hdf5, write_table
 from calibdask.io.times import ns_of_time, stored_time_ns
 from calibdask.stats.timebins import NO_TIME
 
@@ -24,8 +25,8 @@ def read(tmp_path, values, **attributes):
         named = {f"CTAFIELD_0_TIME_{name.upper()}": text for name, text in attributes.items()}
         write_table(file, "/trigger", {"time": np.asarray(values)}, attributes=named)
     with open_hdf5(path) as file:
-        table = file.get_node("/trigger")
-        return stored_time_ns(path, table, "time", table.col("time"))
+        table = file.table("/trigger")
+        return stored_time_ns(path, table, "time", table.column("time"))
 
 
 def in_seconds(scale):

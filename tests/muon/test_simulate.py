@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import tables as pytables
 
 from calibdask.errors import ConfigError
-from calibdask.io.hdf5 import open_hdf5
 from calibdask.muon.simulate import (
     MuonSimulation,
     describe_telescopes,
@@ -79,7 +79,7 @@ def test_faults(tmp_path):
         effective_focal_length=False,
     )
     (path,) = simulate(tmp_path / "sim", options)
-    with open_hdf5(path) as file:
+    with pytables.open_file(path) as file:
         tables = [node.name for node in file.get_node("/dl1/event/telescope/muon")]
         assert tables == ["tel_001", "tel_002", "tel_003"]
         rows = file.get_node("/dl1/event/telescope/muon/tel_001")[:]
@@ -121,7 +121,7 @@ def test_ctapipe_opens_the_files(tmp_path):
 def test_columns_are_ctapipes(tmp_path):
     """As ctapipe-process 0.32.0 --write-muon-parameters writes them."""
     (path,) = simulate(tmp_path / "sim", MuonSimulation(n_files=1, n_rings=10, n_telescopes=1))
-    with open_hdf5(path) as file:
+    with pytables.open_file(path) as file:
         dtype = file.get_node("/dl1/event/telescope/muon/tel_001").dtype
     from ctapipe.containers import (
         MuonEfficiencyContainer,

@@ -12,8 +12,8 @@ from faults import run
 
 from calibdask.engine.products import digest_output
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, MissingInput
-from calibdask.io.hdf5 import create_hdf5, write_table
 from calibdask.io.maps import MAPS, TABLES, MapLayout, create_maps, write_rows
+from calibdask.io.pytables import create_hdf5, write_table
 from calibdask.sensor import calibration, config
 from calibdask.sensor.apply import (
     IMAGE_FLAGS,

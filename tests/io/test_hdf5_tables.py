@@ -10,9 +10,8 @@ import pytest
 import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
-from calibdask.io.h5 import open_hdf5
-from calibdask.io.hdf5 import create_hdf5, write_table
-from calibdask.io.hdf5 import open_hdf5 as open_pytables
+from calibdask.io.hdf5 import open_hdf5
+from calibdask.io.pytables import create_hdf5, write_table
 
 ROWS = np.zeros(
     5000,
@@ -44,7 +43,7 @@ def example(tmp_path):
 
 
 def test_rows_attributes_and_groups_are_those_of_pytables(example):
-    with open_pytables(example) as oracle, open_hdf5(example) as file:
+    with tables.open_file(example) as oracle, open_hdf5(example) as file:
         assert file.children("/a") == ("empty", "t")
         assert file.children("/nothing") == file.children("/a/t") == ()
         assert [table.path for table in file.tables()] == ["/a/empty", "/a/t"]
@@ -66,7 +65,7 @@ def test_rows_attributes_and_groups_are_those_of_pytables(example):
 
 
 def test_columns_are_contiguous_native_and_read_in_blocks(example, monkeypatch):
-    monkeypatch.setattr("calibdask.io.h5._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("calibdask.io.hdf5.BLOCK_BYTES", 1000)
     with open_hdf5(example) as file:
         table = file.table("/a/t")
         found = table.columns(["energy", "mask"], 10, 4990)
@@ -134,7 +133,7 @@ def test_a_flipped_bit_in_any_chunk_is_noticed_and_the_table_named(tmp_path):
 
 def test_shared_files_read_as_with_pytables(shared_array):
     for path in sorted(shared_array.rglob("*.h5")):
-        with open_pytables(path) as oracle, open_hdf5(path) as file:
+        with tables.open_file(path) as oracle, open_hdf5(path) as file:
             for table in file.tables():
                 theirs = oracle.get_node(table.path).read()
                 ours = table.read()
