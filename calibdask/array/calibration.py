@@ -37,7 +37,7 @@ from calibdask.array.pairwise import (
     type_of,
     unknown_types,
 )
-from calibdask.array.summary import PairEvents, PairSummary, summarise_pairs
+from calibdask.array.summary import PairEvents, PairSummary, distance_range, summarise_pairs
 from calibdask.engine.protocol import (
     ALL,
     Cell,
@@ -275,7 +275,7 @@ class InterCalibration(PairwiseCalibration):
 
     options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
@@ -465,6 +465,7 @@ class InterCalibration(PairwiseCalibration):
                 table.value_1,
                 table.value_2,
                 more.get("log_distance"),
+                more.get("distance_range"),
                 event_group(table.obs_id, table.event_id),
             ),
             None,
@@ -548,6 +549,7 @@ class InterCalibration(PairwiseCalibration):
         rows: dict[str, NDArray[Any]] = {name: passed[name] for name in self.selections}
         if self.distance_term and impact_1_m is not None and impact_2_m is not None:
             rows["log_distance"] = log_ratio(impact_1_m, impact_2_m)
+            rows["distance_range"] = distance_range(impact_1_m, impact_2_m)
         return rows
 
     def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
@@ -574,7 +576,11 @@ class InterCalibration(PairwiseCalibration):
 
     def pair_events(self, rows: Rows) -> PairEvents:
         """Make pair events of the rows that were kept."""
-        return replace(super().pair_events(rows), log_distance=rows.get("log_distance"))
+        return replace(
+            super().pair_events(rows),
+            log_distance=rows.get("log_distance"),
+            distance_range=rows.get("distance_range"),
+        )
 
     # -- products -------------------------------------------------------------------------------
 

@@ -653,7 +653,8 @@ class RelativeThroughputFitter(Section):
     distance_term: bool | None = Field(
         default=None,
         description="Image sizes only: fit ln x1 - ln x2 = theta1 - theta2 + kappa (ln d1 - ln d2) "
-        "with the impact distances d and one kappa per telescope type. Unless given, it is fitted "
+        "with the impact distances d and a kappa for each telescope type and range of the mean "
+        "distance. Unless given, it is fitted "
         "with the estimator 'log-mean', and with no other.",
         examples=[True],
     )

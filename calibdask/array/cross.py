@@ -132,7 +132,7 @@ class CrossCalibration(PairwiseCalibration):
 
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 2
     table: ClassVar[str] = COEFFICIENTS
 

@@ -70,7 +70,9 @@ def cross_calibration_sections(
     more = [Section("Scale of the types", _types(tables[f"{CROSS}/scaling_factors"]))]
     if f"{CROSS}/muons" in tables:
         muons, consistency = tables[f"{CROSS}/muons"], tables[f"{CROSS}/consistency"]
-        more.append(Section("Agreement with muons", _muons(muons, consistency)))
+        contrasts = tables[f"{CROSS}/consistency_types"]
+        blocks = _muons(muons, consistency) + _contrasts(contrasts)
+        more.append(Section("Agreement with muons", blocks))
     return [*sections[:2], *more, *sections[2:]]
 
 
@@ -158,6 +160,42 @@ def _muons(muons: QTable, consistency: QTable) -> list[Block]:
             formats={"Rings": ",d", "Residual": "z.4f", "Pull": "z.2f"},
             error_of={"Muons": "Error", "Showers and muons": "Error"},
             marked=np.abs(pull) > 3,
+        ),
+    ]
+
+
+def _contrasts(contrasts: QTable) -> list[Block]:
+    """Muons of each type against those of the others."""
+    flags = _text(contrasts, "flags")
+    kinds = _text(contrasts, "tel_type")
+    freed = [
+        Notice(
+            "warning",
+            f"{kind}: the energies of its telescopes disagree with its muons by "
+            f"{100 * contrast:+.2g} % against the other types: its scale is from its own muons.",
+        )
+        for kind, contrast, letters in zip(kinds, contrasts["contrast"], flags, strict=True)
+        if "M" in letters
+    ]
+    if not np.isfinite(np.asarray(contrasts["contrast"])).any():  # of one type alone
+        return []
+    return [
+        *freed,
+        TableBlock(
+            columns={
+                "Type": kinds,
+                "Component": np.asarray(contrasts["component"]),
+                "Telescopes with muons": np.asarray(contrasts["n_muons"]),
+                "Contrast": np.asarray(contrasts["contrast"]),
+                "Error": np.asarray(contrasts["error"]),
+                "p": np.asarray(contrasts["p_value"]),
+                "Flags": flags,
+            },
+            caption="Mean of ln of muon over shower throughput of each type, less that of the "
+            "other types. M: the two disagree, and the scale of the type is from its own muons.",
+            formats={"p": ".2g"},
+            error_of={"Contrast": "Error"},
+            marked=flags != "",
         ),
     ]
 

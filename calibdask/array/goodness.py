@@ -9,8 +9,12 @@ t_1/nu chi2(nu) with
     t_1 = tr Lambda ,  t_2 = tr Lambda^2 ,  nu = t_1^2/t_2
 
 (Satterthwaite 1946, Biometrics Bull. 2, 110; Rao & Scott 1981, J. Am. Stat. Assoc. 76, 221, section
-4): no matrix is inverted, so no rank matters. As t_1 is itself estimated from n events, X/t_1
-is taken to follow F(nu, nu (n - 1)), as it does for nu equal normal contrasts.
+4): no matrix is inverted, so no rank matters. As t_1 is itself the sum of what n events q_e say,
+X/t_1 is taken to follow F(nu, nu_2) with the relative variance of t_1 as 2/nu_2,
+
+    2/nu_2 = sum q_e^2/t_1^2 - 1/n ,
+
+which is nu_2 = nu n for nu equal normal contrasts, and less where events have tails.
 
 `residual_scatter` takes what is needed from the events of a shard, `test_of_fit` makes the test.
 """
@@ -61,18 +65,21 @@ class ResidualScatter:
         What the events of each random group move the centre of each pair by.
     trace : ndarray of float64, shape (C,)
         Sum of q_e, what an event adds to t_1.
+    trace_square : ndarray of float64, shape (C,)
+        Sum of q_e^2.
     trace_total : ndarray of float64, shape (C,)
         The first if nothing were fitted: what rounding of t_1 compares with.
     """
 
     group_sums: NDArray[np.float64]
     trace: NDArray[np.float64]
+    trace_square: NDArray[np.float64]
     trace_total: NDArray[np.float64]
 
     @classmethod
     def identity(cls, n_pairs: int, n_components: int) -> Self:
         """No events: merging it changes nothing."""
-        return cls(np.zeros((n_pairs, N_GROUPS)), *np.zeros((2, n_components)))
+        return cls(np.zeros((n_pairs, N_GROUPS)), *np.zeros((3, n_components)))
 
     def merge(self, other: Self) -> Self:
         """Both sets of events together."""
@@ -100,9 +107,10 @@ class ResidualScatter:
     ) -> Self:
         """Add events, each whole.
 
-        Event e moves the centre of pair p by u_ep and, where a distance slope is fitted, all
-        centres of a type by -mean(x)_p dkappa_e. The residuals then move by M u, and with
-        v = C A^T W u + D A'^T W' u', of pairs A' whose ratios were taken as given (`NetworkFit`),
+        Event e moves the centre of pair p by u_ep and, where distance slopes are fitted, all
+        centres of a type by the levers (`NetworkFit.levers`) times dkappa_e. The residuals then
+        move by M u, and with v = C A^T W u + D A'^T W' u', of pairs A' whose ratios were taken as
+        given (`NetworkFit`),
 
             q = |M u|^2_W = u^T W u - 2 v^T A^T W u + v^T A^T W A v .
 
@@ -114,8 +122,8 @@ class ResidualScatter:
             Pair, number of the event from 0, and its random group, of each row.
         moves : ndarray of float64, shape (N,)
             u_ep.
-        of_kappa : ndarray of float64, shape (N,)
-            Parts of dkappa_e.
+        of_kappa : ndarray of float64, shape (E, S)
+            dkappa_e of each slope.
         """
         n_events, n_tel, n_groups = int(event[-1]) + 1, len(fit.tel_id), N_GROUPS
         n_components = len(self.trace)
@@ -139,21 +147,25 @@ class ResidualScatter:
         n_pairs = len(fit.first)
         flat = np.bincount(pair * n_groups + group, moves, n_pairs * n_groups)
         group_sums = flat.reshape(n_pairs, n_groups)
-        for types, lever in zip(*fit.levers, strict=True):
-            mine = types[pair] & used
-            slope = np.bincount(event[mine], of_kappa[mine], n_events)
-            of_group = np.bincount(group[mine], of_kappa[mine], n_groups)
-            group_sums += lever[:, None] * of_group
-            cross = by_component(np.where(used, fit.weight[pair] * moves * lever[pair], 0.0))
-            of_lever = np.bincount(
-                fit.component[fit.first[fit.used]],
-                (fit.weight * lever**2)[fit.used],
-                n_components,
-            )
-            square += 2 * slope[:, None] * cross + slope[:, None] ** 2 * of_lever
-            pushed += slope[:, None] * divergence(
-                n_tel, fit.first[fit.used], fit.second[fit.used], (weight * lever)[fit.used]
-            )
+        levers = fit.levers
+        if len(levers):
+            of_event = np.zeros(n_events, np.int64)
+            of_event[event] = group
+            of_group = np.zeros((n_groups, len(levers)))
+            np.add.at(of_group, of_event, of_kappa)
+            group_sums += np.einsum("sp,gs->pg", levers, of_group)
+            for slope, lever in zip(of_kappa.T, levers, strict=True):
+                cross = by_component(np.where(used, fit.weight[pair] * moves * lever[pair], 0.0))
+                square += 2 * slope[:, None] * cross
+            for c in range(n_components):
+                mine = fit.used & (fit.component[fit.first] == c)
+                squares = np.einsum(
+                    "sp,tp->st", levers[:, mine] * fit.weight[mine], levers[:, mine]
+                )
+                square[:, c] += np.sum(np.einsum("es,st->et", of_kappa, squares) * of_kappa, axis=1)
+            flow = (levers * weight)[:, fit.used].T
+            pull = divergence(n_tel, fit.first[fit.used], fit.second[fit.used], flow)
+            pushed += np.einsum("es,ts->et", of_kappa, pull)
         inside = (fit.component[:, None] == np.arange(n_components)).astype(np.float64)
         # einsum, not BLAS: its sums do not depend on the number of threads.
         follows = np.einsum("et,tu->eu", pushed, fit.bread)
@@ -164,7 +176,9 @@ class ResidualScatter:
             left = square + np.einsum("et,tc->ec", (of_model - 2 * pushed) * follows, inside)
         else:
             left = square - np.einsum("et,tc->ec", pushed * follows, inside)
-        return self.merge(type(self)(group_sums, left.sum(axis=0), square.sum(axis=0)))
+        return self.merge(
+            type(self)(group_sums, left.sum(axis=0), np.sum(left**2, axis=0), square.sum(axis=0))
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,7 +236,10 @@ def test_of_fit(
         mine, tels = component == c, fit.component == c
         n_free = float(np.count_nonzero(mine) - np.count_nonzero(tels) + 1)
         n, trace = float(n_events[c]), float(scatter.trace[c])
-        if n < 3 or not trace > 1e-9 * scatter.trace_total[c]:
+        # Pairs that all have all showers fit whatever the throughputs are; clipping, pair by pair,
+        # leaves a scatter that says nothing of them.
+        same_showers = np.all(fit.n[used][mine] >= n) and not fit.given.any()
+        if n < 3 or same_showers or not trace > 1e-9 * scatter.trace_total[c]:
             continue
         weighted = sums[mine] * np.sqrt(weight[mine])[:, None]
         gram = weighted.T @ weighted
@@ -236,9 +253,12 @@ def test_of_fit(
         square += 2 * np.einsum("tg,tu,ug->", pushed, fit.given_covariance, pushed)
         square += np.sum(block * block.T)
         trace += np.trace(block)
+        # The events' own scatter only: what given ratios add is taken as known.
+        uncertain = scatter.trace_square[c] / scatter.trace[c] ** 2 - 1.0 / n
         nu = min(max(trace**2 / square, 1.0), max(n_free, 1.0)) if square > 0 else n_free
         ratio = chi2[c] / trace
-        chi2[c], ndf[c], p_value[c] = nu * ratio, nu, fdtrc(nu, nu * (n - 1), ratio)
+        freedom = 2.0 / max(uncertain, 2.0 / (nu * n))
+        chi2[c], ndf[c], p_value[c] = nu * ratio, nu, fdtrc(nu, freedom, ratio)
     return TestOfFit(chi2, ndf, p_value)
 
 

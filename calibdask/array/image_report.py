@@ -60,11 +60,6 @@ def image_size_section(
         "Type": np.asarray(components["tel_type"]).astype(np.str_),
         "Component": np.asarray(components["component"]),
     }
-    if "kappa" in components.colnames:
-        columns |= {
-            "kappa": np.asarray(components["kappa"]),
-            "Error of kappa": np.asarray(components["kappa_error"]),
-        }
     errors = {"Statistical error, %": statistical}
     if systematic is not None:
         errors["Systematic error, %"] = systematic
@@ -77,17 +72,48 @@ def image_size_section(
     blocks.append(
         TableBlock(
             columns=columns,
-            caption="Slope of the image size over the impact distance, d ln x / d ln d, and errors "
-            "of the throughput: means over the telescopes but the reference.",
+            caption="Errors of the throughput: means over the telescopes but the reference.",
             formats=dict.fromkeys(errors, ".2g"),
-            error_of={"kappa": "Error of kappa"} if "kappa" in columns else {},
         )
     )
+    if f"{table}_slopes" in tables:
+        blocks.append(_slopes(tables[f"{table}_slopes"]))
     if systematic is not None and (systematic > 0).any():
         blocks.append(
             _draw_errors(np.asarray(telescopes["tel_id"]), types, statistical, systematic)
         )
     return Section("Image sizes", blocks)
+
+
+def _slopes(slopes: QTable) -> TableBlock:
+    """One row for each range of distances, two columns for each type."""
+    import astropy.units as u
+
+    types = np.asarray(slopes["tel_type"]).astype(np.str_)
+    begin, end = (
+        np.asarray(u.Quantity(slopes[f"distance_{name}"], "m").value) for name in ("from", "to")
+    )
+    ranges, row = np.unique(begin, return_index=True)
+    columns: dict[str, Any] = {
+        "Mean distance, m": [
+            f"{one:g} to {two:g}" if np.isfinite(two) else f"from {one:g}"
+            for one, two in zip(ranges.tolist(), end[row].tolist(), strict=True)
+        ]
+    }
+    error_of = {}
+    for kind in np.unique(types).tolist():
+        for name, column in ((kind, "kappa"), (f"Error, {kind}", "kappa_error")):
+            values = np.full(len(ranges), np.nan)
+            mine = types == kind
+            values[np.searchsorted(ranges, begin[mine])] = np.asarray(slopes[column])[mine]
+            columns[name] = values
+        error_of[kind] = f"Error, {kind}"
+    return TableBlock(
+        columns=columns,
+        caption="Slope of the image size over the impact distance, d ln x / d ln d, by the mean "
+        "distance of both telescopes.",
+        error_of=error_of,
+    )
 
 
 def _relative(telescopes: QTable, column: str) -> NDArray[np.float64]:

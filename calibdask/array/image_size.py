@@ -33,6 +33,9 @@ HIGHER_CUT = "higher pair cut"
 NARROWER_WINDOW = "narrower window"
 """Selection with half of the limit on the asymmetry of the impact distances."""
 
+CHANCE = 0.02
+"""Probability that a change that is none but of statistics is taken for a systematic error."""
+
 _HIGHER = 1.5
 _NARROWER = 0.5
 
@@ -73,10 +76,14 @@ def harder_selections(
 def systematic(fit: NetworkFit, harder: Mapping[str, NetworkFit]) -> NDArray[np.float64]:
     """Systematic error of ln c, from fits to the rows that pass harder selections.
 
-    The rows of a harder selection are some of all rows, so by statistics alone the changes D of
-    ln c have the covariance V = C_harder - C_all (Barlow 2002, hep-ex/0207026, eq. 7). What exceeds
-    it is systematic. About the mean over the T telescopes of a component, P = 1 - 1 1^T/T, its
-    variance is s^2 = max(0, |P D|^2 - tr(P V))/(T - 1), summed over the selections. The same
+    The rows of a harder selection are a part f of all rows, so by statistics alone the changes D of
+    ln c have the covariance V = C_all + (1 - 2 f) C_harder: what the rows in common do to both,
+    f C_harder, is taken out twice. For rows of equal scatter it is C_harder - C_all (Barlow 2002,
+    hep-ex/0207026, eq. 7); large images scatter less. What exceeds it
+    is systematic. About the mean over the T telescopes of a component, P = 1 - 1 1^T/T, its
+    variance is s^2 = (|P D|^2 - tr(P V))/(T - 1), summed over the selections where it is none of
+    chance (`CHANCE`, tested as in `calibdask.array.goodness`): a check that is passed is no error
+    (Barlow, section 4). The same
     independent error s of every telescope is then taken to where the fit has its zero, g . theta:
     s_i^2 = s^2 (1 - 2 g_i + sum_j g_j^2), which is 2 s^2 against a reference telescope.
 
@@ -110,6 +117,8 @@ def systematic(fit: NetworkFit, harder: Mapping[str, NetworkFit]) -> NDArray[np.
 
 def _excess(fit: NetworkFit, other: NetworkFit, member: NDArray[np.bool_]) -> float | None:
     """s^2 of one harder selection; None where it lacks two telescopes in common."""
+    from scipy.special import fdtrc
+
     row = {int(tel_id): i for i, tel_id in enumerate(other.tel_id)}
     mine = np.flatnonzero(member)
     theirs = np.array([row.get(int(tel_id), -1) for tel_id in fit.tel_id[mine]], np.int64)
@@ -122,7 +131,22 @@ def _excess(fit: NetworkFit, other: NetworkFit, member: NDArray[np.bool_]) -> fl
     mine, theirs = mine[known], theirs[known]
     change = other.theta[theirs] - fit.theta[mine]
     change -= change.mean()
-    covariance = other.covariance[np.ix_(theirs, theirs)] - fit.covariance[np.ix_(mine, mine)]
-    expected = np.trace(covariance) - covariance.sum() / len(mine)
-    excess = np.sum(change**2) - max(expected, 0.0)
-    return float(max(excess, 0.0) / (len(mine) - 1))
+    part = _n_rows(other, theirs) / _n_rows(fit, mine)
+    covariance = other.covariance[np.ix_(theirs, theirs)] * (1.0 - 2.0 * part)
+    covariance += fit.covariance[np.ix_(mine, mine)]
+    centred = np.eye(len(mine)) - 1.0 / len(mine)
+    covariance = centred @ covariance @ centred
+    expected, square = float(np.trace(covariance)), float(np.sum(change**2))
+    excess = square - expected
+    if expected <= 0.0:  # all rows pass, but for rounding
+        return 0.0
+    nu = expected**2 / np.sum(covariance**2)
+    freedom = max(int(other.n_events[theirs].min()) - 1, 1)
+    by_chance = fdtrc(nu, nu * freedom, square / expected) > CHANCE
+    return 0.0 if by_chance else max(excess, 0.0) / (len(mine) - 1)
+
+
+def _n_rows(fit: NetworkFit, member: NDArray[np.int64]) -> int:
+    """Rows of used pairs among some telescopes."""
+    inside = fit.used & np.isin(fit.first, member) & np.isin(fit.second, member)
+    return int(fit.n[inside].sum())

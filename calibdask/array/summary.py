@@ -31,6 +31,7 @@ from calibdask.array.model import (
     MAX_TEL_ID,
     Observable,
     asymmetry,
+    divergence,
     log_ratio,
     measurable,
 )
@@ -48,11 +49,14 @@ if TYPE_CHECKING:
     from calibdask.array.network import NetworkFit
 
 __all__ = [
+    "DISTANCE_EDGES_M",
+    "N_RANGES",
     "STAGES",
     "PairEvents",
     "PairSummary",
     "ScoreSummary",
     "check_stage",
+    "distance_range",
     "mirrored",
     "n_stages",
     "reduce_stage",
@@ -67,6 +71,12 @@ STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-c
 
 EVENTS_PER_BLOCK = 16384
 """Events whose scores are held at a time: bounds memory, fixed so that sums keep their order."""
+
+DISTANCE_EDGES_M = (100.0, 125.0, 150.0, 175.0, 200.0, 250.0, 300.0, 400.0)
+"""Edges of the ranges of the mean impact distance with a slope of the light of their own."""
+
+N_RANGES = len(DISTANCE_EDGES_M) + 1
+"""Number of these ranges."""
 
 MODEL_STEP = 0.05
 """Change of ln c_1/c_2 by which it is found how much a symmetric selection follows the model."""
@@ -90,6 +100,9 @@ class PairEvents:
     log_distance : ndarray of float, shape (N,), optional
         ln d_1 - ln d_2 of the impact distances: given, the fit has a term for it. Only for the mean
         of log ratios.
+    distance_range : ndarray of int, shape (N,), optional
+        Which of `DISTANCE_EDGES_M` the mean of both distances lies between (`distance_range`); by
+        default all lie in the first range.
     group : ndarray of int, shape (N,), optional
         Random group of each row's event (`calibdask.array.goodness.event_group`); by default from
         `event`.
@@ -102,6 +115,7 @@ class PairEvents:
     x_1: NDArray[np.floating]
     x_2: NDArray[np.floating]
     log_distance: NDArray[np.floating] | None = None
+    distance_range: NDArray[np.integer] | None = None
     group: NDArray[np.integer] | None = None
 
 
@@ -125,8 +139,9 @@ class PairSummary:
         Of d.
     lowest : ndarray of float64, shape (K, 2)
         Least x_1 and x_2: where a threshold on either lies.
-    distance : CoMoments, shape (K,), or None
-        Of x = ln d_1 - ln d_2 of the impact distances and y = d, if the fit has a term for them.
+    distance : CoMoments, shape (K R,), or None
+        Of x = ln d_1 - ln d_2 of the impact distances and y = d, in each of R ranges of the mean
+        distance, if the fit has a term for them.
     higher, lower : Moments, shape (K,), or None
         As `difference`, with the symmetric selection about a model that is `MODEL_STEP` higher or
         lower: how much the centre follows it.
@@ -203,7 +218,9 @@ class PairSummary:
                 other.histogram.expand(theirs, size)
             )
         if self.distance is not None and other.distance is not None:
-            distance = self.distance.expand(mine, size).merge(other.distance.expand(theirs, size))
+            distance = self.distance.expand(_ranges_of(mine), size * N_RANGES).merge(
+                other.distance.expand(_ranges_of(theirs), size * N_RANGES)
+            )
         higher, lower = (
             None if one is None or two is None
             else one.expand(mine, size).merge(two.expand(theirs, size))
@@ -271,6 +288,18 @@ def with_lacking[S](summary: S, n_lacking: Mapping[int, int]) -> S:
     return replace(summary, lacking=rows)
 
 
+def distance_range(
+    impact_1_m: NDArray[np.float64], impact_2_m: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Range of the geometric mean of both impact distances, 0 to `N_RANGES` - 1."""
+    return np.digitize(np.sqrt(impact_1_m * impact_2_m), DISTANCE_EDGES_M).astype(np.uint8)
+
+
+def _ranges_of(row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of `PairSummary.distance` that belong to rows of pairs."""
+    return np.asarray(row[:, None] * N_RANGES + np.arange(N_RANGES)).ravel()
+
+
 def _sum_by_number(one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.int64]:
     """Join rows of (number, count): one for each number, in their order."""
     rows = np.concatenate([one, two])
@@ -293,8 +322,9 @@ class ScoreSummary:
         Events in which each telescope is part of a used pair.
     component_n_events : ndarray of int64, shape (C,)
         Events with a used pair of each component.
-    kappa_variance : ndarray of float64, shape (Y,)
-        Of the distance slope of each pair type (sorted); without a distance term Y is 0.
+    kappa_variance : ndarray of float64, shape (Y R,)
+        Of the distance slope of each pair type (sorted) and range of distances; without a distance
+        term it is empty.
     scatter : ResidualScatter
         For the test of the fit.
     """
@@ -310,7 +340,7 @@ class ScoreSummary:
         """No events about a fit: merging it changes nothing."""
         n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
         n_scores = 2 * n_telescopes if fit.given.any() else n_telescopes
-        n_slopes = len(np.unique(fit.pair_type)) if fit.distance_term else 0
+        n_slopes = len(fit.levers)
         return cls(
             np.zeros((n_scores, n_scores)),
             np.zeros(n_telescopes, np.int64),
@@ -493,7 +523,8 @@ def summarise_pairs(
         np.minimum.at(lowest[:, column], pair, x[valid])
     distance = None
     if log_distance is not None:
-        distance = CoMoments.from_groups(pair, log_distance[valid], d, len(pairs))
+        group = pair * N_RANGES + _range(events)[valid]
+        distance = CoMoments.from_groups(group, log_distance[valid], d, len(pairs) * N_RANGES)
     return PairSummary(
         pairs,
         _text(tel_type),
@@ -519,9 +550,9 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     order in the leverage, the correction of Bell & McCaffrey 2002 (Surv. Methodol. 28, 169) adds to
     each residual half of what its own event pulled the model by: g_p A_p C s_e/2.
 
-    A distance slope kappa that the fit took from the same events moves theta by -C B dkappa with
-    B = sum_p W_p mean(x)_p A_p over its type; an event's part of dkappa is the sum over its pairs
-    of w_p (x_ep - mean(x)_p) (d_ep - kappa x_ep - centre_p) (see
+    A distance slope kappa_r that the fit took from the same events moves theta by -C B dkappa with
+    B = sum_p W_p n_pr/n_p mean(x)_pr A_p over its type; an event's part of dkappa is the sum over
+    its pairs in the range r of w_pr (x_ep - mean(x)_pr) (d_ep - kappa x_ep - centre_p) (see
     `calibdask.array.network.NetworkFit`). So s_e gets -B times it.
 
     For the test of the fit, events move the centre of a pair by IF_p(d_ep)/n_p, with the influence
@@ -532,12 +563,13 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
     pair = rows_of(fit.pairs, one, two)
     d, valid = _compare(fit.kind, x_1, x_2)
-    slope_of, distance_pull = _distance_pull(fit)
+    distance_pull = _distance_pull(fit)
+    range_ = _range(events)
     if (log_distance is None) != (len(distance_pull) == 0):
         raise ValueError("the fit has a distance term, or these events have distances: not both")
     if log_distance is not None:
         valid &= np.isfinite(log_distance)
-        d = d - fit.kappa[pair] * log_distance
+        d = d - fit.kappa[pair, range_] * log_distance
     valid &= pair >= 0
     with np.errstate(invalid="ignore"):
         valid &= mirrored(fit, pair, x_1, x_2)
@@ -554,10 +586,12 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     group = np.asarray(event % N_GROUPS if events.group is None else events.group[row], np.int64)
     event = np.cumsum(np.diff(event, prepend=event[0]) != 0, dtype=np.int64)
     pair, d = pair[row], d[row]
-    of_kappa = np.zeros(len(row))
+    of_kappa, slope_of = np.zeros(len(row)), np.zeros(len(row), np.int64)
     if log_distance is not None:
-        from_mean = log_distance[row] - fit.mean_log_distance[pair]
-        of_kappa = fit.kappa_weight[pair] * from_mean * (d - fit.centre[pair])
+        range_ = range_[row]
+        from_mean = log_distance[row] - fit.mean_log_distance[pair, range_]
+        of_kappa = fit.kappa_weight[pair, range_] * from_mean * (d - fit.centre[pair])
+        slope_of = np.unique(fit.pair_type, return_inverse=True)[1][pair] * N_RANGES + range_
 
     compared = asymmetry(x_1[row], x_2[row]) if fit.estimator == "asymmetry" else d
     influence = _influence(fit, pair, compared, fit.model)
@@ -583,16 +617,16 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
         block = _Block(n_block, n_telescopes, number, first[rows], second[rows], pull[rows])
         flow, mine = factor[rows] * influence[rows], ~is_given[rows]
         score = block.scores(np.where(mine, flow, 0.0), factor[rows] * mine, fit.bread)
-        for y, pull_of_kappa in enumerate(distance_pull):
-            of_type = slope_of[pair[rows]] == y
-            moved = np.bincount(number[of_type], of_kappa[rows][of_type], n_block)
-            score -= moved[:, None] * pull_of_kappa
-            kappa_variance[y] += np.sum(moved**2)
+        moved = np.zeros((n_block, len(distance_pull)))
+        if log_distance is not None:
+            np.add.at(moved, (number, slope_of[rows]), of_kappa[rows])
+            score -= np.einsum("es,st->et", moved, distance_pull)
+            kappa_variance += np.sum(moved**2, axis=0)
         if fit.given.any():
             theirs = np.where(mine, 0.0, flow), factor[rows] * ~mine
             score = np.concatenate([score, block.scores(*theirs, fit.given_bread)], axis=1)
         outer += np.einsum("et,eu->tu", score, score)
-        scatter = scatter.add(fit, pair[rows], number, group[rows], moves[rows], of_kappa[rows])
+        scatter = scatter.add(fit, pair[rows], number, group[rows], moves[rows], moved)
         seen = block.by_telescope(mine.astype(np.float64), 1.0) > 0
         n_events += seen.sum(axis=0)
         for c in range(n_components):
@@ -645,16 +679,17 @@ def _influence(
     return np.asarray(influence + fit.jump[pair] * np.sign(d - shifted_median[pair]))
 
 
-def _distance_pull(fit: NetworkFit) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Type of each pair as a number, and what its slope pulls theta by, B, shape (Y, T)."""
-    if not fit.distance_term:
-        return np.zeros(len(fit.first), np.int64), np.zeros((0, len(fit.tel_id)))
-    types, slope_of = np.unique(fit.pair_type, return_inverse=True)
-    flow = np.where(fit.used, fit.weight * fit.mean_log_distance, 0.0)
-    pull = np.zeros((len(types), len(fit.tel_id)))
-    np.add.at(pull, (slope_of, fit.first), flow)
-    np.subtract.at(pull, (slope_of, fit.second), flow)
-    return slope_of, pull
+def _range(events: PairEvents) -> NDArray[np.int64]:
+    """Range of distances of each row."""
+    if events.distance_range is None:
+        return np.zeros(len(events.event), np.int64)
+    return np.asarray(events.distance_range, np.int64)
+
+
+def _distance_pull(fit: NetworkFit) -> NDArray[np.float64]:
+    """Return what each slope pulls theta by, B, shape (Y R, T)."""
+    flow = -fit.levers * fit.weight
+    return divergence(len(fit.tel_id), fit.first, fit.second, flow.T).T
 
 
 def _oriented(

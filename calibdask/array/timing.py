@@ -122,7 +122,7 @@ class TimingCalibration(PairwiseCalibration):
 
     options: TimingCalibrationOptions
     name: ClassVar[str] = "timing-calibration"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 41
     small_bytes: ClassVar[int] = 500_000

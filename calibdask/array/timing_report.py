@@ -90,6 +90,7 @@ def _systematic(
         return [text, Notice("warning", "No bin has enough events: nothing is known of it.")]
     return [
         text,
+        *_walk(tables),
         _draw_residuals({name: values[known] for name, values in residuals.items()}),
         TableBlock(
             columns={
@@ -105,6 +106,25 @@ def _systematic(
             error_of={"Offset, ns": "Total"},
             marked=offsets["systematic"] > offsets["error"],
         ),
+    ]
+
+
+def _walk(tables: Mapping[str, QTable]) -> list[TableBlock]:
+    """Time walk of each type, where it was fitted."""
+    walk = tables.get(f"{OFFSET.table}_walk")
+    if walk is None:
+        return []
+    return [
+        TableBlock(
+            columns={
+                "Type": _plain(walk, "tel_type"),
+                "Time walk, ns": _plain(walk, "time_walk"),
+                "Error": _plain(walk, "error"),
+            },
+            caption="Time walk: delay of an image of 100 photoelectrons; that of others goes with "
+            "1/sqrt(size). It is taken out of the times, and its error is in the systematic one.",
+            error_of={"Time walk, ns": "Error"},
+        )
     ]
 
 

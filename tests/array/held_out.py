@@ -6,13 +6,17 @@ residuals of one shower are correlated over the array, and energies of a steep s
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from scipy.stats import kstest
 
+from calibdask.array.drift import find_drift
 from calibdask.array.model import NetworkOptions
 from calibdask.array.network import coefficients
 from calibdask.array.summary import PairEvents
 from tests.array.toys import fit_shards
+from tests.benchmarks.image_bias import DEFAULT, METHODS, REAL, biases, rows_of
 
 
 def correlated(rng, throughput, *, n_events, take=1.0, keep=1.0):
@@ -86,6 +90,65 @@ class Study:
         """Kolmogorov-Smirnov probability of the p-values; NaN if no experiment has freedom."""
         known = self.p_value[np.isfinite(self.p_value)]
         return float(kstest(known, "uniform").pvalue) if len(known) else float("nan")
+
+
+def jumps(n_experiments, *, jump=0.0, estimator="log-clipped", n_telescopes=4, n_bins=6, **how):
+    """Let telescope 3 jump in the middle of some time bins; parts of found and of false alarms."""
+    rng = np.random.default_rng(9)
+    options = NetworkOptions(estimator, n_min=5, reference_telescopes=(("LST", 1),))
+    found, false = 0, 0
+    for _ in range(n_experiments):
+        throughput = np.exp(rng.normal(0.0, 0.1, n_telescopes))
+        fits = []
+        for k in range(n_bins):
+            now = throughput * np.where(np.arange(n_telescopes) == 2, 1 + jump * (k >= 3), 1.0)
+            fits.append(fit_shards(options, [correlated(rng, now, **how)]))
+        drift = find_drift(
+            *(np.stack([getattr(fit, name) for fit in fits]) for name in
+              ("theta", "covariance", "freedom")), np.zeros(n_telescopes, int),
+        )  # fmt: skip
+        found += drift.jumps[3, 2]
+        others = drift.jumps.copy()
+        others[3, 2] &= jump == 0.0
+        false += others.any()
+    return found / n_experiments, false / n_experiments
+
+
+@dataclass(frozen=True)
+class ImageStudy:
+    """Deviations of ln c from image sizes, about the mean of each type, with both errors."""
+
+    deviation: np.ndarray
+    error: np.ndarray
+    systematic: np.ndarray
+
+    @classmethod
+    def of(cls, radius_m, n_arrays, n_blocks):
+        """Compare arrays of different throughputs, each lit within a radius, by type."""
+        parts = {}
+        for seed in range(n_arrays):
+            margin_m = 150.0 if radius_m < 500 else 500.0
+            simulation = replace(REAL, seed=700 + seed, core_margin_m=margin_m)
+            rows = rows_of(simulation, n_blocks, radius_m)
+            for kind, bias in biases(simulation, rows, METHODS[DEFAULT]).items():
+                values = bias.deviation, bias.error, bias.systematic
+                parts.setdefault(kind, []).append(values)
+        return {
+            kind: cls(*(np.concatenate(part) for part in zip(*found, strict=True)))
+            for kind, found in parts.items()
+        }
+
+    @property
+    def pull(self):
+        return self.deviation / np.hypot(self.error, self.systematic)
+
+    @property
+    def width(self):
+        return float(np.sqrt(np.mean(self.pull**2)))
+
+    @property
+    def coverage(self):
+        return float(np.mean(np.abs(self.pull) < 1))
 
 
 WINDOWS = {

@@ -412,6 +412,24 @@ def test_muons_that_disagree_are_told(simulated, run, tmp_path):
     assert "muon throughputs and the ratios from showers disagree" in page
 
 
+def test_a_type_that_disagrees_with_its_muons_is_told(simulated, run, tmp_path):
+    truth = {t: c * (1.1 if t >= 30 else 1.0) for t, c in simulated.throughput.items()}
+    result = run(*simulated.paths, write_muons(tmp_path / "muons.h5", truth), report=True)
+    kinds = result.tables[f"{CROSS}/consistency_types"]
+    assert kinds["tel_type"].tolist() == ["LST", "MST", "SST"]
+    assert kinds["flags"].tolist() == ["", "", "M"]
+    assert kinds["contrast"][2] == pytest.approx(0.095, abs=4 * kinds["error"][2])
+    table = result.tables[COEFFICIENTS]
+    assert set(table["flags"][table["tel_type"] == "SST"]) == {"M"}
+    assert set(table["flags"][table["tel_type"] != "SST"]) == {""}
+    page = result.paths[0].with_suffix(".html").read_text()
+    assert "SST: the energies of its telescopes disagree with its muons by +" in page
+    with tables.open_file(result.paths[0]) as file:
+        stored = file.get_node(f"{CROSS}/consistency_types").read()
+    assert stored["flags"].tolist() == [b"", b"", b"M"]
+    np.testing.assert_array_equal(stored["contrast"], kinds["contrast"])
+
+
 def test_muons_from_too_few_rings_do_not_set_the_scale(simulated, run, tmp_path):
     truth = {t: simulated.throughput[t] for t in (1, 5, 6, 7)}
     path = write_muons(tmp_path / "good.h5", truth)

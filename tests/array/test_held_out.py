@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.array.held_out import CUTS, WINDOWS, Study
+from tests.array.held_out import CUTS, WINDOWS, ImageStudy, Study
 
 
 @pytest.mark.parametrize("estimator", ["log-mean", "log-clipped"])
@@ -26,10 +26,12 @@ def test_p_values_are_uniform(name):
     assert 0.35 < np.mean(study.p_value) < 0.65
 
 
-def test_pairs_of_the_same_showers_alone_have_no_freedom():
+@pytest.mark.parametrize("estimator", ["log-mean", "log-clipped", "log-median"])
+@pytest.mark.parametrize("name", ["4, 12 events", "4, 1000 events"])
+def test_pairs_of_the_same_showers_alone_have_no_freedom(name, estimator):
     """All telescopes see all events: every network fits, and nothing can be tested."""
-    draw, n_tel, how = WINDOWS["4, 1000 events"]
-    study = Study(draw, n_tel, 3, estimator="log-mean", **how)
+    draw, n_tel, how = WINDOWS[name]
+    study = Study(draw, n_tel, 3, estimator=estimator, **how)
     assert np.isnan(study.p_value).all()
 
 
@@ -56,3 +58,12 @@ def test_a_threshold_does_not_draw_throughputs_together(estimator):
     assert plain.width > 2
     assert abs(fair.drawn) < 0.03
     assert fair.width < 1.5
+
+
+@pytest.mark.parametrize("radius_m", [350.0, 900.0])
+def test_image_sizes_have_honest_errors_wherever_the_light_ends(radius_m):
+    """Where cores end near the array, those of the far side of a pair are missing."""
+    for kind, study in ImageStudy.of(radius_m, 3, 3).items():
+        n_free = len(study.pull) - 3
+        assert abs(study.width - 1.0) < 4 / np.sqrt(2 * n_free), kind
+        assert abs(study.coverage - 0.683) < 4 * np.sqrt(0.683 * 0.317 / n_free), kind

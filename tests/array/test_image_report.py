@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
@@ -27,10 +28,17 @@ def result(*, statistical=0.01, systematic=0.005, kappa=True):
     if systematic is not None:
         telescopes["systematic"] = value * free * systematic
     components = QTable({"tel_type": ["LST", "MST"], "component": [0, 1]})
-    if kappa:
-        components["kappa"] = [-4.0, -3.0]
-        components["kappa_error"] = [0.02, 0.03]
-    return {TABLE: telescopes, f"{TABLE}_components": components}
+    slopes = QTable(
+        {
+            "tel_type": ["LST", "LST", "MST"],
+            "distance_from": [100.0, 400.0, 400.0] * u.m,
+            "distance_to": [125.0, np.inf, np.inf] * u.m,
+            "kappa": [-1.0, -4.0, -3.0],
+            "kappa_error": [0.01, 0.02, 0.03],
+        }
+    )
+    tables = {TABLE: telescopes, f"{TABLE}_components": components}
+    return tables | ({f"{TABLE}_slopes": slopes} if kappa else {})
 
 
 def blocks_of(tables, kind, corrections=("This was done.",)):
@@ -43,9 +51,11 @@ def test_it_says_what_was_done_and_what_is_left():
     tables = result()
     (text,) = blocks_of(tables, Paragraph)
     assert text.text.endswith("This was done.")
-    (table,) = blocks_of(tables, TableBlock)
+    table, slopes = blocks_of(tables, TableBlock)
     assert list(table.columns["Type"]) == ["LST", "MST"]
-    assert list(table.columns["kappa"]) == [-4.0, -3.0]
+    assert slopes.columns["Mean distance, m"] == ["100 to 125", "from 400"]
+    assert list(slopes.columns["LST"]) == [-1.0, -4.0]
+    np.testing.assert_array_equal(slopes.columns["MST"], [np.nan, -3.0])
     np.testing.assert_allclose(table.columns["Statistical error, %"], 1.0)
     np.testing.assert_allclose(table.columns["Systematic error, %"], 0.5)
     (figure,) = blocks_of(tables, FigureBlock)

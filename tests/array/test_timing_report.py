@@ -81,7 +81,11 @@ def test_systematic_error(tables, layout):
     sections = timing_sections(tables, layout)
     (figure,) = blocks(sections, "Systematic error", FigureBlock)
     assert re.findall(r"(\w+): [\d.]+ ns between", figure.alt) == ["LST", "MST", "SST"]
-    (table,) = blocks(sections, "Systematic error", TableBlock)
+    walk, table = blocks(sections, "Systematic error", TableBlock)
+    assert list(walk.columns["Type"]) == ["LST", "MST", "SST"]
+    np.testing.assert_array_equal(
+        walk.columns["Time walk, ns"], tables[f"{OFFSET.table}_walk"]["time_walk"].value
+    )
     total = np.hypot(table.columns["Statistical"], table.columns["Systematic"])
     np.testing.assert_array_equal(table.columns["Total"], total)
 

@@ -1,23 +1,26 @@
 """Scale of telescope types against the truth: pulls, coverage, bias: ``make cross-scale``.
 
 Many simulated arrays, each with throughputs of its own. The scale of a type is the mean ln c of its
-telescopes less that of the MSTs, so that it does not depend on which telescope is held fixed.
+telescopes less that of the MSTs, so that it does not depend on which telescope is held fixed. In
+one step all pairs make one network; in two, the ratios within types are those of an
+inter-calibration of the same showers.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from calibdask.api import load_config
-from calibdask.array.model import Telescopes
-from calibdask.array.network import fit_stage, has_error
+from calibdask.array.absolute import tie_types
+from calibdask.array.model import NetworkOptions, Telescopes
+from calibdask.array.network import NetworkFit, fit_stage, has_error, student_factor
 from calibdask.array.pairs import Layout
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
-from calibdask.array.summary import n_stages, reduce_stage
+from calibdask.array.summary import PairEvents, n_stages, reduce_stage
 from calibdask.engine.protocol import ALL
 from calibdask.io.dl2 import ArrayLayout, TelescopeEvents
 
@@ -47,11 +50,14 @@ class Scale:
     ----------
     deviation, error, independent : float
         Of ln c, with its clustered error, and the one for independent pairs.
+    telescopes : ndarray of float64, shape (2, T)
+        Deviations of ln c of its telescopes from that of telescope 5, and their errors.
     """
 
     deviation: float
     error: float
     independent: float
+    telescopes: np.ndarray
 
 
 def _events(simulation: ArraySimulation) -> TelescopeEvents:
@@ -90,8 +96,11 @@ def _events(simulation: ArraySimulation) -> TelescopeEvents:
 
 def scales(
     seed: int, windows: tuple[float, ...] = WINDOWS, base: ArraySimulation = SIMULATION
-) -> dict[tuple[float, str], Scale]:
-    """Cross-calibrate one array with each window; give the scale of each type."""
+) -> dict[tuple[float, int, str], Scale]:
+    """Cross-calibrate one array with each window; give the scale of each type.
+
+    Keys are the window, the number of steps, and the type.
+    """
     simulation = replace(base, seed=seed)
     truth = true_array(simulation).throughput
     data = _events(simulation)
@@ -106,58 +115,99 @@ def scales(
         calibration = replace(calibration, layout=layout)
         events = calibration.pair_up(data, (ALL,)).events
         telescopes = Telescopes(np.array(ids), np.array(array.tel_type))
-        options, state = calibration.network, None
-        for stage in range(n_stages(options)):
-            total = reduce_stage(stage, options, events, state)
-            state = fit_stage(stage, options, total, state, telescopes)
-        usable = has_error(state) & state.is_main
-        expected = np.log([truth[number] for number in state.tel_id.tolist()])
-        for kind in ("LST", "SST"):
-            mine, other = (usable & (state.tel_type == one) for one in (kind, "MST"))
-            contrast = mine / mine.sum() - other / other.sum()
-            deviation = contrast[usable] @ (state.theta - expected)[usable]
-            block = np.ix_(usable, usable)
-            variances = [
-                contrast[usable] @ one[block] @ contrast[usable]
-                for one in (state.covariance, state.covariance_independent)
-            ]
-            found[window, kind] = Scale(float(deviation), *map(float, np.sqrt(variances)))
+        for steps in (1, 2):
+            state = _fit(calibration.network, events, telescopes, two_steps=steps == 2)
+            found |= {
+                (window, steps, kind): scale for kind, scale in _compare(state, truth).items()
+            }
     return found
 
 
-def study(n_arrays: int) -> dict[tuple[float, str], list[Scale]]:
+def _fit(
+    options: NetworkOptions, events: PairEvents, telescopes: Telescopes, *, two_steps: bool
+) -> NetworkFit:
+    given = covariance = None
+    if two_steps:
+        inside = np.strings.find(events.tel_type.astype(np.str_), "-") < 0
+        columns = (getattr(events, field.name) for field in fields(events))
+        of_types = PairEvents(*(None if one is None else one[inside] for one in columns))
+        inter = _fit(replace(options, reference_type=None), of_types, telescopes, two_steps=False)
+        wider = np.where(has_error(inter), student_factor(inter.freedom), np.nan)
+        given = np.where(has_error(inter) & inter.is_main, inter.theta, np.nan)
+        covariance = inter.covariance * np.outer(wider, wider)
+    state = None
+    for stage in range(n_stages(options)):
+        total = reduce_stage(stage, options, events, state)
+        state = fit_stage(stage, options, total, state, telescopes)
+        if given is not None and stage == n_stages(options) - 2:
+            state, _ = tie_types(state, given, covariance, options.reference_type)
+    return state
+
+
+def _compare(state: NetworkFit, truth: dict[int, float]) -> dict[str, Scale]:
+    found = {}
+    usable = has_error(state) & state.is_main
+    expected = np.log([truth[number] for number in state.tel_id.tolist()])
+    for kind in ("LST", "SST"):
+        mine, other = (usable & (state.tel_type == one) for one in (kind, "MST"))
+        contrast = mine / mine.sum() - other / other.sum()
+        deviation = contrast[usable] @ (state.theta - expected)[usable]
+        block = np.ix_(usable, usable)
+        variances = [
+            contrast[usable] @ one[block] @ contrast[usable]
+            for one in (state.covariance, state.covariance_independent)
+        ]
+        of_type, fixed = np.flatnonzero(mine), np.flatnonzero(state.tel_id == 5)[0]
+        against = np.eye(len(expected))[of_type] - np.eye(len(expected))[fixed]
+        errors = np.sqrt(np.diagonal(against @ np.nan_to_num(state.covariance) @ against.T))
+        errors *= student_factor(state.freedom[of_type])
+        off = (state.theta - expected)[of_type] - (state.theta - expected)[fixed]
+        found[kind] = Scale(
+            float(deviation), *map(float, np.sqrt(variances)), np.stack([off, errors])
+        )
+    return found
+
+
+def study(n_arrays: int) -> dict[tuple[float, int, str], list[Scale]]:
     """Cross-calibrate many arrays."""
-    results: dict[tuple[float, str], list[Scale]] = {}
+    results: dict[tuple[float, int, str], list[Scale]] = {}
     for seed in range(n_arrays):
         for key, scale in scales(seed).items():
             results.setdefault(key, []).append(scale)
     return results
 
 
-def table(results: dict[tuple[float, str], list[Scale]]) -> list[str]:
+def table(results: dict[tuple[float, int, str], list[Scale]]) -> list[str]:
     """Write a table."""
     names = (
-        "distance asymmetry below", "type against MST", "pull width", "68 % coverage", "bias, %",
-        "error, %", "width with independent pairs",
+        "distance asymmetry below", "steps", "type against MST", "pull width", "68 % coverage",
+        "bias, %", "error, %", "width with independent pairs", "of telescopes", "coverage",
+        "values",
     )  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for (window, kind), found in results.items():
+    for (window, steps, kind), found in results.items():
         deviation, error, independent = (
             np.array([getattr(one, name) for one in found])
             for name in ("deviation", "error", "independent")
         )
+        off, errors = np.concatenate([one.telescopes for one in found], axis=1)
+        pulls = off / errors
         weight = error**-2.0
         bias = 100 * np.average(deviation, weights=weight)
         of_bias = 100 / np.sqrt(weight.sum())
         pull = deviation / error
         cells = (
             f"{window:g}",
+            str(steps),
             kind,
             f"{np.sqrt(np.mean(pull**2)):.2f}",
             f"{np.mean(np.abs(pull) < 1):.2f}",
             f"{bias:+.3f} ± {of_bias:.3f}",
             f"{100 * np.median(error):.2f}",
             f"{np.sqrt(np.mean((deviation / independent) ** 2)):.2f}",
+            f"{np.sqrt(np.mean(pulls**2)):.2f}",
+            f"{np.mean(np.abs(pulls) < 1):.2f}",
+            str(len(pulls)),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -19,7 +19,7 @@ from calibdask.array.model import NetworkOptions, log_ratio
 from calibdask.array.network import NetworkFit, fit_stage
 from calibdask.array.pairs import ALTITUDE, Layout, select_pairs
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
-from calibdask.array.summary import PairEvents, reduce_stage
+from calibdask.array.summary import PairEvents, distance_range, reduce_stage
 
 __all__ = ["METHODS", "SETTINGS", "Bias", "biases", "rows_of", "study", "table"]
 
@@ -105,9 +105,13 @@ def _options(least: float) -> ImageAsymmetryOptions:
     return load_array_config([], OPTIONS | {name: least}).image_asymmetry
 
 
-def _events(simulation: ArraySimulation, block: int) -> tuple[_Events, Layout]:
+def _events(
+    simulation: ArraySimulation, block: int, radius_m: float = np.inf
+) -> tuple[_Events, Layout]:
     array = true_array(simulation)
-    _, images = simulate_events(array, block)
+    showers, images = simulate_events(array, block)
+    inside = np.hypot(showers["core_x_m"], showers["core_y_m"]) < radius_m
+    images = {name: values[inside[images["event"]]] for name, values in images.items()}
     columns = {
         "hillas_intensity": images["hillas_intensity"].astype(np.float64),
         "RandomForestClassifier_tel_prediction": images["gammaness"],
@@ -144,10 +148,11 @@ class _Rows:
         return kept & (self.size >= least), least
 
 
-def rows_of(simulation: ArraySimulation, n_blocks: int) -> _Rows:
+def rows_of(simulation: ArraySimulation, n_blocks: int, radius_m: float = np.inf) -> _Rows:
+    """Pair events of showers that fall within a radius."""
     parts, first_event = [], 0
     for block in range(n_blocks):
-        events, layout = _events(simulation, block)
+        events, layout = _events(simulation, block, radius_m)
         pairs = select_pairs(events, _options(0.0), layout)
         one, two = pairs.row_1, pairs.row_2
         kind = dict(zip(layout.tel_id, layout.tel_type, strict=True))
@@ -172,7 +177,9 @@ def rows_of(simulation: ArraySimulation, n_blocks: int) -> _Rows:
         np.concatenate, zip(*parts, strict=True)
     )
     return _Rows(
-        PairEvents(event, kind, tel_1, tel_2, x_1, x_2, log_ratio(d_1, d_2)),
+        PairEvents(
+            event, kind, tel_1, tel_2, x_1, x_2, log_ratio(d_1, d_2), distance_range(d_1, d_2)
+        ),
         pair_size(x_1, x_2),
         np.minimum(x_1, x_2),
         light,
@@ -186,7 +193,7 @@ def _fit(rows: _Rows, kept: np.ndarray, method: Method) -> NetworkFit:
     pairs = rows.pairs
     columns = [pairs.event, pairs.tel_type, pairs.tel_id_1, pairs.tel_id_2, pairs.x_1, pairs.x_2]
     if method.distance_term:
-        columns.append(pairs.log_distance)
+        columns += [pairs.log_distance, pairs.distance_range]
     events = PairEvents(*(column[kept] for column in columns))
     options = NetworkOptions(method.estimator, n_min=10, normalisation="weighted-mean")
     state = None
@@ -205,8 +212,6 @@ class Bias:
         Fitted less true value, both about their mean; statistical and stated systematic error.
     drawn, drawn_error : float
         By which fraction the fitted values are drawn towards their mean.
-    kappa : float
-        Slope over the distance; NaN where none is fitted.
     """
 
     deviation: np.ndarray
@@ -214,7 +219,6 @@ class Bias:
     systematic: np.ndarray
     drawn: float
     drawn_error: float
-    kappa: float
 
     @property
     def rms(self) -> float:
@@ -245,14 +249,12 @@ def biases(
         theta = centred @ fit.theta[of_kind]
         covariance = centred @ fit.covariance[np.ix_(of_kind, of_kind)] @ centred
         along = log_c / np.sum(log_c**2)
-        pair = np.flatnonzero(fit.pair_type == kind)
         found[kind] = Bias(
             theta - log_c,
             np.sqrt(np.diagonal(covariance)),
             stated[of_kind],
             float(1 - along @ theta),
             float(np.sqrt(along @ covariance @ along)),
-            float(fit.kappa[pair[0]]) if method.distance_term else float("nan"),
         )
     return found
 

@@ -101,9 +101,16 @@ def test_files_of_asymmetries_and_dl2_give_the_same(asymmetries, from_dl2, run):
     for column in ("value", "error", "systematic", "error_independent"):
         np.testing.assert_allclose(other[column], table[column][seen], rtol=1e-9, err_msg=column)
     components = [one.tables[f"{COEFFICIENTS}_components"] for one in (from_dl2, from_files)]
-    for column in ("kappa", "kappa_error", "chi2"):
-        np.testing.assert_allclose(components[0][column], components[1][column], rtol=1e-9)
-    assert (components[0]["kappa"] < -0.5).all()
+    np.testing.assert_allclose(components[0]["chi2"], components[1]["chi2"], rtol=1e-9)
+    slopes = [one.tables[f"{COEFFICIENTS}_slopes"] for one in (from_dl2, from_files)]
+    for column in ("distance_from", "kappa", "kappa_error"):
+        np.testing.assert_allclose(slopes[0][column], slopes[1][column], rtol=1e-9)
+    far = slopes[0]["distance_from"].to_value("m") >= 150
+    # Light falls by 1/e in 60 m, so d ln x / d ln d is -d/60 m.
+    lowest = slopes[0]["distance_from"].to_value("m")[far] / 60
+    sure = slopes[0]["kappa_error"][far] < 0.2
+    assert sure.any()
+    assert np.all(slopes[0]["kappa"][far][sure] < -lowest[sure] + 1)
 
 
 def test_what_the_asymmetries_hold(asymmetries, images):
@@ -176,7 +183,7 @@ def test_time_bins(images, from_dl2, run):
     assert len(table) % len(from_dl2.tables[COEFFICIENTS]) == 0
     assert len(np.unique(table["time_bin"])) > 1
     assert "systematic" in table.colnames
-    assert {"kappa", "time_bin"} <= set(binned.tables[f"{COEFFICIENTS}_components"].colnames)
+    assert {"kappa", "time_bin"} <= set(binned.tables[f"{COEFFICIENTS}_slopes"].colnames)
 
 
 # -- estimators ---------------------------------------------------------------------------------
