@@ -13,10 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from calibdask.config import Campaign
+    from calibdask.config import Campaign, Section
     from calibdask.engine.protocol import Calibration
 
-__all__ = ["JOBS", "SIMULATIONS", "Job", "Prepared", "Simulation", "did_you_mean", "find_job"]
+__all__ = [
+    "JOBS",
+    "SIMULATIONS",
+    "Job",
+    "Prepared",
+    "Simulation",
+    "all_sections",
+    "did_you_mean",
+    "find_job",
+]
 
 
 @dataclass(frozen=True)
@@ -187,6 +196,14 @@ SIMULATIONS: dict[str, Simulation] = {
         ),
     )
 }
+
+
+def all_sections() -> dict[str, type[Section]]:
+    """Return the sections of all jobs, which may stand in one configuration."""
+    found: dict[str, type[Section]] = {}
+    for module in _JOBS:
+        found |= import_module(module).SECTIONS
+    return found
 
 
 def find_job(name: str) -> Job:

@@ -86,6 +86,9 @@ def perform(script: Script, name: str, calls_before: int) -> None:
             pass
         case "sleep":
             time.sleep(float(rest))
+        case "wait":
+            while not Path(rest).exists():
+                time.sleep(0.02)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "eat":

@@ -19,6 +19,7 @@ from calibdask.config import (
     read_with,
 )
 from calibdask.errors import ConfigError
+from calibdask.registry import JOBS, find_job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -362,3 +363,19 @@ def test_an_override_leaves_what_stands_beside_it(tmp_path: Path) -> None:
 
     sections = load_config({"Outer": Outer}, [file], {"Outer.options.two": 3}).sections
     assert sections["Outer"].options == {"one": 1, "two": 3}
+
+
+def test_one_file_may_hold_the_sections_of_all_jobs(tmp_path):
+    path = tmp_path / "all.yaml"
+    path.write_text(
+        "Campaign: {seed: 5}\n"
+        "CalculateInterCalibration: {RelativeThroughputFitter: {n_min: 20}}\n"
+        "CalculateThroughputWithMuons: {min_number_of_muon: 30}\n"
+        "Bias: {outlier_sigma: 8.0}\n"
+    )
+    for job in JOBS:
+        assert find_job(job).prepare([path], {}).campaign.seed == 5
+    path.write_text("CalculateTroughputWithMuons: {}\n")
+    for job in ("inter-calibration", "bias"):
+        with pytest.raises(ConfigError, match="did you mean 'CalculateThroughputWithMuons'"):
+            find_job(job).prepare([path], {})

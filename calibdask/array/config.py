@@ -1206,7 +1206,7 @@ def load_array_config(
     paths: Sequence[Path | str],
     overrides: Mapping[str, object] | None = None,
     *,
-    other_sections: Mapping[str, type[Section]] | None = None,
+    others: Callable[[], Mapping[str, type[Section]]] = dict,
 ) -> ArrayConfig:
     """Read the configuration of the array calibrations.
 
@@ -1216,8 +1216,8 @@ def load_array_config(
         YAML files, merged in order; later ones win. With none, all defaults.
     overrides : mapping of str to object, optional
         Options from the command line, by dotted path.
-    other_sections : mapping of str to type, optional
-        Sections of other jobs, which are checked but not used.
+    others : callable, optional
+        Gives the sections of other jobs, which may stand in the same file.
 
     Returns
     -------
@@ -1229,7 +1229,7 @@ def load_array_config(
     ConfigError
         Anything that is wrong, with file, line, dotted path, value and remedy.
     """
-    document = load_config({**(other_sections or {}), **SECTIONS}, paths, overrides)
+    document = load_config(SECTIONS, paths, overrides, others=others)
     given = [name for name in _ENERGY_NAMES if name in document.sections]
     if len(given) == 2:
         raise document.error(

@@ -9,11 +9,11 @@ from calibdask.array.calibration import (
     ImageAsymmetryEstimation,
     InterCalibration,
 )
-from calibdask.array.config import CrossCalibrationOptions, load_array_config
+from calibdask.array.config import SECTIONS, CrossCalibrationOptions, load_array_config
 from calibdask.array.cross import CrossCalibration
 from calibdask.array.timing import TimingCalibration
 from calibdask.config import Slurm
-from calibdask.registry import Prepared
+from calibdask.registry import Prepared, all_sections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from calibdask.array.config import AsymmetryOptions, InterCalibrationOptions
     from calibdask.engine.protocol import Calibration
 
-__all__ = ["prepare", "template"]
+__all__ = ["SECTIONS", "prepare", "template"]
 
 
 def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, object]) -> Prepared:
     """Read the configuration of a job and build its calibration (ConfigError for what is wrong)."""
-    config = load_array_config(paths, overrides)
+    config = load_array_config(paths, overrides, others=all_sections)
     inter, shard_bytes = config.inter_calibration, config.campaign.shard_bytes
     calibration: Calibration
     section: AsymmetryOptions | InterCalibrationOptions
@@ -68,7 +68,7 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
 
 def template(job: str) -> str:
     """Write a commented configuration with all options at their defaults."""
-    from calibdask.array.config import JOB_SECTIONS, SECTIONS
+    from calibdask.array.config import JOB_SECTIONS
     from calibdask.config import describe
 
     return describe({name: SECTIONS[name] for name in JOB_SECTIONS[job]})

@@ -7,13 +7,12 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     PlainValidator,
     model_validator,
 )
@@ -23,23 +22,16 @@ from calibdask.errors import ConfigError
 __all__ = [
     "Schema",
     "Section",
-    "Stage",
     "caseless",
     "format_bytes",
-    "option",
     "options_of",
     "parse_bytes",
-    "plain",
     "read_with",
     "section_type",
     "short",
-    "stage_of",
 ]
 
 type Schema = Mapping[str, type[Section]]
-
-Stage = Literal["map", "fit", "run"]
-"""What an option acts on: the summaries of shards, the fit alone, or nothing that is computed."""
 
 _BYTES = {
     "b": 1,
@@ -61,71 +53,10 @@ class Section(BaseModel):
     hints: ClassVar[Mapping[str, str]] = {}
     """What to do about an option that belongs to other software or to the command line."""
 
-    def staged(self, stage: Stage) -> dict[str, Any]:
-        """Return the options of one stage, nested sections included, ready for JSON."""
-        found: dict[str, Any] = {}
-        for attribute, field in type(self).model_fields.items():
-            value = getattr(self, attribute)
-            name = field.alias or attribute
-            if isinstance(value, Section):
-                if inner := value.staged(stage):
-                    found[name] = inner
-            elif stage_of(field) == stage:
-                found[name] = plain(value)
-        return found
-
     @model_validator(mode="before")
     @classmethod
     def _empty_section(cls, values: object) -> object:
         return {} if values is None else values
-
-
-def option(
-    default: Any,
-    *,
-    stage: Stage,
-    help: str,
-    unit: str = "",
-    example: Any = None,
-    **limits: Any,
-) -> Any:
-    """Declare an option of a section.
-
-    Parameters
-    ----------
-    default : object
-        Its value unless it is given.
-    stage : str
-        What it acts on. Options of the map enter the addresses of stored summaries, those of the
-        fit the addresses of stored fits.
-    help : str
-        What it means, for configurations written out and for the documentation.
-    unit : str
-        Its unit.
-    example : object, optional
-        A value to show where the default is None.
-    **limits
-        Range, alias and so on, as for `pydantic.Field`.
-    """
-    extra: dict[str, Any] = {"stage": stage} | ({"unit": unit} if unit else {})
-    examples = None if example is None else [example]
-    return Field(default, description=help, examples=examples, json_schema_extra=extra, **limits)
-
-
-def stage_of(field: Any) -> Stage | None:
-    """Return the stage of an option; None where it is a section or states none."""
-    extra = field.json_schema_extra
-    stage: Stage | None = extra.get("stage") if isinstance(extra, dict) else None
-    return stage
-
-
-def plain(value: Any) -> Any:
-    """Return the value of an option ready for JSON."""
-    if hasattr(value, "to_plain"):
-        return value.to_plain()
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return value
 
 
 def read_with(read: Callable[[Any], object]) -> PlainValidator:

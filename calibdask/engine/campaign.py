@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from calibdask.access import check_private, distrust
 from calibdask.engine import slurm
+from calibdask.engine.canonical import read_json
 from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import Holder, WorkdirLock, ask_to_stop, holder_of
 from calibdask.engine.places import REMEDY
@@ -239,7 +240,7 @@ def _current(told: Progress) -> list[Group]:
 
 
 def _bar(done: int, total: int) -> str:
-    full = round(_BAR * done / total) if total else 0
+    full = min(max(round(_BAR * done / total), 0), _BAR) if total else 0
     return "█" * full + "░" * (_BAR - full)
 
 
@@ -286,7 +287,7 @@ def _read_plan(workdir: Path, digest: str | None) -> tuple[set[str], int, int]:
     the plan of a run before it.
     """
     try:
-        plan = json.loads((workdir / "plan.json").read_text(encoding="utf-8"))
+        plan = read_json(workdir / "plan.json")
         if digest is not None and plan["digest"] != digest:
             return set(), 0, 0
         addresses = {shard["address"] for shard in plan["shards"]}
@@ -386,6 +387,7 @@ def cancel(workdir: Path, timeout: float = 60.0) -> str:
     if holder is None or not holder.alive:
         gone = "no run is going on" if holder is None else f"{holder.name} is dead already"
         return "; ".join([f"{workdir}: {gone}", *_cancel_worker_jobs(workdir)])
+    check_private(workdir / "lock.json", remedy=REMEDY)  # it would not heed us
     ask_to_stop(workdir, holder)
     end = time.monotonic() + timeout
     while time.monotonic() < end:

@@ -5,15 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from calibdask.engine.protocol import Arrays
 
-__all__ = ["canonical_json", "digest_arrays", "digest_json"]
+__all__ = ["canonical_json", "digest_arrays", "digest_json", "read_json"]
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # a pipe would make us wait
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path}: not a regular file")
+    return descriptor
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON that may have been cut short or replaced by anything.
+
+    Raises
+    ------
+    OSError
+        It is not there, or may not be read.
+    ValueError
+        It holds no JSON in UTF-8, or is no regular file.
+    """
+    with open(path, encoding="utf-8", opener=_open_regular) as file:
+        try:
+            return json.load(file)
+        except RecursionError as error:
+            raise ValueError(f"{path}: nested too deeply") from error
 
 
 def _plain(value: Any, path: str) -> Any:

@@ -30,9 +30,10 @@ from calibdask.errors import ConfigError, TransientError
 from calibdask.registry import did_you_mean
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from distributed import Client, Security
+    from distributed import Client, Nanny, Security
     from distributed.deploy.cluster import Cluster
 
     from calibdask.engine.dask import DaskExecutor
@@ -264,10 +265,15 @@ def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Clien
         with (
             _session(site) as (session, security),
             _path_for_workers(site.preload),
-            _local_cluster(site, security, session) as cluster,
+            # Whoever reaches a scheduler's port runs code as its owner, and the other users of a
+            # login node reach 127.0.0.1.
+            _scheduler(security, site, {"host": "127.0.0.1"}) as cluster,
             _client_of(cluster) as client,
         ):
-            yield DaskExecutor(client, where), client, _publish(session, cluster, site)
+            local = _LocalWorkers(site, security, session)
+            local.cluster = cluster
+            with _kept(local, cluster, client, site, session, where) as executor:
+                yield executor, client, _publish(session, cluster, site)
     elif where in ("slurm", "allocation"):
         with _session(site) as (session, security):
             options: Mapping[str, Any] = {}
@@ -396,35 +402,100 @@ def _python_environment() -> dict[str, str]:
     return environment
 
 
-@contextmanager
-def _local_cluster(site: Site, security: Security, session: Session) -> Iterator[Cluster]:
-    import distributed.utils
-    from distributed import LocalCluster
+class _LocalWorkers:
+    """Units that are worker processes here, each under a nanny of Dask in this process.
 
-    # Dask would import Pandas here, to have workers begin with it.
-    distributed.utils._forkserver_preload_set = True
-    multiprocessing.set_forkserver_preload(
-        ["distributed.worker", "calibdask.engine.tasks", *site.preload]
-    )
-    with LocalCluster(
-        n_workers=site.least_and_most[1],
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        # Whoever reaches a scheduler's port runs code as its owner, and the other users of a
-        # login node reach 127.0.0.1.
-        protocol="tls://",
-        security=security,
-        dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": site.dashboard},
-        worker_dashboard_address=None,  # costs each worker an import of Bokeh
-        memory_limit=site.worker_memory or "auto",
-        local_directory=str(session.scratch.absolute()),
-        # What fails is told as events; the rest, such as a heartbeat lost while closing, would be
-        # a traceback between the lines of JSON.
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
-        yield cluster
+    Dask's own ``LocalCluster`` fails where a worker dies while it starts, and waits for ever where
+    one dies while its nanny starts it again.
+    """
+
+    processes = 1
+
+    def __init__(self, site: Site, security: Security, session: Session) -> None:
+        import distributed.utils
+        from distributed import Nanny, Status
+
+        # Dask would import Pandas here, to have workers begin with it.
+        distributed.utils._forkserver_preload_set = True
+        multiprocessing.set_forkserver_preload(
+            ["distributed.worker", "calibdask.engine.tasks", *site.preload]
+        )
+        self.n_workers = site.least_and_most[1]
+        self._options: dict[str, Any] = {
+            "nthreads": 1,
+            "host": "127.0.0.1",
+            "protocol": "tls://",
+            "security": security,
+            "dashboard": False,  # costs each worker an import of Bokeh
+            "memory_limit": site.worker_memory or "auto",
+            "local_directory": str(session.scratch.absolute()),
+            "silence_logs": logging.CRITICAL,
+        }
+        self._nannies: dict[str, tuple[Nanny, asyncio.Future[Any]]] = {}
+        self.cluster: Any = None
+
+        class OneLife(Nanny):
+            async def instantiate(self) -> Status:
+                if self.process is None:
+                    return await super().instantiate()
+                await self.close()  # its worker died, and the keeper has another one started
+                return self.status
+
+        self._nanny = OneLife
+
+    def launch(self, number: int, avoid: Collection[str]) -> str:
+        """Start a worker; it is not waited for."""
+        del avoid  # there is this machine alone
+
+        async def start() -> None:
+            import asyncio
+
+            nanny = self._nanny(self.cluster.scheduler.address, name=str(number), **self._options)
+            self._nannies[str(number)] = nanny, asyncio.ensure_future(nanny)
+
+        self.cluster.sync(start)
+        return str(number)
+
+    def alive(self, jobs: Collection[str]) -> Mapping[str, str]:
+        """Look which nannies start, or have, a worker."""
+        return {job: "RUNNING" for job in jobs if not self._has_failed(*self._nannies[job])}
+
+    @staticmethod
+    def _has_failed(nanny: Nanny, started: asyncio.Future[Any]) -> bool:
+        failed = started.done() and started.exception() is not None
+        return failed or nanny.status.name in ("closing", "closed", "failed")
+
+    def explain(self, job: str) -> str:
+        """Tell when it died, and of what where Dask knows more than that it died."""
+        _, started = self._nannies[job]
+        error = started.exception() if started.done() else None
+        if error is None:
+            return f"local worker {job} died"
+        text = str(error.__cause__ or error)
+        reason = "" if text.startswith("Nanny failed to start") else f" ({text})"
+        return f"local worker {job} died while it started{reason}"
+
+    def node(self, job: str) -> None:
+        """Name no node: there is this machine alone."""
+
+    def where(self, job: str) -> str:
+        """Name the worker."""
+        return f"local worker {job}"
+
+    def cancel(self, jobs: Collection[str]) -> None:
+        """End workers and wait for it."""
+
+        async def close() -> None:
+            import asyncio
+
+            async def close_one(nanny: Nanny, started: asyncio.Future[Any]) -> None:
+                # A nanny cannot be closed while it starts.
+                await asyncio.wait([started])
+                await nanny.close()
+
+            await asyncio.gather(*(close_one(*self._nannies[job]) for job in jobs))
+
+        self.cluster.sync(close)
 
 
 @contextmanager
@@ -897,7 +968,7 @@ class _Steps:
 
 @contextmanager
 def _kept(
-    launcher: _SlurmJobs | _Steps,
+    launcher: _SlurmJobs | _Steps | _LocalWorkers,
     cluster: Any,
     client: Client,
     site: Site,
@@ -923,29 +994,42 @@ def _kept(
             workers=gone, close_workers=True, remove=True, stimulus_id="calibdask-surplus"
         )
 
+    def emit(event: events.Event) -> None:
+        if not (here and isinstance(event, events.Workers)):  # which tells of jobs
+            site.emit(event)
+
     def changed(jobs: list[str]) -> None:
+        if here:
+            return
         # For calibdask cancel, should this process die: not worth ending a run on a full disk.
         with suppress(OSError):
             session.update({"worker_jobs": jobs})
 
-    workers = site.least_and_most if site.workers else (launcher.n_workers, launcher.n_workers)
+    here = isinstance(launcher, _LocalWorkers)
+    workers = (launcher.n_workers, launcher.n_workers)
+    if site.workers and not here:
+        workers = site.least_and_most
     keeper = Keeper(
         launcher,
         workers,
         registered=lambda: cluster.sync(registered),
         retire=lambda units: cluster.sync(retire, units),
         open_tasks=lambda: executor.open_tasks,
-        emit=site.emit,
+        emit=emit,
         give_up=executor.abort,
         changed=changed,
+        most_deaths=3 * workers[1] + 3 if here else None,
     )
-    executor.describe_worker = keeper.describe
     executor.expected_workers = workers[1]
     with ExitStack() as at_end:  # from the last to the first, each whatever became of the others
-        at_end.callback(keeper.close)
-        at_end.callback(cluster.sync, dismiss)
+        at_end.callback(keeper.close, 0 if here else 10)
+        if not here:
+            executor.describe_worker = keeper.describe
+            at_end.callback(cluster.sync, dismiss)
         at_end.callback(keeper.stop)
         keeper.start()
+        if here:
+            executor.await_workers()
         yield executor
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections import Counter
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -154,6 +155,18 @@ class DaskExecutor:
         """How many workers could have something to do: calls not done, except quick merges."""
         return self._aside + sum(not key.startswith("merge-") for key in list(self._futures))
 
+    def await_workers(self) -> None:
+        """Wait until there are as many workers as are expected.
+
+        Raises
+        ------
+        CalibdaskError
+            Whoever watches them gave up.
+        """
+        while self.workers < self.expected_workers:
+            self._raise_if_aborted()
+            time.sleep(0.05)
+
     def abort(self, error: CalibdaskError) -> None:
         """End the run with an error, from another thread than the one that runs it."""
         self._error = self._error or error
@@ -217,7 +230,7 @@ class DaskExecutor:
             self._aside = 0
             barren = 0 if len(left) < before else barren + 1
             if barren == _MAX_BARREN_ROUNDS:
-                raise CalibdaskError(
+                raise TransientError(
                     f"{barren} times in a row the workers of {self.name!r} were lost before they"
                     " had done anything: look into their logs. What was computed is stored: run"
                     " the same command again to carry on"

@@ -12,7 +12,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from calibdask.engine.canonical import digest_json
+from calibdask.engine.canonical import digest_json, read_json
 from calibdask.engine.products import plan_of_product
 from calibdask.errors import CalibdaskError, ConfigError
 
@@ -67,7 +67,7 @@ class OwnProduct:
 
     def _all(self) -> dict[str, Any]:
         with contextlib.suppress(FileNotFoundError, ValueError):
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            found = read_json(self._path)
             return found if isinstance(found, dict) else {}
         return {}
 

@@ -9,6 +9,7 @@ replaces those that die, so that no child is ever forked from a process with wor
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -112,6 +113,7 @@ class Guard:
             return
         self._prepare()
         pairs = [Pipe() for _ in range(self._children)]
+        gc.freeze()  # else a collection in a child copies what is shared
         try:
             self._keeper = _fork()
         except OSError as error:
@@ -121,6 +123,7 @@ class Guard:
             ) from error
         if self._keeper == 0:
             _keep(self._function, pairs)
+        gc.unfreeze()
         with suppress(OSError):  # the child may have done so first
             os.setpgid(self._keeper, self._keeper)
         for _, theirs in pairs:

@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calibdask.engine.canonical import read_json
 from calibdask.engine.protocol import InputRef
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, TransientError
 
@@ -267,8 +268,11 @@ class Identities:
         if memory is not None and memory.exists():
             # A memory cut short by a crash costs a second hash, nothing else.
             with contextlib.suppress(ValueError):
-                seen = json.loads(memory.read_text(encoding="utf-8"))
-                self._seen = seen if isinstance(seen, dict) else {}
+                seen = read_json(memory)
+                known = seen.items() if isinstance(seen, dict) else ()
+                self._seen = {
+                    path: one for path, one in known if isinstance(one, list) and len(one) == 2
+                }
 
     def of(self, path: Path) -> InputRef:
         """Identify one file (see :func:`identify` for the errors)."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper", "Launcher", "Unit", "unit_of"]
 
-_NAME = re.compile(r"worker-(\d+)(-\d+)?")
+_NAME = re.compile(r"(?:worker-)?(\d+)(-\d+)?")
 
 
 def unit_of(worker: str) -> int | None:
@@ -112,6 +112,9 @@ class Keeper:
         Told the error when no unit can be started.
     changed : callable
         Told the jobs of all units when they change.
+    most_deaths : int, optional
+        So many units that end while no task is done end the run, also where they could work: for
+        workers that nobody but this run has reason to end.
     """
 
     seconds = 1.0
@@ -138,6 +141,7 @@ class Keeper:
         emit: events.Listener,
         give_up: Callable[[CalibdaskError], None],
         changed: Callable[[list[str]], None] = lambda _: None,
+        most_deaths: int | None = None,
     ) -> None:
         self._launcher = launcher
         self._least, self._most = workers
@@ -147,6 +151,8 @@ class Keeper:
         self._emit = emit
         self._give_up = give_up
         self._changed = changed
+        self._most_deaths = most_deaths
+        self._deaths: Counter[int] = Counter()  # by the number of tasks that were open
         self._units: dict[int, Unit] = {}
         self._next = 0
         self._early_deaths = 0
@@ -271,6 +277,14 @@ class Keeper:
         if unit.retiring:
             return
         reason = self._launcher.explain(unit.job)
+        if self._most_deaths is not None:
+            n_open = self._open_tasks()
+            self._deaths = Counter({n_open: self._deaths[n_open] + 1})
+            if self._deaths[n_open] >= self._most_deaths:
+                raise TransientError(
+                    f"{self._most_deaths} workers died in a row before one had done anything, the"
+                    f" last: {reason}; what was computed is stored: run the same command again"
+                )
         if unit.seen:
             first = reason.partition("; ")[0]
             self._emit(events.Message("INFO", f"worker-{unit.number} is gone ({first}): replaced"))
@@ -279,7 +293,7 @@ class Keeper:
         if node := self._launcher.node(unit.job):
             self._deaths_of_node[node] += 1
         text = f"worker-{unit.number} ended before it could work: {reason}"
-        if self._early_deaths >= self.max_early_deaths:
+        if self._most_deaths is None and self._early_deaths >= self.max_early_deaths:
             if not at_work:
                 raise ConfigError(
                     f"{self._early_deaths} worker jobs in a row ended before they could work. The"

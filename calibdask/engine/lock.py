@@ -21,6 +21,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from calibdask.access import make_private
+from calibdask.engine.canonical import read_json
 from calibdask.engine.places import REMEDY
 from calibdask.errors import CalibdaskError, ConfigError
 
@@ -45,12 +46,16 @@ def _process_start(pid: int) -> str | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json(path)
     except FileNotFoundError:
         return None
     except ValueError:
         owner = {}  # cut short: its owner died while writing it, or is writing it now
-    sound = isinstance(owner, dict) and isinstance(owner.get("pid", 0), int)
+    sound = (
+        isinstance(owner, dict)
+        and isinstance(owner.get("pid", 0), int)
+        and all(isinstance(owner.get(name, ""), str) for name in ("host", "token"))
+    )
     return owner if sound else {}
 
 

@@ -13,6 +13,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from calibdask.access import check_private
+from calibdask.engine.canonical import read_json
 from calibdask.errors import CalibdaskError, ConfigError
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ class Places:
     def _recorded(self) -> dict[str, str]:
         """Give what runs here have written, and by which job."""
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads((self.workdir / "outputs.json").read_text(encoding="utf-8"))
+            found = read_json(self.workdir / "outputs.json")
             return found if isinstance(found, dict) else {}
         return {}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from calibdask.engine.canonical import canonical_json, digest_json
@@ -454,7 +455,12 @@ def make_plan(
     found = find_inputs([os.fspath(one) for one in inputs], calibration.patterns)
     memory = None if workdir is None else workdir / "inputs.json"
     identities = Identities(memory, full=verify_full)
-    with Guard(lambda method, one: getattr(calibration, method)(one)) as look:
+
+    def prepare() -> None:
+        for name in calibration.libraries([one.path for one in found]):
+            import_module(name)
+
+    with Guard(lambda method, one: getattr(calibration, method)(one), prepare=prepare) as look:
         surveys, rejected, skipped = _survey_all(calibration, found, identities, look, progress)
     misfits = calibration.misfits(surveys) if surveys else {}
     for place, error in sorted(misfits.items()):

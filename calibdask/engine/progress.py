@@ -15,11 +15,13 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import calibdask
 from calibdask.engine import events
+from calibdask.engine.canonical import read_json
 from calibdask.engine.provenance import user_name
 from calibdask.errors import CalibdaskError
 
@@ -112,20 +114,28 @@ class Progress:
 
 def read_progress(workdir: Path) -> Progress | None:
     """Read what the last run in a work directory told; None if it told nothing that is readable."""
-    known = {one.name for one in dataclasses.fields(Progress)}
+    from pydantic import TypeAdapter  # without which a run is to start
+
     for wait in (*_RETRY_SECONDS, None):
         try:
-            found = json.loads((workdir / "progress.json").read_text(encoding="utf-8"))
-            groups = [Group(**one) for one in found.pop("groups")]
-            told = {name: value for name, value in found.items() if name in known}
-            return Progress(**told, groups=groups)
+            found = read_json(workdir / "progress.json")
+            told = TypeAdapter(Progress).validate_python(found)
+            numbers = [*dataclasses.astuple(told), *chain(*map(dataclasses.astuple, told.groups))]
+            if all(map(_can_be_shown, numbers)):
+                return told
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError):
+            pass
+        if wait is not None:
             # Cut short, or written by another version: the rest of the directory tells enough.
-            if wait is not None:
-                time.sleep(wait)
+            time.sleep(wait)
     return None
+
+
+def _can_be_shown(value: object) -> bool:
+    """Tell whether a number is one that a time, duration or rate can have."""
+    return not isinstance(value, int | float) or value == 0 or 1e-9 < abs(value) < 1e11
 
 
 class ProgressFile:

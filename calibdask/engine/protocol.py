@@ -280,6 +280,11 @@ class Calibration:
 
     # -- planning: metadata only, cheap -----------------------------------------------------------
 
+    def libraries(self, paths: Sequence[Path]) -> Iterable[str]:
+        """Name modules that reading files of these names takes: imported once for all children."""
+        del paths
+        return ()
+
     def also_read(self) -> Sequence[str]:
         """Name files and directories that are read beside the inputs: no product replaces them."""
         return ()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from calibdask.access import check_private
+from calibdask.engine.canonical import read_json
 from calibdask.errors import CalibdaskError, ConfigError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Session:
         self._check()
         for wait in (*_RETRY_SECONDS, None):
             try:
-                found = json.loads(self.description.read_text(encoding="utf-8"))
+                found = read_json(self.description)
             except (FileNotFoundError, ValueError) as error:
                 if wait is None:
                     raise ConfigError(

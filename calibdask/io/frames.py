@@ -16,7 +16,7 @@ import struct
 import tokenize
 import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import isfinite
@@ -31,7 +31,7 @@ from calibdask.io.areas import areas_of_fits
 from calibdask.io.keywords import KEYWORDS, header_text, stated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import rawpy
     import tifffile
@@ -40,7 +40,14 @@ if TYPE_CHECKING:
 
     from calibdask.io.areas import Area
 
-__all__ = ["FRAME_PATTERNS", "FrameInfo", "inspect_frame", "read_frame", "read_frames"]
+__all__ = [
+    "FRAME_PATTERNS",
+    "FrameInfo",
+    "inspect_frame",
+    "libraries_of",
+    "read_frame",
+    "read_frames",
+]
 
 _RAW: Final = frozenset({
     "3fr", "arw", "bay", "cap", "cr2", "cr3", "crw", "dcr", "dng", "erf", "iiq", "k25", "kdc",
@@ -341,6 +348,23 @@ def _format(path: Path) -> str:
         f"{path}: no frame by its name; read are raw files ({', '.join(sorted(_RAW))}), FITS, TIFF,"
         " PNG, npy, and Zarr stacks"
     )
+
+
+_LIBRARIES = {
+    "raw": "tifffile",
+    "fits": "astropy.io.fits",
+    "tiff": "tifffile",
+    "png": "PIL.Image",
+}
+
+
+def libraries_of(paths: Iterable[Path]) -> list[str]:
+    """Name the libraries that read files of these names."""
+    formats = set()
+    for path in {path.suffix: path for path in paths}.values():
+        with suppress(WrongKind):  # told when it is looked at
+            formats.add(_format(path))
+    return sorted({_LIBRARIES[name] for name in formats & _LIBRARIES.keys()})
 
 
 def _dtype(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -26,7 +26,7 @@ from calibdask.errors import ConfigError
 from calibdask.select import QualityCriteria, TelescopePatterns, compile_criteria, finite_number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from calibdask.stats.timebins import TimeBins
@@ -557,7 +557,11 @@ class MuonConfig:
 
 
 def load_muon_config(
-    job: str, paths: Sequence[Path | str], overrides: Mapping[str, object] | None = None
+    job: str,
+    paths: Sequence[Path | str],
+    overrides: Mapping[str, object] | None = None,
+    *,
+    others: Callable[[], Mapping[str, type[Section]]] = dict,
 ) -> MuonConfig:
     """Read the configuration of a muon calibration.
 
@@ -569,13 +573,15 @@ def load_muon_config(
         YAML files, merged in order; later ones win. With none, all defaults.
     overrides : mapping of str to object, optional
         Options from the command line, by dotted path.
+    others : callable, optional
+        Gives the sections of other jobs, which may stand in the same file.
 
     Raises
     ------
     ConfigError
         Anything that is wrong, with file, line, dotted path, value and remedy.
     """
-    document = load_config(SECTIONS, paths, overrides)
+    document = load_config(SECTIONS, paths, overrides, others=others)
     campaign = document.get("Campaign", Campaign)
     tool: CalculateThroughputWithMuons | CalculatePSFWithMuons
     if job == "calculate-psf-muon":

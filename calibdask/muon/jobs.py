@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 from calibdask.config import Slurm
 from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons
-from calibdask.muon.config import load_muon_config
-from calibdask.registry import Prepared
+from calibdask.muon.config import SECTIONS, load_muon_config
+from calibdask.registry import Prepared, all_sections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["prepare", "template"]
+__all__ = ["SECTIONS", "prepare", "template"]
 
 
 def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, object]) -> Prepared:
     """Read the configuration of a job and build its calibration (ConfigError for what is wrong)."""
-    config = load_muon_config(job, paths, overrides)
+    config = load_muon_config(job, paths, overrides, others=all_sections)
     kind = PsfFromMuons if job == PsfFromMuons.name else ThroughputFromMuons
     return Prepared(
         kind(config.options, config.campaign.shard_bytes, config.notes),
@@ -34,6 +34,6 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
 def template(job: str) -> str:
     """Write a commented configuration with all options at their defaults."""
     from calibdask.config import describe
-    from calibdask.muon.config import JOB_SECTIONS, SECTIONS
+    from calibdask.muon.config import JOB_SECTIONS
 
     return describe({name: SECTIONS[name] for name in JOB_SECTIONS[job]})

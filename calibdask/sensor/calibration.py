@@ -34,7 +34,14 @@ from calibdask.engine.protocol import (
     WrongKind,
 )
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
-from calibdask.io.frames import FRAME_PATTERNS, FrameInfo, inspect_frame, read_frame, read_frames
+from calibdask.io.frames import (
+    FRAME_PATTERNS,
+    FrameInfo,
+    inspect_frame,
+    libraries_of,
+    read_frame,
+    read_frames,
+)
 from calibdask.io.maps import TABLES, MapLayout, ProductMaps, create_maps, read_product, write_rows
 from calibdask.io.spectacle import camera_file_of
 from calibdask.sensor.clipping import clip_bounds
@@ -304,6 +311,10 @@ class StackCalibration(Calibration):
     has_maps: ClassVar[bool] = True
     rejects_copies: ClassVar[bool] = True
     preload: ClassVar[tuple[str, ...]] = ("calibdask.sensor.kernel",)
+
+    def libraries(self, paths: Sequence[Path]) -> Iterable[str]:
+        """Name those of the formats."""
+        return libraries_of(paths)
 
     state_ratio: ClassVar[float] = 1.0
     """Bytes of what is fitted over those of the sums, as measured: for the plan's estimate."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibdask.config import ENGINE_SECTIONS, Campaign, Section, Slurm, load_config
-from calibdask.registry import Prepared
+from calibdask.registry import Prepared, all_sections
 from calibdask.sensor import config
 from calibdask.sensor.config import Frames, Stacks
 
@@ -46,7 +46,7 @@ SECTIONS: Mapping[str, type[Section]] = {
 
 def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, object]) -> Prepared:
     """Read the configuration of a job and build its calibration (ConfigError for what is wrong)."""
-    document = load_config(SECTIONS, paths, overrides)
+    document = load_config(SECTIONS, paths, overrides, others=all_sections)
     model, place = _JOBS[job]
     section: Any = document.get(model.__name__, model)
     campaign = document.get("Campaign", Campaign)

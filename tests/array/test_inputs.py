@@ -69,13 +69,11 @@ def run(paths, output, overrides=None, job=JOB, **options):
 def rewrite(file, table, change, names=None, **dtypes):
     """Write a table's rows as a function gives them back, with other types or names of columns."""
     rows, attributes = table.read(), {k: table.attrs[k] for k in table.attrs._v_attrnamesuser}
-    kinds = [
-        (names(n) if names else n, dtypes.get(n, rows.dtype[n].base), rows.dtype[n].shape)
-        for n in rows.dtype.names
-    ]
+    kinds = [(names(n) if names else n, dtypes.get(n, rows.dtype[n])) for n in rows.dtype.names]
     new = np.zeros(len(rows), kinds)
     for (name, *_), old in zip(kinds, rows.dtype.names, strict=True):
-        new[name] = rows[old]
+        if new[name].shape == rows[old].shape:
+            new[name] = rows[old]
     where, leaf = table._v_parent._v_pathname, table._v_name
     file.remove_node(table)
     made = file.create_table(where, leaf, obj=change(new), createparents=True)
@@ -405,3 +403,83 @@ def test_outliers_in_one_telescope_do_not_draw_it(altered, simulated, tmp_path):
         shift[estimator] = abs(np.log(after / before))
     assert shift["log-mean"] > 0.03
     assert shift[None] < 0.01
+
+
+# -- extreme values -----------------------------------------------------------------------------
+
+
+def _energies(*values, every=4):
+    """Give the first telescopes of the types energies that nothing measures, in some events."""
+
+    def change(file):
+        for table in file.get_node(ENERGY)._f_iter_nodes("Table"):
+            if every < 4 or table._v_name in ("tel_002", "tel_006"):
+                rows = table.read()
+                for place, value in enumerate(values):
+                    rows[f"{FOREST}_tel_energy"][place::every] = value
+                rewrite(file, table, lambda _, rows=rows: rows)
+
+    return change
+
+
+@pytest.mark.parametrize("way", ["one step", "two steps", "cross", "cross and given ratios"])
+def test_energies_that_nothing_measures_cost_their_own_events(altered, simulated, tmp_path, way):
+    run(simulated.paths, tmp_path / "inter.h5")
+
+    def calibrated(*values):
+        name = f"{values[0]}"
+        paths, output = altered(_energies(*values), name), tmp_path / f"{name}.h5"
+        if way == "two steps":
+            run(paths, tmp_path / f"{name}.dir", job="energy-asymmetry-estimation")
+            return run(tmp_path / f"{name}.dir", output)
+        if way == "cross and given ratios":
+            paths.append(tmp_path / "inter.h5")
+        return run(paths, output, job=JOB if way == "one step" else "cross-calibration")
+
+    assert calibrated(1e300, 5e-324).digest == calibrated(np.nan, np.nan).digest
+
+
+@pytest.mark.parametrize("job", [JOB, "cross-calibration", "energy-asymmetry-estimation"])
+def test_energies_of_which_none_can_be_measured_are_not_enough(altered, tmp_path, job):
+    with pytest.raises(NotEnoughData):
+        run(altered(_energies(1e300, 5e-324, every=2)), tmp_path / "o", job=job)
+
+
+@pytest.mark.parametrize("job", [JOB, "cross-calibration"])
+def test_times_before_1970_and_after_2106_are_in_no_time_bin(altered, tmp_path, job):
+    def as_mjd(file):
+        for path in TRIGGERS:
+            table = file.get_node(path)
+            number = table.colnames.index("time")
+            mjd = 40587 + table.col("time")[:, 0] / 86400
+            first = np.unique(table.col("event_id"))[:4]
+            mjd[np.isin(table.col("event_id"), first[:2])] = 30_000.0
+            mjd[np.isin(table.col("event_id"), first[2:])] = 100_000.0
+            rewrite(file, table, lambda rows, mjd=mjd: _with(rows, time=mjd), time=np.float64)
+            attributes = file.get_node(path).attrs
+            attributes[f"CTAFIELD_{number}_TIME_FORMAT"] = "mjd"
+            attributes[f"CTAFIELD_{number}_TIME_SCALE"] = "tai"
+
+    result = run(altered(as_mjd), tmp_path / "o.h5", {"Campaign.time_bin": "1 d"}, job=job)
+    assert sum("4 of 250 events have no time" in text for text in result.plan.warnings) == 2
+    for table in result.tables.values():
+        if "time_bin" in table.colnames:
+            assert np.ptp(table["time_bin"]) <= 1
+
+
+# -- tables that a killed writer did not get to ---------------------------------------------------
+
+
+def test_a_triggered_telescope_without_tables_is_flagged_and_told(altered, simulated, tmp_path):
+    def untabled(file):
+        for group in list(file.get_node(TELESCOPES)._f_walk_groups()):
+            if "tel_002" in group:
+                file.remove_node(group, "tel_002")
+
+    result = run(altered(untabled), tmp_path / "o.h5")
+    flags = {int(row["tel_id"]): str(row["flags"]) for row in result.tables[TABLE]}
+    assert "L" in flags[2]
+    assert not [number for number, text in flags.items() if number != 2 and "L" in text]
+    told = [text for text in result.account.total.warnings if "lacks" in text]
+    assert len(told) == 2
+    assert all("telescope 2" in text for text in told), told

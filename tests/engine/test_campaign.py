@@ -130,6 +130,41 @@ def test_shards_are_counted_in_the_store(tmp_path, paths, workdir):
     assert read_status(workdir).stored == 7
 
 
+def _retold(workdir, **told):
+    """Change what the last run told."""
+    path = workdir / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+
+
+def test_what_a_killed_run_told_late_is_counted_in_the_store(tmp_path, paths, workdir):
+    run(Scripted(), paths, tmp_path / "out.h5")
+    groups = [{"stage": 0, "name": "map", "total": 12, "done": 3}]
+    _retold(workdir, groups=groups, ended=None, exit_code=None)
+    facts = dict(read_status(workdir).facts())
+    assert facts["shards"].endswith("12 of 12 stored")
+    assert facts["stage 0 map"].endswith("12 of 12")
+
+
+def test_a_run_that_is_over_has_no_workers(tmp_path, paths, workdir):
+    run(Scripted(), paths, tmp_path / "out.h5")
+    jobs = {"executor": "slurm", "workers": 2, "worker_jobs": "worker jobs: 2 at work"}
+    _retold(workdir, ended=None, exit_code=None, **jobs)
+    with WorkdirLock(workdir):
+        assert dict(read_status(workdir).facts())["workers"] == "slurm, worker jobs: 2 at work"
+    _retold(workdir, ended=time.time(), exit_code=143, error="asked to stop")
+    assert dict(read_status(workdir).facts())["workers"] == "slurm"
+
+
+def test_a_run_is_as_old_as_its_own_clock_says(tmp_path, paths, workdir):
+    run(Scripted(), paths, tmp_path / "out.h5")
+    ahead = time.time() + 86400
+    _retold(workdir, started=ahead, updated=ahead + 30, ended=None, exit_code=None)
+    with WorkdirLock(workdir):
+        facts = dict(read_status(workdir).facts())
+    assert facts["campaign"] == "scripted, running for 30 s"
+    assert "by a clock ahead of that of this host" in facts["run by"]
+
+
 def test_a_failed_run_tells_what_and_how_to_carry_on(tmp_path, paths, workdir):
     script = '{"003.npy": ["raise CorruptedInput!"]}'
     process = start(
@@ -207,6 +242,21 @@ def test_how_it_ended(workdir, exit_code, state):
     status = read_status(workdir)
     assert status.state == state
     assert (f"exit code {exit_code}: why" in status.reason) == (exit_code != 0)
+
+
+@pytest.mark.parametrize("name", ["progress.json", "plan.json", "lock.json"])
+def test_a_pipe_or_a_directory_in_the_place_of_a_record_is_none(tmp_path, paths, workdir, name):
+    finished = run(Scripted(), paths, tmp_path / "out.h5")
+    (workdir / name).unlink(missing_ok=True)
+    os.mkfifo(workdir / name)
+    piped = read_status(workdir)
+    # What cannot be read may be a lock that is being written.
+    expected = {"progress.json": "never started", "plan.json": "finished", "lock.json": "running"}
+    assert piped.state == expected[name]
+    (workdir / name).unlink()
+    (workdir / name).mkdir()
+    assert read_status(workdir).state == piped.state
+    assert finished.digest in str(read_status(workdir)) or name == "progress.json"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"shards": [{}], "rejected": []}', "[]"])
@@ -336,7 +386,7 @@ def test_another_users_request_is_not_heeded(tmp_path, monkeypatch):
         assert not request.is_symlink()
         # And this user is told so before asking.
         os.chown(lock.path, 65534, 65534)
-        with pytest.raises(ConfigError, match="65534"):
+        with pytest.raises(ConfigError, match=r"belongs to the user (nobody|65534)"):
             cancel(tmp_path)
         assert not request.exists()
     assert heard == []

@@ -126,7 +126,7 @@ class Rig:
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("worker-3", 3), ("worker-12-0", 12), ("worker-1-10", 1), ("tls://n:1", None), (7, None)],
+    [("worker-3", 3), ("worker-12-0", 12), ("worker-1-10", 1), ("tls://n:1", None), ("7", 7)],
 )
 def test_a_worker_tells_its_unit(name, unit):
     assert unit_of(name) == unit

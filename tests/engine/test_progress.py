@@ -256,7 +256,10 @@ def test_it_listens_before_another_does(file, tmp_path):
     assert read_progress(tmp_path).digest == "digest"
 
 
-@pytest.mark.parametrize("text", ["", '{"job": "scri', "[]", "null", '{"groups": [{"new": 1}]}'])
+@pytest.mark.parametrize("text", ["", '{"job": "scri', "[]", "null", '{"groups": [{"new": 1}]}',
+    '{"workers": {}}', '{"started": 1e300}', '{"started": NaN}', '{"rate": 5e-324}',
+    '{"failures": [1]}', '{"job": ["j"]}', '{"shards": 1' + "0" * 400 + "}", "[" * 100_000,
+])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_no_file(tmp_path, text):
     (tmp_path / "progress.json").write_text(text)
     assert read_progress(tmp_path) is None

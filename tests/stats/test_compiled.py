@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from calibdask.stats import compiled as module
 from calibdask.stats.compiled import cache_directory, compiled
@@ -106,3 +108,33 @@ def test_other_libraries_keep_their_cache():
     before = numba.config.CACHE_DIR
     assert compiled(module.cache_directory) is not module.cache_directory
     assert before == numba.config.CACHE_DIR
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+def test_a_sensor_job_works_where_the_disks_of_home_and_cache_are_full(tmp_path):
+    full = tmp_path / "full"
+    full.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", full]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this container may not mount a file system")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            (full / "ballast").write_bytes(bytes(1 << 17))
+        data = tmp_path / "data"
+        data.mkdir()
+        for number in range(3):
+            frame = np.random.default_rng(number).integers(0, 99, (8, 8), np.uint16)
+            Image.fromarray(frame).save(data / f"{number}.png")
+        code = "from calibdask.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "bias", "-i", data, "-o", tmp_path / "out", "--no-report",
+             "--cluster", "serial"],
+            env={**os.environ, "XDG_CACHE_HOME": "", "HOME": full, "NUMBA_CACHE_DIR": full / "n"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "1 used (1 computed now" in done.stdout
+        assert not list(full.rglob("*.nbc"))
+    finally:
+        subprocess.run(["umount", full], check=True)
