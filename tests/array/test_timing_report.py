@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tables as pytables
 
 import calibdask
 from calibdask.array.report import TelescopeLayout
@@ -125,3 +126,21 @@ def test_nobody_without_a_place_breaks_it(tables, layout):
     sections = timing_sections(tables, nowhere)
     (notice,) = blocks(sections, "Map", Notice)
     assert "position" in notice.text
+
+
+def test_an_offset_whose_total_error_is_not_known_is_flagged_and_stored_so(tmp_path):
+    made = simulate_array(tmp_path / "short", replace(SIMULATION, n_events=40))
+    run = calibdask.run(
+        "timing-calibration", made.paths, tmp_path / "out.h5", cluster="serial", report=False
+    )
+    table = run.tables[OFFSET.table]
+    unknown = np.isfinite(table["value"]) & ~np.isfinite(table["error_total"])
+    assert unknown.any()
+    np.testing.assert_array_equal(["T" in flags for flags in table["flags"].tolist()], unknown)
+    with pytables.open_file(run.paths[0]) as file:
+        stored = file.get_node(f"{OFFSET.table}").read()
+        walk = file.get_node(f"{OFFSET.table}_walk").read()
+    assert [b"T" in flags for flags in stored["flags"].tolist()] == unknown.tolist()
+    np.testing.assert_array_equal(
+        walk["time_walk"], run.tables[f"{OFFSET.table}_walk"]["time_walk"]
+    )
