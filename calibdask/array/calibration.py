@@ -276,7 +276,8 @@ class InterCalibration(PairwiseCalibration):
     options: AsymmetryOptions
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 4
-    usual_stages: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 3
+    small_bytes: ClassVar[int] = 40_000
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
 
     inter: InterCalibrationOptions | None = None

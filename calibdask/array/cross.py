@@ -133,7 +133,7 @@ class CrossCalibration(PairwiseCalibration):
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 3
-    usual_stages: ClassVar[int] = 2
+    usual_stages: ClassVar[int] = 3
     table: ClassVar[str] = COEFFICIENTS
 
     given: Given | None = None

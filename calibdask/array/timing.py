@@ -147,14 +147,16 @@ class TimingCalibration(PairwiseCalibration):
         if reference is None:
             reference = next(iter(types), -1)
         first_type = next(iter(types.values()), "")
+        # One that is not in the array is asked for all the same: another that is held is flagged F.
+        asked = (types.get(reference, first_type), reference)
         half = section.max_residual
         return NetworkOptions(
             estimator=f"log-{section.estimator}",  # type: ignore[arg-type]
             n_min=section.n_min,
             clip_sigma=section.clip_sigma,
             normalisation=section.normalisation,
-            reference_telescopes=((types[reference], reference),) if reference in types else (),
-            reference_type=types.get(reference, first_type) if section.mixed_types else None,
+            reference_telescopes=(asked,) if types else (),
+            reference_type=asked[0] if section.mixed_types else None,
             observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
         )
 

@@ -42,7 +42,7 @@ SCHEMA = 1
 
 # What a campaign costs beside its own work. tests/engine/test_plan.py counts the first two, `make
 # scale` measures the others and shows them beside these, which it gave on a machine of two cores.
-METADATA_PER_RESULT = 5
+METADATA_PER_RESULT = 10
 """Operations by name for each stored result: look for it, create, link, unlink, and open it to
 merge or fit it."""
 METADATA_PER_INPUT = 4

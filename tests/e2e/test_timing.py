@@ -170,7 +170,7 @@ def test_peak_times_instead_of_walking_triggers(tmp_path, run):
     )
     night = simulate_array(tmp_path, options)
     truth = {t: v + delay_ns[night.tel_type[t]] for t, v in night.time_offset_ns.items()}
-    walking = run(night.paths).tables[OFFSETS]
+    walking = run(night.paths, {f"{OPTION}.time_walk": False}).tables[OFFSETS]
     for time in ("peak_time_mean", "timing_intercept"):
         steady = run(night.paths, {f"{OPTION}.time": time}).tables[OFFSETS]
         deviation, error = deviations(steady, truth)
@@ -255,7 +255,8 @@ def test_the_largest_shower_of_the_real_format(shared_array):
         rows = plan.calibration.reduce(0, plan.calibration.read(shard, None), {}).rows
         mine = rows["event"] == np.argmax(np.bincount(rows["event"]))
         lst = mine & (rows["tel_id"] <= 4)
-        assert (mine.sum(), lst.sum()) == (19 if given.get("time") is None else 18, 4)
+        # One of 19 images has no size, and the time walk depends on it.
+        assert (mine.sum(), lst.sum()) == (18, 4)
         return np.array([np.std(rows["residual_ns"][one]) for one in (lst, mine & ~lst)])
 
     corrected = {"delay_removed": "pointing"}
@@ -346,7 +347,7 @@ def test_types_by_themselves(night, run):
     assert components["tel_type"].tolist() == ["LST", "MST", "SST"]
     references = components["reference_tel_id"].tolist()
     assert references[1] == 5
-    assert ["F" in flags for flags in components["flags"].tolist()] == [True, False, True]
+    assert ["F" in flags for flags in components["flags"].tolist()] == [False, False, False]
     for kind, reference in zip(components["tel_type"].tolist(), references, strict=True):
         mine = found[OFFSETS][found[OFFSETS]["tel_type"] == kind]
         assert rms(deviations(mine, night.time_offset_ns, reference)[0]) < 0.3

@@ -270,7 +270,7 @@ def test_existing_output(run, calibdask, config, dl2, tmp_path):
     again = [JOB, "-c", config, "-i", dl2[1], "-o", output, "--no-report"]
     said = calibdask(*again)
     assert said.code == 2
-    assert f"{output} exists already" in said.err
+    assert f"error: {output}" in said.err
     assert "--overwrite" in said.err
     assert output.read_bytes() == before
     assert calibdask(*again, "--overwrite").code == 0

@@ -336,8 +336,10 @@ def test_steps_of_an_allocation_have_the_same_environment(tmp_path, monkeypatch)
 
 @pytest.mark.cluster
 def test_scheduler_and_workers_have_their_scratch_in_the_session(tmp_path, monkeypatch):
-    (tmp_path / "tmp" / "dask-scratch-space").mkdir(parents=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    # A short name: sockets of multiprocessing lie in there, too.
+    bait = Path(tempfile.mkdtemp(prefix="bait-"))
+    (bait / "dask-scratch-space").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(bait))
     workdir = tmp_path / "work"
     workdir.mkdir(mode=0o700)
     with open_executor("local", Site(workers=1, workdir=workdir)) as (executor, _):
@@ -350,9 +352,9 @@ def test_scheduler_and_workers_have_their_scratch_in_the_session(tmp_path, monke
         assert len(found) == 2
         for place, path in found:
             assert Path(place).is_relative_to(workdir / "session" / "scratch")
-            assert not [one for one in path if Path(one).is_relative_to(tmp_path / "tmp")]
+            assert not [one for one in path if Path(one).is_relative_to(bait)]
             assert not {"", str(Path.cwd())} & {path[0]}
-    assert not list((tmp_path / "tmp" / "dask-scratch-space").iterdir())
+    assert not list((bait / "dask-scratch-space").iterdir())
     assert not (workdir / "session").exists()
 
 

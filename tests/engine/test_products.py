@@ -81,7 +81,7 @@ def test_an_existing_directory_is_refused_unless_empty(paths, output):
     output.mkdir()
     run(PerFile(), paths, output)
     with pytest.raises(ConfigError, match="--overwrite"):
-        run(PerFile(), paths, output)
+        run(PerFile(), paths[1:], output)
 
 
 def test_overwriting_removes_its_own_files_and_keeps_those_of_others(paths, output):

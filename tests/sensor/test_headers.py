@@ -588,7 +588,7 @@ def test_residuals_of_the_photon_transfer_curve_have_error_bars(monkeypatch):
         stacks[key("gain", iso=100, level=f"{light:g}")] = camera.frames(6, light=light)
     _, result, _ = run_job(Gain(), stacks, camera.sensor)
     monkeypatch.setattr(report, "draw_figure", lambda paint, **_: paint)
-    paint = report._draw_ptc(result["rows"], result["points"], Setting(100))
+    paint = report._draw_ptc(result["rows"], result["points"], Setting(100), result["step_dn"])
     figure = Figure()
     paint(figure)
     (bars,) = figure.axes[1].containers
