@@ -1,7 +1,7 @@
 """What every job computes today, frozen: names of stored results, numbers, and products.
 
     python -m tests.golden.freeze                       writes freeze.json anew
-    python -m tests.golden.freeze --only addresses      renews one kind of KINDS
+    python -m tests.golden.freeze --only addresses      renews one of KINDS
     python -m tests.golden.freeze inter-calibration     renews one job (several can be named)
 
 A step that only moves code moves nothing. Options that change their stage move `addresses`. Other
@@ -295,7 +295,7 @@ class Frozen:
                 return _short(self._normal(documents[match[0]], documents))
             return "digest"
 
-        return re.sub(r"(0:)?\b[0-9a-f]{64}\b", stand_in, text)
+        return re.sub(r"(0:)?\b([0-9a-f]{64})+\b", stand_in, text)
 
 
 def _columns(product: Path) -> Iterator[tuple[str, str, np.ndarray[Any, Any]]]:
@@ -386,7 +386,9 @@ def moved(found: dict[str, Any], frozen: dict[str, Any], *, same_machine: bool) 
             for name in sorted(frozen[kind].keys() | found[kind].keys())
             if (text := _difference(found[kind].get(name), frozen[kind].get(name), same_machine))
         ]
-        if said:
+        if said and kind == "addresses":
+            differences[kind] = "; ".join(said)
+        elif said:
             more = f" (and {len(said) - 1} others)" if said[1:] else ""
             differences[kind] = said[0] + more
     if same_machine and found["products"] != frozen["products"]:
