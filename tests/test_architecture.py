@@ -29,7 +29,6 @@ MORE_FOR_GLUE = {
     "cross.py": {"io"},
     "timing.py": {"io"},
     "calibrate.py": {"io"},  # writes the frames that it calibrates
-    "jobs.py": {"registry"},
     "camera.py": {"io"},  # makes the camera file of one image
     "metadata.py": {"io"},  # of frames: what stands beside them
     "report.py": {"report"},

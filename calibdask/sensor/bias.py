@@ -188,6 +188,7 @@ class Bias(_FromBiasFrames):
 
     name: ClassVar[str] = "bias"
     state_ratio: ClassVar[float] = 4.2
+    sections = config.sections_of(config.Bias)
     options: config.Bias = field(default_factory=config.Bias)
 
 
@@ -198,4 +199,5 @@ class ReadNoise(_FromBiasFrames):
     name: ClassVar[str] = "readnoise"
     state_ratio: ClassVar[float] = 2.1
     writes_bias: ClassVar[bool] = False
+    sections = config.sections_of(config.ReadNoise)
     options: config.ReadNoise = field(default_factory=config.ReadNoise)

@@ -109,6 +109,7 @@ class CalibrateImages(StackCalibration):
     state: ClassVar[type[State]] = Values
     preload: ClassVar[tuple[str, ...]] = ()
 
+    sections = config.sections_of(config.CalibrateImages)
     options: config.CalibrateImages = field(default_factory=config.CalibrateImages)
 
     # -- planning ---------------------------------------------------------------------------------
@@ -310,10 +311,6 @@ class CalibrateImages(StackCalibration):
         """Give the rows: there is nothing to fit."""
         del stage, cell, given
         return Values(total.to_arrays())
-
-    def fit_config(self) -> Mapping[str, Any]:
-        """Nothing is fitted."""
-        return {}
 
     def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
         """Nothing: what is odd about the frames is known while planning."""

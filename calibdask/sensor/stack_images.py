@@ -127,6 +127,7 @@ class StackImages(StackCalibration):
     name: ClassVar[str] = "stack-images"
     state_ratio: ClassVar[float] = 2.5
 
+    sections = config.sections_of(config.StackImages)
     options: config.StackImages = field(default_factory=config.StackImages)
 
     @cached_property
