@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from faults import calls, finish, start, wait_for, write_inputs
+from faults import SCRIPTED, calls, finish, start, wait_for, write_inputs
 
 from calibdask import cli, registry
 from calibdask.array.simulate import ArraySimulation, simulate_array
@@ -23,9 +23,7 @@ COMMANDS = sorted(cli.app.commands)
 @pytest.fixture
 def scripted(monkeypatch):
     """The scripted job among the others."""
-    monkeypatch.setitem(
-        registry.JOBS, "scripted", registry.Job("scripted", "Follows a script.", "faults")
-    )
+    monkeypatch.setitem(registry.JOBS, "scripted", SCRIPTED)
     monkeypatch.setattr(cli.app, "commands", dict(cli.app.commands))
     cli._add_job("scripted", "Follows a script.")
 

@@ -716,7 +716,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         """What is calibrated, in words."""
         raise NotImplementedError
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report about one fit."""
         raise NotImplementedError
 
@@ -726,9 +726,9 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
 
         del result
         if self.bins is None:
-            return self.sections(tables)
+            return self.report_sections(tables)
         _, last = last_bin(tables, self.table)
-        return [*drift_sections(tables, self.quantity), *self.sections(last)]
+        return [*drift_sections(tables, self.quantity), *self.report_sections(last)]
 
     def places(self, tables: Mapping[str, QTable]) -> TelescopeLayout:
         """Give the positions of the telescopes in the tables, for the report."""

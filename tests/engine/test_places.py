@@ -77,12 +77,7 @@ def test_neither_a_list_of_inputs_nor_a_configuration_is(tmp_path, paths):
     config.write_text("{}\n")
     command = ["scripted", "-c", config, "-i", paths[0], "-o", config, "--overwrite"]
     before = _everything(tmp_path)
-    code = (
-        "import faults; from calibdask import registry\n"
-        "prepare = faults.prepare\n"
-        "faults.prepare = lambda job, paths, overrides: prepare(job, (), overrides)\n"
-        "faults.command_line()"
-    )
+    code = "import faults; faults.command_line()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, command)],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(TESTS)},
