@@ -29,8 +29,11 @@ install: .venv/installed ## make the environment in .venv
 demo: .venv/installed ## simulate an array, calibrate it on a local Dask cluster, compare with the truth
 	@$(BIN)/calibdask demo demo
 
+# Tests start hundreds of processes. Without bytecode each compiles all that it imports, three times
+# the work of its start; BLAS takes one thread, as on workers: the tests themselves run in parallel.
 test: .venv/installed ## run all tests
-	@$(BIN)/pytest -n auto --dist loadfile
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The peer to measure against, in an environment of its own: never a dependency.
 .venv-peer/installed: tests/benchmarks/peer-requirements.txt $(UV)

@@ -13,6 +13,30 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Give the number of processes for ``-n auto``: one more than CPUs, for those that wait.
+
+    By itself it would count cores: one on a machine of two threads.
+    """
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process ends long after the others.
+
+    A file is run by one process (``--dist loadfile``). Those on a real SLURM mostly wait.
+    """
+
+    def turn(item: pytest.Item) -> int:
+        if item.path.parent.name == "slurm":
+            return 0
+        return 1 if item.path in long else 2
+
+    long = {item.path for item in items if any(item.iter_markers(name="slow"))}
+    long |= {item.path for item in items if any(item.iter_markers(name="cluster"))}
+    items.sort(key=turn)
+
+
 def _shared(name: str) -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
     path = Path(os.environ.get("CALIBDASK_SHARED_DATA", default)) / name
