@@ -65,7 +65,7 @@ faults: .venv/installed ## do to a real SLURM on this machine what can go wrong,
 	@CALIBDASK_TEST_SLURM=1 CALIBDASK_FAULTS_TABLE=$(CURDIR)/faults.jsonl $(BIN)/pytest tests/slurm/test_faults.py; \
 	  code=$$?; $(BIN)/python tests/slurm/table.py faults.jsonl; exit $$code
 
-statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row
+statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row; checked
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/estimator.py
 
 held-out: .venv/installed ## pulls, coverage and p-values on experiments unlike the model, 200 or more per row

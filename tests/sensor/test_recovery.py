@@ -224,6 +224,7 @@ def calibrated(products, tmp_path_factory):
             for name, product in {**names, "readnoise": "bias"}.items()
         },
         cluster="serial",
+        report=False,
     )
     return lights.truth, sorted(output.glob("*.zarr"))
 
