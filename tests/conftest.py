@@ -22,19 +22,19 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no process ends long after the others.
+    """Begin with the files that take long, so that no process ends long after the others.
 
-    A file is run by one process (``--dist loadfile``). Those on a real SLURM mostly wait.
+    A file is run by one process (``--dist loadfile --no-loadscope-reorder``). Tests on a real SLURM
+    mostly wait: each of their files is followed by two that keep the CPUs busy meanwhile.
     """
-
-    def turn(item: pytest.Item) -> int:
-        if item.path.parent.name == "slurm":
-            return 0
-        return 1 if item.path in long else 2
-
-    long = {item.path for item in items if any(item.iter_markers(name="slow"))}
-    long |= {item.path for item in items if any(item.iter_markers(name="cluster"))}
-    items.sort(key=turn)
+    marked = {item.path for name in ("slow", "cluster") for item in items
+              if item.get_closest_marker(name)}  # fmt: skip
+    paths = list(dict.fromkeys(item.path for item in items))
+    waiting = [path for path in paths if path.parent.name == "slurm"]
+    busy = [path for path in paths if path in marked and path not in waiting]
+    turn = {path: 3 * i for i, path in enumerate(waiting)}
+    turn |= {path: 3 * (i // 2) + 1 + i % 2 for i, path in enumerate(busy)}
+    items.sort(key=lambda item: turn.get(item.path, 3 * len(paths)))
 
 
 def _shared(name: str) -> Path:
