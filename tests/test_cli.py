@@ -208,7 +208,12 @@ def test_signals_keep_what_was_computed_and_say_how_to_carry_on(
     journal = tmp_path / "journal"
     slow = '{"*": ["sleep 0.2"], "003.npy": ["sleep 2"]}'
     job = [*job, "--cluster", where, "--workers", "2"]
-    process = start(*job, "--set", f"Scripted.script={slow}")
+    # Whoever runs the tests (nohup, a shell in the background) may ignore it: children inherit that.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = start(*job, "--set", f"Scripted.script={slow}")
+    finally:
+        signal.signal(number, before)
     store = tmp_path / "out.h5.work" / "store"
     try:
         wait_for(lambda: len(list(store.rglob("*.npz"))) >= 1)
