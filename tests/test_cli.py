@@ -208,7 +208,7 @@ def test_signals_keep_what_was_computed_and_say_how_to_carry_on(
     journal = tmp_path / "journal"
     slow = '{"*": ["sleep 0.2"], "003.npy": ["sleep 2"]}'
     job = [*job, "--cluster", where, "--workers", "2"]
-    # Whoever runs the tests (nohup, a shell in the background) may ignore it: children inherit that.
+    # Whoever runs the tests (nohup, a shell in the background) may ignore it, and so do children.
     before = signal.signal(number, signal.SIG_DFL)
     try:
         process = start(*job, "--set", f"Scripted.script={slow}")
