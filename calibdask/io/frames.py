@@ -8,6 +8,7 @@ without LibRaw, which gives the same bits and takes a tenth of the time.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import logging
@@ -338,8 +339,9 @@ def _named_errors(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise MissingInput(f"{path}: may not be read: {error.strerror}") from error
     except OSError as error:
-        # Libraries for images say that a file is broken in this way too, but then without number.
-        if error.errno is None:
+        # Libraries for images say that a file is broken in this way too, but then without number. A
+        # place that no file can have (EINVAL) was read from one.
+        if error.errno in (None, errno.EINVAL):
             raise CorruptedInput(f"{path}: cannot be read: {error}") from error
         raise TransientError(f"{path}: {error.strerror or error}") from error
     except _NONSENSE as error:
@@ -528,7 +530,9 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
             names = raw.color_desc.decode()
             pattern = "".join(names[index] for index in indices)
             if pattern not in _BAYER:
-                raise WrongKind(f"{path}: the colours {pattern} are not red, green and blue")
+                message = f"{path}: the colours {pattern} are not those of a Bayer pattern"
+                # Other colours are those of another sensor; these in another order are of none.
+                raise (CorruptedInput if set(pattern) <= set(_COLOURS) else WrongKind)(message)
             black = tuple(float(raw.black_level_per_channel[index]) for index in indices)
         white = int(raw.white_level)
         exposure = _positive(other.shutter_speed)

@@ -169,9 +169,10 @@ def check_decoded(path: Path, page: tifffile.TiffPage) -> None:
         if page.compression in DECODED:
             n_bytes = _n_decoded(page.compression, data)
             if n_bytes not in allowed:
+                found = "cannot be decoded" if n_bytes is None else f"gives {n_bytes}"
                 raise CorruptedInput(
                     f"{path}: the pixels of a strip or tile take {allowed[0]} bytes by its"
-                    f" directory, but it gives {n_bytes}; copy it again"
+                    f" directory, but it {found}; copy it again"
                 )
         elif any(_n_decoded(method, data) in allowed for method in sorted(DECODED)):
             raise CorruptedInput(
