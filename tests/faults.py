@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def perform(script: Script, name: str, calls_before: int) -> None:
             pass
         case "sleep":
             time.sleep(float(rest))
+        case "take":
+            _take_ticket(Path(rest))
         case "wait":
             while not Path(rest).exists():
                 time.sleep(0.02)
@@ -99,6 +102,16 @@ def perform(script: Script, name: str, calls_before: int) -> None:
             raise kind(f"{name}: scripted {rest}")
         case _:
             raise AssertionError(f"no such word in a script: {word}")
+
+
+def _take_ticket(directory: Path) -> None:
+    """Wait for a file in a directory and take it, or go on where there is one called ``open``."""
+    while not (directory / "open").exists():
+        for ticket in directory.glob("ticket-*"):
+            with suppress(FileNotFoundError):
+                ticket.unlink()
+                return
+        time.sleep(0.02)
 
 
 def _break_the_store(journal: str) -> None:

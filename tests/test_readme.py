@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calibdask.array.model import FLAGS
 from calibdask.muon.model import FLAGS as MUON_FLAGS
 from calibdask.sensor.model import PIXEL_FLAGS
 
@@ -16,11 +15,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_calibration_it_shows_is_the_one_that_is_tested() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert (ROOT / "tests" / "tiny.py").read_text(encoding="utf-8") in blocks
-
-
-def test_it_explains_every_flag() -> None:
-    section = README.split("| flag | meaning |")[1].split("###")[0]
-    assert set(re.findall(r"^\| ([A-Z]) \|", section, flags=re.MULTILINE)) == set(FLAGS)
 
 
 def test_it_explains_every_bit_of_a_mask() -> None:

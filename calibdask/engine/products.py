@@ -433,6 +433,8 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
         for where, table in tables.items():
             columns, units, descriptions, times = {}, {}, {}, []
             for name, column in table.columns.items():
+                if column.info.description:
+                    descriptions[name] = column.info.description
                 if isinstance(column, Time):
                     columns[name] = ctao_time(column)
                     times.append(name)
@@ -441,8 +443,6 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
                 if unit is not None and str(unit):
                     units[name] = _unit_text(unit)
                 columns[name] = np.asarray(getattr(column, "value", column))
-                if column.info.description:
-                    descriptions[name] = column.info.description
             write_table(
                 file,
                 where,
