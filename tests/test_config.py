@@ -15,8 +15,8 @@ from calibdask.config import (
     format_bytes,
     load_config,
     load_yaml,
-    parse_yaml,
     parse_bytes,
+    parse_yaml,
     read_with,
 )
 from calibdask.errors import ConfigError

@@ -134,6 +134,8 @@ class CrossCalibration(PairwiseCalibration):
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 8  # keys
+    kept_pair_bytes: ClassVar[int] = 24  # two values, event, two telescopes: stored as they are
     table: ClassVar[str] = COEFFICIENTS
 
     given: Given | None = None

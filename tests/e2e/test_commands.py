@@ -137,7 +137,7 @@ def test_digest_command(campaign, config, tmp_path, calibdask):
     "job",
     [
         "inter-calibration", "energy-asymmetry-estimation", "calculate-throughput-muon",
-        "calculate-psf-muon", "bias", "stack-images", "gain", "defects",
+        "calculate-psf-muon", "bias", "stack-images", "gain", "defects", "cross-calibration",
     ],
 )  # fmt: skip
 def test_the_plan_states_the_size_of_the_store(job, inputs_of, tmp_path):
