@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calibdask.config import Campaign, Section
-    from calibdask.engine.protocol import Calibration
+    from calibdask.engine.protocol import AnyCalibration
 
 __all__ = [
     "JOBS",
@@ -50,7 +50,7 @@ class Prepared:
         Options of dask-jobqueue.
     """
 
-    calibration: Calibration
+    calibration: AnyCalibration
     campaign: Campaign
     overwrite: bool
     config: Mapping[str, Any]

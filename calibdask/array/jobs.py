@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calibdask.array.config import AsymmetryOptions, InterCalibrationOptions
-    from calibdask.engine.protocol import Calibration
+    from calibdask.engine.protocol import AnyCalibration
 
 __all__ = ["SECTIONS", "prepare", "template"]
 
@@ -29,7 +29,7 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
     """Read the configuration of a job and build its calibration (ConfigError for what is wrong)."""
     config = load_array_config(paths, overrides, others=all_sections)
     inter, shard_bytes = config.inter_calibration, config.campaign.shard_bytes
-    calibration: Calibration
+    calibration: AnyCalibration
     section: AsymmetryOptions | InterCalibrationOptions
     match job:
         case "inter-calibration":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calibdask.engine.plan import Plan
-    from calibdask.engine.protocol import Calibration
+    from calibdask.engine.protocol import AnyCalibration
     from calibdask.engine.written import Memory
 
 __all__ = ["OwnProduct"]
@@ -40,7 +40,7 @@ class OwnProduct:
         What is to be done, as configured.
     """
 
-    def __init__(self, memory: Memory, output: Path, calibration: Calibration) -> None:
+    def __init__(self, memory: Memory, output: Path, calibration: AnyCalibration) -> None:
         self._memory = memory
         self._output = output
         self._job = calibration.name

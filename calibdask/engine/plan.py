@@ -22,7 +22,7 @@ from calibdask.engine.guard import Crashed, Guard, Unforeseen, unreadable
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.protocol import (
-    Calibration,
+    AnyCalibration,
     Cell,
     InputRef,
     Piece,
@@ -125,7 +125,7 @@ class Plan:
         What is odd although it can be run.
     """
 
-    calibration: Calibration
+    calibration: AnyCalibration
     shards: tuple[Shard, ...]
     rejected: tuple[Failure, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
@@ -356,7 +356,7 @@ def _alike(paths: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _survey_all(
-    calibration: Calibration,
+    calibration: AnyCalibration,
     found: Sequence[Found],
     identities: Identities,
     look: Guard,
@@ -412,7 +412,7 @@ def _survey_all(
 
 
 def _pieces(
-    calibration: Calibration, surveys: Sequence[Survey], rejected: list[Failure]
+    calibration: AnyCalibration, surveys: Sequence[Survey], rejected: list[Failure]
 ) -> list[Piece]:
     """Cut the inputs into shards, in a child process, as that may open them again."""
     with Guard(
@@ -440,7 +440,7 @@ def _pieces(
 
 
 def make_plan(
-    calibration: Calibration,
+    calibration: AnyCalibration,
     inputs: Sequence[str | os.PathLike[str]],
     *,
     fan_in: int = 16,

@@ -14,7 +14,7 @@ from calibdask.sensor.config import Frames, Stacks
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from calibdask.engine.protocol import Calibration
+    from calibdask.engine.protocol import AnyCalibration
 
 __all__ = ["SECTIONS", "prepare", "template"]
 
@@ -53,7 +53,7 @@ def prepare(job: str, paths: Sequence[Path | str], overrides: Mapping[str, objec
     module, _, name = place.partition(":")
     build = getattr(import_module(f"calibdask.sensor.{module}"), name)
     given = ((what, getattr(section, what, None)) for what in _PRODUCTS)
-    calibration: Calibration = build(
+    calibration: AnyCalibration = build(
         frames=document.get("Frames", Frames),
         stacks=document.get("Stacks", Stacks),
         shard_bytes=campaign.shard_bytes,

@@ -174,7 +174,7 @@ def test_pairs_of_two_types_need_enough_telescopes_of_both(simulated):
     ]  # fmt: skip
     loose, strict = (one.calibration for one in made)
     shard = made[0].shards[0]
-    _, data = loose.read(shard, None)
+    data = loose.read(shard)
     rows = {one: one.select(data) for one in (loose, strict)}
     kinds = {number: kind[:1] for number, kind in simulated.tel_type.items()}
     selected = rows[loose].selected
