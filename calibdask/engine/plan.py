@@ -314,10 +314,10 @@ class Plan:
         store = f"{few.results} files a stage, about {format_bytes(few.result_bytes)} in all"
         metadata = f"about {few.metadata} operations a stage (stat, open, mkdir, link, unlink)"
         calls = [
-            f"{cost.calls} calls and about {cost.driver_seconds:.1f} s of the driver with {workers}"
+            f"with {workers} workers {cost.calls} calls and {cost.driver_seconds:.1f} s of the driver"
             for cost, workers in zip((few, many), _FEW_AND_MANY, strict=True)
         ]
-        tasks = f"{few.tasks} a stage: {', '.join(calls)} workers"
+        tasks = f"{few.tasks} a stage: {'; '.join(calls)}"
         return [("memory", memory), ("store", store), ("metadata", metadata), ("tasks", tasks)]
 
     def _repr_html_(self) -> str:

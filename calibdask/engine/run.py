@@ -244,7 +244,8 @@ class RunResult:
         rows = [("job", self.job), ("shards", shards)]
         flow = account.total.cut_flow or {}
         rows += [(name, f"{count:,}".replace(",", " ")) for name, count in flow.items()]
-        rows += [("time", f"{account.wall_seconds:.1f} s ({account.cpu_seconds:.1f} s of tasks)")]
+        cpu = f"{account.cpu_seconds:.1f} s of processor time in tasks"
+        rows += [("time", f"{account.wall_seconds:.1f} s ({cpu})")]
         written = [str(path) for path in self.paths]
         rest = str(self.paths[-1].parent) if self.paths else ""
         rows += [("wrote", path) for path in shortened(written, rest)]

@@ -235,6 +235,7 @@ def test_worker_jobs_are_told(file, tmp_path):
 
 def test_the_shard_that_runs_longest_is_told(file, tmp_path, monkeypatch):
     now = [1000.0]
+    monkeypatch.setattr(file, "_running", events.Running(lambda: now[0]))
     monkeypatch.setattr(progress_module.time, "time", lambda: now[0])
     with file:
         file(events.TaskStarted("a", "a.npy", "a"))
