@@ -211,5 +211,3 @@ def test_unplanned_calibration_says_so(simulated):
     data = made.calibration.read(made.shards[0], None)
     with pytest.raises(ValueError, match="was not planned"):
         load_config(ENERGY_JOB, (), VALID).calibration.reduce(0, data, {})
-    with pytest.raises(ValueError, match="options of the inter-calibration"):
-        replace(load_config(JOB).calibration, inter=None).network  # noqa: B018  raises

@@ -569,12 +569,12 @@ def test_nothing_is_selected(simulated, run):
 def test_the_peers_configuration(shared_array):
     prepared = load_config(JOB, shared_array / "peer_config" / "cross.yaml")
     options = prepared.calibration.options
-    assert options.min_telescopes == 2
-    assert options.reference_type == "MST"
-    assert options.max_distance_asymmetry.to_plain() == [["type", "*", 0.05]]
+    assert options.min_triggered_telescopes_per_subsystem == 2
+    assert options.reference_subsystem == "MST"
+    assert options.event_filters.max_distance_asymmetry.to_plain() == [["type", "*", 0.05]]
     named = {
         f"CalculateCrossCalibration.{name}": f"{name}.h5"
         for name in ("input_url", "input_data_url")
     }
     prepared = load_config(JOB, shared_array / "peer_config" / "cross.yaml", named)
-    assert prepared.input_url == ("input_data_url.h5", "input_url.h5")
+    assert prepared.inputs == ("input_data_url.h5", "input_url.h5")

@@ -10,10 +10,11 @@ import argparse
 import time
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from calibdask.array.config import ImageAsymmetryOptions, load_array_config
+from calibdask.api import load_config
 from calibdask.array.image_size import harder_selections, pair_size, systematic
 from calibdask.array.model import NetworkOptions, log_ratio
 from calibdask.array.network import NetworkFit, fit_stage
@@ -100,9 +101,10 @@ class _Events:
 
 
 @cache
-def _options(least: float) -> ImageAsymmetryOptions:
+def _options(least: float) -> Any:
     name = "CalculateImageAsymmetry.event_filters.minimum_individual_intensity"
-    return load_array_config([], OPTIONS | {name: least}).image_asymmetry
+    prepared = load_config("image-asymmetry-estimation", (), OPTIONS | {name: least})
+    return prepared.calibration.options
 
 
 def _events(
