@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calibdask.config import Campaign, Section
-    from calibdask.engine.protocol import Calibration
+    from calibdask.engine.protocol import AnyCalibration
 
 __all__ = [
     "JOBS",
@@ -50,7 +50,7 @@ class Prepared:
         Options of dask-jobqueue.
     """
 
-    calibration: Calibration
+    calibration: AnyCalibration
     campaign: Campaign
     overwrite: bool
     config: Mapping[str, Any]
@@ -77,10 +77,10 @@ class Job:
     summary: str
     calibration: str
 
-    def load(self) -> type[Calibration]:
+    def load(self) -> type[AnyCalibration]:
         """Import the class of the calibration."""
         module, _, name = self.calibration.partition(":")
-        found: type[Calibration] = getattr(import_module(module), name)
+        found: type[AnyCalibration] = getattr(import_module(module), name)
         return found
 
     def prepare(self, paths: Sequence[Path | str], overrides: Mapping[str, object]) -> Prepared:

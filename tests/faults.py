@@ -27,7 +27,7 @@ from tiny import MeanCounts, Sums
 
 from calibdask import api, errors
 from calibdask.config import JobSection, option
-from calibdask.engine.protocol import ALL, Calibration, Piece, Reduced, Survey, Values
+from calibdask.engine.protocol import ALL, Calibration, Piece, Reduced, Survey, Tables, Values
 from calibdask.errors import NotEnoughData
 from calibdask.registry import Job
 
@@ -162,11 +162,11 @@ class Scripted(MeanCounts):
     def fit_config(self):
         return {"scale": self.scale}
 
-    def read(self, shard, rows):
+    def read(self, shard):
         name = Path(shard.inputs[0].path).name
         perform(self.script, name, count(self.journal, name))
         _break_the_store(self.journal)
-        return super().read(shard, rows) + self.offset
+        return super().read(shard) + self.offset
 
     def fit(self, stage, cell, total, given):
         count(self.journal, "fit")
@@ -182,10 +182,10 @@ class Keyed(Calibration):
     patterns = ("*.npy",)
     summary = Sums
 
-    def read(self, shard, rows):
+    def read(self, shard):
         return np.load(shard.inputs[0].path)
 
-    def reduce(self, stage, data, given):
+    def reduce(self, shard, data):
         good = data[data[:, 2] > 0]
         sums = {"n": np.array(len(good)), "s1": good[:, 2].sum()}
         flow = {"events": len(data), "positive": len(good)}
@@ -194,8 +194,8 @@ class Keyed(Calibration):
     def fit(self, stage, cell, total, given):
         return Values({name: np.atleast_1d(value) for name, value in total.arrays.items()})
 
-    def tables(self, states):
-        return {"/sum": QTable(dict(states[ALL].arrays))}
+    def outputs(self, states):
+        return [Tables({"/sum": QTable(dict(states[ALL].arrays))})]
 
 
 @dataclass(frozen=True)
@@ -248,31 +248,36 @@ class ClippedMeans(Calibration):
     def fit_config(self):
         return {"n_sigma": self.n_sigma, "n_min": self.n_min}
 
-    def read(self, shard, rows):
+    def read(self, shard):
         name = Path(shard.inputs[0].path).name
-        if rows is None:
-            perform(self.script, name, count(self.journal, f"read {name}"))
-            return shard, np.load(shard.inputs[0].path)
-        return shard, rows["values"]
+        perform(self.script, name, count(self.journal, f"read {name}"))
+        return np.load(shard.inputs[0].path)
 
-    def reduce(self, stage, data, given):
-        shard, values = data
+    def reduce(self, shard, data):
+        summaries = {}
+        for cell in shard.cells:
+            summaries |= self._summary(cell, data[data[:, 0] == cell[1], 1])
+        return Reduced(summaries, {"values": len(data)}, rows={"values": data})
+
+    def refine(self, stage, shard, data, given):
+        values = data["values"]
         name = Path(shard.inputs[0].path).name
         summaries = {}
-        for cell in given if stage else shard.cells:
+        for cell in given:
+            count(self.journal, f"stage {stage} {cell[1]} {name}")
             mine = values[values[:, 0] == cell[1], 1]
-            if stage:
-                count(self.journal, f"stage {stage} {cell[1]} {name}")
-                bounds = given[cell].arrays
-                mine = mine[(mine >= bounds["low"]) & (mine <= bounds["high"])]
-            mine = mine[np.isfinite(mine)]
-            if mine.size:
-                summaries[cell] = Extremes(
-                    {"n": np.array(mine.size), "s1": mine.sum(), "s2": (mine**2).sum(),
-                     "min": mine.min(), "max": mine.max()}
-                )  # fmt: skip
-        rows = None if stage else {"values": values}
-        return Reduced(summaries, {"values": len(values)}, rows=rows)
+            bounds = given[cell].arrays
+            inside = (mine >= bounds["low"]) & (mine <= bounds["high"])
+            summaries |= self._summary(cell, mine[inside])
+        return Reduced(summaries, {"values": len(values)})
+
+    def _summary(self, cell, values):
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return {}
+        sums = {"n": np.array(values.size), "s1": values.sum(), "s2": (values**2).sum(),
+                "min": values.min(), "max": values.max()}  # fmt: skip
+        return {cell: Extremes(sums)}
 
     def fit(self, stage, cell, total, given):
         name = f"fit {stage} {cell[1]}"
@@ -291,10 +296,11 @@ class ClippedMeans(Calibration):
              "low": np.array(bounds[0]), "high": np.array(bounds[1]), "inside": np.array(inside)}
         )  # fmt: skip
 
-    def tables(self, states):
+    def outputs(self, states):
         columns = {name: [float(state.arrays[name]) for state in states.values()]
                    for name in ("mean", "n", "stage")}  # fmt: skip
-        return {"/objects": QTable({"object": [cell[1] for cell in states], **columns})}
+        table = QTable({"object": [cell[1] for cell in states], **columns})
+        return [Tables({"/objects": table})]
 
 
 def run(calibration: Calibration, inputs: Any, output: Path, **options: Any) -> api.RunResult:

@@ -39,7 +39,7 @@ from calibdask.array.throughput_config import (
     RelativeThroughputFitter,
     top_fitter,
 )
-from calibdask.engine.protocol import Cell, InputRef, Piece, Rows, Shard, Survey, WrongKind
+from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey, WrongKind
 from calibdask.errors import ConfigError, MissingInput
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.kinds import file_kind
@@ -135,7 +135,7 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class CrossCalibration(PairwiseCalibration):
+class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     """Throughput of the telescopes of all types on one scale."""
 
     options: CalculateCrossCalibration
@@ -143,6 +143,7 @@ class CrossCalibration(PairwiseCalibration):
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
     table: ClassVar[str] = COEFFICIENTS
+    title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 
     fitter: RelativeThroughputFitter = field(default_factory=RelativeThroughputFitter)
     given: Given | None = None
@@ -370,10 +371,29 @@ class CrossCalibration(PairwiseCalibration):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
-        """Read telescope events, or the pairs kept by the first stage."""
-        if shard.part != _TABLES:
-            return super().read(shard, rows)
+    def read(self, shard: Shard) -> TelescopeEvents | None:
+        """Read telescope events; a table of throughputs, read when planned, holds none."""
+        return None if shard.part == _TABLES else self.read_events(shard)
+
+    def reduce(self, shard: Shard, data: TelescopeEvents | None) -> Reduced:
+        """Summarise the pairs of a shard."""
+        pairs = self._no_pairs() if data is None else self.pair_up(data)
+        return self.summarise_first(shard, pairs)
+
+    def refine(
+        self,
+        stage: int,
+        shard: Shard,
+        data: Rows | TelescopeEvents | None,
+        given: Mapping[Cell, NetworkFit],
+    ) -> Reduced:
+        """Summarise the pairs within the bounds so far, or the events' scores about a fit."""
+        del shard
+        if data is None or isinstance(data, TelescopeEvents):
+            raise TypeError("the first stage keeps the pairs of every shard")
+        return self.summarise_again(stage, self.kept_pairs(data), given)
+
+    def _no_pairs(self) -> PairData:
         nothing: dict[str, NDArray[Any]] = {
             "event": np.zeros(0, np.int32),
             "tel_id_1": np.zeros(0, np.uint16),
@@ -384,7 +404,7 @@ class CrossCalibration(PairwiseCalibration):
         if self.bins is not None:
             nothing["time_bin"] = np.zeros(0, np.int64)
         events = self.pair_events(nothing)
-        return PairData(events, nothing.get("time_bin"), shard.cells, rows=nothing)
+        return PairData(events, nothing.get("time_bin"), rows=nothing)
 
     def select(self, data: TelescopeEvents) -> PairRows:
         """Select pairs; those of two types only in events that have enough of both types."""
@@ -442,15 +462,6 @@ class CrossCalibration(PairwiseCalibration):
         return tie_types(fit, given, covariance, self.options.reference_subsystem)
 
     # -- products -------------------------------------------------------------------------------
-
-    def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:
-        """Describe the monitoring table."""
-        del result
-        return {
-            "description": "Cross-calibration of telescope throughput over telescope types",
-            "data_level": "DL2",
-            "process_type": self.process_type,
-        }
 
     def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
         """Give coefficients, scaling factors, agreement with muons, and the network."""

@@ -36,6 +36,7 @@ from calibdask.engine.protocol import (
     Calibration,
     Cell,
     InputRef,
+    Output,
     Piece,
     Reduced,
     Rows,
@@ -43,6 +44,7 @@ from calibdask.engine.protocol import (
     State,
     Summary,
     Survey,
+    Tables,
     WrongKind,
 )
 from calibdask.errors import ConfigError, NotEnoughData
@@ -57,6 +59,7 @@ from calibdask.io.dl2 import (
     read_telescope_events,
 )
 from calibdask.io.kinds import file_kind
+from calibdask.io.metadata import CtaReference
 from calibdask.io.pointing import read_pointing, require_pointing
 from calibdask.stats.keyed import obs_id_array
 from calibdask.stats.timebins import NO_TIME, to_time
@@ -193,7 +196,7 @@ def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str
 
 
 @dataclass(frozen=True)
-class FromDl2(Calibration):
+class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     """What the jobs that read DL2 files share: survey, layout, shards."""
 
     options: PairSection
@@ -371,8 +374,6 @@ class PairData:
         The pair events.
     time_bin : ndarray of int64, shape (N,), or None
         Time bin of each, if there are bins.
-    cells : tuple of Cell
-        The cells of the shard.
     harder : mapping of str to ndarray of bool, shape (N,)
         Which rows pass harder selections. Each has cells of its own, which end with its name.
     keys, cut_flow, rows, warnings
@@ -383,7 +384,6 @@ class PairData:
 
     events: PairEvents
     time_bin: NDArray[np.int64] | None
-    cells: tuple[Cell, ...]
     harder: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     keys: NDArray[np.int64] | None = None
     cut_flow: Mapping[str, int] | None = None
@@ -393,7 +393,7 @@ class PairData:
 
 
 @dataclass(frozen=True)
-class PairwiseCalibration(FromDl2):
+class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
     """A value for each telescope from a network of pairs, for all data or by time bin.
 
     A subclass gives `network`, `needs`, `select` and `compare`, and the path of its tables.
@@ -403,6 +403,9 @@ class PairwiseCalibration(FromDl2):
     bins_time: ClassVar[bool] = True
     table: ClassVar[str]
     """Path of the table of telescopes; those of pairs and so on stand beside it."""
+
+    title: ClassVar[str]
+    """What the product is."""
 
     @property
     def network(self) -> NetworkOptions:
@@ -434,13 +437,9 @@ class PairwiseCalibration(FromDl2):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
-        """Read telescope events, or the pairs kept by the first stage."""
-        if rows is None:
-            return shard, self.read_events(shard)
-        return PairData(
-            self.pair_events(rows), rows.get("time_bin"), shard.cells, self.harder(rows)
-        )
+    def kept_pairs(self, rows: Rows) -> PairData:
+        """Make pairs of the rows that the first stage kept."""
+        return PairData(self.pair_events(rows), rows.get("time_bin"), self.harder(rows))
 
     def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
         """Give the kept rows that pass harder selections; there are none unless overridden."""
@@ -481,7 +480,7 @@ class PairwiseCalibration(FromDl2):
             rows["time_bin"] = self.bins.index(data.event_time_ns)[data.event[one]]
         return rows
 
-    def pair_up(self, data: TelescopeEvents, cells: tuple[Cell, ...]) -> PairData:
+    def pair_up(self, data: TelescopeEvents) -> PairData:
         """Select the pairs of a shard."""
         pairs = self.select(data)
         rows = self.rows_of(data, pairs)
@@ -491,7 +490,6 @@ class PairwiseCalibration(FromDl2):
         return PairData(
             self.pair_events(rows),
             rows.get("time_bin"),
-            cells,
             self.harder(rows),
             keys,
             flow,
@@ -517,25 +515,27 @@ class PairwiseCalibration(FromDl2):
             parts[cell] = data.events if cell == ALL else _take(data.events, rows)
         return parts
 
-    def reduce(
-        self,
-        stage: int,
-        data: PairData | tuple[Shard, TelescopeEvents],
-        given: Mapping[Cell, Any],
-    ) -> Reduced:
-        """Summarise the pairs, or the events' scores about a fit."""
-        if isinstance(data, tuple):
-            shard, events = data
-            data = self.pair_up(events, shard.cells)
-        cells = given if stage else data.cells
+    def summarise_first(self, shard: Shard, data: PairData) -> Reduced:
+        """Summarise the pairs of a shard in the first stage."""
         summaries = {
-            cell: cast("Summary", reduce_stage(stage, self.network, events, given.get(cell)))
-            for cell, events in self.split(data, cells).items()
+            cell: cast(
+                "Summary",
+                with_lacking(reduce_stage(0, self.network, events, None), data.n_lacking),
+            )
+            for cell, events in self.split(data, shard.cells).items()
         }
-        if stage > 0:
-            return Reduced(summaries)
-        summaries = {cell: with_lacking(one, data.n_lacking) for cell, one in summaries.items()}
         return Reduced(summaries, data.cut_flow or {}, data.rows, data.keys, data.warnings)
+
+    def summarise_again(
+        self, stage: int, data: PairData, given: Mapping[Cell, NetworkFit]
+    ) -> Reduced:
+        """Summarise the pairs, or the events' scores about a fit, in a later stage."""
+        return Reduced(
+            {
+                cell: cast("Summary", reduce_stage(stage, self.network, events, given[cell]))
+                for cell, events in self.split(data, given).items()
+            }
+        )
 
     # -- fit and products -----------------------------------------------------------------------
 
@@ -616,6 +616,10 @@ class PairwiseCalibration(FromDl2):
                 meta={"obs_id": obs_id_array(self.obs_ids)},
             )
         return tables
+
+    def outputs(self, result: dict[Cell, Any]) -> Sequence[Output]:
+        """Return the monitoring tables."""
+        return [Tables(self.tables(result), CtaReference(self.title, "DL2", self.process_type))]
 
     def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
         """Give the columns of all tables from one finished fit, by path."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calibdask.engine.plan import Plan
-    from calibdask.engine.protocol import Calibration
+    from calibdask.engine.protocol import AnyCalibration
 
 __all__ = ["OwnProduct"]
 
@@ -41,7 +41,7 @@ class OwnProduct:
         What is to be done, as configured.
     """
 
-    def __init__(self, workdir: Path, output: Path, calibration: Calibration) -> None:
+    def __init__(self, workdir: Path, output: Path, calibration: AnyCalibration) -> None:
         self._path = workdir / "products.json"
         self._output = output
         self._name = os.path.relpath(output, workdir)

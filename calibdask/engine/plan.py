@@ -20,7 +20,7 @@ from calibdask.engine.guard import Crashed, Guard, Unforeseen, unreadable
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
 from calibdask.engine.protocol import (
-    Calibration,
+    AnyCalibration,
     Cell,
     InputRef,
     Piece,
@@ -117,7 +117,7 @@ class Plan:
         What is odd although it can be run.
     """
 
-    calibration: Calibration
+    calibration: AnyCalibration
     shards: tuple[Shard, ...]
     rejected: tuple[Failure, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
@@ -330,7 +330,7 @@ def _shard_identity(shard: Shard) -> list[Any]:
 
 
 def _survey_all(
-    calibration: Calibration,
+    calibration: AnyCalibration,
     found: Sequence[Found],
     identities: Identities,
     look: Guard,
@@ -386,7 +386,7 @@ def _survey_all(
 
 
 def _pieces(
-    calibration: Calibration, surveys: Sequence[Survey], rejected: list[Failure]
+    calibration: AnyCalibration, surveys: Sequence[Survey], rejected: list[Failure]
 ) -> list[Piece]:
     """Cut the inputs into shards, in a child process, as that may open them again."""
     with Guard(
@@ -414,7 +414,7 @@ def _pieces(
 
 
 def make_plan(
-    calibration: Calibration,
+    calibration: AnyCalibration,
     inputs: Sequence[str | os.PathLike[str]],
     *,
     fan_in: int = 16,

@@ -148,6 +148,7 @@ class DarkCurrent(MapCalibration):
     """Dark current by pixel."""
 
     name: ClassVar[str] = "dark-current"
+    title: ClassVar[str] = "Dark current of pixels"
     state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("dark_current", "bias_readnoise")
     own_kind: ClassVar[str] = "dark_current"

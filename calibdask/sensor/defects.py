@@ -42,6 +42,7 @@ class Defects(MapCalibration):
     """Pixels that stand out in any of the frames given."""
 
     name: ClassVar[str] = "defects"
+    title: ClassVar[str] = "Map of defect pixels"
     state_ratio: ClassVar[float] = 0.1
     kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise", "dark_current", "flatfield")
 

@@ -44,6 +44,7 @@ class Emva1288(MapCalibration):
     """All results of the standard, one row per ISO speed."""
 
     name: ClassVar[str] = "emva1288"
+    title: ClassVar[str] = "Characterisation by EMVA 1288"
     kinds: ClassVar[tuple[str, ...]] = (*PAIRS, *SPATIAL)
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "bright": ("DN", "mean of the bright frames of the spatial stack"),

@@ -157,6 +157,7 @@ class FlatField(MapCalibration):
     """Relative response: measured map, radial model, and what is left between them."""
 
     name: ClassVar[str] = "flatfield"
+    title: ClassVar[str] = "Relative response of pixels"
     state_ratio: ClassVar[float] = 0.4
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
     own_kind: ClassVar[str] = "flatfield"

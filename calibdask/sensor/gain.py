@@ -77,6 +77,7 @@ class Gain(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"
+    title: ClassVar[str] = "Gain of pixels"
     state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
     own_kind: ClassVar[str] = "gain"

@@ -50,6 +50,7 @@ class IsoNormalisation(MapCalibration):
     """Factor of every ISO speed relative to the lowest one."""
 
     name: ClassVar[str] = "iso-normalisation"
+    title: ClassVar[str] = "Signal at each ISO speed"
     kinds: ClassVar[tuple[str, ...]] = ("iso_normalisation", "bias_readnoise")
     own_kind: ClassVar[str] = "iso_normalisation"
     single: ClassVar[Mapping[str, Sequence[str]]] = {

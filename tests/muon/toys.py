@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.engine.protocol import Shard
 from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons, _RingTable
-from calibdask.muon.config import load_muon_config
 from calibdask.muon.simulate import (
     UNITS,
     MuonSimulation,
@@ -17,6 +17,7 @@ from calibdask.muon.simulate import (
     write_rings,
 )
 from calibdask.muon.summary import Gallery, Rings
+from calibdask.registry import JOBS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,19 +97,21 @@ def write_file(path: Path, telescopes: int = 1, **columns: Any) -> Path:
 def in_memory(kind: str, columns: Any, **options: Any) -> Any:
     """Run all stages of a job on simulated columns, without files and engine; give its tables."""
     calibration = {"throughput": ThroughputFromMuons, "psf": PsfFromMuons}[kind](
-        replace(load_muon_config(f"calculate-{kind}-muon", []).options, **options), 2**28
+        replace(JOBS[f"calculate-{kind}-muon"].prepare([], {}).calibration.options, **options),
+        2**28,
     )
     bins = calibration.options.bins
     number = (
         np.zeros(len(columns["tel_id"]), int) if bins is None else bins.index(columns["time_ns"])
     )
     cells = tuple(sorted(set(zip(columns["tel_id"].tolist(), number.tolist(), strict=True))))
-    table = _RingTable(dict(columns), dict(UNITS), columns["time_ns"], cells)
-    reduced = calibration.reduce(0, table, {})
+    table = _RingTable(dict(columns), dict(UNITS), columns["time_ns"])
+    shard = Shard(0, (), cells=cells)
+    reduced = calibration.reduce(shard, table)
     rows, active, states = reduced.rows, dict.fromkeys(cells), {}
     for stage in range(20):
         if stage:
-            reduced = calibration.reduce(stage, rows, active)
+            reduced = calibration.refine(stage, shard, rows, active)
         fitted = {
             cell: calibration.fit(stage, cell, reduced.summaries[cell], state)
             for cell, state in active.items()
