@@ -160,6 +160,7 @@ class TimeChunking(Section):
         0,
         stage="plan",
         help="Width of a bin, as number and unit such as '1 h'; 0 s: one bin.",
+        example="1 h",
     )
 
 
