@@ -142,6 +142,8 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 8  # keys
+    kept_pair_bytes: ClassVar[int] = 24  # two values, event, two telescopes: stored as they are
     table: ClassVar[str] = COEFFICIENTS
     title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 

@@ -92,7 +92,7 @@ def test_script_says_how_it_is_used(path, tmp_path):
 # Jobs whose plan states how much they store, within a factor of 1.5.
 STATED = {
     *("inter-calibration", "energy-asymmetry-estimation", "calculate-throughput-muon"),
-    *("calculate-psf-muon", "bias", "stack-images", "gain", "defects"),
+    *("calculate-psf-muon", "bias", "stack-images", "gain", "defects", "cross-calibration"),
 }
 
 

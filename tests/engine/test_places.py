@@ -270,7 +270,7 @@ def test_what_the_same_work_directory_wrote_may_be_written_again(tmp_path, paths
     run(Scripted(), paths, output)
     output.unlink()
     run(Scripted(), paths, output)
-    (tmp_path / "out.h5.work" / "outputs.json").write_text("[broken")
+    (tmp_path / "out.h5.work" / "products.json").write_text("[broken")
     output.unlink()
     run(Scripted(), paths, output)  # the provenance beside it says whose they are
     output.unlink()
