@@ -204,7 +204,7 @@ class _FromRings(Calibration):
     fits_rings: bool = False
 
     description: ClassVar[str]
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 8_000
     map_name: ClassVar[str] = "muon-rings"
