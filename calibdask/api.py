@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibdask.engine import events
-from calibdask.engine.protocol import Calibration
+from calibdask.engine.protocol import AnyCalibration, Calibration
 from calibdask.engine.run import RunOptions, run_calibration
 from calibdask.errors import ConfigError
 from calibdask.registry import Prepared, find_job
@@ -61,7 +61,7 @@ def load_config(
     return prepared
 
 
-def _prepare(job: str | Calibration, config: Paths, overrides: Mapping[str, object]) -> Prepared:
+def _prepare(job: str | AnyCalibration, config: Paths, overrides: Mapping[str, object]) -> Prepared:
     if isinstance(job, Calibration):
         from calibdask.config import Campaign
 
@@ -70,7 +70,7 @@ def _prepare(job: str | Calibration, config: Paths, overrides: Mapping[str, obje
 
 
 def _inputs(inputs: Paths, prepared: Prepared) -> list[str | Path]:
-    return _many(inputs) or _many(prepared.input_url or ())
+    return _many(inputs) or list(prepared.inputs)
 
 
 def run_options(prepared: Prepared, options: Mapping[str, Any]) -> RunOptions:
@@ -98,7 +98,7 @@ def _default_listener() -> events.Listener:
 
 
 def run(
-    job: str | Calibration,
+    job: str | AnyCalibration,
     inputs: Paths = (),
     output: str | Path | None = None,
     *,
@@ -154,7 +154,7 @@ def run(
 
 
 def plan(
-    job: str | Calibration,
+    job: str | AnyCalibration,
     inputs: Paths = (),
     *,
     config: Paths = (),

@@ -16,17 +16,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from astropy.table import QTable
 from tiny import MeanCounts, Sums
 
 from calibdask import api, errors
-from calibdask.engine.protocol import ALL, Calibration, Piece, Reduced, Survey, Values
-from calibdask.errors import ConfigError, NotEnoughData
+from calibdask.config import JobSection, option
+from calibdask.engine.protocol import ALL, Calibration, Piece, Reduced, Survey, Tables, Values
+from calibdask.errors import NotEnoughData
+from calibdask.registry import Job
 
 TESTS = Path(__file__).parent
 
@@ -86,6 +89,8 @@ def perform(script: Script, name: str, calls_before: int) -> None:
             pass
         case "sleep":
             time.sleep(float(rest))
+        case "take":
+            _take_ticket(Path(rest))
         case "wait":
             while not Path(rest).exists():
                 time.sleep(0.02)
@@ -99,6 +104,16 @@ def perform(script: Script, name: str, calls_before: int) -> None:
             raise kind(f"{name}: scripted {rest}")
         case _:
             raise AssertionError(f"no such word in a script: {word}")
+
+
+def _take_ticket(directory: Path) -> None:
+    """Wait for a file in a directory and take it, or go on where there is one called ``open``."""
+    while not (directory / "open").exists():
+        for ticket in directory.glob("ticket-*"):
+            with suppress(FileNotFoundError):
+                ticket.unlink()
+                return
+        time.sleep(0.02)
 
 
 def _break_the_store(journal: str) -> None:
@@ -115,6 +130,15 @@ def _break_the_store(journal: str) -> None:
 # -- calibrations -------------------------------------------------------------------------------
 
 
+class ScriptedOptions(JobSection):
+    """Options of the scripted job."""
+
+    journal: str = option("", stage="run")
+    script: dict[str, Any] = option({}, stage="run")
+    scale: float = option(1.0, stage="fit")
+    offset: float = option(0.0, stage="map")
+
+
 @dataclass(frozen=True)
 class Scripted(MeanCounts):
     """The mean of floats; reading follows a script, and the fit has an option of its own."""
@@ -125,6 +149,12 @@ class Scripted(MeanCounts):
     offset: float = 0.0
 
     name = "scripted"
+    sections: ClassVar = {"Scripted": ScriptedOptions}
+
+    @classmethod
+    def configured(cls, document, campaign):
+        options = document.get("Scripted", ScriptedOptions)
+        return cls(options.journal, options.script, options.scale, options.offset)
 
     def map_config(self):
         return {"offset": self.offset}
@@ -132,11 +162,11 @@ class Scripted(MeanCounts):
     def fit_config(self):
         return {"scale": self.scale}
 
-    def read(self, shard, rows):
+    def read(self, shard):
         name = Path(shard.inputs[0].path).name
         perform(self.script, name, count(self.journal, name))
         _break_the_store(self.journal)
-        return super().read(shard, rows) + self.offset
+        return super().read(shard) + self.offset
 
     def fit(self, stage, cell, total, given):
         count(self.journal, "fit")
@@ -152,10 +182,10 @@ class Keyed(Calibration):
     patterns = ("*.npy",)
     summary = Sums
 
-    def read(self, shard, rows):
+    def read(self, shard):
         return np.load(shard.inputs[0].path)
 
-    def reduce(self, stage, data, given):
+    def reduce(self, shard, data):
         good = data[data[:, 2] > 0]
         sums = {"n": np.array(len(good)), "s1": good[:, 2].sum()}
         flow = {"events": len(data), "positive": len(good)}
@@ -164,8 +194,8 @@ class Keyed(Calibration):
     def fit(self, stage, cell, total, given):
         return Values({name: np.atleast_1d(value) for name, value in total.arrays.items()})
 
-    def tables(self, states):
-        return {"/sum": QTable(dict(states[ALL].arrays))}
+    def outputs(self, states):
+        return [Tables({"/sum": QTable(dict(states[ALL].arrays))})]
 
 
 @dataclass(frozen=True)
@@ -218,31 +248,36 @@ class ClippedMeans(Calibration):
     def fit_config(self):
         return {"n_sigma": self.n_sigma, "n_min": self.n_min}
 
-    def read(self, shard, rows):
+    def read(self, shard):
         name = Path(shard.inputs[0].path).name
-        if rows is None:
-            perform(self.script, name, count(self.journal, f"read {name}"))
-            return shard, np.load(shard.inputs[0].path)
-        return shard, rows["values"]
+        perform(self.script, name, count(self.journal, f"read {name}"))
+        return np.load(shard.inputs[0].path)
 
-    def reduce(self, stage, data, given):
-        shard, values = data
+    def reduce(self, shard, data):
+        summaries = {}
+        for cell in shard.cells:
+            summaries |= self._summary(cell, data[data[:, 0] == cell[1], 1])
+        return Reduced(summaries, {"values": len(data)}, rows={"values": data})
+
+    def refine(self, stage, shard, data, given):
+        values = data["values"]
         name = Path(shard.inputs[0].path).name
         summaries = {}
-        for cell in given if stage else shard.cells:
+        for cell in given:
+            count(self.journal, f"stage {stage} {cell[1]} {name}")
             mine = values[values[:, 0] == cell[1], 1]
-            if stage:
-                count(self.journal, f"stage {stage} {cell[1]} {name}")
-                bounds = given[cell].arrays
-                mine = mine[(mine >= bounds["low"]) & (mine <= bounds["high"])]
-            mine = mine[np.isfinite(mine)]
-            if mine.size:
-                summaries[cell] = Extremes(
-                    {"n": np.array(mine.size), "s1": mine.sum(), "s2": (mine**2).sum(),
-                     "min": mine.min(), "max": mine.max()}
-                )  # fmt: skip
-        rows = None if stage else {"values": values}
-        return Reduced(summaries, {"values": len(values)}, rows=rows)
+            bounds = given[cell].arrays
+            inside = (mine >= bounds["low"]) & (mine <= bounds["high"])
+            summaries |= self._summary(cell, mine[inside])
+        return Reduced(summaries, {"values": len(values)})
+
+    def _summary(self, cell, values):
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return {}
+        sums = {"n": np.array(values.size), "s1": values.sum(), "s2": (values**2).sum(),
+                "min": values.min(), "max": values.max()}  # fmt: skip
+        return {cell: Extremes(sums)}
 
     def fit(self, stage, cell, total, given):
         name = f"fit {stage} {cell[1]}"
@@ -261,10 +296,11 @@ class ClippedMeans(Calibration):
              "low": np.array(bounds[0]), "high": np.array(bounds[1]), "inside": np.array(inside)}
         )  # fmt: skip
 
-    def tables(self, states):
+    def outputs(self, states):
         columns = {name: [float(state.arrays[name]) for state in states.values()]
                    for name in ("mean", "n", "stage")}  # fmt: skip
-        return {"/objects": QTable({"object": [cell[1] for cell in states], **columns})}
+        table = QTable({"object": [cell[1] for cell in states], **columns})
+        return [Tables({"/objects": table})]
 
 
 def run(calibration: Calibration, inputs: Any, output: Path, **options: Any) -> api.RunResult:
@@ -276,32 +312,14 @@ def run(calibration: Calibration, inputs: Any, output: Path, **options: Any) -> 
 # -- a command line that knows them ---------------------------------------------------------------
 
 
-def prepare(job, paths, overrides):
-    """Make the scripted calibration from ``--set Scripted.OPTION=VALUE``."""
-    from calibdask.config import Campaign
-    from calibdask.registry import Prepared
-
-    if paths:
-        raise ConfigError("the scripted job takes no file: use --set")
-    sections: dict[str, dict[str, Any]] = {"Scripted": {}, "Campaign": {}, "Slurm": {}}
-    for path, value in overrides.items():
-        section, _, option = path.partition(".")
-        sections[section][option] = value
-    campaign = Campaign(**sections["Campaign"])
-    return Prepared(
-        Scripted(**sections["Scripted"]),
-        campaign,
-        overwrite=False,
-        config=sections,
-        slurm=sections["Slurm"],
-    )
+SCRIPTED = Job("scripted", "Follows a script.", "faults:Scripted")
 
 
 def command_line() -> None:
     """Be ``calibdask`` with one more job."""
     from calibdask import cli, registry
 
-    registry.JOBS["scripted"] = registry.Job("scripted", "Follows a script.", "faults")
+    registry.JOBS["scripted"] = SCRIPTED
     cli._add_job("scripted", "Follows a script.")
     cli.main()
 

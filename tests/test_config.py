@@ -16,6 +16,7 @@ from calibdask.config import (
     load_config,
     load_yaml,
     parse_bytes,
+    parse_yaml,
     read_with,
 )
 from calibdask.errors import ConfigError
@@ -379,3 +380,9 @@ def test_one_file_may_hold_the_sections_of_all_jobs(tmp_path):
     for job in ("inter-calibration", "bias"):
         with pytest.raises(ConfigError, match="did you mean 'CalculateThroughputWithMuons'"):
             find_job(job).prepare([path], {})
+
+
+def test_numbers_are_keys_in_a_value_of_the_command_line():
+    assert parse_yaml("--set", "{7: 1, '8': 2}") == {7: 1, "8": 2}
+    with pytest.raises(ConfigError, match="the name True is not text"):
+        parse_yaml("--set", "{on: 1}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calibdask.array.model import FLAGS
-from calibdask.muon.model import FLAGS as MUON_FLAGS
 from calibdask.sensor.model import PIXEL_FLAGS
 
 ROOT = Path(__file__).parent.parent
@@ -18,21 +16,10 @@ def test_the_calibration_it_shows_is_the_one_that_is_tested() -> None:
     assert (ROOT / "tests" / "tiny.py").read_text(encoding="utf-8") in blocks
 
 
-def test_it_explains_every_flag() -> None:
-    section = README.split("| flag | meaning |")[1].split("###")[0]
-    assert set(re.findall(r"^\| ([A-Z]) \|", section, flags=re.MULTILINE)) == set(FLAGS)
-
-
 def test_it_explains_every_bit_of_a_mask() -> None:
     section = README.split("| mask | meaning |")[1].split("## ")[0]
     rows = re.findall(r"^\| ([\w-]+) \| (.*) \|$", section, flags=re.MULTILINE)
     assert rows == list(PIXEL_FLAGS.items())
-
-
-def test_it_explains_every_flag_of_muons() -> None:
-    section = README.split("| flag | of a telescope or a bin |")[1].split("\n\n")[0]
-    rows = dict(re.findall(r"^\| ([A-Z]) \| (.*) \|$", section, flags=re.MULTILINE))
-    assert {flag: text.replace("`", "") for flag, text in rows.items()} == MUON_FLAGS
 
 
 def test_files_it_names_exist() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from astropy.table import QTable
 
-from calibdask.engine.protocol import ALL, Calibration, Reduced, Values
+from calibdask.engine.protocol import ALL, Calibration, Reduced, Tables, Values
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class MeanCounts(Calibration):
     patterns = ("*.npy",)
     summary = Sums
 
-    def read(self, shard, rows):
+    def read(self, shard):
         return np.load(shard.inputs[0].path)
 
-    def reduce(self, stage, data, given):
+    def reduce(self, shard, data):
         sums = {"n": np.array(data.size), "s1": data.sum(), "s2": (data**2).sum()}
         return Reduced({ALL: Sums(sums)}, cut_flow={"counts": data.size})
 
@@ -45,5 +45,5 @@ class MeanCounts(Calibration):
         variance = (s2 - s1**2 / n) / (n - 1)
         return Values({"mean": np.array([s1 / n]), "error": np.array([np.sqrt(variance / n)])})
 
-    def tables(self, states):
-        return {"/mean_counts": QTable(dict(states[ALL].arrays))}
+    def outputs(self, states):
+        return [Tables({"/mean_counts": QTable(dict(states[ALL].arrays))})]

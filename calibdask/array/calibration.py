@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.array.goodness import event_group
 from calibdask.array.image_size import (
     HIGHER_CUT,
@@ -41,12 +44,13 @@ from calibdask.array.summary import PairEvents, PairSummary, distance_range, sum
 from calibdask.engine.protocol import (
     ALL,
     Cell,
+    Files,
     InputRef,
+    Output,
     Piece,
     Reduced,
     Rows,
     Shard,
-    State,
     Summary,
     Survey,
     Values,
@@ -65,8 +69,7 @@ from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.kinds import file_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     )
     from calibdask.array.network import NetworkFit
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
 
 __all__ = ["EnergyAsymmetryEstimation", "ImageAsymmetryEstimation", "InterCalibration"]
@@ -98,7 +102,7 @@ def _needs(options: AsymmetryOptions, *further: str | None) -> Needs:
 
 
 @dataclass(frozen=True)
-class _AsymmetryEstimation(FromDl2):
+class _AsymmetryEstimation(FromDl2[TelescopeEvents, Values, Mapping[Cell, Values]]):
     """Asymmetry of every pair of telescopes in every event, one file per DL2 file."""
 
     options: AsymmetryOptions
@@ -106,6 +110,7 @@ class _AsymmetryEstimation(FromDl2):
     version: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 66
     summary: ClassVar[type[Summary]] = PairSummary
+    writes_directory: ClassVar[bool] = True
 
     @property
     def needs_altitude(self) -> bool:
@@ -122,18 +127,29 @@ class _AsymmetryEstimation(FromDl2):
         """The columns to read."""
         return _needs(self.options, *self.further.values())
 
+    def planned(self, surveys: Sequence[Survey]) -> Self:
+        """Unite the layouts; refuse inputs of the same name, as outputs are named like inputs."""
+        paths: dict[str, str] = {}
+        for path in (survey.source.path for survey in surveys):
+            name = _file_name_of(path)
+            if paths.setdefault(name, path) != path:
+                raise ConfigError(
+                    f"{paths[name]} and {path} would both be written to {name}: rename one, or"
+                    " calibrate them into different directories"
+                )
+        return super().planned(surveys)
+
     def map_config(self) -> Mapping[str, Any]:
         """Give what the rows depend on."""
         return self.options.map_options()
 
-    def read(self, shard: Shard, rows: Rows | None) -> TelescopeEvents:
+    def read(self, shard: Shard) -> TelescopeEvents:
         """Read telescope events."""
-        del rows
         return self.read_events(shard)
 
-    def reduce(self, stage: int, data: TelescopeEvents, given: Mapping[Cell, Any]) -> Reduced:
+    def reduce(self, shard: Shard, data: TelescopeEvents) -> Reduced:
         """Pair the telescopes of each event; keep the rows, summarise the pairs."""
-        del stage, given
+        del shard
         pairs = select_pairs(data, self.options, layout_of_file(data.layout), self.of_events(data))
         one, two = pairs.row_1, pairs.row_2
         columns = {"x": self.options.value_column, **self.further}
@@ -162,7 +178,7 @@ class _AsymmetryEstimation(FromDl2):
         flow = {**pairs.cut_flow, "events with a pair": len(keys)}
         return Reduced({ALL: summary}, flow, rows, keys, pairs.warnings)
 
-    def fit(self, stage: int, cell: Cell, total: PairSummary, given: Any) -> State:
+    def fit(self, stage: int, cell: Cell, total: PairSummary, given: Values | None) -> Values:
         """Count the events of each pair: there is nothing to fit."""
         del stage, cell, given
         n = total.difference.n
@@ -170,27 +186,10 @@ class _AsymmetryEstimation(FromDl2):
             raise NotEnoughData("no pair of telescopes has a selected event in common")
         return Values({"pairs": total.pairs, "n_events": n, "tel_type": total.tel_type})
 
-    def files(self, shards: Sequence[Shard]) -> Mapping[str, tuple[int, ...]]:
-        """Name one output file per input, like the input.
-
-        Raises
-        ------
-        ConfigError
-            Two inputs have the same file name.
-        """
-        from pathlib import Path
-
-        members: dict[str, list[Shard]] = {}
-        for shard in shards:
-            members.setdefault(Path(shard.inputs[0].path).stem + ".h5", []).append(shard)
-        for name, mine in members.items():
-            paths = sorted({shard.inputs[0].path for shard in mine})
-            if len(paths) > 1:
-                raise ConfigError(
-                    f"{paths[0]} and {paths[1]} would both be written to {name}: rename one, or"
-                    " calibrate them into different directories"
-                )
-        return {name: tuple(shard.index for shard in mine) for name, mine in members.items()}
+    def outputs(self, result: Mapping[Cell, Values]) -> Sequence[Output]:
+        """Return one file for each input."""
+        del result
+        return [Files(_file_name, self.write_file)]
 
     def write_file(self, path: Path, shards: Sequence[Shard], parts: Iterable[Rows]) -> None:
         """Write the event-wise asymmetries of one DL2 file."""
@@ -238,6 +237,14 @@ class _AsymmetryEstimation(FromDl2):
                 )
 
 
+def _file_name_of(path: str) -> str:
+    return Path(path).stem + ".h5"
+
+
+def _file_name(shard: Shard) -> str:
+    return _file_name_of(shard.inputs[0].path)
+
+
 @dataclass(frozen=True)
 class EnergyAsymmetryEstimation(_AsymmetryEstimation):
     """Energy asymmetry of every pair of telescopes in every event."""
@@ -245,6 +252,22 @@ class EnergyAsymmetryEstimation(_AsymmetryEstimation):
     options: EnergyAsymmetryOptions
 
     name: ClassVar[str] = "energy-asymmetry-estimation"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["energy-asymmetry-estimation"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one]
+        for one in (
+            "EventPreprocessor",
+            "CalculateAsymmetry",
+        )
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        return cls(config.energy_asymmetry, campaign.shard_bytes, config.notes)
 
     @property
     def further(self) -> Mapping[str, str]:
@@ -259,6 +282,18 @@ class ImageAsymmetryEstimation(_AsymmetryEstimation):
     options: ImageAsymmetryOptions
 
     name: ClassVar[str] = "image-asymmetry-estimation"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["image-asymmetry-estimation"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("EventPreprocessor",)
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        return cls(config.image_asymmetry, campaign.shard_bytes, config.notes)
 
     @property
     def further(self) -> Mapping[str, str]:
@@ -270,7 +305,7 @@ class ImageAsymmetryEstimation(_AsymmetryEstimation):
 
 
 @dataclass(frozen=True)
-class InterCalibration(PairwiseCalibration):
+class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
     """Relative throughput of telescopes of one type, from DL2 files or from asymmetries."""
 
     options: AsymmetryOptions
@@ -279,6 +314,26 @@ class InterCalibration(PairwiseCalibration):
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 40_000
     table: ClassVar[str] = f"{MONITORING}/inter_calibration"
+    title: ClassVar[str] = "Inter-calibration of telescope throughput"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["inter-calibration"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one]
+        for one in (
+            "EventPreprocessor",
+            "CalculateAsymmetry",
+        )
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        inter = config.inter_calibration
+        of_images = inter.asymmetry_label == config.image_asymmetry.label
+        options = config.image_asymmetry if of_images else config.energy_asymmetry
+        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins, inter=inter)
 
     inter: InterCalibrationOptions | None = None
     from_asymmetries: bool = False
@@ -435,11 +490,34 @@ class InterCalibration(PairwiseCalibration):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
-        """Read telescope events, or the pairs kept by the first stage, or a file of asymmetries."""
+    def read(self, shard: Shard) -> TelescopeEvents | Asymmetries:
+        """Read telescope events, or a file of asymmetries."""
         if not self.from_asymmetries:
-            return super().read(shard, rows)
-        table = read_asymmetries(shard.inputs[0].path, self._inter.asymmetry_label)
+            return self.read_events(shard)
+        return read_asymmetries(shard.inputs[0].path, self._inter.asymmetry_label)
+
+    def reduce(self, shard: Shard, data: TelescopeEvents | Asymmetries) -> Reduced:
+        """Summarise the pairs of a shard."""
+        if isinstance(data, Asymmetries):
+            return self.summarise_first(shard, self._pairs_of(data))
+        return self.summarise_first(shard, self.pair_up(data))
+
+    def refine(
+        self,
+        stage: int,
+        shard: Shard,
+        data: Rows | TelescopeEvents | Asymmetries,
+        given: Mapping[Cell, NetworkFit],
+    ) -> Reduced:
+        """Summarise the pairs within the bounds so far, or the events' scores about a fit."""
+        del shard
+        if isinstance(data, TelescopeEvents):
+            raise TypeError("the first stage keeps the pairs of telescope events")
+        again = self._pairs_of(data) if isinstance(data, Asymmetries) else self.kept_pairs(data)
+        return self.summarise_again(stage, again, given)
+
+    def _pairs_of(self, table: Asymmetries) -> PairData:
+        """Select the pairs of a file of asymmetries."""
         flow = {"pairs": len(table)}
         chosen = np.ones(len(table), np.bool_)
         more: dict[str, NDArray[Any]] = {}
@@ -470,7 +548,6 @@ class InterCalibration(PairwiseCalibration):
                 event_group(table.obs_id, table.event_id),
             ),
             None,
-            shard.cells,
             self.harder(more),
             keys,
             flow,
@@ -613,15 +690,6 @@ class InterCalibration(PairwiseCalibration):
             describe_columns(telescopes)
         return tables
 
-    def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:
-        """Describe the monitoring table."""
-        del result
-        return {
-            "description": "Inter-calibration of telescope throughput",
-            "data_level": "DL2",
-            "process_type": self.process_type,
-        }
-
     @property
     def quantity(self) -> Quantity:
         """What is calibrated, in words."""
@@ -629,7 +697,7 @@ class InterCalibration(PairwiseCalibration):
 
         return THROUGHPUT
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: coefficients, residuals, map, components."""
         from calibdask.array.image_report import image_size_section
         from calibdask.array.report import inter_calibration_sections

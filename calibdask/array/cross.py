@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
+from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.array.model import NetworkOptions
 from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
 from calibdask.array.pairs import PairRows, select_pairs
@@ -31,7 +32,7 @@ from calibdask.array.pairwise import (
     unknown_types,
 )
 from calibdask.array.summary import n_stages
-from calibdask.engine.protocol import Cell, InputRef, Piece, Rows, Shard, Survey, WrongKind
+from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey, WrongKind
 from calibdask.errors import ConfigError, MissingInput
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.kinds import file_kind
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
     from calibdask.array.config import CrossCalibrationOptions
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
 
 __all__ = ["CrossCalibration", "Given"]
@@ -127,18 +129,35 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class CrossCalibration(PairwiseCalibration):
+class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     """Throughput of the telescopes of all types on one scale."""
 
     options: CrossCalibrationOptions
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 8  # keys
+    kept_pair_bytes: ClassVar[int] = 24  # two values, event, two telescopes: stored as they are
     table: ClassVar[str] = COEFFICIENTS
+    title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 
     given: Given | None = None
     muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
+
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["cross-calibration"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("EventPreprocessor",)
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        options = config.cross_calibration
+        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins)
 
     @property
     def network(self) -> NetworkOptions:
@@ -342,10 +361,29 @@ class CrossCalibration(PairwiseCalibration):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
-        """Read telescope events, or the pairs kept by the first stage."""
-        if shard.part != _TABLES:
-            return super().read(shard, rows)
+    def read(self, shard: Shard) -> TelescopeEvents | None:
+        """Read telescope events; a table of throughputs, read when planned, holds none."""
+        return None if shard.part == _TABLES else self.read_events(shard)
+
+    def reduce(self, shard: Shard, data: TelescopeEvents | None) -> Reduced:
+        """Summarise the pairs of a shard."""
+        pairs = self._no_pairs() if data is None else self.pair_up(data)
+        return self.summarise_first(shard, pairs)
+
+    def refine(
+        self,
+        stage: int,
+        shard: Shard,
+        data: Rows | TelescopeEvents | None,
+        given: Mapping[Cell, NetworkFit],
+    ) -> Reduced:
+        """Summarise the pairs within the bounds so far, or the events' scores about a fit."""
+        del shard
+        if data is None or isinstance(data, TelescopeEvents):
+            raise TypeError("the first stage keeps the pairs of every shard")
+        return self.summarise_again(stage, self.kept_pairs(data), given)
+
+    def _no_pairs(self) -> PairData:
         nothing: dict[str, NDArray[Any]] = {
             "event": np.zeros(0, np.int32),
             "tel_id_1": np.zeros(0, np.uint16),
@@ -356,7 +394,7 @@ class CrossCalibration(PairwiseCalibration):
         if self.bins is not None:
             nothing["time_bin"] = np.zeros(0, np.int64)
         events = self.pair_events(nothing)
-        return PairData(events, nothing.get("time_bin"), shard.cells, rows=nothing)
+        return PairData(events, nothing.get("time_bin"), rows=nothing)
 
     def select(self, data: TelescopeEvents) -> PairRows:
         """Select pairs; those of two types only in events that have enough of both types."""
@@ -411,15 +449,6 @@ class CrossCalibration(PairwiseCalibration):
         return tie_types(fit, given, covariance, self.options.reference_type)
 
     # -- products -------------------------------------------------------------------------------
-
-    def product(self, result: Mapping[Cell, NetworkFit]) -> Mapping[str, str]:
-        """Describe the monitoring table."""
-        del result
-        return {
-            "description": "Cross-calibration of telescope throughput over telescope types",
-            "data_level": "DL2",
-            "process_type": self.process_type,
-        }
 
     def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
         """Give coefficients, scaling factors, agreement with muons, and the network."""
@@ -650,7 +679,7 @@ class CrossCalibration(PairwiseCalibration):
 
         return CROSS_THROUGHPUT
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: types, muons, coefficients, pairs, map, network."""
         from calibdask.array.cross_report import cross_calibration_sections
 

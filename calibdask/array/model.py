@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "FLAGS",
     "LOG_RATIO",
     "NetworkOptions",
     "Observable",
@@ -43,30 +42,6 @@ __all__ = [
     "solve_asymmetry_network",
     "solve_network",
 ]
-
-FLAGS: dict[str, str] = {
-    "R": "the reference, held fixed",
-    "F": "fallback reference (the configured one has no usable pair in this component): values "
-    "compare only within the component",
-    "D": "disconnected from the reference's component",
-    "N": "no usable pair: no value",
-    "S": "some pair of it was dropped for few events (n < n_min)",
-    "B": "bad: too few events for an error of its own (no error quoted)",
-    "U": "some pair of it was dropped because its centre or scatter cannot be had (no scatter, "
-    "scatter below one histogram bin, or median outside the histogram)",
-    "I": "some of its pair events were left out: a value was not finite and positive, or a time "
-    "was too far off",
-    "L": "lacks rows: its tables in the inputs lack rows that others have, or it has none although "
-    "it triggered (a killed writer)",
-    "P": "preliminary: its error needs a later stage of the fit",
-    "M": "the scale of its type in the network disagrees with the muons, against other types: it "
-    "is from the muons of the type alone",
-    "T": "its total error is not known: too few events in bins of the impact distance to tell the "
-    "systematic one, or no error of its own",
-    "J": "jumps: the step from its last time bin to this one is too large for chance",
-    "V": "varies: its values in all time bins are not those of a constant",
-}
-"""Every flag a result can carry, joined in this order in one string; "" means all is well."""
 
 MAX_TEL_ID = 65535
 """Largest telescope id: ctapipe stores them in 16 bits."""

@@ -36,6 +36,7 @@ from calibdask.engine.protocol import (
     Calibration,
     Cell,
     InputRef,
+    Output,
     Piece,
     Reduced,
     Rows,
@@ -43,6 +44,7 @@ from calibdask.engine.protocol import (
     State,
     Summary,
     Survey,
+    Tables,
     WrongKind,
 )
 from calibdask.errors import ConfigError, NotEnoughData
@@ -57,6 +59,7 @@ from calibdask.io.dl2 import (
     read_telescope_events,
 )
 from calibdask.io.kinds import file_kind
+from calibdask.io.metadata import CtaReference
 from calibdask.io.pointing import read_pointing, require_pointing
 from calibdask.stats.keyed import obs_id_array
 from calibdask.stats.timebins import NO_TIME, to_time
@@ -212,7 +215,7 @@ def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str
 
 
 @dataclass(frozen=True)
-class FromDl2(Calibration):
+class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     """What the jobs that read DL2 files share: survey, layout, shards."""
 
     options: PairOptions
@@ -227,6 +230,8 @@ class FromDl2(Calibration):
     kept_bytes: ClassVar[int] = 30
     """Bytes of kept rows and keys for each telescope-event if all are selected, as measured on the
     simulated array of 36 telescopes: for the plan's estimate."""
+    kept_pair_bytes: ClassVar[int] = 0
+    """The same for each pair of telescopes in an event."""
 
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
 
@@ -313,7 +318,7 @@ class FromDl2(Calibration):
             n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
             peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
             n_parts = -(-peak_bytes // self.shard_bytes)
-            stored = self.small_bytes + n_rows * self.kept_bytes
+            kept = n_rows * self.kept_bytes + int(n_pairs * self.kept_pair_bytes)
             if n_parts <= 1:
                 yield Piece(
                     (survey.source,),
@@ -321,7 +326,7 @@ class FromDl2(Calibration):
                     order=survey.order,
                     n_bytes=survey.source.size,
                     peak_bytes=peak_bytes,
-                    stored_bytes=stored,
+                    stored_bytes=self.small_bytes + kept,
                 )
                 continue
             for first, stop in event_ranges(survey.source.path, n_parts):
@@ -333,7 +338,7 @@ class FromDl2(Calibration):
                     order=(*survey.order, first),
                     n_bytes=int(survey.source.size * fraction),
                     peak_bytes=int(peak_bytes * fraction),
-                    stored_bytes=self.small_bytes + int(n_rows * fraction * self.kept_bytes),
+                    stored_bytes=self.small_bytes + int(fraction * kept),
                 )
 
     def warnings(self) -> Sequence[str]:
@@ -390,8 +395,6 @@ class PairData:
         The pair events.
     time_bin : ndarray of int64, shape (N,), or None
         Time bin of each, if there are bins.
-    cells : tuple of Cell
-        The cells of the shard.
     harder : mapping of str to ndarray of bool, shape (N,)
         Which rows pass harder selections. Each has cells of its own, which end with its name.
     keys, cut_flow, rows, warnings
@@ -402,7 +405,6 @@ class PairData:
 
     events: PairEvents
     time_bin: NDArray[np.int64] | None
-    cells: tuple[Cell, ...]
     harder: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     keys: NDArray[np.int64] | None = None
     cut_flow: Mapping[str, int] | None = None
@@ -412,7 +414,7 @@ class PairData:
 
 
 @dataclass(frozen=True)
-class PairwiseCalibration(FromDl2):
+class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
     """A value for each telescope from a network of pairs, for all data or by time bin.
 
     A subclass gives `network`, `needs`, `select` and `compare`, and the path of its tables.
@@ -422,6 +424,9 @@ class PairwiseCalibration(FromDl2):
     bins_time: ClassVar[bool] = True
     table: ClassVar[str]
     """Path of the table of telescopes; those of pairs and so on stand beside it."""
+
+    title: ClassVar[str]
+    """What the product is."""
 
     @property
     def network(self) -> NetworkOptions:
@@ -453,13 +458,9 @@ class PairwiseCalibration(FromDl2):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> PairData | tuple[Shard, TelescopeEvents]:
-        """Read telescope events, or the pairs kept by the first stage."""
-        if rows is None:
-            return shard, self.read_events(shard)
-        return PairData(
-            self.pair_events(rows), rows.get("time_bin"), shard.cells, self.harder(rows)
-        )
+    def kept_pairs(self, rows: Rows) -> PairData:
+        """Make pairs of the rows that the first stage kept."""
+        return PairData(self.pair_events(rows), rows.get("time_bin"), self.harder(rows))
 
     def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
         """Give the kept rows that pass harder selections; there are none unless overridden."""
@@ -500,7 +501,7 @@ class PairwiseCalibration(FromDl2):
             rows["time_bin"] = self.bins.index(data.event_time_ns)[data.event[one]]
         return rows
 
-    def pair_up(self, data: TelescopeEvents, cells: tuple[Cell, ...]) -> PairData:
+    def pair_up(self, data: TelescopeEvents) -> PairData:
         """Select the pairs of a shard."""
         pairs = self.select(data)
         rows = self.rows_of(data, pairs)
@@ -510,7 +511,6 @@ class PairwiseCalibration(FromDl2):
         return PairData(
             self.pair_events(rows),
             rows.get("time_bin"),
-            cells,
             self.harder(rows),
             keys,
             flow,
@@ -536,25 +536,27 @@ class PairwiseCalibration(FromDl2):
             parts[cell] = data.events if cell == ALL else _take(data.events, rows)
         return parts
 
-    def reduce(
-        self,
-        stage: int,
-        data: PairData | tuple[Shard, TelescopeEvents],
-        given: Mapping[Cell, Any],
-    ) -> Reduced:
-        """Summarise the pairs, or the events' scores about a fit."""
-        if isinstance(data, tuple):
-            shard, events = data
-            data = self.pair_up(events, shard.cells)
-        cells = given if stage else data.cells
+    def summarise_first(self, shard: Shard, data: PairData) -> Reduced:
+        """Summarise the pairs of a shard in the first stage."""
         summaries = {
-            cell: cast("Summary", reduce_stage(stage, self.network, events, given.get(cell)))
-            for cell, events in self.split(data, cells).items()
+            cell: cast(
+                "Summary",
+                with_lacking(reduce_stage(0, self.network, events, None), data.n_lacking),
+            )
+            for cell, events in self.split(data, shard.cells).items()
         }
-        if stage > 0:
-            return Reduced(summaries)
-        summaries = {cell: with_lacking(one, data.n_lacking) for cell, one in summaries.items()}
         return Reduced(summaries, data.cut_flow or {}, data.rows, data.keys, data.warnings)
+
+    def summarise_again(
+        self, stage: int, data: PairData, given: Mapping[Cell, NetworkFit]
+    ) -> Reduced:
+        """Summarise the pairs, or the events' scores about a fit, in a later stage."""
+        return Reduced(
+            {
+                cell: cast("Summary", reduce_stage(stage, self.network, events, given[cell]))
+                for cell, events in self.split(data, given).items()
+            }
+        )
 
     # -- fit and products -----------------------------------------------------------------------
 
@@ -636,6 +638,10 @@ class PairwiseCalibration(FromDl2):
             )
         return tables
 
+    def outputs(self, result: dict[Cell, Any]) -> Sequence[Output]:
+        """Return the monitoring tables."""
+        return [Tables(self.tables(result), CtaReference(self.title, "DL2", self.process_type))]
+
     def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
         """Give the columns of all tables from one finished fit, by path."""
         del cell
@@ -712,7 +718,7 @@ class PairwiseCalibration(FromDl2):
         """What is calibrated, in words."""
         raise NotImplementedError
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report about one fit."""
         raise NotImplementedError
 
@@ -722,9 +728,9 @@ class PairwiseCalibration(FromDl2):
 
         del result
         if self.bins is None:
-            return self.sections(tables)
+            return self.report_sections(tables)
         _, last = last_bin(tables, self.table)
-        return [*drift_sections(tables, self.quantity), *self.sections(last)]
+        return [*drift_sections(tables, self.quantity), *self.report_sections(last)]
 
     def places(self, tables: Mapping[str, QTable]) -> TelescopeLayout:
         """Give the positions of the telescopes in the tables, for the report."""

@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.model import FLAGS
 from calibdask.errors import MissingInput
-from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+from calibdask.flags import Flag, Severity, has, present, remove, worst
+from calibdask.report import (
+    PALETTE,
+    Notice,
+    Paragraph,
+    Section,
+    TableBlock,
+    draw_figure,
+    flag_notices,
+    name_telescopes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,9 +112,6 @@ THROUGHPUT = Quantity(
     column="log_ratio",
 )
 
-MILD_FLAGS = "RSUI"
-"""Flags that say how a coefficient came about; every other one restricts what it is good for."""
-
 P_VALUE_LIMIT = 1e-3
 MARKER_POINTS = 3.0
 """Half of a marker in points: a shorter error bar is hidden behind it."""
@@ -185,9 +191,7 @@ def inter_calibration_sections(
     components = _columns(tables, quantity, f"{table}_components", ["tel_type", "component"])
     covariance = _columns(tables, quantity, f"{table}_covariance", ["tel_id_1", "tel_id_2"])
     telescopes["is_reference"] = np.isin(telescopes["tel_id"], components["reference_tel_id"])
-    telescopes["is_restricted"] = np.array(
-        [bool(set(flags) - set(MILD_FLAGS)) for flags in telescopes["flags"].tolist()], dtype=bool
-    )
+    telescopes["is_restricted"] = worst(telescopes["flags"]) > Severity.NOTE
     sections = [
         Section("What needs attention", _attention(telescopes, pairs, components, layout)),
         Section(quantity.title, _values(telescopes, quantity)),
@@ -228,18 +232,6 @@ def _take(columns: Columns, rows: NDArray[Any]) -> Columns:
     return {name: values[rows] for name, values in columns.items()}
 
 
-def _has_flag(columns: Columns, letter: str) -> NDArray[np.bool_]:
-    return np.array([letter in flags for flags in columns["flags"].tolist()], dtype=np.bool_)
-
-
-def _name_telescopes(tel_id: NDArray[Any], limit: int = 12) -> str:
-    """Write out telescope numbers, the first `limit` of them."""
-    names = ", ".join(map(str, tel_id[:limit].tolist()))
-    rest = len(tel_id) - limit
-    noun = "Telescope" if len(tel_id) == 1 else "Telescopes"
-    return f"{noun} {names}" + (f" and {rest} more" if rest > 0 else "")
-
-
 def _attention(
     telescopes: Columns, pairs: Columns, components: Columns, layout: TelescopeLayout
 ) -> list[Block]:
@@ -248,27 +240,21 @@ def _attention(
     blocks: list[Block] = []
     if not has_value.any():
         blocks.append(Notice("error", f"None of the {len(tel_id)} telescopes has a value."))
-    unexplained = ~has_value & ~_has_flag(telescopes, "N")
+    unexplained = ~has_value & ~has(telescopes["flags"], Flag.NO_PAIR)
     if unexplained.any():
-        who = _name_telescopes(tel_id[unexplained])
+        who = name_telescopes(tel_id[unexplained])
         blocks.append(
             Notice("error", f"{who}: no value, and no flag N that says why. Do not use the result.")
         )
     unquoted = has_value & ~(telescopes["error"] > 0) & ~telescopes["is_reference"]
-    unquoted &= ~_has_flag(telescopes, "B")
+    unquoted &= ~has(telescopes["flags"], Flag.NO_ERROR)
     if unquoted.any():
-        who = _name_telescopes(tel_id[unquoted])
+        who = name_telescopes(tel_id[unquoted])
         blocks.append(Notice("warning", f"{who}: a value without an error, and no flag B for it."))
     everyone = (telescopes, pairs, components)
-    letters = set().union(*(flags for table in everyone for flags in table["flags"].tolist()))
-    # Those that restrict the use come first.
-    given = sorted(letters, key=lambda letter: (letter in MILD_FLAGS, letter))
-    meaning = {letter: FLAGS.get(letter, "not known to this calibdask") for letter in given}
-    for letter in given:
-        flagged = _has_flag(telescopes, letter)
-        if flagged.any() and letter != "R":  # the reference is what was asked for
-            text = f"{_name_telescopes(tel_id[flagged])} ({letter}): {meaning[letter]}."
-            blocks.append(Notice("info" if letter in MILD_FLAGS else "warning", text))
+    given = present(*(table["flags"] for table in everyone))
+    # The reference is what was asked for.
+    blocks += flag_notices(tel_id, remove(telescopes["flags"], Flag.REFERENCE))
     blocks += _network_notices(telescopes, components)
     n_dropped = int((~pairs["used"]).sum())
     if n_dropped:
@@ -276,7 +262,7 @@ def _attention(
         blocks.append(Notice("info", text))
     unplaced = ~np.isin(tel_id, layout.tel_id[layout.placed])
     if unplaced.any():
-        who = _name_telescopes(tel_id[unplaced])
+        who = name_telescopes(tel_id[unplaced])
         blocks.append(Notice("warning", f"{who}: not on the map, for want of a position."))
     n_free = int((has_value & ~telescopes["is_restricted"]).sum())
     blocks.append(
@@ -290,15 +276,15 @@ def _attention(
         blocks.append(
             TableBlock(
                 columns={
-                    "Flag": given,
-                    "Meaning": [meaning[letter] for letter in given],
-                    "Telescopes": [int(_has_flag(telescopes, letter).sum()) for letter in given],
-                    "Pairs": [int(_has_flag(pairs, letter).sum()) for letter in given],
-                    "Components": [int(_has_flag(components, letter).sum()) for letter in given],
+                    "Flag": [flag.letter for flag in given],
+                    "Meaning": [flag.meaning for flag in given],
+                    "Telescopes": [int(has(telescopes["flags"], flag).sum()) for flag in given],
+                    "Pairs": [int(has(pairs["flags"], flag).sum()) for flag in given],
+                    "Components": [int(has(components["flags"], flag).sum()) for flag in given],
                 },
                 caption="Flags of this result and how often each was given; marked: those that "
                 "restrict the use of a value.",
-                marked=[letter not in MILD_FLAGS for letter in given],
+                marked=[flag.severity > Severity.NOTE for flag in given],
             )
         )
     # Stable: what is most serious comes first, the figures and the table last.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
 from calibdask.array.network import fit_stage
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from calibdask.array.config import TimingCalibrationOptions
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
     from calibdask.report import Section
@@ -72,15 +74,12 @@ class TimingData:
         Telescope events and their pairs.
     time_bin : ndarray of int64, shape (N,), or None
         Time bin of each telescope event, if there are bins.
-    cells : tuple of Cell
-        The cells of the shard.
     keys, cut_flow, rows, warnings
         As in `Reduced`; only from the first stage.
     """
 
     events: TimingEvents
     time_bin: NDArray[np.int64] | None
-    cells: tuple[Cell, ...]
     keys: NDArray[np.int64] | None = None
     cut_flow: Mapping[str, int] | None = None
     rows: Rows | None = None
@@ -100,24 +99,21 @@ class _Read:
 
     Attributes
     ----------
-    shard : Shard
-        The shard.
     events : TelescopeEvents
-        Its telescope events.
+        Telescope events.
     altitude_m : float
         Height of the ground in the system in which h_max is given.
     pointing : ndarray of float64, shape (N, 2), or None
         Altitude and azimuth, in rad, of the direction whose delay was taken out of the times.
     """
 
-    shard: Shard
     events: TelescopeEvents
     altitude_m: float
     pointing: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
-class TimingCalibration(PairwiseCalibration):
+class TimingCalibration(PairwiseCalibration[_Read]):
     """Offset of each telescope's time, from the arrival of the light of the same showers."""
 
     options: TimingCalibrationOptions
@@ -127,10 +123,25 @@ class TimingCalibration(PairwiseCalibration):
     kept_bytes: ClassVar[int] = 41
     small_bytes: ClassVar[int] = 500_000
     table: ClassVar[str] = f"{MONITORING}/timing_calibration"
+    title: ClassVar[str] = "Offsets of telescope times, to be subtracted"
     state: ClassVar[type[State]] = TimingFit
 
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
     has_sizes: bool = True  # of the images, in all inputs
+
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["timing-calibration"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("EventPreprocessor",)
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        options = config.timing_calibration
+        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins)
 
     @property
     def walks(self) -> bool:
@@ -271,10 +282,8 @@ class TimingCalibration(PairwiseCalibration):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> Any:
-        """Read telescope events, or the times kept by the first stage."""
-        if rows is not None:
-            return TimingData(_events_of(rows), rows.get("time_bin"), shard.cells)
+    def read(self, shard: Shard) -> _Read:
+        """Read telescope events."""
         path = shard.inputs[0].path
         data = self.read_events(shard)
         time = data.columns["time"]
@@ -295,7 +304,7 @@ class TimingCalibration(PairwiseCalibration):
             of_block = read_block_pointing(path)
             nowhere = (np.nan, np.nan)
             pointing = np.array([of_block.get(i, nowhere) for i in data.obs_id.tolist()])
-        return _Read(shard, data, self._altitude_m(data.layout, path), pointing)
+        return _Read(data, self._altitude_m(data.layout, path), pointing)
 
     def _arrival(self, read: _Read) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
         """Time of each telescope event less that of the front, ns, and what it has to fulfil."""
@@ -360,25 +369,36 @@ class TimingCalibration(PairwiseCalibration):
         return TimingData(
             _events_of(rows),
             rows.get("time_bin"),
-            read.shard.cells,
             keys,
             flow,
             rows,
             pairs.warnings,
         )
 
-    def reduce(self, stage: int, data: Any, given: Mapping[Cell, Any]) -> Reduced:
-        """Summarise the pairs' times, or the events' scores about a fit."""
+    def reduce(self, shard: Shard, data: _Read) -> Reduced:
+        """Summarise the times of pairs."""
+        pairs = self._pair_up(data)
+        summaries = self._summarise(0, pairs, dict.fromkeys(shard.cells))
+        return Reduced(summaries, pairs.cut_flow or {}, pairs.rows, pairs.keys, pairs.warnings)
+
+    def refine(
+        self, stage: int, shard: Shard, data: Rows | _Read, given: Mapping[Cell, Any]
+    ) -> Reduced:
+        """Summarise the times near the rough offsets, or the events' scores about a fit."""
+        del shard
         if isinstance(data, _Read):
-            data = self._pair_up(data)
+            raise TypeError("the first stage keeps the times of every shard")
+        kept = TimingData(_events_of(data), data.get("time_bin"))
+        return Reduced(self._summarise(stage, kept, given))
+
+    def _summarise(
+        self, stage: int, data: TimingData, given: Mapping[Cell, Any]
+    ) -> dict[Cell, Summary]:
         telescopes = self._fit_rows()
-        summaries: dict[Cell, Summary] = {
-            cell: reduce_timing(stage, self.timing, events, telescopes, given.get(cell))
-            for cell, events in _split(data, given if stage else data.cells).items()
+        return {
+            cell: reduce_timing(stage, self.timing, events, telescopes, given[cell])
+            for cell, events in _split(data, given).items()
         }
-        if stage > 0:
-            return Reduced(summaries)
-        return Reduced(summaries, data.cut_flow or {}, data.rows, data.keys, data.warnings)
 
     def _fit_rows(self) -> Telescopes:
         return Telescopes(np.array(self.telescopes.tel_id), np.array(self.telescopes.tel_type))
@@ -530,20 +550,11 @@ class TimingCalibration(PairwiseCalibration):
 
         return OFFSET
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: offsets, systematic error, residuals, map, network."""
         from calibdask.array.timing_report import timing_sections
 
         return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
-
-    def product(self, result: Mapping[Cell, Any]) -> Mapping[str, str]:
-        """Describe the monitoring table."""
-        del result
-        return {
-            "description": "Offsets of telescope times, to be subtracted",
-            "data_level": "DL2",
-            "process_type": self.process_type,
-        }
 
 
 _DESCRIPTIONS = {

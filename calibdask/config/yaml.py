@@ -36,6 +36,8 @@ _MOST_VALUES = 100_000  # in a file, with every alias written out
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which also refuses tags, and keys given twice or not text."""
 
+    key_types: tuple[type, ...] = (str,)
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         tag = getattr(event, "tag", None)
@@ -54,7 +56,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
             continue
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
-        if not isinstance(key, str):
+        if type(key) not in loader.key_types:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the name {key!r} is not text: put it into quotes", key_node.start_mark
             )
@@ -81,6 +83,12 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+"),
     list("-+0123456789"),
 )
+
+
+class _ValueLoader(_Loader):
+    """The same for the value of one option, in which numbers may be keys: ``{7: 1}``."""
+
+    key_types = (str, int)
 
 
 @dataclass(frozen=True)
@@ -150,12 +158,14 @@ def parse_yaml(name: str, text: str) -> Any:
     text : str
         The value.
     """
-    return _parse(name, text)[1]
+    return _parse(name, text, _ValueLoader)[1]
 
 
-def _parse(name: str, text: str) -> tuple[yaml.Node | None, Any]:
+def _parse(
+    name: str, text: str, loader_type: type[_Loader] = _Loader
+) -> tuple[yaml.Node | None, Any]:
     try:
-        loader = _Loader(text)
+        loader = loader_type(text)
         try:
             root = loader.get_single_node()
             if root is None:

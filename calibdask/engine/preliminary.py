@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from calibdask.engine.canonical import digest_arrays
 from calibdask.engine.merge import merge_address, merge_tree
+from calibdask.engine.protocol import tables_of
 from calibdask.engine.shown import table_text, tables_html
 from calibdask.engine.store import CorruptResult
 from calibdask.engine.tasks import load_summary
@@ -233,7 +234,8 @@ def preliminary(plan: Plan, context: WorkContext) -> Preliminary:
         calibration = context.calibration
         tables: Mapping[str, QTable] = {}
         try:
-            tables = calibration.tables(calibration.combine(states)) if states else {}
+            result = calibration.combine(states) if states else None
+            tables = {} if result is None else tables_of(calibration.outputs(result))
         except CalibdaskError as error:  # the first stage need not tell anything yet
             look.notes.append(str(error))
     if missing := len(cells) - len(states):

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from calibdask.engine.places import companion
-from calibdask.engine.provenance import cta_attributes, describe_activity, iso_time, new_id
+from calibdask.engine.protocol import Tables, tables_of
+from calibdask.engine.provenance import describe_activity, iso_time, new_id, user_name
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
-from calibdask.io.maps import TABLES, digest_maps
+from calibdask.io.maps import MAPS, TABLES, digest_maps
+from calibdask.io.metadata import Activity, Description
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
 
     from calibdask.engine.plan import Plan
+    from calibdask.engine.protocol import Output
     from calibdask.engine.run import Account, RunOptions
     from calibdask.report import RunRecord
 
@@ -134,10 +137,15 @@ class Finished:
     plan: Plan
     account: Account
     result: Any
-    tables: Mapping[str, QTable]
+    outputs: Sequence[Output]
     directory: Path | None
     options: RunOptions
     config: Mapping[str, Any]
+
+    @property
+    def tables(self) -> dict[str, QTable]:
+        """The tables of the product by path."""
+        return tables_of(self.outputs)
 
 
 class Products:
@@ -246,7 +254,7 @@ class Products:
                 return self._write_companions(run, product, self.output, ids)
         directory = run.directory
         ids = new_id(), new_id()
-        if run.plan.calibration.has_maps and run.tables:
+        if run.tables and (directory / MAPS).exists():
             _write_hdf5(directory / TABLES, run.tables, _attributes(run, *ids))
         names = sorted(file.name for file in directory.iterdir())
         text = json.dumps({"files": names, "plan": run.plan.digest}, indent=1)
@@ -293,14 +301,18 @@ def _n_missing(run: Finished) -> int:
 
 
 def _attributes(run: Finished, activity_id: str, product_id: str) -> dict[str, str]:
-    attributes = cta_attributes(
-        name=run.plan.job,
-        activity_id=activity_id,
-        started=run.account.started,
-        stopped=run.account.stopped,
-        product_id=product_id,
-        **run.plan.calibration.product(run.result),
+    activity = Activity(
+        run.plan.job,
+        activity_id,
+        product_id,
+        iso_time(run.account.started),
+        iso_time(run.account.stopped),
+        user_name(),
     )
+    given = [one.metadata for one in run.outputs if isinstance(one, Tables) and one.metadata]
+    attributes: dict[str, str] = {}
+    for metadata in given or [Description(run.plan.job)]:
+        attributes |= metadata(activity)
     attributes[_PLAN] = run.plan.digest
     attributes["CALIBDASK SHARDS"] = str(len(run.plan.shards) + len(run.plan.rejected))
     attributes["CALIBDASK SHARDS MISSING"] = str(_n_missing(run))
@@ -433,6 +445,8 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
         for where, table in tables.items():
             columns, units, descriptions, times = {}, {}, {}, []
             for name, column in table.columns.items():
+                if column.info.description:
+                    descriptions[name] = column.info.description
                 if isinstance(column, Time):
                     columns[name] = ctao_time(column)
                     times.append(name)
@@ -441,8 +455,6 @@ def _write_hdf5(path: Path, tables: Mapping[str, QTable], attributes: Mapping[st
                 if unit is not None and str(unit):
                     units[name] = _unit_text(unit)
                 columns[name] = np.asarray(getattr(column, "value", column))
-                if column.info.description:
-                    descriptions[name] = column.info.description
             write_table(
                 file,
                 where,

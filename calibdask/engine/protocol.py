@@ -5,33 +5,40 @@ calibration to the next is what one summary holds and which coefficients are fit
 engine does the rest: plan, store, resume, merge, account.
 
 The smallest calibration names a summary type and writes four methods: :meth:`Calibration.read`,
-:meth:`Calibration.reduce`, :meth:`Calibration.fit` and :meth:`Calibration.tables`. Every other
+:meth:`Calibration.reduce`, :meth:`Calibration.fit` and :meth:`Calibration.outputs`. Every other
 method of :class:`Calibration` has a default that fits one stage, one cell and one shard per file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibdask.config.sections import JobSection, Section, Stage
 from calibdask.errors import CalibdaskError, MissingInput
 
 if TYPE_CHECKING:
     from astropy.table import QTable
 
-    from calibdask.report import Section
+    from calibdask import report
+    from calibdask.config import Campaign, Configuration
+    from calibdask.io.metadata import Metadata
 
 __all__ = [
     "ALL",
+    "AnyCalibration",
     "Arrays",
     "Calibration",
     "Cell",
+    "Files",
     "InputRef",
+    "Maps",
+    "Output",
     "Piece",
     "Reduced",
     "Rows",
@@ -39,8 +46,10 @@ __all__ = [
     "State",
     "Summary",
     "Survey",
+    "Tables",
     "Values",
     "WrongKind",
+    "tables_of",
 ]
 
 Cell = tuple[str | int, ...]
@@ -234,10 +243,77 @@ class Reduced:
     lost: tuple[tuple[str, CalibdaskError], ...] = ()
 
 
-class Calibration:
+@dataclass(frozen=True)
+class Tables:
+    """Tables of the product.
+
+    Attributes
+    ----------
+    tables : mapping of str to QTable
+        By their path in the HDF5 file. The first one is also written as text.
+    metadata : callable, optional
+        Makes the attributes of the file from the run (see :mod:`calibdask.io.metadata`).
+    """
+
+    tables: Mapping[str, QTable]
+    metadata: Metadata | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files beside each other in an output directory, made from the rows that shards kept.
+
+    Attributes
+    ----------
+    name : callable
+        ``name(shard)`` is the name of the file that the rows of a shard go to.
+    write : callable
+        ``write(path, shards, parts)`` writes one file from the rows of its shards, of which one at
+        a time is in memory. Called on a worker.
+    """
+
+    name: Callable[[Shard], str]
+    write: Callable[[Path, Sequence[Shard], Iterable[Rows]], None]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """A Zarr directory of maps, written cell by cell, in an output directory.
+
+    Attributes
+    ----------
+    create : callable
+        ``create(path, states)`` makes the directory with its empty maps. Called on the driver.
+    write : callable
+        ``write(path, cell, state)`` writes the maps of one cell, in whole chunks. Called on a
+        worker.
+    finish : callable
+        ``finish(path)`` writes other files beside the finished maps. Called on the driver.
+    """
+
+    create: Callable[[Path, Mapping[Cell, Any]], None]
+    write: Callable[[Path, Cell, Any], None]
+    finish: Callable[[Path], None] = lambda path: None
+
+
+type Output = Tables | Files | Maps
+
+
+def tables_of(outputs: Iterable[Output]) -> dict[str, QTable]:
+    """Return the tables among the outputs by their path."""
+    return {
+        path: table
+        for output in outputs
+        if isinstance(output, Tables)
+        for path, table in output.tables.items()
+    }
+
+
+class Calibration[Data, Fit: State, Result]:
     """Base of every calibration: a frozen dataclass that holds its options and no state.
 
-    It is pickled to workers, so it must hold plain values only.
+    It is pickled to workers, so it must hold plain values only. `Data` is what :meth:`read` gives,
+    `Fit` the state of a cell, `Result` what all states give together.
     """
 
     name: ClassVar[str]
@@ -268,8 +344,8 @@ class Calibration:
     bins_time: ClassVar[bool] = False
     """Whether it has cells by time bin (``Campaign.time_bin``); otherwise bins are refused."""
 
-    has_maps: ClassVar[bool] = False
-    """Whether it writes maps of pixels, cell by cell: the output is then a directory."""
+    writes_directory: ClassVar[bool] = False
+    """Whether its output is a directory: it has `Files` or `Maps` among its outputs."""
 
     rejects_copies: ClassVar[bool] = False
     """Whether the second of two files with the same data is rejected and the rest is used; if not,
@@ -277,6 +353,51 @@ class Calibration:
 
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that the map step imports when it needs them: local workers begin with them."""
+
+    sections: ClassVar[Mapping[str, type[Section]]] = {}
+    """Sections of its configuration, the main one first, as a new configuration shows them."""
+
+    further_sections: ClassVar[Mapping[str, type[Section]]] = {}
+    """Sections that it reads as well, and other names of sections, which none shows."""
+
+    # -- configuration ----------------------------------------------------------------------------
+
+    @classmethod
+    def main(cls) -> type[JobSection]:
+        """Give the type of its main section."""
+        first = next(iter(cls.sections.values()), JobSection)
+        if not issubclass(first, JobSection):
+            raise TypeError(f"{first.__name__} is not a JobSection")
+        return first
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its configuration.
+
+        Parameters
+        ----------
+        document : Configuration
+            Its sections, each valid by itself.
+        campaign : Campaign
+            The engine's section.
+
+        Raises
+        ------
+        ConfigError
+            Options contradict each other.
+        """
+        del document, campaign
+        return cls()
+
+    def _staged(self, stage: Stage) -> dict[str, Any]:
+        """Give the options of a stage of all sections that are fields of this calibration."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        staged = {
+            name: value.staged(stage)
+            for name, value in values.items()
+            if isinstance(value, Section)
+        }
+        return {name: options for name, options in staged.items() if options}
 
     # -- planning: metadata only, cheap -----------------------------------------------------------
 
@@ -339,12 +460,16 @@ class Calibration:
         return self.small_bytes, self.small_bytes
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give the options that :meth:`read` and :meth:`reduce` depend on (JSON values only)."""
-        return {}
+        """Give what :meth:`read` and :meth:`reduce` depend on beside the shard (JSON values only).
+
+        That is the options of the stage "map" of all sections among the fields. Override it to add
+        what is no option: digests of other products, what planning found.
+        """
+        return self._staged("map")
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give the options that only :meth:`fit` depends on (JSON values only)."""
-        return {}
+        """Give what only fits and products depend on, likewise by the stage "fit"."""
+        return self._staged("fit")
 
     def warnings(self) -> Sequence[str]:
         """Tell what is odd about the plan although it can be run."""
@@ -352,15 +477,31 @@ class Calibration:
 
     # -- map --------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> Any:
-        """Read what :meth:`reduce` needs: the only input in a calibration.
-
-        `rows` are the arrays kept by the first stage, from the second stage on.
-        """
+    def read(self, shard: Shard) -> Data:
+        """Read what :meth:`reduce` needs: the only input in a calibration."""
         raise NotImplementedError
 
-    def reduce(self, stage: int, data: Any, given: Mapping[Cell, Any]) -> Reduced:
-        """Summarise what was read. Pure: no files, no clock, no chance."""
+    def reduce(self, shard: Shard, data: Data) -> Reduced:
+        """Summarise what was read, in the first stage. Pure: no files, no clock, no chance."""
+        raise NotImplementedError
+
+    def refine(
+        self, stage: int, shard: Shard, data: Rows | Data, given: Mapping[Cell, Fit]
+    ) -> Reduced:
+        """Summarise again in a later stage, with the states of the stage before.
+
+        Parameters
+        ----------
+        stage : int
+            Number of the stage, at least 1.
+        shard : Shard
+            The shard.
+        data : Rows or Data
+            The rows that :meth:`reduce` kept of this shard; what :meth:`read` gives where it kept
+            none.
+        given : mapping of Cell to Fit
+            The states of the shard's cells that are not done.
+        """
         raise NotImplementedError
 
     def name_event(self, group: int, identifier: int) -> str:
@@ -374,56 +515,34 @@ class Calibration:
 
     # -- fit --------------------------------------------------------------------------------------
 
-    def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> State:
+    def fit(self, stage: int, cell: Cell, total: Any, given: Fit | None) -> Fit:
         """Fit one cell from its merged summary (`given` is its state of the stage before)."""
         raise NotImplementedError
 
-    def combine(self, states: Mapping[Cell, Any]) -> Any:
+    def combine(self, states: Mapping[Cell, Fit]) -> Result:
         """Join the final states of all cells into the result. Small; runs on the driver.
 
         Each state is read from the store when it is asked for, and not held: states may be larger
         together than memory, their result may not.
         """
-        return states
+        return cast("Result", states)
 
-    def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
+    def notices(self, states: Mapping[Cell, Fit], result: Result) -> Sequence[str]:
         """Tell what the fits found odd about the data, in sentences. Runs on the driver."""
         del states, result
         return ()
 
     # -- products ---------------------------------------------------------------------------------
 
-    def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the output tables by their HDF5 path."""
-        del result
-        return {}
-
-    def product(self, result: Any) -> Mapping[str, str]:
-        """Give what the CTA reference metadata say about the product."""
-        del result
-        return {"description": self.name, "data_level": "Other", "process_type": "Other"}
-
-    def files(self, shards: Sequence[Shard]) -> Mapping[str, tuple[int, ...]]:
-        """Name the files written beside each other in an output directory, with their shards."""
-        del shards
-        return {}
-
-    def write_file(self, path: Path, shards: Sequence[Shard], parts: Iterable[Rows]) -> None:
-        """Write one of :meth:`files` from the kept rows of its shards, one shard at a time."""
+    def outputs(self, result: Result) -> Sequence[Output]:
+        """Return what is written: tables, files, maps."""
         raise NotImplementedError
 
-    def create_maps(self, path: Path, states: Mapping[Cell, Any], result: Any) -> None:
-        """Make the Zarr directory of the maps, for :meth:`write_maps` to fill; on the driver."""
-        raise NotImplementedError
-
-    def write_maps(self, path: Path, cell: Cell, state: Any, result: Any) -> None:
-        """Write the maps of one cell, whole chunks of them; on a worker."""
-        raise NotImplementedError
-
-    def finish_maps(self, path: Path, result: Any) -> None:
-        """Write other files beside the finished maps, if there are any; on the driver."""
-
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+    def report(self, result: Result, tables: Mapping[str, QTable]) -> Sequence[report.Section]:
+        """Return the sections of the HTML report."""
         del result, tables
         return ()
+
+
+type AnyCalibration = Calibration[Any, Any, Any]
+"""A calibration whose types do not matter, as in all of the engine."""

@@ -1,4 +1,4 @@
-"""Where a result comes from: inputs, versions, configuration, machine; CTA reference metadata."""
+"""Where a result comes from: inputs, versions, configuration, machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "code_digest",
     "cpu_class",
-    "cta_attributes",
     "describe_activity",
     "iso_time",
     "make_portable",
@@ -148,56 +147,6 @@ def user_name() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return str(os.getuid())
-
-
-def cta_attributes(
-    *,
-    name: str,
-    activity_id: str,
-    started: float,
-    stopped: float,
-    description: str,
-    data_level: str,
-    process_type: str,
-    product_id: str,
-) -> dict[str, str]:
-    """Give the CTA reference metadata that every product carries at its root.
-
-    Names and values follow the CTAO top-level data model (version 1) as ctapipe writes it.
-    """
-    who = user_name()
-    return {
-        "CTA REFERENCE VERSION": "1",
-        "CTA PRODUCT DESCRIPTION": description,
-        "CTA PRODUCT CREATION TIME": iso_time(stopped),
-        "CTA PRODUCT ID": product_id,
-        "CTA PRODUCT DATA CATEGORY": "Sim" if process_type == "Simulation" else "B",
-        "CTA PRODUCT DATA LEVELS": data_level,
-        "CTA PRODUCT DATA ASSOCIATION": "Subarray",
-        "CTA PRODUCT DATA MODEL NAME": "ASWG",
-        "CTA PRODUCT DATA MODEL VERSION": "v7.6.0",
-        "CTA PRODUCT DATA MODEL URL": "",
-        "CTA PRODUCT FORMAT": "hdf5",
-        "CTA PROCESS TYPE": process_type,
-        "CTA PROCESS SUBTYPE": "",
-        "CTA PROCESS ID": "0",
-        "CTA ACTIVITY NAME": f"calibdask {name}",
-        "CTA ACTIVITY TYPE": "software",
-        "CTA ACTIVITY ID": activity_id,
-        "CTA ACTIVITY START TIME": iso_time(started),
-        "CTA ACTIVITY STOP TIME": iso_time(stopped),
-        "CTA ACTIVITY SOFTWARE NAME": "calibdask",
-        "CTA ACTIVITY SOFTWARE VERSION": calibdask.__version__,
-        "CTA INSTRUMENT SITE": "Other",
-        "CTA INSTRUMENT CLASS": "Subarray",
-        "CTA INSTRUMENT TYPE": "unspecified",
-        "CTA INSTRUMENT SUBTYPE": "unspecified",
-        "CTA INSTRUMENT VERSION": "unspecified",
-        "CTA INSTRUMENT ID": "unspecified",
-        "CTA CONTACT NAME": who,
-        "CTA CONTACT ORGANIZATION": "unknown",
-        "CTA CONTACT EMAIL": "unknown",
-    }
 
 
 def new_id() -> str:

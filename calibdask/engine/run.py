@@ -33,12 +33,14 @@ from calibdask.engine.places import Places
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
+from calibdask.engine.protocol import Files, Maps, tables_of
 from calibdask.engine.shown import facts_html, facts_text, shortened, table_text, tables_html
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     States,
     Task,
     WorkContext,
+    Writing,
     fit_cell,
     map_shard,
     merge_node,
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
 
     from calibdask.engine.executors import Executor
-    from calibdask.engine.protocol import Calibration, Cell
+    from calibdask.engine.protocol import AnyCalibration, Cell, Output, Shard
 
 __all__ = ["Account", "RunOptions", "RunResult", "execute", "run_calibration"]
 
@@ -536,7 +538,7 @@ def _judge(plan: Plan, account: Account, allow_missing: float, workdir: Path) ->
 
 
 def run_calibration(
-    calibration: Calibration,
+    calibration: AnyCalibration,
     inputs: Sequence[str | Path],
     output: Path,
     options: RunOptions,
@@ -578,7 +580,9 @@ def run_calibration(
     read += [("product", Path(path)) for path in calibration.also_read()]
     places.check(find_inputs(inputs, calibration.patterns), read)
     workdir = places.workdir
-    own = OwnProduct(workdir, output, calibration)
+    own = OwnProduct(places.memory, output, calibration)
+    if not options.overwrite:
+        own.check_known()
     products = Products(output, overwrite=options.overwrite or own.is_there)
     products.check_free()
     progress = ProgressFile(workdir, job=calibration.name, output=output, command=options.command)
@@ -606,14 +610,15 @@ def run_calibration(
             verify_full=options.verify_full,
             progress=lambda done, total: emit(events.Progress("looking at inputs", done, total)),
         )
-        directory = plan.calibration.has_maps or bool(plan.calibration.files(plan.shards))
+        directory = plan.calibration.writes_directory
         with places.settling():
             products.check_kind(directory=directory)
+            replaced = None if options.overwrite else own.check(plan)
             if not directory:
                 places.check_new(overwrite=options.overwrite)
             # Some inputs name others: those of a descriptor, for one.
             places.check((Found(Path(ref.path), named=False) for ref in plan.inputs), read)
-            if not options.overwrite and (replaced := own.check(plan)):
+            if replaced:
                 emit(events.Message("INFO", replaced))
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
@@ -652,14 +657,12 @@ def run_calibration(
             for notice in calibration.notices(states, result):
                 account.notes.append(notice)
                 emit(events.Message("WARNING", notice))
+            outputs = calibration.outputs(result)
             partial = products.partial_directory(plan.digest) if directory else None
             if partial is not None:
-                files = _file_tasks(plan, context, partial, rows)
-                maps = _maps_tasks(context, partial / MAPS, states, result)
-                _write(executor, files + maps, account, emit)
-                if maps:
-                    calibration.finish_maps(partial / MAPS, result)
-        tables = calibration.tables(result)
+                writing = Writing(context, _the(Files, outputs), _the(Maps, outputs))
+                _write_directory(executor, plan, writing, partial, states, rows, account, emit)
+        tables = tables_of(outputs)
         account.stopped = time.time()
         for warning in account.total.warnings:
             emit(events.Message("WARNING", warning))
@@ -670,10 +673,9 @@ def run_calibration(
             )
             account.notes.append(note)
             emit(events.Message("WARNING", note))
-        places.record()
-        own.record(plan)
+        own.record(plan, [output, *places.companions])
         digest = products.write(
-            Finished(plan, account, result, tables, partial, options, config or {}),
+            Finished(plan, account, result, outputs, partial, options, config or {}),
             lambda what, done: emit(events.Progress(f"writing {what}", done, 1)),
         )
         for written in products.paths:
@@ -690,37 +692,42 @@ def run_calibration(
     return RunResult(plan.job, digest, tables, result, tuple(products.paths), plan, account)
 
 
-def _file_tasks(
-    plan: Plan, context: WorkContext, directory: Path, rows: Mapping[int, str]
-) -> list[Task]:
-    """Name what is to be done to write a calibration's files, each from the rows of its shards."""
-    tasks = []
-    for name, indices in plan.calibration.files(plan.shards).items():
-        good = [index for index in indices if index in rows]
-        if good:
-            shards = [plan.shards[index] for index in good]
-            args = (context, str(directory / name), shards, [rows[index] for index in good])
-            tasks.append(Task(f"write-{name}", "write", name, write_file, args))
-    return tasks
+def _the[Kind: (Files, Maps)](kind: type[Kind], outputs: Sequence[Output]) -> Kind | None:
+    """Return the output of a kind of which there is one at most."""
+    return next((output for output in outputs if isinstance(output, kind)), None)
 
 
-def _maps_tasks(context: WorkContext, path: Path, states: States, result: Any) -> list[Task]:
-    """Make a calibration's maps, and name what is to be done to fill them, cell by cell."""
-    if not context.calibration.has_maps:
-        return []
-    context.calibration.create_maps(path, states, result)
-    tasks = []
-    for number, (cell, address) in enumerate(states.addresses.items()):
-        args = (context, str(path), cell, address, result)
-        label = "/".join(map(str, cell)) or "everything"
-        tasks.append(Task(f"maps-{number}", "write", label, write_maps, args))
-    return tasks
-
-
-def _write(
-    executor: Executor, tasks: Sequence[Task], account: Account, emit: events.Listener
+def _write_directory(
+    executor: Executor,
+    plan: Plan,
+    writing: Writing,
+    directory: Path,
+    states: States,
+    rows: Mapping[int, str],
+    account: Account,
+    emit: events.Listener,
 ) -> None:
-    """Let the workers write under a temporary name (the first failure is raised)."""
+    """Let the workers write files and maps under a temporary name (the first failure is raised)."""
+    tasks = []
+    if writing.files is not None:
+        members: dict[str, list[Shard]] = {}
+        for shard in plan.shards:
+            if shard.index in rows:
+                members.setdefault(writing.files.name(shard), []).append(shard)
+        for name, shards in members.items():
+            args = (writing, str(directory / name), shards, [rows[one.index] for one in shards])
+            tasks.append(Task(f"write-{name}", "write", name, write_file, args))
+    maps = str(directory / MAPS)
+    if writing.maps is not None:
+        writing.maps.create(directory / MAPS, states)
+        for number, (cell, address) in enumerate(states.addresses.items()):
+            label = "/".join(map(str, cell)) or "everything"
+            task = Task(
+                f"maps-{number}", "write", label, write_maps, (writing, maps, cell, address)
+            )
+            tasks.append(task)
     for outcome in _run_tasks(executor, 0, tasks, account, emit).values():
         if outcome.failure is not None:
             raise outcome.failure.error()
+    if writing.maps is not None:
+        writing.maps.finish(directory / MAPS)

@@ -27,12 +27,22 @@ from calibdask.errors import CalibdaskError, NotEnoughData, TransientError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from calibdask.engine.protocol import Calibration, Cell, Rows, Shard, State, Summary
+    from calibdask.engine.protocol import (
+        AnyCalibration,
+        Cell,
+        Files,
+        Maps,
+        Rows,
+        Shard,
+        State,
+        Summary,
+    )
 
 __all__ = [
     "States",
     "Task",
     "WorkContext",
+    "Writing",
     "fit_cell",
     "guarded",
     "kept_arrays",
@@ -78,7 +88,7 @@ class Task:
 class WorkContext:
     """What every task of a run needs."""
 
-    calibration: Calibration
+    calibration: AnyCalibration
     store: Store
     retries: int = 2
     retry_seconds: float = 0.5
@@ -208,13 +218,14 @@ def map_shard(
         wall, cpu = time.perf_counter(), time.thread_time()
         for ref in shard.inputs:
             check_unchanged(ref)
-        rows = None
-        if rows_address is not None:
+        calibration = context.calibration
+        if rows_address is None:
+            reduced = calibration.reduce(shard, calibration.read(shard))
+        else:
             rows = kept_arrays(context, shard, rows_address, "rows")
-        states = States(context, given)
-        data = context.calibration.read(shard, rows)
-        reduced = context.calibration.reduce(stage, data, states)
-        del data
+            data = rows or calibration.read(shard)
+            reduced = calibration.refine(stage, shard, data, States(context, given))
+            del rows, data
         stray = set(reduced.summaries) - set(shard.cells)
         if stray:
             raise AssertionError(f"reduce() gave cells that the plan does not know: {stray}")
@@ -397,31 +408,45 @@ def fit_cell(
     return guarded(context, f"fit of {_cell_name(cell)}", work)
 
 
+@dataclass(frozen=True)
+class Writing:
+    """What every task that writes an output needs, and goes to each worker once."""
+
+    context: WorkContext
+    files: Files | None
+    maps: Maps | None
+
+
 def write_file(
-    context: WorkContext,
+    writing: Writing,
     path: str,
     shards: Sequence[Shard],
     addresses: Sequence[str],
 ) -> Outcome:
     """Write one output file from the kept rows of its shards, one shard in memory at a time."""
+    if writing.files is None:
+        raise ValueError("the outputs have no files")
+    write, context = writing.files.write, writing.context
 
     def work() -> Outcome:
         parts = (
             kept_arrays(context, shard, address, "rows")
             for shard, address in zip(shards, addresses, strict=True)
         )
-        context.calibration.write_file(Path(path), shards, parts)
+        write(Path(path), shards, parts)
         return Outcome()
 
     return guarded(context, path, work)
 
 
-def write_maps(context: WorkContext, path: str, cell: Cell, state: str, result: Any) -> Outcome:
+def write_maps(writing: Writing, path: str, cell: Cell, state: str) -> Outcome:
     """Write the maps of one cell from its state."""
+    if writing.maps is None:
+        raise ValueError("the outputs have no maps")
+    write, context = writing.maps.write, writing.context
 
     def work() -> Outcome:
-        before = load_state(context, state)
-        context.calibration.write_maps(Path(path), cell, before, result)
+        write(Path(path), cell, load_state(context, state))
         return Outcome()
 
     return guarded(context, f"maps of {_cell_name(cell)}", work)

@@ -231,7 +231,9 @@ def _storable(values: object, what: str) -> NDArray[Any]:
     """Return `values` as an array that HDF5 stores natively, text as UTF-8 bytes."""
     array = np.asarray(values)
     if array.dtype.kind == "U":
+        n_characters = array.dtype.itemsize // 4
         array = np.strings.encode(array, "utf-8")
+        array = array.astype(f"S{max(n_characters, array.dtype.itemsize)}")  # its width, as it came
     if array.dtype.kind == "S" and array.dtype.itemsize == 0:
         array = array.astype("S1")  # HDF5 has no text of length 0
     if array.dtype.kind not in "biufS":

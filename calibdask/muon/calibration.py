@@ -11,6 +11,7 @@ import.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -21,6 +22,7 @@ from calibdask.engine.protocol import (
     Calibration,
     Cell,
     InputRef,
+    Output,
     Piece,
     Reduced,
     Rows,
@@ -28,9 +30,11 @@ from calibdask.engine.protocol import (
     State,
     Summary,
     Survey,
+    Tables,
     WrongKind,
 )
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.flags import Flag
 from calibdask.io.images import (
     TelescopeImages,
     has_images,
@@ -39,6 +43,7 @@ from calibdask.io.images import (
     read_images,
 )
 from calibdask.io.kinds import file_kind
+from calibdask.io.metadata import CtaReference
 from calibdask.io.muon import (
     has_muon_tables,
     inspect_muons,
@@ -46,6 +51,7 @@ from calibdask.io.muon import (
     read_times,
     ring_times,
 )
+from calibdask.muon.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.muon.model import (
     assign_chunks,
     chunk_starts,
@@ -72,11 +78,12 @@ from calibdask.stats.histogram import Histogram
 from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.config import Campaign, Configuration
     from calibdask.muon.config import MuonOptions
     from calibdask.muon.report import Picture
     from calibdask.muon.result import Telescope
@@ -179,7 +186,6 @@ class _RingTable:
     columns: dict[str, NDArray[Any]]
     units: dict[str, str]
     time_ns: NDArray[np.int64]
-    cells: tuple[Cell, ...]
     images: tuple[TelescopeImages, ...] = ()
 
 
@@ -188,11 +194,10 @@ class _Images:
     """Images of some telescopes, before any ring is fitted."""
 
     blocks: tuple[TelescopeImages, ...]
-    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
-class _FromRings(Calibration):
+class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, CellState]]):
     """What both jobs share: survey, shards, the map."""
 
     options: MuonOptions
@@ -212,6 +217,15 @@ class _FromRings(Calibration):
     bins_time: ClassVar[bool] = True
     patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5", "*.simtel", "*.simtel.*")
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("QualityQuery", "PlainAggregator", "TimeChunking")
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(cls.name, document)
+        return cls(config.options, campaign.shard_bytes, config.notes)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -396,10 +410,8 @@ class _FromRings(Calibration):
 
     # -- map ------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> Rows | _RingTable | _Images:
-        """Read muon tables, or images, or the rings kept by the first stage."""
-        if rows is not None:
-            return rows
+    def read(self, shard: Shard) -> _RingTable | _Images:
+        """Read muon tables, or images."""
         path = shard.inputs[0].path
         part = dict(shard.part)
         tel_ids = sorted({int(cell[0]) for cell in shard.cells})
@@ -411,7 +423,7 @@ class _FromRings(Calibration):
             else:
                 blocks = read_images(path, choice)
             wanted = (images for images in blocks if images.camera.tel_id in tel_ids)
-            return _Images(tuple(wanted), shard.cells)
+            return _Images(tuple(wanted))
         rings = read_rings(
             path, self.columns, tel_ids, (int(part.get("part", 0)), int(part.get("of", 1)))
         )
@@ -419,7 +431,7 @@ class _FromRings(Calibration):
             if rings.units.get(name, unit) != unit:
                 raise CorruptedInput(f"{path}: {name} is in {rings.units[name]}, not in {unit}")
         keys = (rings.columns[name] for name in ("obs_id", "event_id", "tel_id"))
-        return _RingTable(rings.columns, rings.units, read_times(path, *keys), shard.cells)
+        return _RingTable(rings.columns, rings.units, read_times(path, *keys))
 
     def _ring_options(self, images: TelescopeImages) -> RingOptions:
         """Give the options of the ring fit for a telescope."""
@@ -446,38 +458,44 @@ class _FromRings(Calibration):
             left -= int(np.isin(columns["status"], [STATUS.index(one) for one in reasons]).sum())
             flow[name] = left
         time_ns = columns.pop("time_ns")
-        return _RingTable(columns, dict(RING_UNITS), time_ns, data.cells, data.blocks), flow
+        return _RingTable(columns, dict(RING_UNITS), time_ns, data.blocks), flow
 
-    def reduce(
-        self,
-        stage: int,
-        data: Rows | _RingTable | _Images,
-        given: Mapping[Cell, CellState],
-    ) -> Reduced:
-        """Select rings and summarise them, or summarise those within the bounds so far."""
+    def reduce(self, shard: Shard, data: _RingTable | _Images) -> Reduced:
+        """Select rings and summarise them."""
         if isinstance(data, _Images):
             data, flow = self._fit_rings(data)
-        elif isinstance(data, _RingTable):
-            flow = {"images": len(data.time_ns)}
         else:
-            found = _cells_of(data)
-            return Reduced(
-                {
-                    cell: self.summarise(stage, found[cell], state)
-                    for cell, state in given.items()
-                    if cell in found
-                }
-            )
+            flow = {"images": len(data.time_ns)}
         rows, index, more_flow, notes = self._select(data)
         keys = np.stack([rows["obs_id"] * _TEL_IDS + rows["tel_id"], rows["event_id"]], axis=1)
         first = ChunkKeys if self.by_number else RingSummary
         found, galleries = _cells_of(rows), self._galleries(data, rows, index)
         # A cell whose rings were all left out still is one: it has a state, with no ring.
         summaries: dict[Cell, Summary] = {}
-        for cell in {*data.cells, *found}:
+        for cell in {*shard.cells, *found}:
             summary = first.of(found[cell]) if cell in found else first.identity()
             summaries[cell] = replace(summary, gallery=galleries.get(cell, summary.gallery))
         return Reduced(summaries, {**flow, **more_flow}, rows, keys, notes)
+
+    def refine(
+        self,
+        stage: int,
+        shard: Shard,
+        data: Rows | _RingTable | _Images,
+        given: Mapping[Cell, CellState],
+    ) -> Reduced:
+        """Summarise the rings within the bounds so far."""
+        del shard
+        if isinstance(data, _RingTable | _Images):
+            raise TypeError("the first stage keeps the rings of every shard")
+        found = _cells_of(data)
+        return Reduced(
+            {
+                cell: self.summarise(stage, found[cell], state)
+                for cell, state in given.items()
+                if cell in found
+            }
+        )
 
     def _galleries(
         self, data: _RingTable, rows: Rows, index: NDArray[np.intp]
@@ -604,14 +622,14 @@ class _FromRings(Calibration):
             )
         return states
 
-    def product(self, result: Any) -> Mapping[str, str]:
-        """Describe the monitoring tables."""
-        del result
-        return {
-            "description": f"{self.description} of telescopes from muon rings",
-            "data_level": "DL1",
-            "process_type": self.process_type,
-        }
+    def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
+        """Return the monitoring tables."""
+        raise NotImplementedError
+
+    def outputs(self, result: Mapping[Cell, CellState]) -> Sequence[Output]:
+        """Return the monitoring tables."""
+        text = f"{self.description} of telescopes from muon rings"
+        return [Tables(self.tables(result), CtaReference(text, "DL1", self.process_type))]
 
 
 def _bins_of(time_ns: NDArray[np.int64], bins: TimeBins) -> list[int]:
@@ -626,7 +644,8 @@ def _two_mirrors(telescopes: Sequence[Telescope]) -> str:
     if not dual:
         return ""
     who = f"telescope {dual[0]} has" if len(dual) == 1 else f"telescopes {', '.join(dual)} have"
-    return f"{who} two mirrors: there is no ring model for that, so no value (flag D)"
+    flag = Flag.TWO_MIRRORS.letter
+    return f"{who} two mirrors: there is no ring model for that, so no value (flag {flag})"
 
 
 def _places_of(rows: Rows) -> dict[Cell, slice]:
@@ -698,6 +717,9 @@ class ThroughputFromMuons(_FromRings):
     """Optical throughput of telescopes by time, and its trend."""
 
     name: ClassVar[str] = "calculate-throughput-muon"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["calculate-throughput-muon"]
+    }
     description: ClassVar[str] = "Optical throughput"
 
     def summary_type(self, stage: int) -> type[Summary]:
@@ -837,6 +859,9 @@ class PsfFromMuons(_FromRings):
     """Width over radius of rings against their radius: the optical point spread function."""
 
     name: ClassVar[str] = "calculate-psf-muon"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["calculate-psf-muon"]
+    }
     description: ClassVar[str] = "Optical point spread function"
 
     def summary_type(self, stage: int) -> type[Summary]:

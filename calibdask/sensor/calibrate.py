@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask.engine.protocol import ALL, Cell, Piece, Reduced, Shard, State, Summary, Values
+from calibdask.engine.protocol import (
+    ALL,
+    Cell,
+    Files,
+    Output,
+    Piece,
+    Reduced,
+    Shard,
+    State,
+    Summary,
+    Values,
+)
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.sensor import config
 from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
-from calibdask.sensor.calibration import FrameStream, StackCalibration
+from calibdask.sensor.calibration import FrameStream, FromFrames
 from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.levels import step_of
 from calibdask.sensor.metadata import misfits, setting_of
@@ -99,16 +110,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class CalibrateImages(StackCalibration):
+class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
     """Corrects frames for bias, ISO speed, dark current, flat field and gain."""
 
     name: ClassVar[str] = "calibrate-images"
-    has_maps: ClassVar[bool] = False
+    title: ClassVar[str] = "Calibrated frames"
     any_kind: ClassVar[bool] = True
     summary: ClassVar[type[Summary]] = CalibratedFrames
     state: ClassVar[type[State]] = Values
     preload: ClassVar[tuple[str, ...]] = ()
 
+    sections = config.sections_of(config.CalibrateImages)
     options: config.CalibrateImages = field(default_factory=config.CalibrateImages)
 
     # -- planning ---------------------------------------------------------------------------------
@@ -151,7 +163,11 @@ class CalibrateImages(StackCalibration):
             notes += planned.choice(setting, temperature_c).notes
         products = () if self.stacks.saturation_dn is not None else self.products
         sensor, told = _clipping(planned._sensor, products)
-        return replace(planned, sensor=sensor, notes=(*planned.notes, *dict.fromkeys(notes), *told))
+        planned = replace(
+            planned, sensor=sensor, notes=(*planned.notes, *dict.fromkeys(notes), *told)
+        )
+        planned._check_names()
+        return planned
 
     def choice(self, setting: Setting, temperature_c: float | None) -> _Choice:
         """Choose maps for frames of a setting and temperature.
@@ -239,9 +255,9 @@ class CalibrateImages(StackCalibration):
 
     # -- map --------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> Any:
+    def read(self, shard: Shard) -> Batch:
         """Give the frames of a shard and the maps to correct them with."""
-        stream = super().read(replace(shard, part=shard.part[:3]), rows)
+        stream = self.frames_of(replace(shard, part=shard.part[:3]))
         corrections = {}
         for _, frame in stream.frames:
             choice = self.choice(setting_of(frame.info), frame.info.temperature_c)
@@ -252,9 +268,9 @@ class CalibrateImages(StackCalibration):
             )
         return Batch(stream, corrections)
 
-    def reduce(self, stage: int, data: Any, given: Mapping[Cell, Any]) -> Reduced:
+    def reduce(self, shard: Shard, data: Batch) -> Reduced:
         """Correct the frames; keep them, and say what became of each."""
-        del stage, given
+        del shard
         infos = {frame.name: frame.info for _, frame in data.stream.frames}
         places = {frame.name: place for place, (_, frame) in enumerate(data.stream.frames)}
         shape = (len(places), *self._sensor.shape)
@@ -306,25 +322,16 @@ class CalibrateImages(StackCalibration):
 
     # -- products ---------------------------------------------------------------------------------
 
-    def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> Any:
+    def fit(self, stage: int, cell: Cell, total: CalibratedFrames, given: Values | None) -> Values:
         """Give the rows: there is nothing to fit."""
         del stage, cell, given
         return Values(total.to_arrays())
 
-    def fit_config(self) -> Mapping[str, Any]:
-        """Nothing is fitted."""
-        return {}
-
-    def notices(self, states: Mapping[Cell, Any], result: Any) -> Sequence[str]:
-        """Nothing: what is odd about the frames is known while planning."""
-        del states, result
-        return ()
-
-    def combine(self, states: Mapping[Cell, Any]) -> Any:
+    def combine(self, states: Mapping[Cell, Values]) -> CalibratedFrames:
         """Give the rows of all frames, and the one that is shown."""
         return CalibratedFrames.from_arrays(states[ALL].arrays)
 
-    def tables(self, result: Any) -> Mapping[str, QTable]:
+    def tables(self, result: CalibratedFrames) -> Mapping[str, QTable]:
         """Give one row for each frame."""
         rows = self._rows(result.columns)
         about = {
@@ -381,28 +388,26 @@ class CalibrateImages(StackCalibration):
             for path in mine:
                 folders = Path(path).absolute().parent.relative_to(home).parts
                 names[path] = "_".join((*folders, stem)) if len(mine) > 1 else stem
-        alike = [name for name in names.values() if list(names.values()).count(name) > 1]
-        if alike:
-            two = [path for path, name in names.items() if name == alike[0]][:2]
-            raise ConfigError(
-                f"{two[0]} and {two[1]} would both be written to {alike[0]}.{self.options.format}:"
-                " rename one, or calibrate them into different directories"
-            )
         return names
 
-    def files(self, shards: Sequence[Shard]) -> Mapping[str, tuple[int, ...]]:
-        """Name one output file per input.
+    def _check_names(self) -> None:
+        """Refuse two inputs whose outputs would have one name (ConfigError)."""
+        first: dict[str, str] = {}
+        for path, name in self._names.items():
+            if first.setdefault(name, path) != path:
+                raise ConfigError(
+                    f"{first[name]} and {path} would both be written to"
+                    f" {name}.{self.options.format}: rename one, or calibrate them into different"
+                    " directories"
+                )
 
-        Raises
-        ------
-        ConfigError
-            Two would have the same name.
-        """
-        members: dict[str, list[int]] = {}
-        for shard in shards:
-            name = f"{self._names[shard.inputs[0].path]}.{self.options.format}"
-            members.setdefault(name, []).append(shard.index)
-        return {name: tuple(indices) for name, indices in members.items()}
+    def outputs(self, result: CalibratedFrames) -> Sequence[Output]:
+        """Return one file of frames for each input, and the table of all."""
+        return [self.described(result), Files(self.file_name, self.write_file)]
+
+    def file_name(self, shard: Shard) -> str:
+        """Return the name of the output file of an input."""
+        return f"{self._names[shard.inputs[0].path]}.{self.options.format}"
 
     def write_file(self, path: Path, shards: Sequence[Shard], parts: Iterable[Rows]) -> None:
         """Write the calibrated frames of one input."""
@@ -424,7 +429,7 @@ class CalibrateImages(StackCalibration):
         writer = write_fits if self.options.format == "fits" else write_zarr
         writer(path, header, parts)
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: CalibratedFrames, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
         del tables
         from calibdask.sensor.report import calibrated_sections

@@ -12,18 +12,21 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.config import JobSection
 from calibdask.engine.protocol import (
     Arrays,
     Calibration,
     Cell,
     InputRef,
+    Maps,
+    Output,
     Piece,
     Reduced,
     Rows,
@@ -31,6 +34,7 @@ from calibdask.engine.protocol import (
     State,
     Summary,
     Survey,
+    Tables,
     WrongKind,
 )
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
@@ -43,6 +47,7 @@ from calibdask.io.frames import (
     read_frames,
 )
 from calibdask.io.maps import TABLES, MapLayout, ProductMaps, create_maps, read_product, write_rows
+from calibdask.io.metadata import Description
 from calibdask.io.spectacle import camera_file_of
 from calibdask.sensor.clipping import clip_bounds
 from calibdask.sensor.config import Frames, ProductField, Stacks
@@ -68,8 +73,10 @@ from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, Ti
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.config import Campaign, Configuration
     from calibdask.sensor.settings import Setting
 
 __all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", "sensor_facts"]
@@ -77,6 +84,7 @@ __all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", 
 _PIXEL_BYTES = {True: 18, False: 36}  # of a summary: exact sums, or moments of floats
 _SMALLEST_RATIO = 4  # bytes read for each byte of summary, where there are frames enough
 _LEVELS = "sensor:levels"  # scalars of a tile: saturation (0 for none) and step
+_PRODUCTS = ("bias", "readnoise", "iso", "dark", "flat", "gain", "defects")  # options that name one
 _BATCH = 4  # frames in memory while they are folded: the sums are read and written less often
 
 
@@ -279,11 +287,13 @@ class _Product(Mapping[str, "NDArray[Any]"]):
 
 
 @dataclass(frozen=True)
-class StackCalibration(Calibration):
-    """Base of what is calibrated from stacks of frames.
+class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
+    """Base of what is calibrated from frames: survey, products, shards.
 
     Attributes
     ----------
+    options : JobSection
+        The section of the job.
     frames : Frames
         What the configuration says about frames.
     stacks : Stacks
@@ -304,11 +314,12 @@ class StackCalibration(Calibration):
         What is odd.
     """
 
+    title: ClassVar[str]
+    """What the product is."""
+
     version: ClassVar[int] = 2
-    summary: ClassVar[type[Summary]] = StackSummary
-    state: ClassVar[type[State]] = TileFit
     patterns: ClassVar[tuple[str, ...]] = FRAME_PATTERNS
-    has_maps: ClassVar[bool] = True
+    writes_directory: ClassVar[bool] = True
     rejects_copies: ClassVar[bool] = True
     preload: ClassVar[tuple[str, ...]] = ("calibdask.sensor.kernel",)
 
@@ -331,6 +342,7 @@ class StackCalibration(Calibration):
     single: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Attributes of which all frames of a kind have one value, by kind (see `misfits`)."""
 
+    options: JobSection = field(default_factory=JobSection)
     frames: Frames = field(default_factory=Frames)
     stacks: Stacks = field(default_factory=Stacks)
     shard_bytes: int = 256 << 20
@@ -343,42 +355,19 @@ class StackCalibration(Calibration):
     plan_frames: tuple[tuple[StackKey, tuple[Frame, ...]], ...] = ()
     notes: tuple[str, ...] = ()
 
-    # -- what a calibration says ------------------------------------------------------------------
-
-    def fit_tile(self, tile: TileStacks) -> TileFit:
-        """Fit one tile: maps, and small numbers to be joined. Pure."""
-        raise NotImplementedError
-
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
-        """Join the small numbers of all tiles, from the first row on, into the result."""
-        return scalars
-
-    def finish_tile(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
-        """Change the maps of one tile with what is known of all, before they are written."""
-        del cell, result
-        return maps
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give the attributes of a map: units, long_name, ..."""
-        del name
-        return {}
-
-    def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
-        """Give the attributes of groups of maps."""
-        del result
-        return {}
-
-    def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
-        """Give small arrays to be written beside the maps."""
-        del result
-        return {}
-
-    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
-        """Write further files into the product's directory."""
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the fit depends on (JSON values only)."""
-        return {}
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        options = document.first(cls.main())
+        given = ((what, getattr(options, what, None)) for what in _PRODUCTS)
+        return cls(
+            options=options,
+            frames=document.get("Frames", Frames),
+            stacks=document.get("Stacks", Stacks),
+            shard_bytes=campaign.shard_bytes,
+            # Workers may run elsewhere, so that a relative path would lead them astray.
+            products=tuple((what, str(Path(path).absolute())) for what, path in given if path),
+        )
 
     # -- planning ---------------------------------------------------------------------------------
 
@@ -499,8 +488,7 @@ class StackCalibration(Calibration):
 
     def _without_camera_file(self, path: str) -> Iterator[str]:
         """Say it where a product of SPECTACLE is asked for, which is named after the camera."""
-        options = getattr(self, "options", None)
-        if getattr(options, "spectacle", False) and camera_file_of(Path(path)) is None:
+        if getattr(self.options, "spectacle", False) and camera_file_of(Path(path)) is None:
             yield (
                 f"{path}: lies in no folder 'images' beside a camera file (*data.json), by which"
                 " SPECTACLE knows a camera; its products get the name that the frames state."
@@ -680,23 +668,20 @@ class StackCalibration(Calibration):
         return int(merged), int(merged * self.state_ratio)
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what the sums depend on beside the frames."""
+        """Give options, and what is stated about the sensor."""
         stated = None if self.sensor is None else self.sensor.saturation_dn
         lit_areas = () if self.sensor is None else self.sensor.lit_areas
-        chosen = {} if self.frames.hdu is None else {"hdu": self.frames.hdu}
         return {
+            **super().map_config(),
             "saturation_dn": stated,
-            "max_clipped": self.stacks.max_clipped,
             "lit_areas": [list(area) for area in lit_areas],
-            **chosen,
         }
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give what the fit depends on: options, other products, frames' order and sensor."""
+        """Give options, other products and what is stated about the sensor."""
         sensor = self.sensor
         return {
-            "options": dict(self.fit_options()),
-            "clip": [self.stacks.clip_sigma, self.stacks.clip_iterations],
+            **super().fit_config(),
             "products": [list(one) for one in self.product_digests],
             "sensor": [] if sensor is None else [
                 list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,
@@ -717,12 +702,8 @@ class StackCalibration(Calibration):
 
     # -- map --------------------------------------------------------------------------------------
 
-    def read(self, shard: Shard, rows: Rows | None) -> FrameStream:
-        """Give the frames of a shard, to be read one after the other.
-
-        They are not read here: a batch of frames may be larger than memory should hold.
-        """
-        del rows
+    def frames_of(self, shard: Shard) -> FrameStream:
+        """Return the frames of a shard, to be read one after the other."""
         known = self._infos
         all_frames = [
             Frame(source, known[source.identity], index)
@@ -754,11 +735,89 @@ class StackCalibration(Calibration):
             for place, frame in enumerate(frames)
         }
 
-    def reduce(self, stage: int, data: FrameStream, given: Mapping[Cell, TileFit]) -> Reduced:
-        """Sum the frames up, tile by tile; from the second pass on without outliers."""
-        bounds = None
-        if stage:
-            bounds = self._bounds({label for label, _ in data.frames}, given)
+    # -- products ---------------------------------------------------------------------------------
+
+    def described(self, result: Result) -> Tables:
+        """Return the tables with what is known about the sensor."""
+        sensor = self._sensor
+        about = {
+            "SENSOR CAMERA": sensor.camera,
+            "SENSOR SERIAL NUMBER": sensor.serial_number,
+            "SENSOR PATTERN": sensor.pattern,
+            "SENSOR SHAPE": " x ".join(map(str, sensor.shape)),
+        }
+        known = {name: value for name, value in about.items() if value}
+        return Tables(self.tables(result), Description(self.title, known))
+
+    def tables(self, result: Result) -> Mapping[str, QTable]:
+        """Return the tables of the product by path."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
+    """Base of what is calibrated from stacks of frames: sums by tile, fits by tile, maps."""
+
+    summary: ClassVar[type[Summary]] = StackSummary
+    state: ClassVar[type[State]] = TileFit
+
+    # -- what a calibration says ------------------------------------------------------------------
+
+    def fit_tile(self, tile: TileStacks) -> TileFit:
+        """Fit one tile: maps, and small numbers to be joined. Pure."""
+        raise NotImplementedError
+
+    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+        """Join the small numbers of all tiles, from the first row on, into the result."""
+        return scalars
+
+    def finish_tile(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
+        """Change the maps of one tile with what is known of all, before they are written."""
+        del cell, result
+        return maps
+
+    def describe_map(self, name: str) -> Mapping[str, Any]:
+        """Give the attributes of a map: units, long_name, ..."""
+        del name
+        return {}
+
+    def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Give the attributes of groups of maps."""
+        del result
+        return {}
+
+    def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
+        """Give small arrays to be written beside the maps."""
+        del result
+        return {}
+
+    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
+        """Write further files into the product's directory."""
+
+    # -- map --------------------------------------------------------------------------------------
+
+    def read(self, shard: Shard) -> FrameStream:
+        """Return the frames of a shard: a batch of them may be larger than memory should hold."""
+        return self.frames_of(shard)
+
+    def reduce(self, shard: Shard, data: FrameStream) -> Reduced:
+        """Sum the frames up, tile by tile."""
+        del shard
+        return self._summarise(0, data, None)
+
+    def refine(
+        self, stage: int, shard: Shard, data: Rows | FrameStream, given: Mapping[Cell, TileFit]
+    ) -> Reduced:
+        """Sum the frames up again without outliers."""
+        del shard
+        if not isinstance(data, FrameStream):
+            raise TypeError("the first stage keeps no frames")
+        bounds = self._bounds({label for label, _ in data.frames}, given)
+        return self._summarise(stage, data, bounds)
+
+    def _summarise(
+        self, stage: int, data: FrameStream, bounds: Mapping[str, Bounds] | None
+    ) -> Reduced:
         last = stage == self.stacks.clip_iterations
         saturation = self._sensor.saturation_dn
         summaries = summarise(
@@ -902,7 +961,16 @@ class StackCalibration(Calibration):
 
     # -- maps -------------------------------------------------------------------------------------
 
-    def create_maps(self, path: Path, states: Mapping[Cell, TileFit], result: Any) -> None:
+    def outputs(self, result: Any) -> Sequence[Output]:
+        """Return tables and maps."""
+        maps = Maps(
+            partial(self.create_maps, result=result),
+            partial(self.write_maps, result=result),
+            partial(self.finish_maps, result=result),
+        )
+        return [self.described(result), maps]
+
+    def create_maps(self, path: Path, states: Mapping[Cell, TileFit], *, result: Any) -> None:
         """Make the maps that the first tile has, at the sensor's size."""
         cell = self.cells[0]
         maps = self.finished(cell, states[cell].maps, result)
@@ -954,12 +1022,12 @@ class StackCalibration(Calibration):
             for name, one in self.finish_tile(cell, maps, result).items()
         }
 
-    def write_maps(self, path: Path, cell: Cell, state: TileFit, result: Any) -> None:
+    def write_maps(self, path: Path, cell: Cell, state: TileFit, *, result: Any) -> None:
         """Write the maps of one tile: its rows are whole chunks."""
         for name, values in self.finished(cell, state.maps, result).items():
             write_rows(path, name, _tile_of(cell)[0], values)
 
-    def finish_maps(self, path: Path, result: Any) -> None:
+    def finish_maps(self, path: Path, *, result: Any) -> None:
         """Let the calibration write what else it has."""
         self.export(path.parent, read_product(path), result)
 

@@ -148,6 +148,7 @@ class DarkCurrent(MapCalibration):
     """Dark current by pixel."""
 
     name: ClassVar[str] = "dark-current"
+    title: ClassVar[str] = "Dark current of pixels"
     state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("dark_current", "bias_readnoise")
     own_kind: ClassVar[str] = "dark_current"
@@ -158,6 +159,7 @@ class DarkCurrent(MapCalibration):
         "offset_error": ("DN", "standard error of the offset"),
     }
 
+    sections = config.sections_of(config.DarkCurrent)
     options: config.DarkCurrent = field(default_factory=config.DarkCurrent)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

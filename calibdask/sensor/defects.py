@@ -42,9 +42,11 @@ class Defects(MapCalibration):
     """Pixels that stand out in any of the frames given."""
 
     name: ClassVar[str] = "defects"
+    title: ClassVar[str] = "Map of defect pixels"
     state_ratio: ClassVar[float] = 0.1
     kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise", "dark_current", "flatfield")
 
+    sections = config.sections_of(config.Defects)
     options: config.Defects = field(default_factory=config.Defects)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

@@ -44,6 +44,7 @@ class Emva1288(MapCalibration):
     """All results of the standard, one row per ISO speed."""
 
     name: ClassVar[str] = "emva1288"
+    title: ClassVar[str] = "Characterisation by EMVA 1288"
     kinds: ClassVar[tuple[str, ...]] = (*PAIRS, *SPATIAL)
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "bright": ("DN", "mean of the bright frames of the spatial stack"),
@@ -52,6 +53,7 @@ class Emva1288(MapCalibration):
         "dark_error": ("DN", "standard error of the mean of the dark frames"),
     }
 
+    sections = config.sections_of(config.Emva1288)
     options: config.Emva1288 = field(default_factory=config.Emva1288)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

@@ -157,11 +157,11 @@ class FlatField(MapCalibration):
     """Relative response: measured map, radial model, and what is left between them."""
 
     name: ClassVar[str] = "flatfield"
+    title: ClassVar[str] = "Relative response of pixels"
     state_ratio: ClassVar[float] = 0.4
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
     own_kind: ClassVar[str] = "flatfield"
     single: ClassVar[Mapping[str, Sequence[str]]] = {"flatfield": ("filter",)}
-    joined: ClassVar[frozenset[str]] = frozenset({"n_terms", "border"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "flatfield": (
             "1",
@@ -174,6 +174,7 @@ class FlatField(MapCalibration):
         "prnu_error": ("1", "standard error of the pixel's own response from noise"),
     }
 
+    sections = config.sections_of(config.FlatField)
     options: config.FlatField = field(default_factory=config.FlatField)
 
     @property

@@ -125,8 +125,10 @@ class StackImages(StackCalibration):
     """Exact moments of every pixel over the frames of each stack."""
 
     name: ClassVar[str] = "stack-images"
+    title: ClassVar[str] = "Stacks of raw frames"
     state_ratio: ClassVar[float] = 2.5
 
+    sections = config.sections_of(config.StackImages)
     options: config.StackImages = field(default_factory=config.StackImages)
 
     @cached_property
@@ -288,15 +290,6 @@ class StackImages(StackCalibration):
         return {
             "/sensor/stacks": monitoring_table(self._sensor, stacks, of_stacks),
             "/sensor/frames": vstack(frames),
-        }
-
-    def product(self, result: Any) -> Mapping[str, str]:
-        """Describe the product."""
-        del result
-        return {
-            "description": "Stacks of raw frames",
-            "data_level": "Other",
-            "process_type": "Other",
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:

@@ -47,9 +47,11 @@ def stages(made):
     for stage in range(10):
         total = None
         for shard in made.shards:
-            data = calibration.read(shard, kept.get(shard.index))
-            reduced = calibration.reduce(stage, data, given)
-            if stage == 0 and reduced.rows is not None:
+            data = kept.get(shard.index) or calibration.read(shard)
+            if stage:
+                reduced = calibration.refine(stage, shard, data, given)
+            else:
+                reduced = calibration.reduce(shard, data)
                 kept[shard.index] = reduced.rows
             summary = reduced.summaries[ALL]
             assert isinstance(summary, calibration.summary_type(stage))
@@ -102,8 +104,9 @@ def test_layout_is_sorted_by_type_and_number(tmp_path):
 
 def test_rows_keep_each_energy_with_its_telescope(simulated):
     made = planned(ENERGY_JOB, simulated.paths[:1])
-    data = made.calibration.read(made.shards[0], None)
-    rows = made.calibration.reduce(0, data, {}).rows
+    shard = made.shards[0]
+    rows = made.calibration.reduce(shard, made.calibration.read(shard)).rows
+    data = made.calibration.read(shard)
     energy = dict(
         zip(
             zip(data.event_id.tolist(), data.tel_id.tolist(), strict=True),
@@ -190,26 +193,20 @@ def test_nothing_in_common(simulated):
         calibration.fit(0, ALL, PairSummary.identity(), None)
 
 
-def test_output_files_are_named_like_the_inputs(simulated):
+def test_output_files_are_named_like_the_inputs(simulated, tmp_path):
     made = planned(ENERGY_JOB, simulated.paths, {"Campaign.shard_bytes": "3 MiB"})
-    files = made.calibration.files(made.shards)
-    assert set(files) == {path.name for path in simulated.paths}
-    assert sorted(index for members in files.values() for index in members) == [
-        shard.index for shard in made.shards
-    ]
-    one, two = made.shards[0], made.shards[-1]
-    same_name = replace(
-        two, inputs=(replace(two.inputs[0], path=f"/else/{simulated.paths[0].name}"),)
-    )
+    (files,) = made.calibration.outputs({})
+    names = {files.name(shard) for shard in made.shards}
+    assert names == {path.name for path in simulated.paths}
+    (tmp_path / simulated.paths[0].name).write_bytes(simulated.paths[1].read_bytes())
     with pytest.raises(ConfigError, match="would both be written to"):
-        made.calibration.files([one, same_name])
-    assert planned(JOB, simulated.paths).calibration.files(made.shards) == {}
+        planned(ENERGY_JOB, [simulated.paths[0], tmp_path / simulated.paths[0].name])
 
 
 def test_unplanned_calibration_says_so(simulated):
     made = planned(ENERGY_JOB, simulated.paths)
-    data = made.calibration.read(made.shards[0], None)
+    data = made.calibration.read(made.shards[0])
     with pytest.raises(ValueError, match="was not planned"):
-        load_config(ENERGY_JOB, (), VALID).calibration.reduce(0, data, {})
+        load_config(ENERGY_JOB, (), VALID).calibration.reduce(made.shards[0], data)
     with pytest.raises(ValueError, match="options of the inter-calibration"):
         replace(load_config(JOB).calibration, inter=None).network  # noqa: B018  raises

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from calibdask.array.model import FLAGS
 from calibdask.array.report import (
     COEFFICIENTS,
     COLUMNS,
@@ -24,6 +23,7 @@ from calibdask.array.report import (
     inter_calibration_sections,
 )
 from calibdask.errors import MissingInput
+from calibdask.flags import Flag
 from calibdask.report import (
     FigureBlock,
     Notice,
@@ -299,7 +299,7 @@ def test_flags_are_explained_in_words_with_the_telescopes_they_concern(
     tables, layout, _ = make_case({"LST": 5})
     tables[COEFFICIENTS]["flags"][[2, 3]] = flag
     attention = inter_calibration_sections(tables, layout)[0]
-    assert f"Telescopes 3, 4 ({flag}): {FLAGS[flag]}." in notices_of([attention], level)
+    assert f"Telescopes 3, 4 ({flag}): {Flag(flag).meaning}." in notices_of([attention], level)
     legend = next(block for block in attention.blocks if isinstance(block, TableBlock))
     counts = dict(zip(legend.columns["Flag"], legend.columns["Telescopes"], strict=True))
     assert counts == {"R": 1, flag: 2}
@@ -308,8 +308,8 @@ def test_flags_are_explained_in_words_with_the_telescopes_they_concern(
 def test_an_unknown_flag_restricts_the_use() -> None:
     tables, layout, _ = make_case({"LST": 3})
     tables[COEFFICIENTS]["flags"][1] = "?"
-    warnings = notices_of(inter_calibration_sections(tables, layout), "warning")
-    assert warnings == ["Telescope 2 (?): not known to this calibdask."]
+    attention = inter_calibration_sections(tables, layout)[0]
+    assert "3 of 3 telescopes have a value, 2 of them without a flag" in attention.blocks[-2].text
 
 
 def test_a_missing_value_without_a_flag_is_an_error() -> None:

@@ -244,12 +244,12 @@ def test_values_of_bins_whose_errors_are_still_to_come(simulated):
     calibration, states = made.calibration, {}
     for shard in made.shards:
         (cell,) = shard.cells
-        first = calibration.reduce(0, calibration.read(shard, None), {})
+        first = calibration.reduce(shard, calibration.read(shard))
         states[cell] = calibration.fit(0, cell, first.summaries[cell], None)
         assert not states[cell].done
     before = calibration.tables(calibration.combine(states))
-    data = calibration.read(shard, first.rows)
-    scores = calibration.reduce(1, data, {cell: states[cell]}).summaries[cell]
+    again = calibration.refine(1, shard, first.rows, {cell: states[cell]})
+    scores = again.summaries[cell]
     states[cell] = calibration.fit(1, cell, scores, states[cell])
     assert states[cell].done
     for tables in (before, calibration.tables(calibration.combine(states))):

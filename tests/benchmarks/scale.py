@@ -56,11 +56,11 @@ class Timed(MeanCounts):
 
     name = "timed"
 
-    def read(self, shard, rows):
+    def read(self, shard):
         end = time.thread_time() + self.seconds
         while time.thread_time() < end:
             pass
-        return super().read(shard, rows)
+        return super().read(shard)
 
 
 def write_inputs(directory: Path, count: int) -> Path:

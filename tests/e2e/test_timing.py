@@ -252,7 +252,7 @@ def test_the_largest_shower_of_the_real_format(shared_array):
     def scatter_ns(**given):
         plan = package.plan(JOB, path, overrides={f"{OPTION}.{k}": v for k, v in given.items()})
         (shard,) = plan.shards
-        rows = plan.calibration.reduce(0, plan.calibration.read(shard, None), {}).rows
+        rows = plan.calibration.reduce(shard, plan.calibration.read(shard)).rows
         mine = rows["event"] == np.argmax(np.bincount(rows["event"]))
         lst = mine & (rows["tel_id"] <= 4)
         # One of 19 images has no size, and the time walk depends on it.

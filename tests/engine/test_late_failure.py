@@ -32,13 +32,13 @@ class TwoStages(MeanCounts):
     state = First
     fails: str = ""
 
-    def read(self, shard, rows):
-        if rows is not None and shard.label == self.fails:
-            raise CorruptedInput(f"{shard.label}: its rows are gone")
-        return super().read(shard, None)
+    def reduce(self, shard, data):
+        return Reduced(super().reduce(shard, data).summaries, rows={"counts": data})
 
-    def reduce(self, stage, data, given):
-        return Reduced(super().reduce(stage, data, given).summaries, rows={"counts": data})
+    def refine(self, stage, shard, data, given):
+        if shard.label == self.fails:
+            raise CorruptedInput(f"{shard.label}: its rows are gone")
+        return super().reduce(shard, data["counts"])
 
     def fit(self, stage, cell, total, given):
         mean = super().fit(stage, cell, total, given).arrays

@@ -44,11 +44,11 @@ class MeanOfBatches(MeanCounts):
         for start in range(0, len(refs), self.batch):
             yield Piece(tuple(refs[start : start + self.batch]))
 
-    def read(self, shard, rows):
+    def read(self, shard, *, forgives=False):
         good, lost = [], []
         for ref in shard.inputs:
             counts = np.load(ref.path)
-            if counts.min() < 0 and not (self.forgives and rows is not None):
+            if counts.min() < 0 and not forgives:
                 lost.append((ref.path, CorruptedInput(f"{ref.path}: has a negative count")))
             else:
                 good.append(counts)
@@ -56,10 +56,13 @@ class MeanOfBatches(MeanCounts):
             raise lost[0][1]
         return np.concatenate(good), tuple(lost)
 
-    def reduce(self, stage, data, given):
+    def reduce(self, shard, data):
         counts, lost = data
-        reduced = super().reduce(stage, counts, given)
+        reduced = super().reduce(shard, counts)
         return Reduced(reduced.summaries, reduced.cut_flow, rows={"n": np.arange(1)}, lost=lost)
+
+    def refine(self, stage, shard, data, given):
+        return self.reduce(shard, self.read(shard, forgives=self.forgives))
 
     def fit(self, stage, cell, total, given):
         state = super().fit(stage, cell, total, given)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tiny import Sums
 
 from calibdask.engine import products, tasks
 from calibdask.engine.products import digest_output
-from calibdask.engine.protocol import Reduced, Values
+from calibdask.engine.protocol import Maps, Reduced, Tables, Values
 from calibdask.errors import CalibdaskError, MissingInput
 from calibdask.io.maps import MAPS, MapLayout, create_maps, read_product, write_rows
 
@@ -26,7 +27,7 @@ class Mapped(Scripted):
     """Each cell is a band of rows of a map that holds the sum of all inputs."""
 
     name = "mapped"
-    has_maps = True
+    writes_directory = True
     chunk_rows: int = 2
     offset: float = 0.0
     fails: tuple[str, ...] = ()
@@ -35,10 +36,12 @@ class Mapped(Scripted):
         for piece in super().pieces(surveys):
             yield type(piece)(piece.inputs, piece.part, CELLS, piece.order, piece.n_bytes)
 
-    def reduce(self, stage, data, given):
+    def reduce(self, shard, data):
         sums = Sums({"n": np.array(data.size), "s1": data.sum(), "s2": (data**2).sum()})
-        warnings = ("seen twice",) if stage else ()
-        return Reduced(dict.fromkeys(CELLS, sums), warnings=warnings)
+        return Reduced(dict.fromkeys(CELLS, sums))
+
+    def refine(self, stage, shard, data, given):
+        return replace(self.reduce(shard, data), warnings=("seen twice",))
 
     def fit(self, stage, cell, total, given):
         _, first, stop = cell
@@ -53,17 +56,18 @@ class Mapped(Scripted):
         layout = MapLayout(shape, "float64", self.chunk_rows, attributes={"units": "DN"})
         create_maps(path, {"group/sum": layout}, {"": {"n": result["n"]}})
 
-    def write_maps(self, path, cell, state, result):
+    def write_maps(self, path, cell, state):
         if str(cell[1]) in self.fails:
             raise ValueError(f"row {cell[1]} cannot be written")
         write_rows(path, "group/sum", cell[1], state.arrays["rows"] + self.offset)
 
-    def finish_maps(self, path, result):
+    def finish_maps(self, path):
         (path.parent / "more").mkdir()
         np.save(path.parent / "more" / "sum.npy", read_product(path).rows("group/sum"))
 
-    def tables(self, result):
-        return {"/counts": QTable({"n": np.array([result["n"]])})}
+    def outputs(self, result):
+        maps = Maps(partial(self.create_maps, result=result), self.write_maps, self.finish_maps)
+        return [Tables({"/counts": QTable({"n": np.array([result["n"]])})}), maps]
 
 
 class TwiceState(Values):

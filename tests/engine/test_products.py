@@ -13,9 +13,13 @@ from tiny import Sums
 
 from calibdask.engine import products
 from calibdask.engine.products import digest_output
-from calibdask.engine.protocol import ALL, Reduced
+from calibdask.engine.protocol import ALL, Files, Reduced, Tables
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.io.pytables import create_hdf5, write_table
+
+
+def file_name(shard):
+    return shard.label.replace(".npy", ".h5")
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,12 @@ class PerFile(Scripted):
     """Writes, for each input, a file of its values."""
 
     name = "per-file"
+    writes_directory = True
     files_script: tuple[str, ...] = ()
 
-    def reduce(self, stage, data, given):
+    def reduce(self, shard, data):
         summary = Sums({"n": np.array(data.size), "s1": data.sum(), "s2": (data**2).sum()})
         return Reduced({ALL: summary}, rows={"value": data})
-
-    def files(self, shards):
-        return {
-            shard.label.replace(".npy", ".h5"): (shard.index,)
-            for shard in shards
-        }  # fmt: skip
 
     def write_file(self, path, shards, parts):
         if path.stem in self.files_script:
@@ -42,8 +41,9 @@ class PerFile(Scripted):
             for rows in parts:
                 write_table(file, "/values", {"value": rows["value"]})
 
-    def tables(self, states):
-        return {"/mean_counts": QTable(dict(states[ALL].arrays))}
+    def outputs(self, states):
+        table = QTable(dict(states[ALL].arrays))
+        return [Tables({"/mean_counts": table}), Files(file_name, self.write_file)]
 
 
 @pytest.fixture

@@ -441,7 +441,7 @@ class _Killed(BaseException):
     """Stands for a kill: nothing but clean-up runs after it."""
 
 
-@pytest.mark.parametrize("moment", ["cta_attributes", "_write_hdf5", "_run_record", "_activity"])
+@pytest.mark.parametrize("moment", ["Activity", "_write_hdf5", "_run_record", "_activity"])
 def test_killed_while_writing_the_same_command_carries_on(paths, output, monkeypatch, moment):
     def killed(*_arguments, **_options):
         raise _Killed
@@ -537,8 +537,8 @@ def test_broken_keys_are_computed_again(tmp_path, output):
 class Stray(Scripted):
     """Gives a cell that it did not plan."""
 
-    def reduce(self, stage, data, given):
-        reduced = super().reduce(stage, data, given)
+    def reduce(self, shard, data):
+        reduced = super().reduce(shard, data)
         (summary,) = reduced.summaries.values()
         return type(reduced)({("stray",): summary})
 
@@ -581,10 +581,10 @@ def test_a_merge_that_counts_a_shard_twice_is_noticed(paths, output, monkeypatch
 def test_a_file_changed_while_the_run_goes_on_is_refused(paths, output):
     @dataclass(frozen=True)
     class Meddling(Scripted):
-        def read(self, shard, rows):
+        def read(self, shard):
             for path in paths:
                 os.utime(path, (1, 1))
-            return super().read(shard, rows)
+            return super().read(shard)
 
     with pytest.raises(CorruptedInput, match="changed between plan and run"):
         run(Meddling(), paths, output)
@@ -593,7 +593,7 @@ def test_a_file_changed_while_the_run_goes_on_is_refused(paths, output):
 def test_seen_through_a_second_run_the_directory_is_taken(paths, output):
     @dataclass(frozen=True)
     class Nested(Scripted):
-        def read(self, shard, rows):
+        def read(self, shard):
             run(Scripted(), paths, output, overwrite=True)
 
     with pytest.raises(CalibdaskError, match="in use by another run") as caught:

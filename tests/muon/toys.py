@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.engine.protocol import Shard
 from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons, _RingTable
 from calibdask.muon.config import load_muon_config
 from calibdask.muon.simulate import (
@@ -103,12 +104,13 @@ def in_memory(kind: str, columns: Any, **options: Any) -> Any:
         np.zeros(len(columns["tel_id"]), int) if bins is None else bins.index(columns["time_ns"])
     )
     cells = tuple(sorted(set(zip(columns["tel_id"].tolist(), number.tolist(), strict=True))))
-    table = _RingTable(dict(columns), dict(UNITS), columns["time_ns"], cells)
-    reduced = calibration.reduce(0, table, {})
+    table = _RingTable(dict(columns), dict(UNITS), columns["time_ns"])
+    shard = Shard(0, (), cells=cells)
+    reduced = calibration.reduce(shard, table)
     rows, active, states = reduced.rows, dict.fromkeys(cells), {}
     for stage in range(20):
         if stage:
-            reduced = calibration.reduce(stage, rows, active)
+            reduced = calibration.refine(stage, shard, rows, active)
         fitted = {
             cell: calibration.fit(stage, cell, reduced.summaries[cell], state)
             for cell, state in active.items()

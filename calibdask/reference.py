@@ -1,0 +1,103 @@
+"""Pages of the documentation that are written from declarations.
+
+``python -m calibdask.reference`` writes them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from calibdask.flags import Flag
+from calibdask.muon import tables as muon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from calibdask.schema import TableSchema
+
+__all__ = ["DIRECTORY", "PAGES", "SCHEMAS", "flag_page", "table_page"]
+
+SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {"Muon rings": muon.TABLES}
+"""All tables, by the heading of the page that they stand under."""
+
+DIRECTORY: Final = Path(__file__).parents[1] / "docs" / "reference"
+
+_WRITTEN: Final = "(This page is written by `python -m calibdask.reference`.)"
+
+_FLAGS: Final = f"""# Quality flags
+
+Rows of result tables carry flags as letters in the column `flags`: "SU" means S and U, an empty
+text that all is well. A letter means one thing in all tables.
+{_WRITTEN}
+
+- **note**: the values can be used as they are.
+- **caution**: the values can be used, after a look at what the flag says.
+- **unusable**: there is no value, or none that may enter another result unasked. Jobs that read the
+  results of others leave these rows out, and say so.
+
+Each table says in its attributes `FLAG_<letter>` what its flags mean. A file with a flag that this
+version does not know in the table, or with another meaning, is refused: run the job that wrote it
+again.
+
+| Flag | Name | Use | Meaning |
+|---|---|---|---|"""
+
+
+def flag_page() -> str:
+    """Return the page about flags, in Markdown."""
+    lines = [_FLAGS]
+    for flag in Flag:
+        name, use = flag.name.lower().replace("_", " "), flag.severity.name.lower()
+        lines.append(f"| {flag.letter} | {name} | {use} | {flag.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+_TABLES: Final = f"""# Result tables
+
+Every table of the result files, with its columns in their order.
+{_WRITTEN}
+
+Types are those of NumPy; *text* is UTF-8 of fixed width; *time* is what ctapipe stores as
+`ctao_high_res` in TAI. Text and whole numbers that do not fit make their column wider. Columns in
+brackets are not in all tables. `ctapipe.io.read_table` reads all of them with units and times.
+What the letters in `flags` mean: [flags](flags.md)."""
+
+
+def table_page() -> str:
+    """Return the page about tables, in Markdown."""
+    lines = [_TABLES]
+    for heading, schemas in SCHEMAS.items():
+        lines.append(f"\n## {heading}")
+        for schema in schemas:
+            path = re.sub(r"\{(\w+)[^}]*\}", r"<\1>", schema.path)
+            lines += [f"\n### `{path}`", f"\n{schema.description}.\n"]
+            lines += ["| Column | Type | Unit | Meaning |", "|---|---|---|---|"]
+            for one in schema.columns:
+                name = f"[`{one.name}`]" if one.optional else f"`{one.name}`"
+                kind = _KINDS.get(one.kind, one.kind)
+                meaning = one.description
+                if one.name == "flags":
+                    meaning += f": {', '.join(flag.letter for flag in schema.flags)}"
+                lines.append(f"| {name} | {kind} | {one.unit} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+_KINDS: Final = {"?": "bool"} | {
+    f"{letter}{n}": f"{name}{8 * n}"
+    for letter, name in (("i", "int"), ("u", "uint"), ("f", "float"))
+    for n in (1, 2, 4, 8)
+}
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "flags.md": flag_page,
+    "tables.md": table_page,
+}
+"""What writes each page, by its name in `DIRECTORY`."""
+
+
+if __name__ == "__main__":
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        (DIRECTORY / name).write_text(page(), encoding="utf-8")
