@@ -21,7 +21,6 @@ from calibdask.array.network import NetworkFit, fit_stage, has_error, student_fa
 from calibdask.array.pairs import Layout
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.summary import PairEvents, n_stages, reduce_stage
-from calibdask.engine.protocol import ALL
 from calibdask.io.dl2 import ArrayLayout, TelescopeEvents
 
 __all__ = ["WINDOWS", "Scale", "scales", "study", "table"]
@@ -113,7 +112,7 @@ def scales(
         places = tuple((x, y, z) for x, y, z in array.position_m.tolist())
         layout = Layout(ids, array.tel_type, array.tel_description, places)
         calibration = replace(calibration, layout=layout)
-        events = calibration.pair_up(data, (ALL,)).events
+        events = calibration.pair_up(data).events
         telescopes = Telescopes(np.array(ids), np.array(array.tel_type))
         for steps in (1, 2):
             state = _fit(calibration.network, events, telescopes, two_steps=steps == 2)
