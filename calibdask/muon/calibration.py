@@ -218,7 +218,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
     ring_fit: RingFit = field(default_factory=RingFit)
 
     description: ClassVar[str]
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 8_000
     map_name: ClassVar[str] = "muon-rings"

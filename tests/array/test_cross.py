@@ -244,7 +244,10 @@ def test_ratios_within_types_are_taken_as_given(simulated, inter, run):
         true = simulated.throughput[REFERENCES[str(row["tel_type"])]] / simulated.throughput[5]
         assert abs(row["scaling_factor"] - true) < 4 * row["scaling_factor_uncertainty"]
     components = result.tables[f"{COEFFICIENTS}_components"]
-    assert 0 < components["ndf"][0] <= components["n_pairs"][0] - 2  # pairs share events
+    free = components["n_pairs"][0] - 2
+    assert 0.3 * free < components["ndf"][0] <= free  # pairs share events
+    by_chi2 = chdtrc(components["ndf"][0], components["chi2"][0])
+    assert components["p_value"][0] == pytest.approx(by_chi2, abs=0.05)
     pairs = result.tables[f"{COEFFICIENTS}_pairs"]
     assert not any("-" not in kind for kind in pairs["tel_type"][pairs["used"]].tolist())
 

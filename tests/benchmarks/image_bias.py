@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -139,6 +139,13 @@ class _Rows:
     impact_1_m: np.ndarray
     impact_2_m: np.ndarray
     limit: np.ndarray
+
+    def only(self, kinds: tuple[str, ...]) -> _Rows:
+        """Pairs of telescopes of some types."""
+        kept = np.isin(self.pairs.tel_type, kinds)
+        parts = (getattr(self.pairs, one.name) for one in fields(PairEvents))
+        pairs = PairEvents(*(None if part is None else part[kept] for part in parts))
+        return _Rows(pairs, *(getattr(self, one.name)[kept] for one in fields(_Rows)[1:]))
 
     def of(self, method: Method, factor: float) -> tuple[np.ndarray, np.ndarray | None]:
         if method.select == "true light":
