@@ -438,7 +438,7 @@ def test_muons_from_too_few_rings_do_not_set_the_scale(simulated, run, tmp_path)
         table = file.get_node(f"{MUON}/tel_006")
         rows = table.read()
         file.remove_node(table)
-        columns = {name: rows[name] for name in rows.dtype.names} | {"flags": np.array(["F"])}
+        columns = {name: rows[name] for name in rows.dtype.names} | {"flags": np.array(["Q"])}
         write_table(file, f"{MUON}/tel_006", columns)
     result, expected = (run(*simulated.paths, one) for one in (wrong, path))
     assert 6 not in result.tables[f"{CROSS}/muons"]["tel_id"]
