@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.array.goodness import event_group
 from calibdask.array.image_size import (
     HIGHER_CUT,
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from calibdask.array.network import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
     from calibdask.schema import TableSchema
 
@@ -251,6 +253,22 @@ class EnergyAsymmetryEstimation(_AsymmetryEstimation):
     options: EnergyAsymmetryOptions
 
     name: ClassVar[str] = "energy-asymmetry-estimation"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["energy-asymmetry-estimation"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one]
+        for one in (
+            "EventPreprocessor",
+            "CalculateAsymmetry",
+        )
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        return cls(config.energy_asymmetry, campaign.shard_bytes, config.notes)
 
     @property
     def further(self) -> Mapping[str, str]:
@@ -265,6 +283,18 @@ class ImageAsymmetryEstimation(_AsymmetryEstimation):
     options: ImageAsymmetryOptions
 
     name: ClassVar[str] = "image-asymmetry-estimation"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["image-asymmetry-estimation"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("EventPreprocessor",)
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        return cls(config.image_asymmetry, campaign.shard_bytes, config.notes)
 
     @property
     def further(self) -> Mapping[str, str]:
@@ -287,6 +317,25 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
     table: ClassVar[str] = INTER_CALIBRATION.path
     schemas: ClassVar[Mapping[str, TableSchema]] = INTER
     title: ClassVar[str] = "Inter-calibration of telescope throughput"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["inter-calibration"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one]
+        for one in (
+            "EventPreprocessor",
+            "CalculateAsymmetry",
+        )
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        inter = config.inter_calibration
+        of_images = inter.asymmetry_label == config.image_asymmetry.label
+        options = config.image_asymmetry if of_images else config.energy_asymmetry
+        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins, inter=inter)
 
     inter: InterCalibrationOptions | None = None
     from_asymmetries: bool = False
@@ -639,7 +688,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
 
         return THROUGHPUT
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: coefficients, residuals, map, components."""
         from calibdask.array.image_report import image_size_section
         from calibdask.array.report import inter_calibration_sections

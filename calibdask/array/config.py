@@ -22,6 +22,7 @@ from calibdask.config import (
     ENGINE_SECTIONS,
     Campaign,
     Configuration,
+    JobSection,
     Section,
     caseless,
     load_config,
@@ -65,6 +66,7 @@ __all__ = [
     "TimingCalibrationOptions",
     "TimingEventFilters",
     "load_array_config",
+    "resolve",
 ]
 
 type Estimator = Literal["log-mean", "log-median", "log-clipped", "asymmetry"]
@@ -338,7 +340,7 @@ class ImageEventFilters(Section):
     )
 
 
-class _CalculateAsymmetry(Section):
+class _CalculateAsymmetry(JobSection):
     """What all Calculate... sections that read DL2 files have in common."""
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -450,6 +452,13 @@ class CalculateCrossCalibration(_CalculateAsymmetry):
         "input (-i).",
         examples=["muon_throughput.h5"],
     )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs that are named."""
+        named = (self.input_data_url, self.input_url, self.muon_url)
+        return tuple(url for url in named if url is not None)
+
     nominal_throughput: ThroughputNormalisation = Field(
         default=ThroughputNormalisation(),
         description="Optical throughput, as muons give it, of a telescope whose energies are right "
@@ -660,7 +669,7 @@ class RelativeThroughputFitter(Section):
     )
 
 
-class CalculateInterCalibration(Section):
+class CalculateInterCalibration(JobSection):
     """Relative throughputs of the telescopes, from event-wise asymmetries."""
 
     hints: ClassVar[Mapping[str, str]] = _CalculateAsymmetry.hints
@@ -1229,7 +1238,11 @@ def load_array_config(
     ConfigError
         Anything that is wrong, with file, line, dotted path, value and remedy.
     """
-    document = load_config(SECTIONS, paths, overrides, others=others)
+    return resolve(load_config(SECTIONS, paths, overrides, others=others))
+
+
+def resolve(document: Configuration) -> ArrayConfig:
+    """Resolve the options of the array calibrations (ConfigError for what is contradictory)."""
     given = [name for name in _ENERGY_NAMES if name in document.sections]
     if len(given) == 2:
         raise document.error(

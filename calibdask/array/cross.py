@@ -20,6 +20,7 @@ import numpy as np
 
 from calibdask import flags
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
+from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.array.model import NetworkOptions
 from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
 from calibdask.array.pairs import PairRows, select_pairs
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from calibdask.array.config import CrossCalibrationOptions
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
     from calibdask.schema import TableSchema
 
@@ -141,6 +143,8 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 8  # keys
+    kept_pair_bytes: ClassVar[int] = 24  # two values, event, two telescopes: stored as they are
     table: ClassVar[str] = COEFFICIENTS
     schemas: ClassVar[Mapping[str, TableSchema]] = CROSS
     title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
@@ -148,6 +152,20 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     given: Given | None = None
     muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
+
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["cross-calibration"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("EventPreprocessor",)
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        options = config.cross_calibration
+        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins)
 
     @property
     def network(self) -> NetworkOptions:
@@ -681,7 +699,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
         return CROSS_THROUGHPUT
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: types, muons, coefficients, pairs, map, network."""
         from calibdask.array.cross_report import cross_calibration_sections
 

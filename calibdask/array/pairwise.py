@@ -228,6 +228,8 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     kept_bytes: ClassVar[int] = 30
     """Bytes of kept rows and keys for each telescope-event if all are selected, as measured on the
     simulated array of 36 telescopes: for the plan's estimate."""
+    kept_pair_bytes: ClassVar[int] = 0
+    """The same for each pair of telescopes in an event."""
 
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
 
@@ -314,7 +316,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
             n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
             peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
             n_parts = -(-peak_bytes // self.shard_bytes)
-            stored = self.small_bytes + n_rows * self.kept_bytes
+            kept = n_rows * self.kept_bytes + int(n_pairs * self.kept_pair_bytes)
             if n_parts <= 1:
                 yield Piece(
                     (survey.source,),
@@ -322,7 +324,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
                     order=survey.order,
                     n_bytes=survey.source.size,
                     peak_bytes=peak_bytes,
-                    stored_bytes=stored,
+                    stored_bytes=self.small_bytes + kept,
                 )
                 continue
             for first, stop in event_ranges(survey.source.path, n_parts):
@@ -334,7 +336,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
                     order=(*survey.order, first),
                     n_bytes=int(survey.source.size * fraction),
                     peak_bytes=int(peak_bytes * fraction),
-                    stored_bytes=self.small_bytes + int(n_rows * fraction * self.kept_bytes),
+                    stored_bytes=self.small_bytes + int(fraction * kept),
                 )
 
     def warnings(self) -> Sequence[str]:
@@ -693,7 +695,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         """What is calibrated, in words."""
         raise NotImplementedError
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report about one fit."""
         raise NotImplementedError
 
@@ -703,9 +705,9 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
 
         del result
         if self.bins is None:
-            return self.sections(tables)
+            return self.report_sections(tables)
         _, last = last_bin(tables, self.table)
-        return [*drift_sections(tables, self.quantity), *self.sections(last)]
+        return [*drift_sections(tables, self.quantity), *self.report_sections(last)]
 
     def places(self, tables: Mapping[str, QTable]) -> TelescopeLayout:
         """Give the positions of the telescopes in the tables, for the report."""

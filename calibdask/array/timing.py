@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from calibdask import flags
+from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
 from calibdask.array.network import fit_stage, together
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from calibdask.array.network import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
     from calibdask.report import Section
@@ -131,6 +133,20 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
     has_sizes: bool = True  # of the images, in all inputs
+
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["timing-calibration"]
+    }
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("EventPreprocessor",)
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(document)
+        options = config.timing_calibration
+        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins)
 
     @property
     def walks(self) -> bool:
@@ -486,7 +502,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
         return OFFSET
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: offsets, systematic error, residuals, map, network."""
         from calibdask.array.timing_report import timing_sections
 

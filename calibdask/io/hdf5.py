@@ -179,6 +179,20 @@ class Table:
         # variable length, which HDF5 can only give as pointers.
         self._type = h5t.py_create(self.dtype) if self.dtype.hasobject else stored
         self.n_rows = int(node.shape[0])
+        self._check_extent()
+
+    def _check_extent(self) -> None:
+        """Refuse more rows than are stored: HDF5 would give zeros, as many as it is told."""
+        properties = self._node.get_create_plist()
+        if properties.get_layout() == h5d.CHUNKED:
+            most = self._node.get_num_chunks() * properties.get_chunk()[0]
+        else:
+            most = self._node.get_storage_size() // self.row_bytes
+        if self.n_rows > most:
+            raise CorruptedInput(
+                f"{self.file}: {self.path} has {self.n_rows} rows by its header, but at most {most}"
+                " are stored; copy or produce the file again"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

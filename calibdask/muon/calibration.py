@@ -51,6 +51,7 @@ from calibdask.io.muon import (
     read_times,
     ring_times,
 )
+from calibdask.muon.config import JOB_SECTIONS, SECTIONS, resolve
 from calibdask.muon.model import (
     assign_chunks,
     chunk_starts,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.config import Campaign, Configuration
     from calibdask.muon.config import MuonOptions
     from calibdask.muon.report import Picture
     from calibdask.muon.result import Telescope
@@ -215,6 +217,15 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
     bins_time: ClassVar[bool] = True
     patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5", "*.simtel", "*.simtel.*")
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
+    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in ("QualityQuery", "PlainAggregator", "TimeChunking")
+    }
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        config = resolve(cls.name, document)
+        return cls(config.options, campaign.shard_bytes, config.notes)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -706,6 +717,9 @@ class ThroughputFromMuons(_FromRings):
     """Optical throughput of telescopes by time, and its trend."""
 
     name: ClassVar[str] = "calculate-throughput-muon"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["calculate-throughput-muon"]
+    }
     description: ClassVar[str] = "Optical throughput"
 
     def summary_type(self, stage: int) -> type[Summary]:
@@ -845,6 +859,9 @@ class PsfFromMuons(_FromRings):
     """Width over radius of rings against their radius: the optical point spread function."""
 
     name: ClassVar[str] = "calculate-psf-muon"
+    sections: ClassVar[Mapping[str, type[Any]]] = {
+        one: SECTIONS[one] for one in JOB_SECTIONS["calculate-psf-muon"]
+    }
     description: ClassVar[str] = "Optical point spread function"
 
     def summary_type(self, stage: int) -> type[Summary]:

@@ -17,6 +17,7 @@ from calibdask.config import (
     ENGINE_SECTIONS,
     Campaign,
     Configuration,
+    JobSection,
     Section,
     caseless,
     load_config,
@@ -39,6 +40,7 @@ __all__ = [
     "MuonOptions",
     "RingFitOptions",
     "load_muon_config",
+    "resolve",
 ]
 
 type Aggregator = Literal["SigmaClippingAggregator", "PlainAggregator"]
@@ -191,7 +193,7 @@ class PlainAggregator(_Aggregator):
     """Mean and scatter of all rings."""
 
 
-class _CalculateWithMuons(Section):
+class _CalculateWithMuons(JobSection):
     """What both jobs have in common."""
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -581,7 +583,11 @@ def load_muon_config(
     ConfigError
         Anything that is wrong, with file, line, dotted path, value and remedy.
     """
-    document = load_config(SECTIONS, paths, overrides, others=others)
+    return resolve(job, load_config(SECTIONS, paths, overrides, others=others))
+
+
+def resolve(job: str, document: Configuration) -> MuonConfig:
+    """Resolve the options of a muon calibration (ConfigError for what is contradictory)."""
     campaign = document.get("Campaign", Campaign)
     tool: CalculateThroughputWithMuons | CalculatePSFWithMuons
     if job == "calculate-psf-muon":
