@@ -143,7 +143,7 @@ def _drift(path: str, heading: str, unit: str = "") -> TableSchema:
             TEL_TYPE,
             TEL_ID,
             Column("n_bins", "i8", "Time bins with a value and an error", heading="Bins"),
-            replace(_CHI2, description="Of its values against a constant", format=""),
+            replace(_CHI2, description="Of its values against a constant", format=".1f"),
             Column("ndf", "i8", "Degrees of freedom", heading="ndf"),
             _P_VALUE,
             Column(
