@@ -62,59 +62,11 @@ if TYPE_CHECKING:
     from calibdask.report import Section
     from calibdask.schema import TableSchema
 
-__all__ = ["CrossCalibration", "Given"]
+__all__ = ["CrossCalibration"]
 
 COEFFICIENTS = CROSS_CALIBRATION.path
 
 _TABLES = (("table", "throughputs"),)
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Ratios within each type from an inter-calibration, as plain values.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    tel_id : tuple of int
-        Telescopes.
-    tel_type : tuple of str
-        Their types.
-    value, error : tuple of float
-        Their throughputs.
-    covariance : tuple of tuple of float
-        Covariance of the values.
-    flags : tuple of str
-        Their flags.
-    """
-
-    path: str
-    tel_id: tuple[int, ...]
-    tel_type: tuple[str, ...]
-    value: tuple[float, ...]
-    error: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-    flags: tuple[str, ...]
-
-    @classmethod
-    def of(cls, path: str, table: InterCalibrationTable) -> Self:
-        """Keep what a file says."""
-        return cls(
-            path,
-            tuple(table.tel_id.tolist()),
-            table.tel_type,
-            tuple(table.value.tolist()),
-            tuple(table.error.tolist()),
-            tuple(tuple(row) for row in table.covariance.tolist()),
-            table.flags,
-        )
-
-    @property
-    def known(self) -> frozenset[int]:
-        """Telescopes with a value."""
-        pairs = zip(self.tel_id, self.value, strict=True)
-        return frozenset(number for number, value in pairs if np.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +101,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     schemas: ClassVar[Mapping[str, TableSchema]] = CROSS
     title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 
-    given: Given | None = None
+    given: InterCalibrationTable | None = None
     muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
@@ -246,14 +198,14 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:
             return planned
-        path, table = inter[0].source.path, inter[0].facts.inter_calibration
+        table: InterCalibrationTable = inter[0].facts.inter_calibration
         if self.bins is not None:
             raise ConfigError(
-                f"{path}: an inter-calibration of all data has no place in time bins: leave it out"
-                " for one network of all telescopes in each time bin"
+                f"{table.path}: an inter-calibration of all data has no place in time bins: leave"
+                " it out for one network of all telescopes in each time bin"
             )
-        planned._check_inter(path, table, events)
-        return replace(planned, given=Given.of(path, table))
+        planned._check_inter(table, events)
+        return replace(planned, given=table)
 
     def _muon_rows(
         self, path: str, muons: MuonThroughputs
@@ -275,11 +227,9 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         columns = (muons.tel_id, muons.mean, muons.sem, muons.n_rings)
         return list(zip(*(column.tolist() for column in columns), starts, ends, strict=True))
 
-    def _check_inter(
-        self, path: str, table: InterCalibrationTable, events: Sequence[Survey]
-    ) -> None:
+    def _check_inter(self, table: InterCalibrationTable, events: Sequence[Survey]) -> None:
         """Refuse an inter-calibration of other data, or of another array."""
-        theirs = set(table.obs_ids)
+        path, theirs = table.path, set(table.obs_ids)
         foreign = {
             one.source.path: sorted(set(one.facts.info.obs_ids) - theirs)
             for one in events
@@ -329,7 +279,9 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         return {
             **self.options.fit_options(),
             "telescopes": self.fit_telescopes(),
-            "given": None if given is None else [list(given.tel_id), list(map(repr, given.value))],
+            "given": None
+            if given is None
+            else [given.tel_id.tolist(), list(map(repr, given.value.tolist()))],
         }
 
     def warnings(self) -> Sequence[str]:
@@ -434,13 +386,14 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
         if given is None:
             return log_value, covariance
-        row = {number: k for k, number in enumerate(given.tel_id) if number in given.known}
+        known = given.known
+        row = {number: k for k, number in enumerate(given.tel_id.tolist()) if number in known}
         mine = np.array([k for k, number in enumerate(tel_id.tolist()) if number in row], int)
         theirs = [row[number] for number in tel_id[mine].tolist()]
-        value = np.array(given.value)[theirs]
+        value = given.value[theirs]
         log_value[mine] = np.log(value)
         block = np.ix_(mine, mine)
-        of_value = np.array(given.covariance)[np.ix_(theirs, theirs)]
+        of_value = given.covariance[np.ix_(theirs, theirs)]
         # A telescope without a value takes no part, and its covariance costs the others nothing.
         covariance[block] = np.nan_to_num(of_value / np.outer(value, value))
         return log_value, covariance
@@ -619,27 +572,17 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         """
         reference_type = self.options.reference_type
         types = [kind for kind in np.unique(fit.tel_type).tolist() if kind != reference_type]
-        rows: list[tuple[Any, ...]] = []
+        rows: list[dict[str, Any]] = []
         held = self._reference_of(reference_type, fit)
-        mixed = fit.used & (fit.tel_type[fit.first] != fit.tel_type[fit.second])
+        one, two = fit.tel_type[fit.first[fit.used]], fit.tel_type[fit.second[fit.used]]
         for kind in types:
-            ends = {kind, reference_type}
-            between = [
-                {one, two} == ends
-                for one, two in zip(
-                    fit.tel_type[fit.first[mixed]].tolist(),
-                    fit.tel_type[fit.second[mixed]].tolist(),
-                    strict=True,
-                )
-            ]
             mine = self._reference_of(kind, fit)
             log_ratio = variance = np.nan
             has_scale = is_fallback = False
             if held is not None and mine is not None and fit.component[held] == fit.component[mine]:
                 has_scale = True
                 if scales is not None:
-                    k = scales.types.index(kind)
-                    log_ratio = scales.log_scale[k]
+                    log_ratio = scales.log_scale[scales.types.index(kind)]
                     variance = fit.scale_covariance[mine, mine]
                 else:
                     log_ratio = fit.theta[mine] - fit.theta[held]
@@ -649,36 +592,37 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                     configured = dict(self.options.reference_telescopes).get(kind)
                     is_fallback = configured not in (None, fit.tel_id[mine])
             factor = float(np.exp(log_ratio))
-            numbers = [
+            tel_id, tel_id_ref = (
                 -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)
-            ]
+            )
             wider = 1.0 if mine is None else float(student_factor(fit.freedom[mine]))
             error = factor * wider * float(np.sqrt(variance))
             ends_known = scaled.known[[t for t in (mine, held) if t is not None]].all()
             uncertain = bool(np.isfinite(factor) and not ends_known)
-            rows.append(
-                (
-                    kind,
-                    reference_type,
-                    factor,
-                    np.nan if uncertain else error,
-                    *numbers,
-                    sum(between),
-                    flags.column(
-                        {
-                            Flag.FALLBACK: is_fallback,
-                            Flag.NO_PAIR: not has_scale,
-                            Flag.NO_ERROR: uncertain,
-                        }
-                    ),
-                )
+            between = ((one == kind) & (two == reference_type)) | (
+                (one == reference_type) & (two == kind)
             )
-        types_of: tuple[Any, ...] = (str, str, float, float, int, int, int, str)
-        columns = zip(*rows, strict=True) if rows else [()] * len(types_of)
-        names = (one.name for one in SCALING_FACTORS.columns if not one.optional)
+            masks = {
+                Flag.FALLBACK: is_fallback, Flag.NO_PAIR: not has_scale, Flag.NO_ERROR: uncertain
+            }  # fmt: skip
+            rows.append(
+                {
+                    "tel_type": kind,
+                    "tel_ref": reference_type,
+                    "scaling_factor": factor,
+                    "scaling_factor_uncertainty": np.nan if uncertain else error,
+                    "tel_id": tel_id,
+                    "tel_id_ref": tel_id_ref,
+                    "n_pairs": np.count_nonzero(between),
+                    "flags": str(flags.column(masks)),
+                }
+            )
         return {
-            name: np.array(column, kind)
-            for name, column, kind in zip(names, columns, types_of, strict=True)
+            one.name: np.array(
+                [row[one.name] for row in rows], str if one.kind == "text" else one.kind
+            )
+            for one in SCALING_FACTORS.columns
+            if not one.optional
         }
 
     def _reference_of(self, tel_type: str, fit: NetworkFit) -> int | None:

@@ -146,6 +146,8 @@ class InterCalibrationTable:
 
     Attributes
     ----------
+    path : str
+        The file.
     tel_id : ndarray of int64, shape (T,)
         Telescopes.
     tel_type : tuple of str
@@ -160,6 +162,7 @@ class InterCalibrationTable:
         Observation blocks it was made from.
     """
 
+    path: str
     tel_id: NDArray[np.int64]
     tel_type: tuple[str, ...]
     value: NDArray[np.float64]
@@ -167,6 +170,11 @@ class InterCalibrationTable:
     covariance: NDArray[np.float64]
     flags: tuple[str, ...]
     obs_ids: tuple[int, ...]
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Telescopes with a value."""
+        return frozenset(self.tel_id[np.isfinite(self.value)].tolist())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -261,6 +269,7 @@ def _inter_calibration(file: File) -> InterCalibrationTable:
             raise CorruptedInput(msg)
         covariance[ends[0], ends[1]] = entries["covariance"]
     return InterCalibrationTable(
+        str(file.path),
         tel_id,
         tuple(columns["tel_type"].tolist()),
         value,
