@@ -7,7 +7,7 @@ data or one for each time bin. A job adds what its pairs compare and which of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -70,10 +70,10 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.pair_config import PairSection
     from calibdask.array.report import Quantity, TelescopeLayout
     from calibdask.report import Section
     from calibdask.schema import TableSchema
-    from calibdask.select import TelescopePatterns
     from calibdask.stats.timebins import TimeBins
 
     type Columns = dict[str, NDArray[Any]]
@@ -81,7 +81,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FromDl2",
     "PairData",
-    "PairOptions",
     "PairwiseCalibration",
     "SurveyedDl2",
     "join_obs_ids",
@@ -93,24 +92,6 @@ __all__ = [
 
 PAIR_BYTES = 200
 """Memory of a pair-event while it is formed, selected and summarised."""
-
-
-class PairOptions(Protocol):
-    """What the options of every job of pairs have."""
-
-    @property
-    def event_types(self) -> tuple[int, ...]:
-        """Types of the events that are used; all if empty."""
-        ...
-
-    @property
-    def max_impact_distance(self) -> TelescopePatterns:
-        """Pair distance per telescope in m."""
-        ...
-
-    def map_options(self) -> dict[str, Any]:
-        """Give the options that the rows of a shard depend on, ready for JSON."""
-        ...
 
 
 # -- planning over DL2 files --------------------------------------------------------------------
@@ -216,7 +197,7 @@ def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str
 class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     """What the jobs that read DL2 files share: survey, layout, shards."""
 
-    options: PairOptions
+    options: PairSection
     shard_bytes: int
     notes: tuple[str, ...] = ()
     layout: Layout | None = None
@@ -451,7 +432,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         """Give what pair events and their first summary depend on."""
         robust = self.network.estimator in ("log-median", "log-clipped")
         bins = {} if self.bins is None else {"time_bins": self.bins.config()}
-        return {**self.options.map_options(), "histogram": robust, **bins}
+        return {**super().map_config(), "histogram": robust, **bins}
 
     def fit_telescopes(self) -> list[list[Any]]:
         """Give the telescopes without data among them, which the fit depends on, for JSON."""
