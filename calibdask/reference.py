@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from calibdask.array import tables as array
 from calibdask.flags import Flag
 from calibdask.muon import tables as muon
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DIRECTORY", "PAGES", "SCHEMAS", "flag_page", "table_page"]
 
-SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {"Muon rings": muon.TABLES}
+SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {
+    "Arrays of telescopes": array.TABLES,
+    "Muon rings": muon.TABLES,
+}
 """All tables, by the heading of the page that they stand under."""
 
 DIRECTORY: Final = Path(__file__).parents[1] / "docs" / "reference"
