@@ -197,10 +197,11 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
             if one.facts.muons is None:
                 continue
             muons += planned._muon_rows(one.source.path, one.facts.muons)
-            if flagged := one.facts.muons.n_flagged:
+            if unusable := one.facts.muons.n_unusable:
                 note = (
-                    f"{one.source.path}: {sum(flagged.values())} muon throughputs, of telescopes"
-                    f" {sorted(flagged)}, are flagged as not to be used: they do not set the scale"
+                    f"{one.source.path}: {sum(unusable.values())} muon throughputs, of telescopes"
+                    f" {sorted(unusable)}, are flagged as not to be used, or lack a mean, its"
+                    " error or two rings: they do not set the scale"
                 )
                 notes = (*notes, note)
         planned = replace(planned, muons=tuple(muons), notes=notes)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.io.hdf5 import File
+    from calibdask.io.hdf5 import Columns, File
 
 __all__ = [
     "INTER_CALIBRATION",
@@ -137,6 +137,7 @@ MUON_THROUGHPUT: Final = TableSchema(
 """A table for each telescope. That of ctao-calibpipe ends with n_events."""
 
 _MUON = MUON_THROUGHPUT.path.rpartition("/")[0]
+_PERCENT: Final = 10.0  # no throughput, but one in percent, is as large
 _READ = ("mean", "sem", "n_events", "time_start", "time_end")
 
 
@@ -191,8 +192,9 @@ class MuonThroughputs:
         Rings in the mean.
     start_ns, end_ns : ndarray of int64, shape (N,), or None
         Of the chunk, in ns of TAI since 1970; None where the table does not tell.
-    n_flagged : dict of int to int
-        Chunks of each telescope that are flagged as not to be used, and not among these.
+    n_unusable : dict of int to int
+        Chunks of each telescope that are not among these: flagged as not to be used, or without a
+        mean, an error of it, or two rings.
     """
 
     tel_id: NDArray[np.int64]
@@ -201,7 +203,7 @@ class MuonThroughputs:
     n_rings: NDArray[np.int64]
     start_ns: NDArray[np.int64] | None
     end_ns: NDArray[np.int64] | None
-    n_flagged: dict[int, int]
+    n_unusable: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,10 @@ def _inter_calibration(file: File) -> InterCalibrationTable:
     wrong = (np.isfinite(value) & (value <= 0)) | (error < 0)
     if wrong.any():
         row = np.flatnonzero(wrong)[0]
-        msg = f"{where} has value {value[row]} +- {error[row]} for telescope {tel_id[row]}"
+        msg = (
+            f"{where} has value {value[row]} +- {error[row]} for telescope {tel_id[row]}, expected"
+            " a value above 0 and an error of at least 0: run the inter-calibration again"
+        )
         raise CorruptedInput(msg)
     obs_id = table.attribute("obs_id")
     if obs_id is None:
@@ -267,7 +272,9 @@ def _inter_calibration(file: File) -> InterCalibrationTable:
         if min(map(min, ends), default=0) < 0:
             msg = f"{file.path}: {more.path} has telescopes that {table.path} has not"
             raise CorruptedInput(msg)
+        covariance[np.diag_indices_from(covariance)] = np.nan
         covariance[ends[0], ends[1]] = entries["covariance"]
+        _check_covariance(f"{file.path}: {more.path}", tel_id, error, covariance)
     return InterCalibrationTable(
         str(file.path),
         tel_id,
@@ -280,24 +287,63 @@ def _inter_calibration(file: File) -> InterCalibrationTable:
     )
 
 
+def _check_covariance(
+    where: str,
+    tel_id: NDArray[np.int64],
+    error: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+) -> None:
+    """Refuse a covariance that is cut short, not finite, or of other values than the errors."""
+    known = np.isfinite(error)
+    sound = np.isclose(covariance, covariance.T, rtol=1e-9, atol=0)
+    diagonal = np.isclose(np.diagonal(covariance), error**2, rtol=1e-6, atol=0)
+    sound[np.diag_indices_from(sound)] &= diagonal
+    wrong = np.argwhere(~sound & np.outer(known, known))
+    if len(wrong):
+        one, two = wrong[0].tolist()
+        msg = (
+            f"{where} has {covariance[one, two]:g} for telescopes {tel_id[one]} and {tel_id[two]},"
+            f" {covariance[two, one]:g} for {tel_id[two]} and {tel_id[one]}, and their errors are"
+            f" {error[one]:g} and {error[two]:g}: run the inter-calibration again"
+        )
+        raise CorruptedInput(msg)
+
+
+def _refuse_repeated(where: str, chunks: Columns, rows: NDArray[np.int64]) -> None:
+    """Refuse a chunk of rings that stands in a table twice: its rings would count twice."""
+    seen: dict[tuple[float, ...], int] = {}
+    values = zip(*(column[rows].tolist() for column in chunks.values()), strict=True)
+    for row, chunk in zip(rows.tolist(), values, strict=True):
+        first = seen.setdefault(chunk, row)
+        if first != row:
+            msg = f"{where} the same rings in rows {first} and {row}: remove one of them"
+            raise CorruptedInput(msg)
+
+
 def _muons(file: File) -> MuonThroughputs:
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("tel_id", *_READ)}
-    n_flagged: dict[int, int] = {}
+    n_unusable: dict[int, int] = {}
     for name in file.children(_MUON):
         fields = MUON_THROUGHPUT.fields(f"{_MUON}/{name}")
         if fields is None:
             continue
         tel_id, table = int(fields["tel_id"]), file.table(f"{_MUON}/{name}")
         columns = read_columns(table, MUON_THROUGHPUT, _READ)
-        good = usable(columns.pop("flags"))
-        if not good.all():
-            n_flagged[tel_id] = int(np.count_nonzero(~good))
+        flags = columns.pop("flags")
+        where = f"{file.path}: {table.path} has"
         mean, sem = columns["mean"], columns["sem"]
-        good &= np.isfinite(mean) & np.isfinite(sem) & (columns["n_events"] > 1)
-        wrong = good & ~((mean > 0) & (sem > 0))
+        good = usable(flags) & np.isfinite(mean) & np.isfinite(sem) & (columns["n_events"] > 1)
+        _refuse_repeated(where, columns, np.flatnonzero(good))
+        if not good.all():
+            n_unusable[tel_id] = int(np.count_nonzero(~good))
+        wrong = good & ~((mean > 0) & (mean < _PERCENT) & (sem > 0))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            msg = f"{file.path}: {table.path} has a throughput of {mean[row]} +- {sem[row]}"
+            msg = (
+                f"{where} a throughput of {mean[row]:g} +- {sem[row]:g} in row {row}, expected a"
+                f" fraction of the light, above 0 and below {_PERCENT:g} (not in percent), with an"
+                " error above 0: mend the row, or leave the file out"
+            )
             raise CorruptedInput(msg)
         parts["tel_id"].append(np.full(np.count_nonzero(good), tel_id))
         for key, values in columns.items():
@@ -315,5 +361,5 @@ def _muons(file: File) -> MuonThroughputs:
         n_rings=joined["n_events"].astype(np.int64),
         start_ns=joined.get("time_start") if n_tables else None,
         end_ns=joined.get("time_end") if n_tables else None,
-        n_flagged=n_flagged,
+        n_unusable=n_unusable,
     )
