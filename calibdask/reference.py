@@ -5,15 +5,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from calibdask.flags import Flag
+from calibdask.muon import tables as muon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["DIRECTORY", "PAGES", "flag_page"]
+    from calibdask.schema import TableSchema
+
+__all__ = ["DIRECTORY", "PAGES", "SCHEMAS", "flag_page", "table_page"]
+
+SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {"Muon rings": muon.TABLES}
+"""All tables, by the heading of the page that they stand under."""
 
 DIRECTORY: Final = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -47,7 +54,46 @@ def flag_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: Final[Mapping[str, Callable[[], str]]] = {"flags.md": flag_page}
+_TABLES: Final = f"""# Result tables
+
+Every table of the result files, with its columns in their order.
+{_WRITTEN}
+
+Types are those of NumPy; *text* is UTF-8 of fixed width; *time* is what ctapipe stores as
+`ctao_high_res` in TAI. Text and whole numbers that do not fit make their column wider. Columns in
+brackets are not in all tables. `ctapipe.io.read_table` reads all of them with units and times.
+What the letters in `flags` mean: [flags](flags.md)."""
+
+
+def table_page() -> str:
+    """Return the page about tables, in Markdown."""
+    lines = [_TABLES]
+    for heading, schemas in SCHEMAS.items():
+        lines.append(f"\n## {heading}")
+        for schema in schemas:
+            path = re.sub(r"\{(\w+)[^}]*\}", r"<\1>", schema.path)
+            lines += [f"\n### `{path}`", f"\n{schema.description}.\n"]
+            lines += ["| Column | Type | Unit | Meaning |", "|---|---|---|---|"]
+            for one in schema.columns:
+                name = f"[`{one.name}`]" if one.optional else f"`{one.name}`"
+                kind = _KINDS.get(one.kind, one.kind)
+                meaning = one.description
+                if one.name == "flags":
+                    meaning += f": {', '.join(flag.letter for flag in schema.flags)}"
+                lines.append(f"| {name} | {kind} | {one.unit} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+_KINDS: Final = {"?": "bool"} | {
+    f"{letter}{n}": f"{name}{8 * n}"
+    for letter, name in (("i", "int"), ("u", "uint"), ("f", "float"))
+    for n in (1, 2, 4, 8)
+}
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "flags.md": flag_page,
+    "tables.md": table_page,
+}
 """What writes each page, by its name in `DIRECTORY`."""
 
 

@@ -23,14 +23,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from calibdask.errors import ConfigError
+from calibdask.flags import Severity, has, present, worst
 from calibdask.rounding import NO_VALUE, format_number, round_to_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from astropy.table import QTable
     from jinja2 import Template
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
+
+    from calibdask.schema import TableSchema
 
 __all__ = [
     "PALETTE",
@@ -43,7 +47,10 @@ __all__ = [
     "Section",
     "TableBlock",
     "draw_figure",
+    "flag_notices",
+    "name_telescopes",
     "render_report",
+    "table_block",
     "write_report",
 ]
 
@@ -149,6 +156,86 @@ class TableBlock:
         cells = list(zip(*shown.values(), strict=True))
         marked = np.asarray(self.marked, dtype=bool)
         return list(zip(marked.tolist() or [False] * len(cells), cells, strict=True))
+
+
+def table_block(
+    schema: TableSchema,
+    table: QTable,
+    names: Sequence[str],
+    caption: str,
+    *,
+    derived: Mapping[str, ArrayLike] | None = None,
+    error_of: Mapping[str, str] | None = None,
+) -> TableBlock:
+    """Show columns of a result table under the headings and with the formats of its schema.
+
+    Parameters
+    ----------
+    schema : TableSchema
+        Of the table.
+    table : QTable
+        The table, or rows of it.
+    names : sequence of str
+        Columns to show, in their order. Rows with flags that restrict their use are marked where
+        the flags are among them.
+    caption : str
+        As in `TableBlock`.
+    derived : mapping of str to array_like, optional
+        More columns by their headings; `names` says where they stand.
+    error_of : mapping of str to str, optional
+        Of derived columns, as in `TableBlock`; those of others the schema knows.
+    """
+    derived = derived or {}
+    declared = {name: schema.by_name[name] for name in names if name not in derived}
+    marked: ArrayLike = ()
+    if "flags" in declared:
+        marked = worst(schema.shown(table, "flags")) > Severity.NOTE
+        caption += " Marked: flags that restrict the use."
+    return TableBlock(
+        columns={
+            declared[name].title if name in declared else name: (
+                schema.shown(table, name) if name in declared else derived[name]
+            )
+            for name in names
+        },
+        caption=caption,
+        formats={one.title: one.format for one in declared.values() if one.format},
+        error_of={
+            one.title: declared[one.error].title
+            for one in declared.values()
+            if one.error in declared
+        }
+        | (dict(error_of) if error_of else {}),
+        marked=marked,
+    )
+
+
+def name_telescopes(tel_id: NDArray[np.integer], limit: int = 12) -> str:
+    """Write out telescope numbers, the first `limit` of them."""
+    names = ", ".join(map(str, tel_id[:limit].tolist()))
+    rest = len(tel_id) - limit
+    noun = "Telescope" if len(tel_id) == 1 else "Telescopes"
+    return f"{noun} {names}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def flag_notices(tel_id: NDArray[np.integer], flags: NDArray[np.str_]) -> list[Notice]:
+    """Say which telescopes have which flag, the most severe first.
+
+    Parameters
+    ----------
+    tel_id : ndarray of int, shape (N,)
+        Telescope of each row; several rows may be of one.
+    flags : ndarray of str, shape (N,)
+        Flags of each row.
+    """
+    return [
+        Notice(
+            "info" if flag.severity == Severity.NOTE else "warning",
+            f"{name_telescopes(np.unique(tel_id[has(flags, flag)]))} ({flag.letter}):"
+            f" {flag.meaning}.",
+        )
+        for flag in present(flags)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

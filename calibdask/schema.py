@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import re
 import string
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from calibdask.stats.timebins import to_time
+from calibdask.stats.timebins import NO_TIME, to_time
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from astropy.table import QTable
     from numpy.typing import NDArray
@@ -32,7 +32,7 @@ _TAKEN: Final = {"?": "b", "i": "iu", "u": "iu", "f": "fiu"}
 """Kinds of NumPy types that are taken as values of a kind of column."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table.
 
@@ -67,6 +67,7 @@ class Column:
     name: str
     kind: str
     description: str
+    _: KW_ONLY
     unit: str = ""
     heading: str = ""
     error: str = ""
@@ -97,7 +98,7 @@ class Column:
         ----------
         values : array_like, Quantity or Time, shape (N,)
             Numbers without a unit are in the column's unit, integers for times in ns of TAI since
-            1970.
+            1970; `NO_TIME` becomes 1970, by which ctapipe says that there is none.
         where : str
             The table, for messages.
 
@@ -114,7 +115,9 @@ class Column:
         """
         where = f"{where}: column {self.name}"
         if self.kind == "time":
-            values = values if hasattr(values, "tai") else to_time(np.asarray(values))
+            if not hasattr(values, "tai"):
+                time_ns = np.asarray(values)
+                values = to_time(np.where(time_ns == NO_TIME, 0, time_ns))
         elif self.unit:
             from astropy.units import Quantity, UnitConversionError
 
@@ -143,9 +146,7 @@ class Column:
 
 
 FLAGS: Final = Column(
-    name="flags",
-    kind="text",
-    description="Letters that say what is special or wrong; empty where all is well",
+    "flags", "text", "Letters that say what is special or wrong; empty where all is well"
 )
 """The column of the flags: the last one of each table that has any."""
 
@@ -247,17 +248,14 @@ class TableSchema:
             table[name].info.description = self.by_name[name].description
         return table
 
-    def shown(self, table: QTable, names: Sequence[str]) -> dict[str, Any]:
-        """Return columns for a report by their headings: numbers in their unit, times as text."""
-        return {self.by_name[name].title: _plain(table[name]) for name in names}
+    def shown(self, table: QTable, name: str) -> NDArray[Any]:
+        """Return a column for a report: numbers in their unit, times as text in UTC."""
+        column = table[name]
+        if self.by_name[name].kind == "time":
+            return np.asarray(column.utc.iso)
+        return np.asarray(getattr(column, "value", column))
 
 
 def flag_attribute(letter: str) -> str:
     """Return the attribute of a table that says what a flag means: its name, colon, meaning."""
     return f"FLAG_{letter}"
-
-
-def _plain(column: Any) -> NDArray[Any]:
-    if hasattr(column, "utc"):
-        return np.asarray(column.utc.iso)
-    return np.asarray(getattr(column, "value", column))

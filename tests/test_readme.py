@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calibdask.muon.model import FLAGS as MUON_FLAGS
 from calibdask.sensor.model import PIXEL_FLAGS
 
 ROOT = Path(__file__).parent.parent
@@ -21,12 +20,6 @@ def test_it_explains_every_bit_of_a_mask() -> None:
     section = README.split("| mask | meaning |")[1].split("## ")[0]
     rows = re.findall(r"^\| ([\w-]+) \| (.*) \|$", section, flags=re.MULTILINE)
     assert rows == list(PIXEL_FLAGS.items())
-
-
-def test_it_explains_every_flag_of_muons() -> None:
-    section = README.split("| flag | of a telescope or a bin |")[1].split("\n\n")[0]
-    rows = dict(re.findall(r"^\| ([A-Z]) \| (.*) \|$", section, flags=re.MULTILINE))
-    assert {flag: text.replace("`", "") for flag, text in rows.items()} == MUON_FLAGS
 
 
 def test_files_it_names_exist() -> None:

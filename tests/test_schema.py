@@ -13,19 +13,21 @@ from calibdask.flags import Flag
 from calibdask.io.hdf5 import open_hdf5
 from calibdask.io.pytables import create_hdf5, write_table
 from calibdask.io.tables import read_columns
+from calibdask.report import table_block
 from calibdask.schema import Column, TableSchema
+from calibdask.stats.timebins import NO_TIME
 
 TIME_NS = 1_700_000_000_000_000_000
 SCHEMA = TableSchema(
     "/of/tel_{tel_id:03d}",
     "An example",
     (
-        Column(name="tel_id", kind="i2", description="Telescope", heading="Telescope"),
-        Column(name="rate", kind="f8", unit="deg-1", description="A rate", error="rate_err"),
-        Column(name="rate_err", kind="f8", unit="deg-1", description="Its error"),
-        Column(name="when", kind="time", description="A time"),
-        Column(name="used", kind="?", description="Whether it counts"),
-        Column(name="kind", kind="text", width=4, description="A name", optional=True),
+        Column("tel_id", "i2", "Telescope", heading="Telescope"),
+        Column("rate", "f8", "A rate", unit="deg-1", error="rate_err"),
+        Column("rate_err", "f8", "Its error", unit="deg-1"),
+        Column("when", "time", "A time"),
+        Column("used", "?", "Whether it counts"),
+        Column("kind", "text", "A name", width=4, optional=True),
     ),
     flags=(Flag.JUMP, Flag.VARIES),
 )
@@ -83,6 +85,12 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
         stored = file.table("/of/tel_001")
         assert (stored.dtype["flags"], stored.dtype["kind"]) == (np.dtype("S16"), np.dtype("S13"))
         assert stored.field("when", "DESC") == "A time"
+
+
+def test_a_time_that_is_not_known_stays_unknown(tmp_path):
+    table = SCHEMA.build(VALUES | {"when": np.array([NO_TIME, TIME_NS])})
+    path = write(tmp_path / "a.h5", {"/of/tel_001": table})
+    assert read(path)["when"].tolist() == [NO_TIME, TIME_NS]
 
 
 def test_a_few_columns_can_be_read(tmp_path):
@@ -171,17 +179,22 @@ def test_a_path_gives_back_its_fields():
 
 
 def test_reports_take_headings_from_the_schema():
-    shown = SCHEMA.shown(SCHEMA.build(VALUES), ("tel_id", "rate", "when", "flags"))
-    assert list(shown) == ["Telescope", "Rate / deg⁻¹", "When", "Flags"]
-    assert shown["Rate / deg⁻¹"].tolist()[0] == 0.5
-    assert shown["When"][0].startswith("2023-11-14 22:12:43")
+    table = SCHEMA.build(VALUES)
+    names = ("tel_id", "rate", "More", "rate_err", "when", "flags")
+    block = table_block(SCHEMA, table, names, "Rates.", derived={"More": [1.0, 2.0]})
+    headings = ["Telescope", "Rate / deg⁻¹", "More", "Rate err / deg⁻¹", "When", "Flags"]
+    assert list(block.columns) == headings
+    assert block.error_of == {"Rate / deg⁻¹": "Rate err / deg⁻¹"}
+    assert block.columns["Rate / deg⁻¹"].tolist()[0] == 0.5
+    assert block.columns["When"][0].startswith("2023-11-14 22:12:43")
+    assert (block.marked.tolist(), block.caption[:14]) == ([True, False], "Rates. Marked:")
 
 
 @pytest.mark.parametrize(
     ("declare", "says"),
     [
-        (lambda: Column(name="a", kind="float", description=""), "no kind of column 'float'"),
-        (lambda: Column(name="a", kind="text", unit="m", description=""), "text has no unit"),
+        (lambda: Column("a", "float", ""), "no kind of column 'float'"),
+        (lambda: Column("a", "text", "", unit="m"), "text has no unit"),
         (lambda: TableSchema("/a", "", (SCHEMA.columns[0],) * 2), "are not unique"),
         (lambda: TableSchema("/a", "", (SCHEMA.columns[1],)), "errors are missing"),
     ],

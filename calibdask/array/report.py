@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.errors import MissingInput
-from calibdask.flags import Flag, Severity, has, present, worst
-from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+from calibdask.flags import Flag, Severity, has, present, remove, worst
+from calibdask.report import (
+    PALETTE,
+    Notice,
+    Paragraph,
+    Section,
+    TableBlock,
+    draw_figure,
+    flag_notices,
+    name_telescopes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -223,14 +232,6 @@ def _take(columns: Columns, rows: NDArray[Any]) -> Columns:
     return {name: values[rows] for name, values in columns.items()}
 
 
-def _name_telescopes(tel_id: NDArray[Any], limit: int = 12) -> str:
-    """Write out telescope numbers, the first `limit` of them."""
-    names = ", ".join(map(str, tel_id[:limit].tolist()))
-    rest = len(tel_id) - limit
-    noun = "Telescope" if len(tel_id) == 1 else "Telescopes"
-    return f"{noun} {names}" + (f" and {rest} more" if rest > 0 else "")
-
-
 def _attention(
     telescopes: Columns, pairs: Columns, components: Columns, layout: TelescopeLayout
 ) -> list[Block]:
@@ -241,22 +242,19 @@ def _attention(
         blocks.append(Notice("error", f"None of the {len(tel_id)} telescopes has a value."))
     unexplained = ~has_value & ~has(telescopes["flags"], Flag.NO_PAIR)
     if unexplained.any():
-        who = _name_telescopes(tel_id[unexplained])
+        who = name_telescopes(tel_id[unexplained])
         blocks.append(
             Notice("error", f"{who}: no value, and no flag N that says why. Do not use the result.")
         )
     unquoted = has_value & ~(telescopes["error"] > 0) & ~telescopes["is_reference"]
     unquoted &= ~has(telescopes["flags"], Flag.NO_ERROR)
     if unquoted.any():
-        who = _name_telescopes(tel_id[unquoted])
+        who = name_telescopes(tel_id[unquoted])
         blocks.append(Notice("warning", f"{who}: a value without an error, and no flag B for it."))
     everyone = (telescopes, pairs, components)
     given = present(*(table["flags"] for table in everyone))
-    for flag in given:
-        flagged = has(telescopes["flags"], flag)
-        if flagged.any() and flag != Flag.REFERENCE:  # the reference is what was asked for
-            text = f"{_name_telescopes(tel_id[flagged])} ({flag.letter}): {flag.meaning}."
-            blocks.append(Notice("info" if flag.severity == Severity.NOTE else "warning", text))
+    # The reference is what was asked for.
+    blocks += flag_notices(tel_id, remove(telescopes["flags"], Flag.REFERENCE))
     blocks += _network_notices(telescopes, components)
     n_dropped = int((~pairs["used"]).sum())
     if n_dropped:
@@ -264,7 +262,7 @@ def _attention(
         blocks.append(Notice("info", text))
     unplaced = ~np.isin(tel_id, layout.tel_id[layout.placed])
     if unplaced.any():
-        who = _name_telescopes(tel_id[unplaced])
+        who = name_telescopes(tel_id[unplaced])
         blocks.append(Notice("warning", f"{who}: not on the map, for want of a position."))
     n_free = int((has_value & ~telescopes["is_restricted"]).sum())
     blocks.append(

@@ -12,31 +12,61 @@ Where a table has flags, values that are flagged as not usable are not given.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from calibdask.errors import CorruptedInput
+from calibdask.flags import Flag, usable
 from calibdask.io.hdf5 import open_hdf5
-from calibdask.io.times import stored_time_ns
+from calibdask.io.tables import read_columns
+from calibdask.schema import Column, TableSchema
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.io.hdf5 import File, Table
 
-__all__ = ["InterCalibrationTable", "MuonThroughputs", "Throughputs", "read_throughputs"]
+__all__ = [
+    "MUON_THROUGHPUT",
+    "InterCalibrationTable",
+    "MuonThroughputs",
+    "Throughputs",
+    "read_throughputs",
+]
 
 _INTER_CALIBRATION = "/dl2/monitoring/subarray/inter_calibration"
-_MUON = "/dl1/monitoring/telescope/calibration/optical_throughput/muon"
 
-_NOT_COMPARABLE = "NDBP"
-"""Flags of an inter-calibration: no value, of another component, without error, preliminary."""
-_NOT_TO_BE_USED = "DMF"
-"""Flags of muon throughputs: no value, or from too few rings."""
+MUON_THROUGHPUT: Final = TableSchema(
+    "/dl1/monitoring/telescope/calibration/optical_throughput/muon/tel_{tel_id:03d}",
+    "Optical throughput of a telescope from its muon rings, by chunks of rings or bins of time",
+    (
+        Column(
+            "mean", "f8", "Mean optical throughput of the rings that were not clipped", error="sem"
+        ),
+        Column("median", "f8", "Median of the same rings", format=".5f"),
+        Column(
+            "std", "f8", "Standard deviation of the same rings (divisor n)", heading="Scatter",
+            format=".5f",
+        ),
+        Column("sem", "f8", "Standard error of the mean: with divisor n - 1", heading="Error"),
+        Column("method", "text", "Calibration method used"),
+        Column("time_start", "time", "Time of the first ring", heading="From", optional=True),
+        Column("time_end", "time", "Time of the last ring", heading="To", optional=True),
+        Column("obs_id", "i4", "Observation of all rings; -1: of several, see obs_ids"),
+        Column("n_events", "i8", "Rings in the mean", heading="Rings", format=",d"),
+        Column("n_clipped", "i8", "Rings that were clipped", heading="Clipped", format=",d"),
+        Column("time_mean", "time", "Mean time of the rings in the mean"),
+        Column("bin", "i8", "Number of the time bin since the epoch, or of the chunk"),
+    ),
+    (Flag.FEW_RINGS, Flag.MANY_CLIPPED),
+)  # fmt: skip
+"""A table for each telescope. That of ctao-calibpipe ends with n_events."""
+
+_MUON = MUON_THROUGHPUT.path.rpartition("/")[0]
+_READ = ("mean", "sem", "n_events", "time_start", "time_end")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +149,7 @@ def read_throughputs(path: Path | str) -> Throughputs:
         if _INTER_CALIBRATION in file:
             inter = _inter_calibration(Path(path), file)
         if _MUON in file:
-            muons = _muons(Path(path), file)
+            muons = _muons(file)
         return Throughputs(inter, muons)
 
 
@@ -157,8 +187,8 @@ def _inter_calibration(path: Path, file: File) -> InterCalibrationTable:
         msg = f"{where} does not tell by its attribute obs_id which observations it is from"
         raise CorruptedInput(msg)
     flags = _flags(rows)
-    usable = np.isfinite(value) & np.isfinite(error) & ~_any_letter(flags, _NOT_COMPARABLE)
-    value, error = np.where(usable, value, np.nan), np.where(usable, error, np.nan)
+    good = np.isfinite(value) & np.isfinite(error) & usable(flags)
+    value, error = np.where(good, value, np.nan), np.where(good, error, np.nan)
     covariance = np.diag(error**2)
     if f"{_INTER_CALIBRATION}_covariance" in file:
         more = file.table(f"{_INTER_CALIBRATION}_covariance")
@@ -187,60 +217,40 @@ def _flags(rows: NDArray[np.void]) -> NDArray[np.str_]:
     return np.array([text.decode("utf-8", "replace") for text in rows["flags"].tolist()], np.str_)
 
 
-def _any_letter(flags: NDArray[np.str_], letters: str) -> NDArray[np.bool_]:
-    return np.array([any(one in text for one in letters) for text in flags.tolist()], np.bool_)
-
-
-def _muons(path: Path, file: File) -> MuonThroughputs:
-    parts: dict[str, list[NDArray[np.generic]]] = {}
-    times: list[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = []
+def _muons(file: File) -> MuonThroughputs:
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("tel_id", *_READ)}
     n_flagged: dict[int, int] = {}
     for name in file.children(_MUON):
-        if not re.fullmatch(r"tel_\d+", name):
+        fields = MUON_THROUGHPUT.fields(f"{_MUON}/{name}")
+        if fields is None:
             continue
-        table = file.table(f"{_MUON}/{name}")
-        rows = _columns(path, table, ("mean", "sem", "n_events"))
-        where = f"{path}: {table.path}"
-        flagged = _any_letter(_flags(rows), _NOT_TO_BE_USED)
-        if flagged.any():
-            n_flagged[int(name[4:])] = int(flagged.sum())
-        rows = rows[~flagged]
-        usable = np.isfinite(rows["mean"]) & np.isfinite(rows["sem"]) & (rows["n_events"] > 1)
-        wrong = usable & ~((rows["mean"] > 0) & (rows["sem"] > 0))
+        tel_id, table = int(fields["tel_id"]), file.table(f"{_MUON}/{name}")
+        columns = read_columns(table, MUON_THROUGHPUT, _READ)
+        good = usable(columns.pop("flags"))
+        if not good.all():
+            n_flagged[tel_id] = int(np.count_nonzero(~good))
+        mean, sem = columns["mean"], columns["sem"]
+        good &= np.isfinite(mean) & np.isfinite(sem) & (columns["n_events"] > 1)
+        wrong = good & ~((mean > 0) & (sem > 0))
         if wrong.any():
-            row = rows[wrong][0]
-            msg = f"{where} has a throughput of {row['mean']} +- {row['sem']}"
+            row = int(np.flatnonzero(wrong)[0])
+            msg = f"{file.path}: {table.path} has a throughput of {mean[row]} +- {sem[row]}"
             raise CorruptedInput(msg)
-        rows = rows[usable]
-        parts.setdefault("tel_id", []).append(np.full(len(rows), int(name[4:])))
-        for column in ("mean", "sem", "n_events"):
-            parts.setdefault(column, []).append(rows[column])
-        times.append(_chunk_times(path, table, rows))
-    if not parts:
-        whole, real = np.zeros(0, np.int64), np.zeros(0)
-        return MuonThroughputs(whole, real, real, whole, None, None, n_flagged)
-    known = [one for one in times if one is not None]
-    has_times = len(known) == len(times)
+        parts["tel_id"].append(np.full(np.count_nonzero(good), tel_id))
+        for key, values in columns.items():
+            parts[key].append(values[good])
+    n_tables = len(parts["tel_id"])
+    joined: dict[str, NDArray[Any]] = {
+        key: np.concatenate(values) if n_tables else np.zeros(0)
+        for key, values in parts.items()
+        if len(values) == n_tables
+    }
     return MuonThroughputs(
-        tel_id=np.concatenate(parts["tel_id"]).astype(np.int64),
-        mean=np.concatenate(parts["mean"]).astype(np.float64),
-        sem=np.concatenate(parts["sem"]).astype(np.float64),
-        n_rings=np.concatenate(parts["n_events"]).astype(np.int64),
-        start_ns=np.concatenate([one[0] for one in known]) if has_times else None,
-        end_ns=np.concatenate([one[1] for one in known]) if has_times else None,
+        tel_id=joined["tel_id"].astype(np.int64),
+        mean=joined["mean"],
+        sem=joined["sem"],
+        n_rings=joined["n_events"].astype(np.int64),
+        start_ns=joined.get("time_start") if n_tables else None,
+        end_ns=joined.get("time_end") if n_tables else None,
         n_flagged=n_flagged,
     )
-
-
-def _chunk_times(
-    path: Path, table: Table, rows: NDArray[np.void]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Begin and end of each chunk; None where the table does not tell in a known form."""
-    names = ("time_start", "time_end")
-    if not set(names) <= set(table.names):
-        return None
-    try:
-        start_ns, end_ns = (stored_time_ns(path, table, name, rows[name]) for name in names)
-    except CorruptedInput:
-        return None
-    return start_ns, end_ns

@@ -34,6 +34,7 @@ from calibdask.engine.protocol import (
     WrongKind,
 )
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.flags import Flag
 from calibdask.io.images import (
     TelescopeImages,
     has_images,
@@ -632,7 +633,8 @@ def _two_mirrors(telescopes: Sequence[Telescope]) -> str:
     if not dual:
         return ""
     who = f"telescope {dual[0]} has" if len(dual) == 1 else f"telescopes {', '.join(dual)} have"
-    return f"{who} two mirrors: there is no ring model for that, so no value (flag D)"
+    flag = Flag.TWO_MIRRORS.letter
+    return f"{who} two mirrors: there is no ring model for that, so no value (flag {flag})"
 
 
 def _places_of(rows: Rows) -> dict[Cell, slice]:

@@ -250,7 +250,7 @@ class CalculateThroughputWithMuons(_CalculateWithMuons):
     min_number_of_muon: int = Field(
         default=10,
         ge=2,
-        description="Time bins with fewer rings are flagged F and left out of the trend.",
+        description="Time bins with fewer rings are flagged Q and left out of the trend.",
     )
 
 

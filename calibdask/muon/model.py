@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AZIMUTH_EDGES_DEG",
-    "FLAGS",
     "IMPACT_EDGES_M",
     "PROFILES",
     "RADIUS_EDGES_DEG",
@@ -45,16 +44,6 @@ PROFILES: dict[str, tuple[str, Floats]] = {
     "radius": ("deg", RADIUS_EDGES_DEG),
 }
 """Quantities that residuals are shown against: unit and edges of their bins."""
-
-FLAGS: dict[str, str] = {
-    "D": "two mirrors: there is no ring model for it, so it has no value",
-    "M": "no ring of it is selected, or no file has any: no value",
-    "F": "fewer rings than min_number_of_muon: no value, or not used for the trend",
-    "B": "too few bins for a slope",
-    "X": "the values scatter more about the line than their errors allow (p < 0.001)",
-    "C": "more than a tenth of the rings was clipped",
-}
-"""Letters in the column ``flags``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.muon.model import FLAGS, PROFILES
-from calibdask.muon.result import PSF, THROUGHPUT, TROUBLED
-from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+from calibdask.flags import Flag, has
+from calibdask.muon.tables import LINES, MUON_THROUGHPUT, POINTS, PROFILE, TREND, TROUBLED
+from calibdask.report import (
+    PALETTE,
+    Notice,
+    Paragraph,
+    Section,
+    TableBlock,
+    draw_figure,
+    flag_notices,
+    table_block,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +45,6 @@ _OUTLIER = 4.0  # standard errors off the trend
 _MARKERS = "os^DPvX"
 _GREY = "#777777"
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white"}
-_RESTRICTING = "DMFX"
 _MANY_LEFT_OUT = 0.1  # of the rings
 
 
@@ -73,8 +81,12 @@ def throughput_sections(
     pictures : sequence of Picture
         Rings to show.
     """
-    trend = tables[f"{THROUGHPUT}_trend"]
-    own = _by_telescope(tables, THROUGHPUT)
+    trend = tables[TREND.path]
+    own = {
+        int(fields["tel_id"]): table
+        for path, table in tables.items()
+        if (fields := MUON_THROUGHPUT.fields(path))
+    }
     sections = [
         Section("What needs attention", _attention(trend)),
         Section("Throughput", [*_against_time(own, trend), _trend_table(trend)]),
@@ -87,7 +99,7 @@ def throughput_sections(
 
 def psf_sections(tables: Mapping[str, QTable], pictures: Sequence[Picture] = ()) -> list[Section]:
     """Describe optical point spread functions; as `throughput_sections`."""
-    overview, points = tables[f"{PSF}_overview"], tables[f"{PSF}_bins"]
+    overview, points = tables[LINES.path], tables[POINTS.path]
     sections = [
         Section("What needs attention", _attention(overview)),
         Section("Width of rings", [*_lines(overview, points), _lines_table(overview)]),
@@ -102,13 +114,6 @@ def psf_sections(tables: Mapping[str, QTable], pictures: Sequence[Picture] = ())
 # -- shared ---------------------------------------------------------------------------------------
 
 
-def _by_telescope(tables: Mapping[str, QTable], group: str) -> dict[int, QTable]:
-    prefix = f"{group}/tel_"
-    return {
-        int(path[len(prefix) :]): table for path, table in tables.items() if path.startswith(prefix)
-    }
-
-
 def _plain(table: QTable, name: str) -> NDArray[Any]:
     """Column without its unit."""
     column = table[name]
@@ -117,20 +122,10 @@ def _plain(table: QTable, name: str) -> NDArray[Any]:
 
 def _attention(table: QTable) -> list[Block]:
     """Say which telescopes have which flag, most serious first."""
-    tel_id, flags = np.asarray(table["tel_id"]), np.asarray(table["flags"]).astype(str)
-    blocks: list[Block] = []
-    given = [one for one in FLAGS if any(one in letters for letters in flags.tolist())]
-    for letter in sorted(given, key=lambda one: one not in _RESTRICTING):
-        who = np.unique(tel_id[[letter in letters for letters in flags.tolist()]])
-        names = ", ".join(map(str, who[:12].tolist()))
-        more = f" and {len(who) - 12} more" if len(who) > 12 else ""
-        noun = "Telescope" if len(who) == 1 else "Telescopes"
-        level: Any = "warning" if letter in _RESTRICTING else "info"
-        blocks.append(Notice(level, f"{noun} {names}{more} ({letter}): {FLAGS[letter]}."))
-    blocks += _troubled(table)
+    tel_id, flags = np.asarray(table["tel_id"]), np.asarray(table["flags"])
+    blocks: list[Block] = [*flag_notices(tel_id, flags), *_troubled(table)]
     n_all = len(np.unique(tel_id))
-    bad = [any(one in letters for one in "DM") for letters in flags.tolist()]
-    n_good = n_all - len(np.unique(tel_id[bad]))
+    n_good = n_all - len(np.unique(tel_id[has(flags, Flag.TWO_MIRRORS, Flag.NO_RING)]))
     text = f"{n_good} of {n_all} telescopes have rings."
     blocks.append(Paragraph(text if blocks else f"Nothing: {text}"))
     return blocks
@@ -142,18 +137,15 @@ def _troubled(table: QTable) -> list[Block]:
         return []
     tel_id = np.asarray(table["tel_id"])
     used = np.asarray(table["n_events"]) + np.asarray(table["n_clipped"])
-    whys = (
-        "with saturated pixels",
-        "beside noise far above the pedestal",
-        "that the model does not fit",
-    )
     blocks: list[Block] = []
     for one in np.unique(tel_id).tolist():
         mine = tel_id == one
         counts = [int(np.asarray(table[name])[mine].sum()) for name in TROUBLED]
         n_left_out, n_all = sum(counts), sum(counts) + int(used[mine].sum())
         if n_left_out:
-            listed = ", ".join(f"{n} {why}" for n, why in zip(counts, whys, strict=True) if n)
+            listed = "; ".join(
+                f"{n} because {why}" for n, why in zip(counts, TROUBLED.values(), strict=True) if n
+            )
             level: Any = "warning" if n_left_out > _MANY_LEFT_OUT * n_all else "info"
             text = f"Telescope {one}: {n_left_out} of {n_all} rings were left out: {listed}."
             blocks.append(Notice(level, text))
@@ -254,7 +246,7 @@ def _paint_times(
     unit: float,
 ) -> None:
     x = _days(table, "time_mean", origin) / unit
-    few = np.array(["F" in one for one in table["flags"].tolist()])
+    few = has(table["flags"], Flag.FEW_RINGS)
     style: dict[str, Any] = {"fmt": "o", "ms": 4, "lw": 1, "color": PALETTE[0]}
     panel.plot(x, table["median"], "_", color=_GREY, ms=7, label="median")
     for mask, extra, label in ((~few, {}, "mean"), (few, _HOLLOW, "too few rings")):
@@ -271,60 +263,37 @@ def _paint_times(
 
 
 def _trend_table(trend: QTable) -> TableBlock:
-    flags = np.asarray(trend["flags"]).astype(str)
-    mean, slope = _plain(trend, "mean"), _plain(trend, "slope")
+    mean = _plain(trend, "mean")
     with np.errstate(invalid="ignore", divide="ignore"):
-        percent, percent_err = (
-            100 * values / mean for values in (slope, _plain(trend, "slope_err"))
-        )
-    return TableBlock(
-        columns={
-            "Telescope": np.asarray(trend["tel_id"]),
-            "Type": np.asarray(trend["tel_description"]).astype(str),
-            "Bins": np.asarray(trend["n_bins"]),
-            "Rings": np.asarray(trend["n_events"]),
-            "Clipped": np.asarray(trend["n_clipped"]),
-            "Throughput": mean,
-            "Error": _plain(trend, "mean_err"),
-            "% per day": percent,
-            "Its error": percent_err,
-            "chi2": np.asarray(trend["chi2"]),
-            "ndf": np.asarray(trend["ndf"]),
-            "Flags": flags,
-        },
-        caption="Every telescope: weighted mean throughput and its trend. A dash is no value. "
-        "Marked: flags that restrict the use.",
-        formats={"Rings": ",d", "Clipped": ",d", "chi2": ".1f"},
-        error_of={"Throughput": "Error", "% per day": "Its error"},
-        marked=[any(one in letters for one in _RESTRICTING) for letters in flags.tolist()],
+        percent, percent_err = (100 * _plain(trend, name) / mean for name in ("slope", "slope_err"))
+    return table_block(
+        TREND,
+        trend,
+        (
+            *("tel_id", "tel_description", "n_bins", "n_events", "n_clipped", "mean", "mean_err"),
+            *("% per day", "Its error", "chi2", "ndf", "flags"),
+        ),
+        "Every telescope: weighted mean throughput and its trend. A dash is no value.",
+        derived={"% per day": percent, "Its error": percent_err},
+        error_of={"% per day": "Its error"},
     )
 
 
 def _values_table(own: Mapping[int, QTable]) -> TableBlock:
     """Values by time, a screenful of each telescope."""
+    from astropy.table import vstack
+
     limit = 40
-    parts = [(tel_id, table[:limit]) for tel_id, table in sorted(own.items())[:_PANELS]]
-
-    def join(name: str) -> NDArray[Any]:
-        return np.concatenate([np.asarray(table[name]) for _, table in parts])
-
-    return TableBlock(
-        columns={
-            "Telescope": np.concatenate([np.full(len(t), tel_id) for tel_id, t in parts]),
-            "From": np.concatenate([t["time_start"].utc.iso for _, t in parts]),
-            "To": np.concatenate([t["time_end"].utc.iso for _, t in parts]),
-            "Mean": join("mean"),
-            "Error": join("sem"),
-            "Median": join("median"),
-            "Scatter": join("std"),
-            "Rings": join("n_events"),
-            "Clipped": join("n_clipped"),
-            "Flags": join("flags").astype(str),
-        },
-        caption=f"Values by time (UTC), the first {limit} of each telescope; the result file has "
-        "all.",
-        formats={"Rings": ",d", "Clipped": ",d", "Median": ".5f", "Scatter": ".5f"},
-        error_of={"Mean": "Error"},
+    parts = {tel_id: own[tel_id][:limit] for tel_id in sorted(own)[:_PANELS]}
+    return table_block(
+        MUON_THROUGHPUT,
+        vstack(list(parts.values()), metadata_conflicts="silent"),
+        (
+            *("Telescope", "time_start", "time_end", "mean", "sem", "median", "std"),
+            *("n_events", "n_clipped", "flags"),
+        ),
+        f"Values by time (UTC), the first {limit} of each telescope; the result file has all.",
+        derived={"Telescope": np.repeat(list(parts), [len(part) for part in parts.values()])},
     )
 
 
@@ -333,9 +302,9 @@ def _profiles(tables: Mapping[str, QTable]) -> FigureBlock:
     titles["radius"] = "ring radius / deg"
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(1, len(PROFILES), sharey=True, gridspec_kw={"wspace": 0.12})
-        for panel, name in zip(panels, PROFILES, strict=True):
-            table = tables[f"{THROUGHPUT}_{name}"]
+        panels = figure.subplots(1, len(PROFILE), sharey=True, gridspec_kw={"wspace": 0.12})
+        for panel, (name, schema) in zip(panels, PROFILE.items(), strict=True):
+            table = tables[schema.path]
             low, high = _plain(table, f"{name}_low"), _plain(table, f"{name}_high")
             tel_id = np.asarray(table["tel_id"])
             for i, one in enumerate(np.unique(tel_id)[:_PANELS].tolist()):
@@ -511,33 +480,14 @@ def _paint_line(panel: Axes, points: QTable, line: Any) -> None:
 
 def _lines_table(overview: QTable) -> TableBlock:
     limit = 200
-    table = overview[:limit]
-    flags = np.asarray(table["flags"]).astype(str)
-    names = {
-        "Telescope": "tel_id",
-        "Intercept": "intercept",
-        "Error": "intercept_err",
-        "Slope / deg⁻¹": "slope",
-        "Its error": "slope_err",
-        "chi2": "chi2",
-        "ndf": "ndf",
-        "Curvature / deg⁻²": "quadratic",
-        "Of that the error": "quadratic_err",
-        "Rings": "n_events",
-        "Clipped": "n_clipped",
-    }
-    return TableBlock(
-        columns={heading: _plain(table, name) for heading, name in names.items()}
-        | {"Flags": flags},
-        caption=f"Lines by telescope and bin of time, the first {limit}; the result file has all. "
-        "Marked: flags that restrict the use.",
-        formats={"Rings": ",d", "Clipped": ",d", "chi2": ".1f"},
-        error_of={
-            "Intercept": "Error",
-            "Slope / deg⁻¹": "Its error",
-            "Curvature / deg⁻²": "Of that the error",
-        },
-        marked=[any(one in letters for one in _RESTRICTING) for letters in flags.tolist()],
+    return table_block(
+        LINES,
+        overview[:limit],
+        (
+            *("tel_id", "intercept", "intercept_err", "slope", "slope_err", "chi2", "ndf"),
+            *("quadratic", "quadratic_err", "n_events", "n_clipped", "flags"),
+        ),
+        f"Lines by telescope and bin of time, the first {limit}; the result file has all.",
     )
 
 
@@ -582,21 +532,12 @@ def _drift(overview: QTable) -> FigureBlock:
 
 def _points_table(points: QTable) -> TableBlock:
     limit = 300
-    table = points[:limit]
-    names = {
-        "Telescope": "tel_id",
-        "Bin": "bin",
-        "Radius / deg": "radius",
-        "Width / radius": "ratio",
-        "Error": "ratio_err",
-        "Off the line": "residual",
-        "Rings": "n_events",
-        "Clipped": "n_clipped",
-    }
-    return TableBlock(
-        columns={heading: _plain(table, name) for heading, name in names.items()}
-        | {"Used": np.asarray(table["used"]).astype(bool)},
-        caption=f"The points, the first {limit}; the result file has all.",
-        formats={"Rings": ",d", "Clipped": ",d", "Off the line": ".2g"},
-        error_of={"Width / radius": "Error"},
+    return table_block(
+        POINTS,
+        points[:limit],
+        (
+            *("tel_id", "bin", "radius", "ratio", "ratio_err", "residual"),
+            *("n_events", "n_clipped", "used"),
+        ),
+        f"The points, the first {limit}; the result file has all.",
     )

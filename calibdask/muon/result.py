@@ -8,20 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from calibdask.errors import NotEnoughData
-from calibdask.muon.model import (
-    FLAGS,
-    PROFILES,
-    clip_bounds,
-    fit_line,
-    fit_quadratic_term,
-)
+from calibdask.flags import Flag, column, has, usable
+from calibdask.muon.model import PROFILES, clip_bounds, fit_line, fit_quadratic_term
 from calibdask.muon.summary import MILLISECONDS_OF_2020
+from calibdask.muon.tables import LINE, LINES, MUON_THROUGHPUT, POINTS, PROFILE, TREND, TROUBLED
 from calibdask.stats.keyed import obs_id_array
 from calibdask.stats.moments import Moments
-from calibdask.stats.timebins import to_time
+from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
@@ -31,24 +27,11 @@ if TYPE_CHECKING:
     from calibdask.muon.model import LineFit
 
     type Telescope = tuple[int, str, int]  # number, description, mirrors
+    type Columns = dict[str, NDArray[Any]]
 
-__all__ = [
-    "METHOD",
-    "PSF",
-    "THROUGHPUT",
-    "TROUBLED",
-    "CellState",
-    "psf_tables",
-    "throughput_tables",
-]
+__all__ = ["METHOD", "CellState", "psf_tables", "throughput_tables"]
 
-THROUGHPUT = "/dl1/monitoring/telescope/calibration/optical_throughput/muon"
-"""Group of ctapipe's tables of throughput; a table per telescope."""
-PSF = "/dl1/monitoring/telescope/optical_psf"
-"""Group of ctapipe's tables of optical PSF; a table per telescope."""
 METHOD = "Muon Rings"
-TROUBLED = ("n_saturated", "n_noisy", "n_misfit")
-"""Columns for the rings that were left out, in the order of `calibdask.muon.rings.TROUBLED`."""
 
 _MS_PER_DAY = 86_400_000.0
 _NS_PER_MS = 1_000_000
@@ -102,13 +85,6 @@ class CellState:
         return cls(dict(arrays))
 
 
-def _describe(table: QTable, texts: Mapping[str, str]) -> QTable:
-    """Say what columns mean."""
-    for name, text in texts.items():
-        table[name].info.description = text
-    return table
-
-
 def _by_telescope(states: Mapping[Cell, CellState]) -> dict[int, list[tuple[int, CellState]]]:
     """Bins with their states, by telescope, in the order of time."""
     found: dict[int, list[tuple[int, CellState]]] = {}
@@ -128,23 +104,9 @@ def _metadata(options: MuonOptions, obs_ids: Sequence[int], *, from_images: bool
     return metadata
 
 
-def _only(least: NDArray[np.int64], greatest: NDArray[np.int64]) -> NDArray[np.integer]:
+def _only(least: NDArray[np.int64], greatest: NDArray[np.int64]) -> NDArray[np.int64]:
     """Observation that all rings are of; -1 where they are of several."""
-    return _narrow(np.where(least == greatest, least, -1))
-
-
-def _narrow(obs_id: NDArray[np.int64]) -> NDArray[np.integer]:
-    """Give observations as int32, as ctao-calibpipe has them, where they fit."""
-    narrow = obs_id.astype(np.int32)
-    return narrow if np.array_equal(narrow, obs_id) else obs_id
-
-
-def _flags(letters: Mapping[str, NDArray[np.bool_]], n: int) -> NDArray[np.str_]:
-    """Join letters, in the order of `FLAGS`."""
-    return np.array(
-        ["".join(one for one in FLAGS if one in letters and letters[one][i]) for i in range(n)],
-        dtype=f"U{len(FLAGS)}",
-    )
+    return np.where(least == greatest, least, -1)
 
 
 def _p_value(fit: LineFit) -> float:
@@ -153,23 +115,30 @@ def _p_value(fit: LineFit) -> float:
     return float(chdtrc(fit.ndf, fit.chi2)) if fit.ndf > 0 else np.nan
 
 
-def _count_troubled(table: QTable, states: Mapping[Cell, CellState]) -> None:
-    """Add to a table of telescopes, or of telescopes and bins, how many rings were left out."""
-    names = [name for name in ("tel_id", "bin") if name in table.colnames]
-    keys = list(zip(*(np.asarray(table[name]).tolist() for name in names), strict=True))
-    counts = np.zeros((len(table), 3), np.int64)
+def _no_value(n_mirrors: int) -> Flag:
+    """Say why a telescope has no value."""
+    return Flag.TWO_MIRRORS if n_mirrors != 1 else Flag.NO_RING
+
+
+def _stacked(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _joined(parts: Iterable[Columns]) -> Columns:
+    parts = list(parts)
+    return {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
+
+
+def _troubled(
+    keys: Sequence[tuple[int, ...]], states: Mapping[Cell, CellState]
+) -> dict[str, NDArray[np.int64]]:
+    """Count the rings that were left out, by telescope or by telescope and bin."""
+    counts = np.zeros((len(keys), len(TROUBLED)), np.int64)
     for cell, state in states.items():
         troubled = state.arrays["gallery_troubled"]
         if troubled.any():
-            counts[keys.index(cell[: len(names)])] += troubled
-    texts = (
-        "Rings left out because pixels are saturated",
-        "Rings left out because the noise is far above the pedestal",
-        "Rings left out because the model does not describe them",
-    )
-    for name, own, text in zip(TROUBLED, counts.T, texts, strict=True):
-        table[name] = own
-        table[name].info.description = text
+            counts[keys.index(cell[: len(keys[0])])] += troubled
+    return dict(zip(TROUBLED, counts.T, strict=True))
 
 
 # -- throughput -----------------------------------------------------------------------------------
@@ -204,7 +173,7 @@ def throughput_tables(
         There is none: only where a campaign that runs is looked at.
     """
     metadata = _metadata(options, obs_ids, from_images=from_images)
-    own: dict[int, dict[str, NDArray[Any]]] = {}
+    own: dict[int, Columns] = {}
     profiles: dict[int, dict[str, Moments]] = {}
     for tel_id, bins in _by_telescope(states).items():
         rows, residuals = _throughput_rows(bins, options)
@@ -212,21 +181,24 @@ def throughput_tables(
             own[tel_id], profiles[tel_id] = rows, residuals
     if not own:
         raise NotEnoughData("no telescope has a throughput yet")
-    trends = _trends(own, telescopes, metadata)
+    trends = _trends(own, telescopes)
     if from_images:
-        _count_troubled(trends, states)
-    tables = {f"{THROUGHPUT}_trend": trends}
+        trends |= _troubled([(one,) for one in trends["tel_id"].tolist()], states)
+    tables = {TREND.path: TREND.build(trends, metadata)}
     for tel_id, rows in own.items():
-        tables[f"{THROUGHPUT}/tel_{tel_id:03d}"] = _throughput_table(rows, metadata)
-    for name in PROFILES:
+        columns = {name: values for name, values in rows.items() if name != "time_ms"}
+        columns["method"] = np.full(len(rows["mean"]), METHOD)
+        columns["time_mean"] = _ns_of(rows["time_ms"])
+        tables[MUON_THROUGHPUT.at(tel_id=tel_id)] = MUON_THROUGHPUT.build(columns, metadata)
+    for name, schema in PROFILE.items():
         of_all = {tel_id: residuals[name] for tel_id, residuals in profiles.items()}
-        tables[f"{THROUGHPUT}_{name}"] = _profile_table(name, of_all, metadata)
+        tables[schema.path] = schema.build(_profile(name, of_all), metadata)
     return tables
 
 
 def _throughput_rows(
     bins: Sequence[tuple[int, CellState]], options: MuonOptions
-) -> tuple[dict[str, NDArray[Any]], dict[str, Moments]]:
+) -> tuple[Columns, dict[str, Moments]]:
     """Throughputs of a telescope by time, and its residuals over all of them."""
     parts: dict[str, list[NDArray[Any]]] = {}
     residuals = {name: Moments.identity(len(edges) - 1) for name, (_, edges) in PROFILES.items()}
@@ -245,8 +217,8 @@ def _throughput_rows(
             "n_events": a["n"],
             "n_clipped": a["n_all"] - a["n"],
             "time_ms": a["time_ms"],
-            "first_ns": a["least"][0],
-            "last_ns": a["greatest"][0],
+            "time_start": a["least"][0],
+            "time_end": a["greatest"][0],
             "obs_id": _only(a["least"][1], a["greatest"][1]),
         }
         filled = a["n"] > 0
@@ -263,151 +235,84 @@ def _throughput_rows(
     few = rows["n_events"] < options.min_rings
     rows["sem"] = np.where(rows["n_events"] > 1, rows["sem"], np.nan)
     clipped = rows["n_clipped"] > _MANY_CLIPPED * (rows["n_events"] + rows["n_clipped"])
-    rows["flags"] = _flags({"F": few, "C": clipped}, len(few))
+    rows["flags"] = column({Flag.FEW_RINGS: few, Flag.MANY_CLIPPED: clipped})
     return rows, residuals
 
 
-def _throughput_table(rows: Mapping[str, NDArray[Any]], metadata: dict[str, Any]) -> QTable:
-    from astropy.table import QTable
-
-    n = len(rows["mean"])
-    table = QTable(
-        {
-            "mean": rows["mean"],
-            "median": rows["median"],
-            "std": rows["std"],
-            "sem": rows["sem"],
-            "method": np.full(n, METHOD),
-            "time_start": to_time(rows["first_ns"]),
-            "time_end": to_time(rows["last_ns"]),
-            "obs_id": rows["obs_id"],
-            "n_events": rows["n_events"],
-            "n_clipped": rows["n_clipped"],
-            "time_mean": _time_of(rows["time_ms"]),
-            "bin": rows["bin"],
-            "flags": rows["flags"],
-        },
-        meta=dict(metadata),
-    )
-    return _describe(
-        table,
-        {
-            "mean": "Mean optical throughput of the rings that were not clipped",
-            "median": "Median of the same rings",
-            "std": "Standard deviation of the same rings (divisor n)",
-            "sem": "Standard error of the mean: with divisor n - 1",
-            "method": "Calibration method used",
-            "obs_id": "Observation of all rings; -1: of several, see obs_ids",
-            "n_events": "Rings in the mean",
-            "n_clipped": "Rings that were clipped",
-            "bin": "Number of the time bin since the epoch, or of the chunk",
-            "flags": "Letters that say what is wrong",
-        },
-    )
+def _ns_of(time_ms: NDArray[np.float64]) -> NDArray[np.int64]:
+    return (np.rint(time_ms).astype(np.int64) + MILLISECONDS_OF_2020) * _NS_PER_MS
 
 
-def _time_of(time_ms: NDArray[np.float64]) -> Any:
-    return to_time((np.rint(time_ms).astype(np.int64) + MILLISECONDS_OF_2020) * _NS_PER_MS)
-
-
-def _trends(
-    own: Mapping[int, Mapping[str, NDArray[Any]]],
-    telescopes: Sequence[Telescope],
-    metadata: dict[str, Any],
-) -> QTable:
+def _trends(own: Mapping[int, Columns], telescopes: Sequence[Telescope]) -> Columns:
     """Fit a straight line to the throughputs of each telescope; telescopes without have flags."""
-    from astropy import units as u
-    from astropy.table import QTable
-
     described = {tel_id: (text, n_mirrors) for tel_id, text, n_mirrors in telescopes}
     rows = []
     for tel_id in sorted({*described, *own}):
         text, n_mirrors = described.get(tel_id, ("", 1))
-        if tel_id not in own:
-            flags = "D" if n_mirrors != 1 else "M"
-            rows.append((tel_id, text, 0, 0, 0, *[np.nan] * 5, -1, np.nan, flags))
-            continue
-        all_of = own[tel_id]
-        used = ~np.strings.startswith(all_of["flags"], "F") & (all_of["sem"] > 0)
-        mean, sem = all_of["mean"][used], all_of["sem"][used]
-        days = all_of["time_ms"][used] / _MS_PER_DAY
-        weight = 1 / sem**2
-        total = weight.sum()
-        value, centre = (
-            ((weight * x).sum() / total if total > 0 else np.nan) for x in (mean, days)
-        )
-        fit = fit_line(days - (centre if total > 0 else 0.0), mean, sem)
-        p_value = _p_value(fit)
-        letters = {
-            "F": not used.any(),
-            "B": used.any() and not np.isfinite(fit.slope),
-            "X": p_value < _P_VALUE_LIMIT,
-            "C": any("C" in one for one in all_of["flags"].tolist()),
-        }
-        rows.append(
-            (
-                tel_id,
-                text,
-                int(used.sum()),
-                int(all_of["n_events"].sum()),
-                int(all_of["n_clipped"].sum()),
-                value,
-                np.sqrt(1 / total) if total > 0 else np.nan,
-                fit.slope,
-                fit.slope_err,
-                fit.chi2,
-                max(fit.ndf, -1),
-                centre * _MS_PER_DAY,
-                "".join(one for one in FLAGS if letters.get(one)),
-            )
-        )
-    names = "tel_id tel_description n_bins n_events n_clipped mean mean_err slope slope_err chi2"
-    names += " ndf time_ms flags"
-    columns = dict(zip(names.split(), map(np.array, zip(*rows, strict=True)), strict=True))
-    time_ms = columns.pop("time_ms")
-    columns["time_mean"] = _time_of(np.nan_to_num(time_ms))
-    columns["tel_id"] = columns["tel_id"].astype(np.int16)
-    for name in ("slope", "slope_err"):
-        columns[name] = columns[name].astype(float) / u.day
-    columns["flags"] = columns.pop("flags")
-    return _describe(
-        QTable(columns, meta=dict(metadata)),
-        {
-            "mean": "Weighted mean throughput: the line's value at time_mean",
-            "mean_err": "Its standard error",
-            "slope": "Change of the throughput with time",
-            "slope_err": "Its standard error, from those of the bins",
-            "chi2": "Of the straight line",
-            "flags": "Letters that say what is wrong",
-        },
-    )
+        line = _trend(own[tel_id]) if tel_id in own else _NO_TREND | {
+            "flags": _no_value(n_mirrors).letter
+        }  # fmt: skip
+        rows.append({"tel_id": tel_id, "tel_description": text, **line})
+    columns = _stacked(rows)
+    columns["time_mean"] = _ns_of(np.nan_to_num(columns.pop("time_ms")))
+    return columns
 
 
-def _profile_table(name: str, of_all: Mapping[int, Moments], metadata: dict[str, Any]) -> QTable:
+_NO_TREND = {
+    **dict.fromkeys(("n_bins", "n_events", "n_clipped"), 0),
+    **dict.fromkeys(("mean", "mean_err", "slope", "slope_err", "chi2", "time_ms"), np.nan),
+    "ndf": -1,
+}
+
+
+def _trend(rows: Columns) -> dict[str, Any]:
+    used = usable(rows["flags"]) & (rows["sem"] > 0)
+    mean, sem = rows["mean"][used], rows["sem"][used]
+    days = rows["time_ms"][used] / _MS_PER_DAY
+    weight = 1 / sem**2
+    total = weight.sum()
+    value, centre = ((weight * x).sum() / total if total > 0 else np.nan for x in (mean, days))
+    fit = fit_line(days - (centre if total > 0 else 0.0), mean, sem)
+    return {
+        "n_bins": int(used.sum()),
+        "n_events": int(rows["n_events"].sum()),
+        "n_clipped": int(rows["n_clipped"].sum()),
+        "mean": value,
+        "mean_err": np.sqrt(1 / total) if total > 0 else np.nan,
+        "slope": fit.slope,
+        "slope_err": fit.slope_err,
+        "chi2": fit.chi2,
+        "ndf": max(fit.ndf, -1),
+        "time_ms": centre * _MS_PER_DAY,
+        "flags": column(
+            {
+                Flag.FEW_RINGS: not used.any(),
+                Flag.NO_SLOPE: used.any() and not np.isfinite(fit.slope),
+                Flag.POOR_LINE: _p_value(fit) < _P_VALUE_LIMIT,
+                Flag.MANY_CLIPPED: has(rows["flags"], Flag.MANY_CLIPPED).any(),
+            }
+        ),
+    }
+
+
+def _profile(name: str, of_all: Mapping[int, Moments]) -> Columns:
     """Residuals of the rings, relative to the mean of their bin of time."""
-    from astropy import units as u
-    from astropy.table import QTable
-
-    unit, edges = PROFILES[name]
-    parts: dict[str, list[NDArray[Any]]] = {}
+    _, edges = PROFILES[name]
+    parts = []
     for tel_id, moments in of_all.items():
         seen = moments.n > 0
         error = np.sqrt(moments.variance() / np.maximum(moments.n, 1))
-        columns: dict[str, NDArray[Any]] = {
-            "tel_id": np.full(int(seen.sum()), tel_id, np.int16),
-            f"{name}_low": edges[:-1][seen],
-            f"{name}_high": edges[1:][seen],
-            "n_events": moments.n[seen],
-            "residual": moments.mean[seen],
-            "residual_err": error[seen],
-        }
-        for key, values in columns.items():
-            parts.setdefault(key, []).append(values)
-    table = QTable({key: np.concatenate(v) for key, v in parts.items()}, meta=dict(metadata))
-    for key in (f"{name}_low", f"{name}_high"):
-        table[key] = table[key] * u.Unit(unit)
-    text = "Mean efficiency over that of all rings of the same bin of time, minus 1"
-    return _describe(table, {"residual": text})
+        parts.append(
+            {
+                "tel_id": np.full(int(seen.sum()), tel_id),
+                f"{name}_low": edges[:-1][seen],
+                f"{name}_high": edges[1:][seen],
+                "n_events": moments.n[seen],
+                "residual": moments.mean[seen],
+                "residual_err": error[seen],
+            }
+        )
+    return _joined(parts)
 
 
 # -- PSF ------------------------------------------------------------------------------------------
@@ -442,50 +347,61 @@ def psf_tables(
         There is none: only where a campaign that runs is looked at.
     """
     metadata = _metadata(options, obs_ids, from_images=from_images)
-    lines: dict[int, list[dict[str, Any]]] = {}
-    points: list[dict[str, NDArray[Any]]] = []
+    lines: list[dict[str, Any]] = []
+    points: list[Columns] = []
     for tel_id, bins in _by_telescope(states).items():
         for number, state in bins:
             if "n_all" in state.arrays:
                 line, own = _psf_line(tel_id, number, state.arrays, options)
-                lines.setdefault(tel_id, []).append(line)
+                lines.append(line)
                 points.append(own)
     if not lines:
         raise NotEnoughData("no telescope has bins of ring radius yet")
-    overview = [line for of_one in lines.values() for line in of_one]
+    tables = {}
+    for tel_id in sorted({line["tel_id"] for line in lines}):
+        rows = _stacked([line for line in lines if line["tel_id"] == tel_id])
+        del rows["tel_id"]
+        tables[LINE.at(tel_id=tel_id)] = LINE.build(rows, metadata)
     for cell, state in states.items():
         if "n_all" not in state.arrays and state.arrays["gallery_troubled"].any():
-            overview.append(_no_line(int(cell[0]), "M") | {"bin": cell[1]})
-    with_row = {line["tel_id"] for line in overview}
-    for tel_id, _, n_mirrors in telescopes:
-        if tel_id not in with_row:
-            overview.append(_no_line(tel_id, "D" if n_mirrors != 1 else "M"))
-    overview.sort(key=lambda line: (line["tel_id"], line["bin"]))
-    lines_of_all = _psf_table(overview, metadata, with_telescope=True)
+            lines.append(_no_line(int(cell[0]), Flag.NO_RING) | {"bin": cell[1]})
+    with_row = {line["tel_id"] for line in lines}
+    lines += [
+        _no_line(tel_id, _no_value(n_mirrors))
+        for tel_id, _, n_mirrors in telescopes
+        if tel_id not in with_row
+    ]
+    of_all = _stacked(sorted(lines, key=lambda line: (line["tel_id"], line["bin"])))
     if from_images:
-        _count_troubled(lines_of_all, states)
-    tables = {f"{PSF}_overview": lines_of_all}
-    for tel_id, of_one in lines.items():
-        tables[f"{PSF}/tel_{tel_id:03d}"] = _psf_table(of_one, metadata, with_telescope=False)
-    tables[f"{PSF}_bins"] = _points_table(points, metadata)
-    return tables
+        keys = zip(of_all["tel_id"].tolist(), of_all["bin"].tolist(), strict=True)
+        of_all |= _troubled(list(keys), states)
+    return {
+        LINES.path: LINES.build(of_all, metadata),
+        **tables,
+        POINTS.path: POINTS.build(_joined(points), metadata),
+    }
 
 
-def _no_line(tel_id: int, flags: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(
-        (
-            *("slope", "intercept", "slope_err", "intercept_err", "covariance", "chi2"),
-            *("quadratic", "quadratic_err"),
-        ),
-        np.nan,
+def _no_line(tel_id: int, why: Flag) -> dict[str, Any]:
+    nothing = (
+        *("slope", "intercept", "slope_err", "intercept_err", "covariance", "chi2"),
+        *("quadratic", "quadratic_err"),
     )
-    counts = {"ndf": -1, "n_events": 0, "n_clipped": 0, "bin": 0, "first_ns": 0, "last_ns": 0}
-    return {"tel_id": tel_id, "obs_id": -1, "flags": flags, **nothing, **counts}
+    return {
+        "tel_id": tel_id,
+        "method": METHOD,
+        "obs_id": -1,
+        "ndf": -1,
+        "flags": why.letter,
+        **dict.fromkeys(nothing, np.nan),
+        **dict.fromkeys(("n_events", "n_clipped", "bin"), 0),
+        **dict.fromkeys(("time_start", "time_end"), NO_TIME),
+    }
 
 
 def _psf_line(
     tel_id: int, number: int, a: Mapping[str, NDArray[Any]], options: MuonOptions
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+) -> tuple[dict[str, Any], Columns]:
     """Fit the line of a telescope in a bin of time; give it with its points."""
     n, ratio, radius_deg = a["n"], a["mean"], a["radius_deg"]
     error = np.sqrt(Moments(n, ratio, a["m2"]).variance() / np.maximum(n, 1))
@@ -494,14 +410,9 @@ def _psf_line(
     fit = fit_line(x, y, sigma)
     quadratic, quadratic_err = fit_quadratic_term(x, y, sigma)
     n_events, n_all = int(n.sum()), int(a["n_all"].sum())
-    letters = {
-        "F": n_events < options.min_rings,
-        "B": not np.isfinite(fit.slope),
-        "X": _p_value(fit) < _P_VALUE_LIMIT,
-        "C": n_all - n_events > _MANY_CLIPPED * n_all,
-    }
     line = {
         "tel_id": tel_id,
+        "method": METHOD,
         "slope": fit.slope,
         "intercept": fit.intercept,
         "slope_err": fit.slope_err,
@@ -514,15 +425,22 @@ def _psf_line(
         "n_events": n_events,
         "n_clipped": n_all - n_events,
         "bin": number,
-        "first_ns": int(a["least"][0]),
-        "last_ns": int(a["greatest"][0]),
+        "time_start": int(a["least"][0]),
+        "time_end": int(a["greatest"][0]),
         "obs_id": int(_only(a["least"][1], a["greatest"][1])),
-        "flags": "".join(one for one in FLAGS if letters.get(one)),
+        "flags": column(
+            {
+                Flag.FEW_RINGS: n_events < options.min_rings,
+                Flag.NO_SLOPE: not np.isfinite(fit.slope),
+                Flag.POOR_LINE: _p_value(fit) < _P_VALUE_LIMIT,
+                Flag.MANY_CLIPPED: n_all - n_events > _MANY_CLIPPED * n_all,
+            }
+        ),
     }
     seen = n > 0
     model = fit.intercept + fit.slope * radius_deg
     points = {
-        "tel_id": np.full(len(n), tel_id, np.int16)[seen],
+        "tel_id": np.full(len(n), tel_id)[seen],
         "bin": np.full(len(n), number)[seen],
         "radius_low": a["edges_deg"][:-1][seen],
         "radius_high": a["edges_deg"][1:][seen],
@@ -535,75 +453,3 @@ def _psf_line(
         "used": used[seen],
     }
     return line, points
-
-
-def _psf_table(
-    lines: Sequence[Mapping[str, Any]], metadata: dict[str, Any], *, with_telescope: bool
-) -> QTable:
-    from astropy import units as u
-    from astropy.table import QTable
-
-    rows = {name: np.array([line[name] for line in lines]) for name in lines[0]}
-    columns: dict[str, Any] = {}
-    if with_telescope:
-        columns["tel_id"] = rows["tel_id"].astype(np.int16)
-    columns |= {
-        "slope": rows["slope"] / u.deg,
-        "intercept": rows["intercept"],
-        "slope_err": rows["slope_err"] / u.deg,
-        "intercept_err": rows["intercept_err"],
-        "method": np.full(len(lines), METHOD),
-        "chi2": rows["chi2"],
-        "time_start": to_time(rows["first_ns"]),
-        "time_end": to_time(rows["last_ns"]),
-        "obs_id": _narrow(rows["obs_id"]),
-        "ndf": rows["ndf"],
-        "covariance": rows["covariance"] / u.deg,
-        "quadratic": rows["quadratic"] / u.deg**2,
-        "quadratic_err": rows["quadratic_err"] / u.deg**2,
-        "n_events": rows["n_events"],
-        "n_clipped": rows["n_clipped"],
-        "bin": rows["bin"],
-        "flags": rows["flags"].astype(f"U{len(FLAGS)}"),
-    }
-    return _describe(
-        QTable(columns, meta=dict(metadata)),
-        {
-            "slope": "Change of ring width over ring radius with the radius",
-            "intercept": "Width over radius at radius 0",
-            "slope_err": "Standard error of the slope",
-            "intercept_err": "Standard error of the intercept",
-            "method": "Calibration method used",
-            "chi2": "Of the straight line, not divided by ndf",
-            "obs_id": "Observation of all rings; -1: of several, see obs_ids",
-            "ndf": "Bins of radius minus two",
-            "covariance": "Of slope and intercept",
-            "quadratic": "Coefficient of radius**2 where a parabola is fitted instead",
-            "quadratic_err": "Its standard error",
-            "n_events": "Rings in the line",
-            "n_clipped": "Rings that were clipped",
-            "bin": "Number of the time bin since the epoch",
-            "flags": "Letters that say what is wrong",
-        },
-    )
-
-
-def _points_table(points: Sequence[Mapping[str, NDArray[Any]]], metadata: dict[str, Any]) -> QTable:
-    from astropy import units as u
-    from astropy.table import QTable
-
-    columns: dict[str, Any] = {
-        name: np.concatenate([one[name] for one in points]) for name in points[0]
-    }
-    for name in ("radius_low", "radius_high", "radius"):
-        columns[name] = columns[name] * u.deg
-    return _describe(
-        QTable(columns, meta=dict(metadata)),
-        {
-            "radius": "Mean ring radius in the bin",
-            "ratio": "Mean ring width over ring radius",
-            "ratio_err": "Its standard error",
-            "residual": "Ratio minus the line",
-            "used": "Whether the line was fitted to it",
-        },
-    )

@@ -94,13 +94,22 @@ def test_values_of_an_inter_calibration_that_are_flagged_are_not_given(tmp_path,
 
 
 def test_muon_throughputs_from_too_few_rings_are_not_given(tmp_path):
-    chunks = CHUNKS | {"flags": np.array(["C", "", "F", "F"])}
+    chunks = CHUNKS | {"flags": np.array(["C", "", "Q", "Q"])}
     muons = read_throughputs(write(tmp_path / "m.h5", {f"{MUON}/tel_007": chunks})).muons
     assert muons.mean.tolist() == [0.21]
     assert muons.n_flagged == {7: 2}
-    chunks["flags"][:] = "F"
+    chunks["flags"][:] = "Q"
     muons = read_throughputs(write(tmp_path / "n.h5", {f"{MUON}/tel_007": chunks})).muons
     assert (len(muons.tel_id), muons.n_flagged) == (0, {7: 4})
+
+
+@pytest.mark.parametrize("letters", ["F", "CF", "D", "M", "B"])
+def test_letters_of_muons_that_mean_something_else_now_are_refused(tmp_path, letters):
+    """As earlier versions wrote them: F stood for too few rings, now it is of the array."""
+    chunks = CHUNKS | {"flags": np.array(["", letters, "", ""])}
+    path = write(tmp_path / "old.h5", {f"{MUON}/tel_007": chunks})
+    with pytest.raises(CorruptedInput, match=r"old.h5: .*tel_007 has the flag . in row 1 .*again"):
+        read_throughputs(path)
 
 
 def test_nothing(tmp_path):

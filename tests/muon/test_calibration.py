@@ -265,12 +265,12 @@ def test_a_telescope_without_table_costs_nobody(muons, run):
     result = run("throughput", muons)
     trend = result.tables[f"{THROUGHPUT}_trend"]
     assert trend["tel_id"].tolist() == [1, 2, 3]
-    assert trend["flags"].tolist() == ["B", "B", "D"]
+    assert trend["flags"].tolist() == ["G", "G", "W"]
     assert np.isnan(trend["mean"][2])
     assert any("two mirrors" in text for text in result.plan.warnings)
     assert f"{THROUGHPUT}/tel_003" not in result.tables
     lines = run("psf", muons).tables[f"{PSF}_overview"]
-    assert lines["flags"].tolist()[2] == "D"
+    assert lines["flags"].tolist()[2] == "W"
 
 
 def test_dual_mirrors_with_a_table_of_nothing(tmp_path, run):
@@ -290,8 +290,8 @@ def test_dual_mirrors_with_a_table_of_nothing(tmp_path, run):
     write_rings(path, describe_telescopes(options), both)
     for overrides in ({}, {"Campaign.time_bin": "5 min"}, {"SizeChunking.chunk_size": 50}):
         trend = run("throughput", [path], overrides).tables[f"{THROUGHPUT}_trend"]
-        assert [flags.replace("B", "") for flags in trend["flags"].tolist()] == ["", "D"]
-    assert run("psf", [path]).tables[f"{PSF}_overview"]["flags"].tolist()[1] == "D"
+        assert [flags.replace("G", "") for flags in trend["flags"].tolist()] == ["", "W"]
+    assert run("psf", [path]).tables[f"{PSF}_overview"]["flags"].tolist()[1] == "W"
 
 
 def test_running_twice_repeats_nothing(muons, run, tmp_path):
@@ -337,7 +337,7 @@ def test_rings_at_the_edges_of_time_bins(tmp_path, run):
     table = run("throughput", [path], options).tables[f"{THROUGHPUT}/tel_001"]
     assert table["n_events"].tolist() == [1, 3, 1]
     assert np.diff(table["bin"]).tolist() == [1, 1]
-    assert (table["flags"] == "F").all()
+    assert (table["flags"] == "Q").all()
 
 
 def test_unsorted_times_change_nothing(tmp_path, run):
@@ -403,7 +403,7 @@ def test_a_telescope_without_any_trigger_time_has_no_time_bin_and_is_told(tmp_pa
         trigger.remove_rows(first, first + 200)
     result = run("throughput", [path], {"Campaign.time_bin": "1 d"})
     assert any("no trigger of telescope 2 is known" in text for text in result.plan.warnings)
-    assert result.tables[f"{THROUGHPUT}_trend"]["flags"][1] == "M"
+    assert result.tables[f"{THROUGHPUT}_trend"]["flags"][1] == "E"
 
 
 def test_an_empty_file_is_told(tmp_path, run):
@@ -418,16 +418,16 @@ def test_too_few_rings_are_flagged(tmp_path, run):
     path = write_file(tmp_path / "a.h5", 3, event_id=np.arange(57), tel_id=tel_id)
     result = run("throughput", [path])
     trend = result.tables[f"{THROUGHPUT}_trend"]
-    assert trend["flags"].tolist() == ["B", "F", "M"]
+    assert trend["flags"].tolist() == ["G", "Q", "E"]
     assert result.tables[f"{THROUGHPUT}/tel_002"]["n_events"].tolist() == [n_few]
     chunks = run("throughput", [path], {"SizeChunking.chunk_size": 20})
     assert f"{THROUGHPUT}/tel_002" not in chunks.tables
-    assert chunks.tables[f"{THROUGHPUT}_trend"]["flags"].tolist()[1] == "M"
+    assert chunks.tables[f"{THROUGHPUT}_trend"]["flags"].tolist()[1] == "E"
     allowed = {"SizeChunking.chunk_size": 20, "SizeChunking.allow_undersized_tables": True}
     table = run("throughput", [path], allowed).tables[f"{THROUGHPUT}/tel_002"]
     assert table["n_events"].tolist() == [n_few]
     lines = run("psf", [path]).tables[f"{PSF}_overview"]
-    assert lines["flags"].tolist() == ["FB", "FB", "M"]
+    assert lines["flags"].tolist() == ["QG", "QG", "E"]
 
 
 def test_no_rings_at_all(tmp_path, run):
@@ -439,7 +439,7 @@ def test_no_rings_at_all(tmp_path, run):
 def test_rings_of_one_radius_have_no_line(tmp_path, run):
     path = write_file(tmp_path / "a.h5", event_id=np.arange(200), muonring_radius=1.2)
     lines = run("psf", [path]).tables[f"{PSF}_overview"]
-    assert (np.isnan(lines["slope"].value[0]), lines["flags"][0]) == (True, "B")
+    assert (np.isnan(lines["slope"].value[0]), lines["flags"][0]) == (True, "G")
 
 
 def test_one_value_for_all_rings(tmp_path, run):

@@ -16,7 +16,9 @@ from calibdask.muon.report import Picture
 from calibdask.muon.rings import RingOptions, rings_of
 from calibdask.muon.simulate import MuonSimulation, simulate
 from calibdask.muon.simulate_images import simulate as simulate_images
+from calibdask.muon.tables import TABLES, TREND
 from tests.muon.conftest import PSF, THROUGHPUT
+from tests.read_back import assert_read_back
 
 OPTIONS = MuonImageSimulation(n_files=2, n_telescopes=2, n_rings_per_telescope=60, seed=3)
 CUT = {"Campaign.shard_bytes": "400 KiB"}
@@ -38,6 +40,11 @@ def test_the_truth_comes_back(result):
     assert (trend["n_events"] > 90).all()
     error = np.hypot(trend["mean_err"], 0.001 * OPTIONS.optical_efficiency)
     assert (np.abs(trend["mean"] - OPTIONS.optical_efficiency) < 4 * error).all()
+
+
+def test_rings_that_were_left_out_are_counted_in_tables_as_declared(result):
+    assert_read_back(result.paths[0], result.tables, TABLES)
+    assert {"n_saturated", "n_noisy", "n_misfit"} <= set(result.tables[TREND.path].colnames)
 
 
 def test_every_image_is_accounted_for(result):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibdask.muon.model import FLAGS
+from calibdask.flags import Flag
 from calibdask.muon.report import Picture, psf_sections, throughput_sections
 from calibdask.muon.simulate import MuonSimulation, simulate_rings
 from calibdask.report import FigureBlock, Notice, TableBlock
@@ -67,7 +67,7 @@ def test_a_jump_is_marked(columns):
     sections = throughput_sections(in_memory("throughput", jumped, bins=BINS))
     notices = [one.text for one in blocks(sections, Notice)]
     assert any("off their trend" in text or "off the trend" in text for text in notices)
-    assert any("(X)" in text and FLAGS["X"] in text for text in notices)
+    assert any("(X)" in text and Flag.POOR_LINE.meaning in text for text in notices)
     plain = throughput_sections(in_memory("throughput", columns, bins=BINS))
     assert not any("off the" in one.text for one in blocks(plain, Notice))
 
@@ -83,10 +83,10 @@ def test_psf(columns):
 def test_telescopes_without_values_are_named(columns):
     tables = in_memory("throughput", columns)
     trend = tables["/dl1/monitoring/telescope/calibration/optical_throughput/muon_trend"]
-    trend["flags"] = ["D", ""]
+    trend["flags"] = ["W", ""]
     sections = throughput_sections(tables)
     notices = [one for one in blocks(sections, Notice) if one.level == "warning"]
-    assert any(one.text.startswith("Telescope 1 (D)") for one in notices)
+    assert any(one.text.startswith("Telescope 1 (W)") for one in notices)
 
 
 def test_many_telescopes_are_not_all_drawn():
