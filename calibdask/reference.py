@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from calibdask.flags import Flag
+from calibdask.flags import Flag, ImageFlag, PixelFlag
 from calibdask.muon import tables as muon
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ again.
 | Flag | Name | Use | Meaning |
 |---|---|---|---|"""
 
+_MASKS: Final = """
+## Flags of pixels
+
+Maps and frames of sensors carry flags as bits of a `mask`, 0 where all is well. Its attributes
+`flag_masks` and `flag_meanings` name them."""
+
 
 def flag_page() -> str:
     """Return the page about flags, in Markdown."""
@@ -51,6 +57,10 @@ def flag_page() -> str:
     for flag in Flag:
         name, use = flag.name.lower().replace("_", " "), flag.severity.name.lower()
         lines.append(f"| {flag.letter} | {name} | {use} | {flag.meaning} |")
+    lines.append(_MASKS)
+    for heading, mask in {"Calibration maps": PixelFlag, "Calibrated frames": ImageFlag}.items():
+        lines += [f"\n### {heading}\n", "| Bit | Name | Meaning |", "|---|---|---|"]
+        lines += [f"| {flag.value} | {flag.label} | {flag.meaning} |" for flag in mask]
     return "\n".join(lines) + "\n"
 
 

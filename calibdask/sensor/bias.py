@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import (
-    QUANTISATION_VARIANCE,
-    pixel_flag,
-    read_noise,
-    robust_centre,
-)
+from calibdask.sensor.model import QUANTISATION_VARIANCE, read_noise, robust_centre
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import gather
@@ -47,7 +43,7 @@ def bias_flags(tile: TileStacks, pixels: Pixels, n_sigma: float) -> NDArray[np.u
         here = (tile.channel == channel) & (mask == 0)
         centre, scale = robust_centre(pixels.mean, here)
         far = np.abs(pixels.mean - centre) > n_sigma * np.hypot(scale, error)
-        mask[here & far] |= pixel_flag("bad-bias")
+        mask[here & far] |= PixelFlag.BAD_BIAS.bit
     return mask
 
 
@@ -57,11 +53,11 @@ def noise_flags(
     """Give read noise, its error, and flags where it is no good or far above the median."""
     noise, error, undersampled = read_noise(pixels.variance, pixels.n, tile.sensor.step_dn)
     mask = pixels.mask()
-    mask[undersampled] |= pixel_flag("undersampled")
+    mask[undersampled] |= PixelFlag.UNDERSAMPLED.bit
     for channel in np.unique(tile.channel):
         here = (tile.channel == channel) & pixels.good
         centre, scale = robust_centre(noise, here)
-        mask[here & (noise - centre > n_sigma * scale)] |= pixel_flag("noisy")
+        mask[here & (noise - centre > n_sigma * scale)] |= PixelFlag.NOISY.bit
     return noise, error, mask
 
 

@@ -23,8 +23,9 @@ from calibdask.engine.protocol import (
     Values,
 )
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
+from calibdask.flags import ImageFlag
 from calibdask.sensor import config
-from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
+from calibdask.sensor.apply import Corrections, Term, calibrate
 from calibdask.sensor.calibration import FrameStream, FromFrames
 from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.levels import step_of
@@ -277,7 +278,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
         kept: dict[str, NDArray[Any]] = {
             "value": np.full(shape, np.nan, np.float32),
             "error": np.full(shape, np.nan, np.float32),
-            "mask": np.full(shape, image_flag("no-value")),
+            "mask": np.full(shape, ImageFlag.NO_VALUE.bit),
         }
         rows: dict[str, list[Any]] = {}
         shown: dict[str, NDArray[Any]] = {}
@@ -287,7 +288,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
             step = step_of([frame_facts(raw, self._sensor.lit_areas)[None]])
             todo = replace(data.corrections[name], step_dn=step)
             frame = _calibrated(raw, todo, infos[name].exposure_s)
-            frame["mask"][dark] = image_flag("border")
+            frame["mask"][dark] = ImageFlag.BORDER.bit
             for column, values in frame.items():
                 kept[column][places[name]] = values
             mask = frame["mask"]
@@ -300,10 +301,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
                 "median": np.median(good) if good.size else np.nan,
                 "n_pixels": mask.size - n_dark,
                 "n_good": good.size,
-                **{
-                    f"n_{flag}": np.count_nonzero(mask & np.uint16(1 << bit))
-                    for bit, flag in enumerate(IMAGE_FLAGS)
-                },
+                **{f"n_{label}": number for label, number in ImageFlag.count(mask).items()},
             }
             for column, entry in row.items():
                 rows.setdefault(column, []).append(entry)
@@ -340,7 +338,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
         about = {
             "mean": f"over good pixels, in {self.units}",
             "median": f"over good pixels, in {self.units}",
-            **{f"n_{flag}": f"pixels: {meaning}" for flag, meaning in IMAGE_FLAGS.items()},
+            **{f"n_{flag.label}": f"pixels: {flag.meaning}" for flag in ImageFlag},
         }
         return {"/sensor/calibrated": monitoring_table(self._sensor, rows, about)}
 
@@ -422,7 +420,6 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
             n_frames=count,
             shape=info.shape,
             units=self.units,
-            flags=IMAGE_FLAGS,
             time=info.time,
             exposure_s=info.exposure_s,
             iso=info.iso,

@@ -37,6 +37,7 @@ from calibdask.engine.protocol import (
     WrongKind,
 )
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
+from calibdask.flags import PixelFlag
 from calibdask.io.frames import (
     FRAME_PATTERNS,
     FrameInfo,
@@ -63,7 +64,6 @@ from calibdask.sensor.metadata import (
     temperature_warnings,
     unused_rows,
 )
-from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import differences, nearest, settings_of
 from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
@@ -1004,7 +1004,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
     def finished(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
         """Give the maps of one tile as they are written: masks say where no light falls."""
         dark = ~self._sensor.lit(*_tile_of(cell))
-        border = pixel_flag("border")
+        border = PixelFlag.BORDER.bit
         return {
             name: np.where(dark, border, one) if name.endswith("mask") and dark.any() else one
             for name, one in self.finish_tile(cell, maps, result).items()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels, pixel_flag
+from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather
@@ -88,21 +89,21 @@ def dark_flags(
     few = np.stack([one.n < 2 for one in series.values()])
     mask = np.zeros(tile.shape, np.uint16)
     fitted = np.isfinite(fit.rate)
-    mask[~fitted] |= pixel_flag("few-levels")
-    mask[~fitted & saturated.any(axis=0)] |= pixel_flag("saturated")
-    mask[fitted & saturated.any(axis=0)] |= pixel_flag("partly-saturated")
-    mask[clipped.any(axis=0)] |= pixel_flag("clipped")
-    mask[few.all(axis=0)] |= pixel_flag("few-frames")
+    mask[~fitted] |= PixelFlag.FEW_LEVELS.bit
+    mask[~fitted & saturated.any(axis=0)] |= PixelFlag.SATURATED.bit
+    mask[fitted & saturated.any(axis=0)] |= PixelFlag.PARTLY_SATURATED.bit
+    mask[clipped.any(axis=0)] |= PixelFlag.CLIPPED.bit
+    mask[few.all(axis=0)] |= PixelFlag.FEW_FRAMES.bit
     for channel in np.unique(tile.channel):
         here = (tile.channel == channel) & fitted
         hot, _ = hot_pixels(fit.rate, fit.rate_error, here, n_sigma)
-        mask[hot] |= pixel_flag("hot")
-    mask[fitted & (fit.p_value() < poor_fit)] |= pixel_flag("poor-fit")
+        mask[hot] |= PixelFlag.HOT.bit
+    mask[fitted & (fit.p_value() < poor_fit)] |= PixelFlag.POOR_FIT.bit
     if limit is not None:
-        mask[fitted & (fit.rate > limit)] |= pixel_flag("hot")
+        mask[fitted & (fit.rate > limit)] |= PixelFlag.HOT.bit
     # Saturated before a line could be drawn: hot beyond measure.
-    mask[~fitted & saturated.any(axis=0)] |= pixel_flag("hot")
-    mask[~tile.lit] = pixel_flag("border")
+    mask[~fitted & saturated.any(axis=0)] |= PixelFlag.HOT.bit
+    mask[~tile.lit] = PixelFlag.BORDER.bit
     return mask
 
 
@@ -296,7 +297,7 @@ class DarkCurrent(MapCalibration):
                     "dark_current_dn_per_s_error": np.sqrt(error2) / n if n else np.nan,
                     "scatter_dn_per_s": std,
                     "dark_current_with_hot_dn_per_s": total / n_all if n_all else np.nan,
-                    "n_hot": short.n_flagged.get("hot", 0),
+                    "n_hot": short.n_flagged.get(PixelFlag.HOT, 0),
                     "offset_minus_bias_dn": difference / n_checked if checked else np.nan,
                     "offset_pull_rms": np.sqrt(pull2 / n_checked) if checked else np.nan,
                     "bias_source": BIAS_SOURCES[source],

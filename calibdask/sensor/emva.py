@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import gather
@@ -86,7 +86,7 @@ class Emva1288(MapCalibration):
                     maps[f"{group}_error"] = np.sqrt(pixels.mean_variance)
                     maps[f"{group}_mask"] = mask
                     # Dark frames may touch zero: that is no reason to leave pixels out of a figure.
-                    shown = mask & ~pixel_flag("clipped")
+                    shown = mask & ~PixelFlag.CLIPPED.bit
                     scalars |= overview(group, tile, pixels.mean, shown)
         return TileFit(maps, scalars)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.dark import average_normalised
 from calibdask.sensor.job import MapCalibration
@@ -19,7 +20,6 @@ from calibdask.sensor.model import (
     fit_ptc,
     full_well,
     photon_transfer,
-    pixel_flag,
     pool_noise,
     variance_fit_probability,
 )
@@ -68,7 +68,7 @@ _SUMS = (
 )
 
 
-_BY_VALUE = int(pixel_flag("unphysical"))
+_BY_VALUE = PixelFlag.UNPHYSICAL.value
 """Flags that hang on the gain itself: means without these pixels would be too high."""
 
 
@@ -136,7 +136,7 @@ class Gain(MapCalibration):
             scalars[f"short:{setting.label}"] = np.array([n])
         if parts:
             gain, error, mask = average_normalised(parts)
-            mask[gain <= 0] |= pixel_flag("unphysical")
+            mask[gain <= 0] |= PixelFlag.UNPHYSICAL.bit
             maps |= {"gain/gain": gain, "gain/gain_error": error, "gain/mask": mask}
             scalars |= overview("gain/gain", tile, gain, mask, _BY_VALUE)
         return TileFit(maps, scalars)
@@ -191,14 +191,14 @@ class Gain(MapCalibration):
                 sums[channel, :, of : of + 4] = np.stack(columns, axis=1)
         mask = np.zeros(tile.shape, np.uint16)
         saturated = np.stack([one.saturated for one in points])
-        mask[n_levels < self.options.min_levels] |= pixel_flag("few-levels")
-        mask[saturated.all(axis=0)] |= pixel_flag("saturated")
-        mask[(n < 2).all(axis=0)] |= pixel_flag("few-frames")
-        mask[np.stack([one.clipped for one in points]).all(axis=0)] |= pixel_flag("clipped")
-        mask[gain <= 0] |= pixel_flag("unphysical")
+        mask[n_levels < self.options.min_levels] |= PixelFlag.FEW_LEVELS.bit
+        mask[saturated.all(axis=0)] |= PixelFlag.SATURATED.bit
+        mask[(n < 2).all(axis=0)] |= PixelFlag.FEW_FRAMES.bit
+        mask[np.stack([one.clipped for one in points]).all(axis=0)] |= PixelFlag.CLIPPED.bit
+        mask[gain <= 0] |= PixelFlag.UNPHYSICAL.bit
         frames_each = np.where(good, n, 0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
         p_value = variance_fit_probability(np.nan_to_num(chi2), n_levels - 2, frames_each)
-        mask[p_value < self.options.poor_fit] |= pixel_flag("poor-fit")
+        mask[p_value < self.options.poor_fit] |= PixelFlag.POOR_FIT.bit
         group = f"gain/{setting.name}"
         maps = {
             f"{group}/gain": gain,

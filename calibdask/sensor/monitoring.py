@@ -88,5 +88,5 @@ def _unit(name: str) -> str | None:
 
 def count_columns(overview: Overview) -> dict[str, int | str]:
     """Say how many pixels a map has, how many are flagged, and why."""
-    why = ", ".join(f"{name}: {number}" for name, number in overview.n_flagged.items())
+    why = ", ".join(f"{flag.label}: {number}" for flag, number in overview.n_flagged.items())
     return {"n_pixels": overview.n_pixels, "n_flagged": overview.n_bad, "flags": why or "none"}

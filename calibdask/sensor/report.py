@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.flags import ImageFlag, PixelFlag
 from calibdask.report import (
     PALETTE,
     FigureBlock,
@@ -16,7 +17,6 @@ from calibdask.report import (
     TableBlock,
     draw_figure,
 )
-from calibdask.sensor.model import PIXEL_FLAGS
 from calibdask.sensor.monitoring import MONOCHROME
 from calibdask.sensor.pixels import BIAS_SOURCES
 from calibdask.sensor.settings import Setting
@@ -400,7 +400,8 @@ def defect_sections(result: Row) -> list[Section]:
         Paragraph(f"{result['n_defects']:,} of {result['n_pixels']:,} pixels are defect.")
     )
     headings = {"criterion": "Criterion", "n_defects": "Pixels", "fraction": "Fraction"}
-    meaning = [PIXEL_FLAGS.get(row["criterion"], "any of them") for row in rows]
+    meanings = {flag.label: flag.meaning for flag in PixelFlag}
+    meaning = [meanings.get(row["criterion"], "any of them") for row in rows]
     table = TableBlock(
         columns={
             **{heading: [row[name] for row in rows] for name, heading in headings.items()},
@@ -509,16 +510,14 @@ def calibrated_sections(
     rows: Sequence[Row], units: str, name: str, shown: Mapping[str, NDArray[Any]]
 ) -> list[Section]:
     """Describe calibrated frames, one row for each, and show one (see `CalibratedFrames`)."""
-    from calibdask.sensor.apply import IMAGE_FLAGS
-
     notices: list[Block] = []
     for row in rows:
         bad = row["n_pixels"] - row["n_good"]
         if bad > MANY_FLAGGED * row["n_pixels"]:
             why = "; ".join(
-                f"{row[f'n_{flag}']:,} {flag} ({meaning})"
-                for flag, meaning in IMAGE_FLAGS.items()
-                if row[f"n_{flag}"]
+                f"{row[f'n_{flag.label}']:,} {flag.label} ({flag.meaning})"
+                for flag in ImageFlag
+                if row[f"n_{flag.label}"]
             )
             share = 100 * bad / row["n_pixels"]
             text = f"{row['file']}: {share:.1f} % of the pixels are flagged: {why}."
@@ -530,7 +529,7 @@ def calibrated_sections(
         "median": f"Median ({units})",
         "mean": f"Mean ({units})",
         "n_good": "Good pixels",
-        **{f"n_{flag}": flag.capitalize() for flag in IMAGE_FLAGS},
+        **{f"n_{flag.label}": flag.label.capitalize() for flag in ImageFlag},
     }
     table = _table(rows, headings, "Means and medians are over good pixels, then flags.")
     return [
@@ -586,7 +585,8 @@ def _attention(maps: Mapping[str, Overview], rows: Sequence[Row], *names: str) -
     for name, one in maps.items():
         if name.rpartition("/")[2] in names and one.n_bad > MANY_FLAGGED * one.n_pixels:
             why = "; ".join(
-                f"{number:,} {flag} ({PIXEL_FLAGS[flag]})" for flag, number in one.n_flagged.items()
+                f"{number:,} {flag.label} ({flag.meaning})"
+                for flag, number in one.n_flagged.items()
             )
             share = 100 * one.n_bad / one.n_pixels
             level: Any = "error" if one.n_bad == one.n_pixels else "warning"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import saturated_in
@@ -163,7 +163,7 @@ class StackImages(StackCalibration):
             if self.stacks.clip_sigma is not None:
                 maps[f"{group}/n_clipped"] = np.uint16(stack.n_frames) - stack.n
             saturated = saturated_in(stack, tile.sensor) & tile.lit
-            mask = np.where(saturated, pixel_flag("saturated"), np.uint16(0)).astype(np.uint16)
+            mask = np.where(saturated, PixelFlag.SATURATED.bit, np.uint16(0)).astype(np.uint16)
             scalars |= overview(f"{group}/mean", tile, mean, mask)
             scalars |= overview(f"{group}/variance", tile, variance, mask)
             frames = tile.frames[key]
