@@ -29,8 +29,11 @@ install: .venv/installed ## make the environment in .venv
 demo: .venv/installed ## simulate an array, calibrate it on a local Dask cluster, compare with the truth
 	@$(BIN)/calibdask demo demo
 
+# Tests start hundreds of processes. Without bytecode each compiles all that it imports, three times
+# the work of its start; BLAS takes one thread, as on workers: the tests themselves run in parallel.
 test: .venv/installed ## run all tests
-	@$(BIN)/pytest -n auto --dist loadfile
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # The peer to measure against, in an environment of its own: never a dependency.
 .venv-peer/installed: tests/benchmarks/peer-requirements.txt $(UV)
@@ -62,17 +65,17 @@ faults: .venv/installed ## do to a real SLURM on this machine what can go wrong,
 	@CALIBDASK_TEST_SLURM=1 CALIBDASK_FAULTS_TABLE=$(CURDIR)/faults.jsonl $(BIN)/pytest tests/slurm/test_faults.py; \
 	  code=$$?; $(BIN)/python tests/slurm/table.py faults.jsonl; exit $$code
 
-statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row
+statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays per row; checked
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/estimator.py
 
 held-out: .venv/installed ## pulls, coverage and p-values on experiments unlike the model, 200 or more per row
-	@PYTHONPATH=. $(BIN)/python tests/benchmarks/held_out.py
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/held_out.py $(HELD)
 
 image-bias: .venv/installed ## effect by effect, the biases of image sizes and what corrects them (1 min)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/image_bias.py
 
 cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telescope types, 200 arrays (20 s)
-	@PYTHONPATH=. $(BIN)/python tests/benchmarks/cross_scale.py
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/cross_scale.py $(CROSS)
 
 timing-truth: .venv/installed ## offsets of telescope times against the truth, with and without what goes wrong
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/timing_truth.py

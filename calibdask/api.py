@@ -70,7 +70,7 @@ def _prepare(job: str | AnyCalibration, config: Paths, overrides: Mapping[str, o
 
 
 def _inputs(inputs: Paths, prepared: Prepared) -> list[str | Path]:
-    return _many(inputs) or _many(prepared.input_url or ())
+    return _many(inputs) or list(prepared.inputs)
 
 
 def run_options(prepared: Prepared, options: Mapping[str, Any]) -> RunOptions:

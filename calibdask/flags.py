@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     type Masks = Mapping["Flag", ArrayLike]  # boolean, all of one shape
 
 __all__ = [
+    "MUON_FLAGS",
     "Flag",
     "ImageFlag",
     "MaskFlag",
@@ -120,6 +121,13 @@ class Flag(Enum):
         "the values scatter more about the line than their errors allow (p < 0.001)")
     MANY_CLIPPED = "C", _NOTE, "more than a tenth of the rings was clipped"
     # fmt: on
+
+
+MUON_FLAGS = (
+    Flag.TWO_MIRRORS, Flag.NO_RING, Flag.FEW_RINGS, Flag.NO_SLOPE, Flag.POOR_LINE,
+    Flag.MANY_CLIPPED,
+)  # fmt: skip
+"""What rows of muon tables can carry."""
 
 
 class MaskFlag(Enum):

@@ -42,7 +42,7 @@ class Prepared:
         Whether the configuration allows to replace an output.
     config : mapping
         The whole configuration, for provenance.
-    input_url : str, tuple of str, or None
+    inputs : tuple of str
         Inputs that the configuration names; the command line wins.
     output_url : str or None
         Output that the configuration names; the command line wins.
@@ -54,7 +54,7 @@ class Prepared:
     campaign: Campaign
     overwrite: bool
     config: Mapping[str, Any]
-    input_url: str | tuple[str, ...] | None = None
+    inputs: tuple[str, ...] = ()
     output_url: str | None = None
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,74 +69,143 @@ class Job:
         Its name on the command line.
     summary : str
         What it does, in one line.
-    module : str
-        Where it is prepared and described: a module with ``prepare`` and ``template``.
+    calibration : str
+        The class of the calibration, as ``module:class``.
     """
 
     name: str
     summary: str
-    module: str
+    calibration: str
+
+    def load(self) -> type[AnyCalibration]:
+        """Import the class of the calibration."""
+        module, _, name = self.calibration.partition(":")
+        found: type[AnyCalibration] = getattr(import_module(module), name)
+        return found
 
     def prepare(self, paths: Sequence[Path | str], overrides: Mapping[str, object]) -> Prepared:
-        """Read the configuration files, later ones first in rank, and build the calibration."""
-        prepared: Prepared = import_module(self.module).prepare(self.name, paths, overrides)
-        return prepared
+        """Read the configuration files, later ones first in rank, and build the calibration.
+
+        Raises
+        ------
+        ConfigError
+            Listing everything that is wrong.
+        """
+        from calibdask.config import ENGINE_SECTIONS, Campaign, Slurm, load_config
+
+        kind = self.load()
+        schema = {**kind.sections, **kind.further_sections, **ENGINE_SECTIONS}
+        document = load_config(schema, paths, overrides, others=all_sections)
+        campaign = document.get("Campaign", Campaign)
+        main = document.first(kind.main())
+        return Prepared(
+            kind.configured(document, campaign),
+            campaign,
+            main.overwrite,
+            dict(document.values),
+            main.inputs,
+            main.output_url,
+            document.get("Slurm", Slurm).model_extra or {},
+        )
 
     def template(self) -> str:
         """Write a commented configuration with every option at its default."""
-        text: str = import_module(self.module).template(self.name)
-        return text
+        from calibdask.config import ENGINE_SECTIONS, describe
 
+        return describe({**self.load().sections, **ENGINE_SECTIONS})
 
-_JOBS = {
-    "calibdask.array.jobs": {
-        "energy-asymmetry-estimation": (
-            "Event-wise energy asymmetries of telescope pairs, one file per DL2 file."
-        ),
-        "image-asymmetry-estimation": (
-            "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file."
-        ),
-        "inter-calibration": (
-            "Relative optical throughput of telescopes of one type, from DL2 or asymmetries."
-        ),
-        "cross-calibration": (
-            "Throughput of telescopes of all types on one scale, from DL2 files and muons."
-        ),
-        "timing-calibration": (
-            "Offsets of the telescopes' times, from the arrival of the same shower's light."
-        ),
-    },
-    "calibdask.muon.jobs": {
-        "calculate-throughput-muon": (
-            "Optical throughput of telescopes by time, from muon rings in DL1 files or images."
-        ),
-        "calculate-psf-muon": (
-            "Optical point spread function of telescopes, from muon rings in DL1 files or images."
-        ),
-    },
-    "calibdask.sensor.jobs": {
-        "stack-images": (
-            "Mean, variance and extremes of each pixel over stacks of raw frames, exactly."
-        ),
-        "bias": "Bias and read noise of each pixel and ISO speed.",
-        "readnoise": "Read noise of each pixel and ISO speed.",
-        "iso-normalisation": "Signal of a camera at each ISO speed relative to the lowest one.",
-        "dark-current": "Dark current of each pixel, hot pixels, and the law of its temperature.",
-        "gain": "Gain of each pixel and channel by photon transfer, read noise, full well.",
-        "flatfield": "Relative response of each pixel: vignetting and pixel response (PRNU).",
-        "emva1288": "Characterisation of a sensor by the standard EMVA 1288.",
-        "defects": "Map of defect pixels from bias, dark and flat-field frames.",
-        "calibrate-images": (
-            "Raw frames corrected for bias, ISO speed, dark current, flat field and gain."
-        ),
-    },
-}
 
 JOBS: dict[str, Job] = {
-    name: Job(name, summary, module)
-    for module, jobs in _JOBS.items()
-    for name, summary in jobs.items()
+    one.name: one
+    for one in (
+        Job(
+            "energy-asymmetry-estimation",
+            "Event-wise energy asymmetries of telescope pairs, one file per DL2 file.",
+            "calibdask.array.calibration:EnergyAsymmetryEstimation",
+        ),
+        Job(
+            "image-asymmetry-estimation",
+            "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file.",
+            "calibdask.array.calibration:ImageAsymmetryEstimation",
+        ),
+        Job(
+            "inter-calibration",
+            "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
+            "calibdask.array.calibration:InterCalibration",
+        ),
+        Job(
+            "cross-calibration",
+            "Throughput of telescopes of all types on one scale, from DL2 files and muons.",
+            "calibdask.array.cross:CrossCalibration",
+        ),
+        Job(
+            "timing-calibration",
+            "Offsets of the telescopes' times, from the arrival of the same shower's light.",
+            "calibdask.array.timing:TimingCalibration",
+        ),
+        Job(
+            "calculate-throughput-muon",
+            "Optical throughput of telescopes by time, from muon rings in DL1 files or images.",
+            "calibdask.muon.calibration:ThroughputFromMuons",
+        ),
+        Job(
+            "calculate-psf-muon",
+            "Optical point spread function of telescopes, from muon rings in DL1 files or images.",
+            "calibdask.muon.calibration:PsfFromMuons",
+        ),
+        Job(
+            "stack-images",
+            "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
+            "calibdask.sensor.stack_images:StackImages",
+        ),
+        Job(
+            "bias", "Bias and read noise of each pixel and ISO speed.", "calibdask.sensor.bias:Bias"
+        ),
+        Job(
+            "readnoise",
+            "Read noise of each pixel and ISO speed.",
+            "calibdask.sensor.bias:ReadNoise",
+        ),
+        Job(
+            "iso-normalisation",
+            "Signal of a camera at each ISO speed relative to the lowest one.",
+            "calibdask.sensor.iso:IsoNormalisation",
+        ),
+        Job(
+            "dark-current",
+            "Dark current of each pixel, hot pixels, and the law of its temperature.",
+            "calibdask.sensor.dark:DarkCurrent",
+        ),
+        Job(
+            "gain",
+            "Gain of each pixel and channel by photon transfer, read noise, full well.",
+            "calibdask.sensor.gain:Gain",
+        ),
+        Job(
+            "flatfield",
+            "Relative response of each pixel: vignetting and pixel response (PRNU).",
+            "calibdask.sensor.flat:FlatField",
+        ),
+        Job(
+            "emva1288",
+            "Characterisation of a sensor by the standard EMVA 1288.",
+            "calibdask.sensor.emva:Emva1288",
+        ),
+        Job(
+            "defects",
+            "Map of defect pixels from bias, dark and flat-field frames.",
+            "calibdask.sensor.defects:Defects",
+        ),
+        Job(
+            "calibrate-images",
+            "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
+            "calibdask.sensor.calibrate:CalibrateImages",
+        ),
+    )
 }
+
+_SECTIONS = ("calibdask.array.config", "calibdask.muon.config", "calibdask.sensor.config")
+"""Modules that list the sections of their jobs in ``SECTIONS``."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +270,7 @@ SIMULATIONS: dict[str, Simulation] = {
 def all_sections() -> dict[str, type[Section]]:
     """Return the sections of all jobs, which may stand in one configuration."""
     found: dict[str, type[Section]] = {}
-    for module in _JOBS:
+    for module in _SECTIONS:
         found |= import_module(module).SECTIONS
     return found
 

@@ -19,15 +19,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from astropy.table import QTable
 from tiny import MeanCounts, Sums
 
 from calibdask import api, errors
+from calibdask.config import JobSection, option
 from calibdask.engine.protocol import ALL, Calibration, Piece, Reduced, Survey, Tables, Values
-from calibdask.errors import ConfigError, NotEnoughData
+from calibdask.errors import NotEnoughData
+from calibdask.registry import Job
 
 TESTS = Path(__file__).parent
 
@@ -128,6 +130,15 @@ def _break_the_store(journal: str) -> None:
 # -- calibrations -------------------------------------------------------------------------------
 
 
+class ScriptedOptions(JobSection):
+    """Options of the scripted job."""
+
+    journal: str = option("", stage="run")
+    script: dict[str, Any] = option({}, stage="run")
+    scale: float = option(1.0, stage="fit")
+    offset: float = option(0.0, stage="map")
+
+
 @dataclass(frozen=True)
 class Scripted(MeanCounts):
     """The mean of floats; reading follows a script, and the fit has an option of its own."""
@@ -138,6 +149,12 @@ class Scripted(MeanCounts):
     offset: float = 0.0
 
     name = "scripted"
+    sections: ClassVar = {"Scripted": ScriptedOptions}
+
+    @classmethod
+    def configured(cls, document, campaign):
+        options = document.get("Scripted", ScriptedOptions)
+        return cls(options.journal, options.script, options.scale, options.offset)
 
     def map_config(self):
         return {"offset": self.offset}
@@ -295,32 +312,14 @@ def run(calibration: Calibration, inputs: Any, output: Path, **options: Any) -> 
 # -- a command line that knows them ---------------------------------------------------------------
 
 
-def prepare(job, paths, overrides):
-    """Make the scripted calibration from ``--set Scripted.OPTION=VALUE``."""
-    from calibdask.config import Campaign
-    from calibdask.registry import Prepared
-
-    if paths:
-        raise ConfigError("the scripted job takes no file: use --set")
-    sections: dict[str, dict[str, Any]] = {"Scripted": {}, "Campaign": {}, "Slurm": {}}
-    for path, value in overrides.items():
-        section, _, option = path.partition(".")
-        sections[section][option] = value
-    campaign = Campaign(**sections["Campaign"])
-    return Prepared(
-        Scripted(**sections["Scripted"]),
-        campaign,
-        overwrite=False,
-        config=sections,
-        slurm=sections["Slurm"],
-    )
+SCRIPTED = Job("scripted", "Follows a script.", "faults:Scripted")
 
 
 def command_line() -> None:
     """Be ``calibdask`` with one more job."""
     from calibdask import cli, registry
 
-    registry.JOBS["scripted"] = registry.Job("scripted", "Follows a script.", "faults")
+    registry.JOBS["scripted"] = SCRIPTED
     cli._add_job("scripted", "Follows a script.")
     cli.main()
 

@@ -29,7 +29,6 @@ MORE_FOR_GLUE = {
     "cross.py": {"io"},
     "timing.py": {"io"},
     "calibrate.py": {"io"},  # writes the frames that it calibrates
-    "jobs.py": {"registry"},
     "tables.py": {"io"},  # tables that another domain reads are declared there
     "camera.py": {"io"},  # makes the camera file of one image
     "metadata.py": {"io"},  # of frames: what stands beside them

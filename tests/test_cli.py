@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from faults import calls, finish, start, wait_for, write_inputs
+from faults import SCRIPTED, calls, finish, start, wait_for, write_inputs
 
 from calibdask import cli, registry
 from calibdask.array.simulate import ArraySimulation, simulate_array
@@ -23,9 +23,7 @@ COMMANDS = sorted(cli.app.commands)
 @pytest.fixture
 def scripted(monkeypatch):
     """The scripted job among the others."""
-    monkeypatch.setitem(
-        registry.JOBS, "scripted", registry.Job("scripted", "Follows a script.", "faults")
-    )
+    monkeypatch.setitem(registry.JOBS, "scripted", SCRIPTED)
     monkeypatch.setattr(cli.app, "commands", dict(cli.app.commands))
     cli._add_job("scripted", "Follows a script.")
 
@@ -202,11 +200,18 @@ def test_the_same_data_twice_exits_2_naming_both(call, job, paths, tmp_path):
     "where",
     ["serial", "threads", pytest.param("local", marks=[pytest.mark.cluster, pytest.mark.slow])],
 )
-def test_signals_keep_what_was_computed_and_say_how_to_carry_on(job, tmp_path, number, code, where):
+def test_signals_keep_what_was_computed_and_say_how_to_carry_on(
+    job, call, tmp_path, number, code, where
+):
     journal = tmp_path / "journal"
     slow = '{"*": ["sleep 0.2"], "003.npy": ["sleep 2"]}'
     job = [*job, "--cluster", where, "--workers", "2"]
-    process = start(*job, "--set", f"Scripted.script={slow}")
+    # Whoever runs the tests (nohup, a shell in the background) may ignore it, and so do children.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = start(*job, "--set", f"Scripted.script={slow}")
+    finally:
+        signal.signal(number, before)
     store = tmp_path / "out.h5.work" / "store"
     try:
         wait_for(lambda: len(list(store.rglob("*.npz"))) >= 1)
@@ -220,7 +225,7 @@ def test_signals_keep_what_was_computed_and_say_how_to_carry_on(job, tmp_path, n
     assert not (tmp_path / "out.h5.work" / "lock.json").exists()
     n_stored = len(list(store.rglob("*.npz")))
     assert n_stored >= 1
-    found, out, err = finish(start(*job, "--cluster", "serial", "--set", "Scripted.script={}"))
+    found, out, err = call(*job, "--cluster", "serial", "--set", "Scripted.script={}")
     assert found == 0, err
     cached = int(re.search(r"(\d+) found in the store", out)[1])
     assert cached >= 1

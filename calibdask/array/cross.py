@@ -13,14 +13,16 @@ in one type and not in the other goes into the scale of the type.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
+from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.model import NetworkOptions
 from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
+from calibdask.array.pair_config import resolved
 from calibdask.array.pairs import PairRows, select_pairs
 from calibdask.array.pairwise import (
     MONITORING,
@@ -31,6 +33,12 @@ from calibdask.array.pairwise import (
     unknown_types,
 )
 from calibdask.array.summary import n_stages
+from calibdask.array.throughput_config import (
+    ENERGY_ESTIMATOR,
+    CalculateCrossCalibration,
+    RelativeThroughputFitter,
+    top_fitter,
+)
 from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey, WrongKind
 from calibdask.errors import ConfigError, MissingInput
 from calibdask.io.dl2 import Needs, TelescopeEvents
@@ -44,8 +52,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
-    from calibdask.array.config import CrossCalibrationOptions
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
 
 __all__ = ["CrossCalibration", "Given"]
@@ -130,41 +138,59 @@ class _Scaled:
 class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     """Throughput of the telescopes of all types on one scale."""
 
-    options: CrossCalibrationOptions
+    options: CalculateCrossCalibration
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
+    kept_bytes: ClassVar[int] = 8  # keys
+    kept_pair_bytes: ClassVar[int] = 24  # two values, event, two telescopes: stored as they are
     table: ClassVar[str] = COEFFICIENTS
     title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 
+    fitter: RelativeThroughputFitter = field(default_factory=RelativeThroughputFitter)
     given: Given | None = None
     muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
+    sections: ClassVar = {
+        "CalculateCrossCalibration": CalculateCrossCalibration,
+        "RelativeThroughputFitter": RelativeThroughputFitter,
+        **SELECTION,
+    }
+    further_sections: ClassVar = FURTHER
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        notes: list[str] = []
+        return cls(
+            resolved(document, CalculateCrossCalibration, notes),
+            campaign.shard_bytes,
+            tuple(notes),
+            bins=campaign.bins,
+            fitter=top_fitter(document, ENERGY_ESTIMATOR),
+        )
+
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network whose scale is that of the reference type."""
-        fitter = self.options.fitter
+        fitter = self.fitter
         return NetworkOptions(
-            estimator=self.options.estimator,
+            estimator=fitter.estimator or ENERGY_ESTIMATOR,
             n_min=fitter.n_min,
             clip_sigma=fitter.clip_sigma,
             normalisation=fitter.normalisation,
-            reference_telescopes=self.options.reference_telescopes,
-            throughput_normalisation=self.options.throughput_normalisation,
-            reference_type=self.options.reference_type,
+            reference_telescopes=fitter.reference_telescopes.by_type,
+            throughput_normalisation=fitter.throughput_normalisation.by_type,
+            reference_type=self.options.reference_subsystem,
             symmetric=True,
         )
 
     @property
     def needs(self) -> Needs:
         """The columns to read."""
-        options = self.options
-        columns = set(options.quality_criteria.columns)
-        columns |= {column for _, column, _ in options.minima}
-        if options.window is not None:
-            columns.add(options.impact_column)
-        return Needs(options.value_column, tuple(sorted(columns - {options.value_column})))
+        column = self.options.value_column
+        return Needs(column, tuple(sorted(self.options.columns - {column})))
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -301,7 +327,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         """Give what only the fit depends on, the ratios within types among it."""
         given = self.given
         return {
-            **self.options.fit_options(),
+            **super().fit_config(),
             "telescopes": self.fit_telescopes(),
             "given": None if given is None else [list(given.tel_id), list(map(repr, given.value))],
         }
@@ -312,7 +338,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
             return self.notes
         notes = list(self.notes)
         types = sorted(set(self.layout.tel_type))
-        reference = self.options.reference_type
+        reference = self.options.reference_subsystem
         if len(types) < 2:
             notes.append(f"all telescopes are {types[0]}: there is no other type to compare with")
         if reference not in types:
@@ -320,15 +346,19 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                 f"the reference type {reference} is not among the telescopes ({', '.join(types)}):"
                 " another scale is taken and flagged"
             )
-        options = self.options
-        named = (options.reference_telescopes, options.throughput_normalisation)
+        fitter = self.fitter
+        named = (
+            *fitter.reference_telescopes.by_type,
+            *fitter.throughput_normalisation.by_type,
+            *self.options.nominal_throughput.by_type,
+        )
         notes += unknown_types(
             self.layout,
             "RelativeThroughputFitter and CalculateCrossCalibration.nominal_throughput",
-            (kind for one in (*named, options.nominal_throughput) for kind, _ in one),
+            (kind for kind, _ in named),
         )
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
-        number = dict(self.options.reference_telescopes).get(reference)
+        number = dict(self.fitter.reference_telescopes.by_type).get(reference)
         if number is not None and reference in types and known.get(number) != reference:
             notes.append(
                 f"reference telescope {number} of {reference} is not among the {reference} of the"
@@ -389,7 +419,10 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         code = data.event * len(types) + kind
         count = np.bincount(code[pairs.selected], minlength=data.n_events * len(types))
         one, two = pairs.row_1, pairs.row_2
-        enough = np.minimum(count[code[one]], count[code[two]]) >= self.options.min_telescopes
+        enough = (
+            np.minimum(count[code[one]], count[code[two]])
+            >= self.options.min_triggered_telescopes_per_subsystem
+        )
         keep = np.flatnonzero(enough | (kind[one] == kind[two]))
         flow = {**pairs.cut_flow, "enough telescopes of both types": len(keep)}
         return replace(
@@ -428,7 +461,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
     def _tie(self, fit: NetworkFit) -> tuple[NetworkFit, TypeScales]:
         given, covariance = self._given_for(fit.tel_id)
-        return tie_types(fit, given, covariance, self.options.reference_type)
+        return tie_types(fit, given, covariance, self.options.reference_subsystem)
 
     # -- products -------------------------------------------------------------------------------
 
@@ -438,7 +471,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         scales = None
         if self.given is not None:
             scales = self._tie(fit)[1]
-            held = self._reference_of(self.options.reference_type, fit)
+            held = self._reference_of(self.options.reference_subsystem, fit)
             if held is not None:
                 components = named[f"{COEFFICIENTS}_components"]
                 components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
@@ -547,7 +580,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         ids, mean, sem, count = pool_chunks(tel_id, mean, sem, count)
         where = {number: k for k, number in enumerate(fit.tel_id.tolist())}
         row = [where[number] for number in ids.tolist()]
-        nominal = dict(self.options.nominal_throughput)
+        nominal = dict(self.options.nominal_throughput.by_type)
         scale = np.array([nominal.get(kind, 1.0) for kind in fit.tel_type[row].tolist()])
         muon[row], error[row], n_rings[row] = mean / scale, sem / scale, count
         return muon, error, n_rings
@@ -589,7 +622,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         In one network, the ratio of the types' reference telescopes, which is what makes
         coefficients of an inter-calibration those of the network.
         """
-        reference_type = self.options.reference_type
+        reference_type = self.options.reference_subsystem
         types = [kind for kind in np.unique(fit.tel_type).tolist() if kind != reference_type]
         rows: list[tuple[str, str, float, float, int, int, int, str]] = []
         held = self._reference_of(reference_type, fit)
@@ -618,7 +651,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                     covariance = fit.covariance
                     variance = covariance[mine, mine] + covariance[held, held]
                     variance -= 2 * covariance[mine, held]
-                    configured = dict(self.options.reference_telescopes).get(kind)
+                    configured = dict(self.fitter.reference_telescopes.by_type).get(kind)
                     flags = "" if configured in (None, fit.tel_id[mine]) else "F"
             factor = float(np.exp(log_ratio))
             numbers = [
@@ -648,7 +681,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         usable = (fit.tel_type == tel_type) & (fit.component >= 0) & np.isfinite(fit.theta)
         if not usable.any():
             return None
-        configured = dict(self.options.reference_telescopes).get(tel_type)
+        configured = dict(self.fitter.reference_telescopes.by_type).get(tel_type)
         chosen = np.flatnonzero(usable & (fit.tel_id == configured))
         if len(chosen):
             return int(chosen[0])
@@ -661,7 +694,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
         return CROSS_THROUGHPUT
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: types, muons, coefficients, pairs, map, network."""
         from calibdask.array.cross_report import cross_calibration_sections
 

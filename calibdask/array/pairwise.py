@@ -7,7 +7,7 @@ data or one for each time bin. A job adds what its pairs compare and which of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -72,16 +72,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.drift import Drift
+    from calibdask.array.pair_config import PairSection
     from calibdask.array.report import Quantity, TelescopeLayout
     from calibdask.report import Section
-    from calibdask.select import TelescopePatterns
     from calibdask.stats.timebins import TimeBins
 
 __all__ = [
     "MONITORING",
     "FromDl2",
     "PairData",
-    "PairOptions",
     "PairwiseCalibration",
     "SurveyedDl2",
     "join_obs_ids",
@@ -95,24 +94,6 @@ MONITORING = "/dl2/monitoring/subarray"
 
 PAIR_BYTES = 200
 """Memory of a pair-event while it is formed, selected and summarised."""
-
-
-class PairOptions(Protocol):
-    """What the options of every job of pairs have."""
-
-    @property
-    def event_types(self) -> tuple[int, ...]:
-        """Types of the events that are used; all if empty."""
-        ...
-
-    @property
-    def max_impact_distance(self) -> TelescopePatterns:
-        """Pair distance per telescope in m."""
-        ...
-
-    def map_options(self) -> dict[str, Any]:
-        """Give the options that the rows of a shard depend on, ready for JSON."""
-        ...
 
 
 # -- planning over DL2 files --------------------------------------------------------------------
@@ -218,7 +199,7 @@ def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str
 class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     """What the jobs that read DL2 files share: survey, layout, shards."""
 
-    options: PairOptions
+    options: PairSection
     shard_bytes: int
     notes: tuple[str, ...] = ()
     layout: Layout | None = None
@@ -230,6 +211,8 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     kept_bytes: ClassVar[int] = 30
     """Bytes of kept rows and keys for each telescope-event if all are selected, as measured on the
     simulated array of 36 telescopes: for the plan's estimate."""
+    kept_pair_bytes: ClassVar[int] = 0
+    """The same for each pair of telescopes in an event."""
 
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
 
@@ -316,7 +299,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
             n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
             peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
             n_parts = -(-peak_bytes // self.shard_bytes)
-            stored = self.small_bytes + n_rows * self.kept_bytes
+            kept = n_rows * self.kept_bytes + int(n_pairs * self.kept_pair_bytes)
             if n_parts <= 1:
                 yield Piece(
                     (survey.source,),
@@ -324,7 +307,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
                     order=survey.order,
                     n_bytes=survey.source.size,
                     peak_bytes=peak_bytes,
-                    stored_bytes=stored,
+                    stored_bytes=self.small_bytes + kept,
                 )
                 continue
             for first, stop in event_ranges(survey.source.path, n_parts):
@@ -336,7 +319,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
                     order=(*survey.order, first),
                     n_bytes=int(survey.source.size * fraction),
                     peak_bytes=int(peak_bytes * fraction),
-                    stored_bytes=self.small_bytes + int(n_rows * fraction * self.kept_bytes),
+                    stored_bytes=self.small_bytes + int(fraction * kept),
                 )
 
     def warnings(self) -> Sequence[str]:
@@ -448,7 +431,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         """Give what pair events and their first summary depend on."""
         robust = self.network.estimator in ("log-median", "log-clipped")
         bins = {} if self.bins is None else {"time_bins": self.bins.config()}
-        return {**self.options.map_options(), "histogram": robust, **bins}
+        return {**super().map_config(), "histogram": robust, **bins}
 
     def fit_telescopes(self) -> list[list[Any]]:
         """Give the telescopes without data among them, which the fit depends on, for JSON."""
@@ -716,7 +699,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         """What is calibrated, in words."""
         raise NotImplementedError
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report about one fit."""
         raise NotImplementedError
 
@@ -726,9 +709,9 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
 
         del result
         if self.bins is None:
-            return self.sections(tables)
+            return self.report_sections(tables)
         _, last = last_bin(tables, self.table)
-        return [*drift_sections(tables, self.quantity), *self.sections(last)]
+        return [*drift_sections(tables, self.quantity), *self.report_sections(last)]
 
     def places(self, tables: Mapping[str, QTable]) -> TelescopeLayout:
         """Give the positions of the telescopes in the tables, for the report."""

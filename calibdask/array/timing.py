@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
 from calibdask.array.network import fit_stage
@@ -18,6 +19,7 @@ from calibdask.array.pairwise import (
     layout_of_file,
 )
 from calibdask.array.summary import PairSummary
+from calibdask.array.timing_config import CalculateTimingCalibration, timing_section
 from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
 from calibdask.array.timing_summary import (
     TimingEvents,
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.config import TimingCalibrationOptions
     from calibdask.array.report import Quantity
+    from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
     from calibdask.report import Section
@@ -114,7 +116,7 @@ class _Read:
 class TimingCalibration(PairwiseCalibration[_Read]):
     """Offset of each telescope's time, from the arrival of the light of the same showers."""
 
-    options: TimingCalibrationOptions
+    options: CalculateTimingCalibration
     name: ClassVar[str] = "timing-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
@@ -127,41 +129,51 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
     has_sizes: bool = True  # of the images, in all inputs
 
+    sections: ClassVar = {"CalculateTimingCalibration": CalculateTimingCalibration, **SELECTION}
+    further_sections: ClassVar = FURTHER
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        notes: list[str] = []
+        options = timing_section(document, notes)
+        return cls(options, campaign.shard_bytes, tuple(notes), bins=campaign.bins)
+
     @property
     def walks(self) -> bool:
         """Whether the time walk is fitted."""
-        return self.options.section.time_walk and self.has_sizes
+        return self.options.time_walk and self.has_sizes
 
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network, or one for each type."""
-        section = self.options.section
+        options = self.options
         types = {} if self.layout is None else self._types
         # The same one in all time bins, whichever has most events there.
-        reference = section.reference_telescope
+        reference = options.reference_telescope
         if reference is None:
             reference = next(iter(types), -1)
         first_type = next(iter(types.values()), "")
         # One that is not in the array is asked for all the same: another that is held is flagged F.
         asked = (types.get(reference, first_type), reference)
-        half = section.max_residual
+        half = options.max_residual
         return NetworkOptions(
-            estimator=f"log-{section.estimator}",  # type: ignore[arg-type]
-            n_min=section.n_min,
-            clip_sigma=section.clip_sigma,
-            normalisation=section.normalisation,
+            estimator=f"log-{options.estimator}",  # type: ignore[arg-type]
+            n_min=options.n_min,
+            clip_sigma=options.clip_sigma,
+            normalisation=options.normalisation,
             reference_telescopes=(asked,) if types else (),
-            reference_type=asked[0] if section.mixed_types else None,
+            reference_type=asked[0] if options.mixed_types else None,
             observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
         )
 
     @property
     def timing(self) -> TimingOptions:
         """The options of all stages."""
-        section = self.options.section
-        n_bins = max(ROUGH_BINS, int(np.ceil(4 * section.max_offset / section.max_residual)))
-        rough = Observable("difference", -section.max_offset, section.max_offset, n_bins, "ns")
-        return TimingOptions(self.network, rough, section.impact_bins, self.walks)
+        options = self.options
+        n_bins = max(ROUGH_BINS, int(np.ceil(4 * options.max_offset / options.max_residual)))
+        rough = Observable("difference", -options.max_offset, options.max_offset, n_bins, "ns")
+        return TimingOptions(self.network, rough, options.impact_bins, self.walks)
 
     @property
     def _types(self) -> dict[int, str]:
@@ -176,23 +188,22 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     @property
     def needs(self) -> Needs:
         """The columns to read: those of the front, the times, and what the selection mentions."""
-        section, geometry = self.options.section, self.options.geometry_reconstructor
+        options, geometry = self.options, self.options.geometry_reconstructor
         names = ["alt", "az", "core_x", "core_y", "is_valid"]
-        if section.front == "spherical":
+        if options.front == "spherical":
             names.append("h_max")
         columns = {f"{geometry}_{name}" for name in names} | {"time"}
-        if section.time != "trigger":
-            columns.add(section.time)
+        if options.time != "trigger":
+            columns.add(options.time)
         if self.walks:
             columns.add(SIZE)
-        columns |= set(self.options.quality_criteria.columns)
-        columns |= {column for _, column, _ in self.options.minima}
-        base = self.options.impact_column
+        columns |= options.columns
+        base = options.impact_column
         return Needs(base, tuple(sorted(columns - {base})))
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what only the fit depends on, the telescopes without data among it."""
-        return {**self.options.fit_options(), "telescopes": self.fit_telescopes()}
+        return {**super().fit_config(), "telescopes": self.fit_telescopes()}
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -228,7 +239,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             )
             planned = replace(planned, has_sizes=False, notes=(*planned.notes, note))
         simulated = [one.source.path for one in surveys if one.facts.info.is_from_simtel]
-        if not simulated or self.options.section.delay_removed == "pointing":
+        if not simulated or self.options.delay_removed == "pointing":
             return planned
         note = (
             f"{simulated[0]}: is from sim_telarray, which corrects its trigger times for where the"
@@ -243,11 +254,11 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
     def _altitude_m(self, layout: ArrayLayout, path: str) -> float:
         """Height of the ground in the system in which h_max is given."""
-        section = self.options.section
-        if section.front == "plane" or section.h_max_above == "ground":
+        options = self.options
+        if options.front == "plane" or options.h_max_above == "ground":
             return 0.0
-        if section.observatory_altitude is not None:
-            return section.observatory_altitude
+        if options.observatory_altitude is not None:
+            return options.observatory_altitude
         if layout.reference_itrs_m is None or not np.isfinite(layout.reference_itrs_m).all():
             raise MissingInput(
                 f"{path}: does not tell where on Earth the array is, so the height of a shower's"
@@ -258,7 +269,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and layout."""
-        reference = self.options.section.reference_telescope
+        reference = self.options.reference_telescope
         if self.layout is None or reference is None or reference in self._types:
             return self.notes
         note = f"reference telescope {reference} is not among the inputs: another one is taken"
@@ -284,7 +295,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
                     f"{path}: has {column} in {data.units[column]!r}, not in deg or rad"
                 )
         pointing = None
-        if self.options.section.delay_removed == "pointing":
+        if self.options.delay_removed == "pointing":
             of_block = read_block_pointing(path)
             nowhere = (np.nan, np.nan)
             pointing = np.array([of_block.get(i, nowhere) for i in data.obs_id.tolist()])
@@ -292,7 +303,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
     def _arrival(self, read: _Read) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
         """Time of each telescope event less that of the front, ns, and what it has to fulfil."""
-        section, geometry = self.options.section, self.options.geometry_reconstructor
+        options, geometry = self.options, self.options.geometry_reconstructor
         data = read.events
         columns = data.columns
         alt, az = (
@@ -310,14 +321,14 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         position_m[:, 0] -= columns[f"{geometry}_core_x"]
         position_m[:, 1] -= columns[f"{geometry}_core_y"]
         distance_m = np.full(len(alt), np.inf)
-        if section.front == "spherical":
+        if options.front == "spherical":
             distance_m = (columns[f"{geometry}_h_max"] - read.altitude_m) / np.sin(alt)
-        delay_ns = front_delay_ns(section.front, position_m, alt, az, distance_m)
-        if section.time != "trigger":
+        delay_ns = front_delay_ns(options.front, position_m, alt, az, distance_m)
+        if options.time != "trigger":
             # The window opens with the trigger: together they tell when the light arrived, up to
             # a delay of the camera, whatever made the trigger late. Alone neither window nor peak
             # has a time in common with another telescope.
-            time_ns = time_ns + columns[section.time]
+            time_ns = time_ns + columns[options.time]
         known = {
             "time known": np.isfinite(time_ns),
             "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
@@ -436,8 +447,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             return tables
         self._add_systematic(tables, result)
         of_cells = [
-            (cell, residual_columns(fit, self.options.section.impact_bins))
-            for cell, fit in result.items()
+            (cell, residual_columns(fit, self.options.impact_bins)) for cell, fit in result.items()
         ]
         names = list(of_cells[0][1])
         tables[f"{self.table}_residuals"] = QTable(
@@ -534,7 +544,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
         return OFFSET
 
-    def sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
         """Give the sections of the report: offsets, systematic error, residuals, map, network."""
         from calibdask.array.timing_report import timing_sections
 

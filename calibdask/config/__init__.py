@@ -8,20 +8,32 @@ one `ConfigError` that lists every problem with its file, line, dotted path, val
 from calibdask.config.campaign import ENGINE_SECTIONS, Campaign, Slurm
 from calibdask.config.describe import describe
 from calibdask.config.load import Configuration, load_config
-from calibdask.config.sections import Section, caseless, format_bytes, parse_bytes, read_with
+from calibdask.config.sections import (
+    JobSection,
+    Section,
+    caseless,
+    format_bytes,
+    inner_section,
+    option,
+    parse_bytes,
+    read_with,
+)
 from calibdask.config.yaml import load_yaml, parse_yaml
 
 __all__ = [
     "ENGINE_SECTIONS",
     "Campaign",
     "Configuration",
+    "JobSection",
     "Section",
     "Slurm",
     "caseless",
     "describe",
     "format_bytes",
+    "inner_section",
     "load_config",
     "load_yaml",
+    "option",
     "parse_bytes",
     "parse_yaml",
     "read_with",

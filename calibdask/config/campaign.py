@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
-from calibdask.config.sections import Schema, Section, caseless, parse_bytes, read_with, short
+from calibdask.config.sections import (
+    Schema,
+    Section,
+    caseless,
+    option,
+    parse_bytes,
+    read_with,
+    short,
+)
 from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,51 +66,66 @@ _DEFAULT_EPOCH = "2020-01-01T12:00:00"
 class Campaign(Section):
     """How a campaign is cut into shards and run, whatever is calibrated."""
 
-    shard_bytes: _Bytes = Field(
-        default=256 * 1024**2,
-        description="How much input one task reads.",
-        json_schema_extra={"unit": "bytes"},
+    shard_bytes: _Bytes = option(
+        256 * 1024**2,
+        stage="plan",
+        help="How much input one task reads.",
+        unit="bytes",
     )
-    fan_in: int = Field(
-        default=16,
+    fan_in: int = option(
+        16,
+        stage="plan",
         ge=2,
-        description="How many summaries one merge takes. Another value is another plan.",
+        help="How many summaries one merge takes. Another value is another plan.",
     )
-    worker_memory: _Bytes | None = Field(
-        default=None,
-        description="Memory of one worker. A plan that needs more is refused before it starts; "
+    worker_memory: _Bytes | None = option(
+        None,
+        stage="run",
+        help="Memory of one worker. A plan that needs more is refused before it starts; "
         "without it, what the cluster reports is used.",
-        examples=["4 GiB"],
-        json_schema_extra={"unit": "bytes"},
+        example="4 GiB",
+        unit="bytes",
     )
-    allow_missing: float = Field(
-        default=0.0,
+    allow_missing: float = option(
+        0.0,
+        stage="run",
         ge=0.0,
         le=1.0,
-        description="Fraction of the inputs that may fail before the result is refused; of one "
+        help="Fraction of the inputs that may fail before the result is refused; of one "
         "that is cut into several shards, each counts.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of random numbers. No job draws any yet.")
-    retries: int = Field(
-        default=2, ge=0, description="How often a shard is tried again after a fault that may pass."
+    seed: int = option(
+        0,
+        stage="run",
+        ge=0,
+        help="Seed of random numbers. No job draws any yet.",
     )
-    verify_inputs: Annotated[Literal["fast", "full"], caseless("fast", "full")] = Field(
-        default="fast",
-        description="How an input is recognised: 'fast' reads its first, middle and last MiB, "
+    retries: int = option(
+        2,
+        stage="run",
+        ge=0,
+        help="How often a shard is tried again after a fault that may pass.",
+    )
+    verify_inputs: Annotated[Literal["fast", "full"], caseless("fast", "full")] = option(
+        "fast",
+        stage="plan",
+        help="How an input is recognised: 'fast' reads its first, middle and last MiB, "
         "'full' all of it.",
     )
-    time_bin: Annotated[int, read_with(_time_bin)] | None = Field(
-        default=None,
-        description="Width of time bins, each calibrated by itself: number and unit. Without it, "
+    time_bin: Annotated[int, read_with(_time_bin)] | None = option(
+        None,
+        stage="plan",
+        help="Width of time bins, each calibrated by itself: number and unit. Without it, "
         "all data are calibrated together.",
-        examples=["1 h"],
+        example="1 h",
     )
-    epoch: Annotated[int, read_with(_epoch)] | None = Field(
-        default=None,
-        description="Where a time bin begins, as a date in UTC: bins are aligned to it and never "
+    epoch: Annotated[int, read_with(_epoch)] | None = option(
+        None,
+        stage="plan",
+        help="Where a time bin begins, as a date in UTC: bins are aligned to it and never "
         f"depend on where files begin. Unless given, noon of {_DEFAULT_EPOCH[:10]}: one-day bins "
         "hold a night.",
-        examples=[_DEFAULT_EPOCH],
+        example=_DEFAULT_EPOCH,
     )
 
     @property

@@ -8,12 +8,7 @@ from typing import Any
 
 import yaml
 
-from calibdask.config.sections import (
-    Schema,
-    Section,
-    format_bytes,
-    section_type,
-)
+from calibdask.config.sections import Schema, Section, format_bytes, section_type, unit_of
 
 __all__ = ["describe"]
 
@@ -45,8 +40,7 @@ def _describe_options(model: type[Section], indent: str) -> list[str]:
     defaults = model()
     for attribute, field in model.model_fields.items():
         name = field.alias or attribute
-        extra = field.json_schema_extra
-        unit = extra.get("unit") if isinstance(extra, dict) else None
+        unit = unit_of(field)
         text = f"{field.description or ''}{f' Unit: {unit}.' if unit else ''}".strip()
         lines += _comment(text, indent)
         default = getattr(defaults, attribute)

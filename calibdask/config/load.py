@@ -85,6 +85,22 @@ class Configuration:
             raise TypeError(msg)
         return section
 
+    def first[S: Section](self, model: type[S]) -> S:
+        """Give the section of a type, under whichever of its names it was given, or its defaults.
+
+        Parameters
+        ----------
+        model : type
+            The type, which is that of no other section of the job.
+
+        Returns
+        -------
+        Section
+            An instance of the model.
+        """
+        found = (one for one in self.sections.values() if type(one) is model)
+        return next(found, None) or model()
+
     def where(self, *path: str | int) -> str:
         """Say where an option was set: file, line and dotted path.
 

@@ -1,4 +1,19 @@
-"""Sections and the types of their options."""
+"""Sections and their options, each declared once: type, default, limits, unit, help and stage.
+
+The stage of an option says what depends on it, and so which addresses of stored results hold it:
+
+``map``
+    What a shard is reduced to. Another value is another address of everything.
+``fit``
+    Fits, what is joined of them and what is written of that; the map's results stay valid.
+``plan``
+    What planning finds with it: shards, their parts and cells, digests of other jobs' products,
+    facts about the detector. Addresses hold what was found, so that the option need not be in them.
+``run``
+    No number: where the output goes, whether it may be replaced, which further formats it has.
+
+An option without a stage counts as one of the map, which is the safe side; a test refuses it.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +22,43 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainValidator,
     model_validator,
 )
+from pydantic_core import PydanticUndefined
 
 from calibdask.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
 __all__ = [
+    "JobSection",
     "Schema",
     "Section",
+    "Stage",
     "caseless",
     "format_bytes",
+    "inner_section",
+    "option",
     "options_of",
     "parse_bytes",
     "read_with",
     "section_type",
     "short",
+    "stage_of",
+    "unit_of",
 ]
 
 type Schema = Mapping[str, type[Section]]
+type Stage = Literal["map", "fit", "plan", "run"]
 
 _BYTES = {
     "b": 1,
@@ -40,12 +67,67 @@ _BYTES = {
 }
 
 
+def option(
+    default: Any = PydanticUndefined,
+    *,
+    stage: Stage,
+    help: str = "",
+    unit: str | None = None,
+    example: Any = None,
+    **limits: Any,
+) -> Any:
+    """Declare an option of a section.
+
+    Parameters
+    ----------
+    default : object
+        Its default; without one it is required.
+    stage : str
+        What depends on it (see this module).
+    help : str
+        What it does, for the configuration that ``calibdask init`` writes.
+    unit : str, optional
+        Unit of plain numbers.
+    example : object, optional
+        Shown for an option that is off by default.
+    **limits : object
+        What else `pydantic.Field` takes: ``ge``, ``gt``, ``le``, ``lt``, ``min_length``, ``alias``.
+
+    Returns
+    -------
+    FieldInfo
+        The value of the class attribute.
+    """
+    extra: dict[str, Any] = {"stage": stage} if unit is None else {"stage": stage, "unit": unit}
+    examples = None if example is None else [example]
+    return Field(default, description=help, examples=examples, json_schema_extra=extra, **limits)
+
+
+def inner_section(default: Section | None = None, *, help: str, alias: str | None = None) -> Any:
+    """Declare a section inside another, whose options have stages of their own.
+
+    Parameters
+    ----------
+    default : Section, optional
+        Its default.
+    help : str
+        What it does.
+    alias : str, optional
+        Its name in a YAML file.
+
+    Returns
+    -------
+    FieldInfo
+        The value of the class attribute.
+    """
+    return Field(default, description=help, alias=alias)
+
+
 class Section(BaseModel):
     """Base of every section: unknown options are refused, values are not converted, all is frozen.
 
-    An empty section means its defaults. Options are documented by ``Field(description=...)``, with
-    ``json_schema_extra={"unit": ...}`` for the unit; an option that is off by default may have an
-    example.
+    An empty section means its defaults. Options are declared by `option`, sections inside of it by
+    `inner_section`.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
@@ -57,6 +139,77 @@ class Section(BaseModel):
     @classmethod
     def _empty_section(cls, values: object) -> object:
         return {} if values is None else values
+
+    def staged(self, stage: Stage) -> dict[str, Any]:
+        """Give the options of one stage, those of sections inside among them, ready for JSON.
+
+        Parameters
+        ----------
+        stage : str
+            The stage (see this module).
+
+        Returns
+        -------
+        dict
+            Values by the name that a YAML file uses. Sections inside that have no option of the
+            stage, or are not given, are left out.
+        """
+        found: dict[str, Any] = {}
+        for attribute, field in type(self).model_fields.items():
+            name, value = field.alias or attribute, getattr(self, attribute)
+            declared = stage_of(field)
+            if declared is None and section_type(field.annotation) is not None:
+                within = value.staged(stage) if isinstance(value, Section) else {}
+                found |= {name: within} if within else {}
+            elif (declared or "map") == stage:
+                found[name] = _plain(value)
+        return found
+
+
+class JobSection(Section):
+    """Base of the main section of a job: where it reads and writes."""
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "log_level": "use --log-level on the command line",
+        "log_file": "use -l FILE on the command line",
+        "log_file_level": "use --log-level on the command line",
+        "provenance_log": "use --provenance-log on the command line",
+        "quiet": "use -q on the command line",
+    }
+
+    input_url: str | None = option(
+        None,
+        stage="run",
+        help="Input, where the command line names none (-i).",
+        example="input/",
+    )
+    output_url: str | None = option(
+        None,
+        stage="run",
+        help="Output, where the command line names none (-o).",
+        example="out.h5",
+    )
+    overwrite: bool = option(False, stage="run", help="Replace an output that exists.")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs that are named."""
+        return () if self.input_url is None else (self.input_url,)
+
+
+def _plain(value: object) -> Any:
+    """Make JSON of a value of an option."""
+    match value:
+        case Section():
+            values = {name: getattr(value, name) for name in type(value).model_fields}
+            return _plain(values | (value.model_extra or {}))
+        case Mapping():
+            return {str(name): _plain(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+        case None | bool() | int() | float() | str():
+            return value
+    return value.to_plain()  # type: ignore[attr-defined] # values by telescope
 
 
 def read_with(read: Callable[[Any], object]) -> PlainValidator:
@@ -157,9 +310,26 @@ def format_bytes(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
-def options_of(model: type[Section]) -> dict[str, Any]:
+def options_of(model: type[Section]) -> dict[str, FieldInfo]:
     """Options and nested sections of a model, by the name that a YAML file uses."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def stage_of(field: FieldInfo) -> Stage | None:
+    """Return the stage of an option; None where it has none, as sections inside others do."""
+    stage: Stage | None = _extra(field).get("stage")
+    return stage
+
+
+def unit_of(field: FieldInfo) -> str | None:
+    """Return the unit of an option, if it has one."""
+    unit: str | None = _extra(field).get("unit")
+    return unit
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
 
 
 def section_type(annotation: Any) -> type[Section] | None:

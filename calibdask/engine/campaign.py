@@ -49,7 +49,7 @@ State = Literal["running", "finished", "failed", "stopped", "never started"]
 _KNOWN = ("plan.json", "progress.json", "inputs.json", "lock.json", "store")
 _LEFT_BY_THE_DEAD = ("session", "scratch", "lock.takeover")
 _RESULTS = (
-    "store", "logs", "plan.json", "progress.json", "inputs.json", "outputs.json", "products.json",
+    "store", "logs", "plan.json", "progress.json", "inputs.json", "products.json",
 )  # fmt: skip
 _BAR = 24  # characters
 _SHOWN = 5  # failures and messages for people; JSON has all that the run kept

@@ -7,14 +7,12 @@ the meantime is not taken for its own.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from calibdask.engine.canonical import digest_json, read_json
+from calibdask.engine.canonical import digest_json
 from calibdask.engine.products import plan_of_product
-from calibdask.errors import CalibdaskError, ConfigError
+from calibdask.engine.written import Made
+from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.plan import Plan
     from calibdask.engine.protocol import AnyCalibration
+    from calibdask.engine.written import Memory
 
 __all__ = ["OwnProduct"]
 
@@ -33,18 +32,18 @@ class OwnProduct:
 
     Parameters
     ----------
-    workdir : Path
-        The work directory.
+    memory : Memory
+        That of the work directory.
     output : Path
         The product.
     calibration : Calibration
         What is to be done, as configured.
     """
 
-    def __init__(self, workdir: Path, output: Path, calibration: AnyCalibration) -> None:
-        self._path = workdir / "products.json"
+    def __init__(self, memory: Memory, output: Path, calibration: AnyCalibration) -> None:
+        self._memory = memory
         self._output = output
-        self._name = os.path.relpath(output, workdir)
+        self._job = calibration.name
         self._options = digest_json(
             {
                 "job": calibration.name,
@@ -53,11 +52,13 @@ class OwnProduct:
                 "fit": calibration.fit_config(),
             }
         )
-        remembered = self._all().get(self._name, {})
+        remembered = memory.of(output)
         plan = plan_of_product(output) if remembered and output.exists() else None
         # Of a run that was killed before its product took its name, the product knows nothing.
-        self._before: dict[str, Any] = {
-            digest: made for digest, made in remembered.items() if digest == plan
+        self._before = {
+            digest: made
+            for digest, made in (remembered.plans if remembered else {}).items()
+            if digest == plan
         }
 
     @property
@@ -65,11 +66,19 @@ class OwnProduct:
         """Whether the product that is there was written from this work directory."""
         return bool(self._before)
 
-    def _all(self) -> dict[str, Any]:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            found = read_json(self._path)
-            return found if isinstance(found, dict) else {}
-        return {}
+    def check_known(self) -> None:
+        """Refuse a product of which nobody can tell whether it was written from here.
+
+        Raises
+        ------
+        ConfigError
+            It is there, and the memory of the work directory is damaged.
+        """
+        if self._memory.problem and self._output.exists():
+            raise ConfigError(
+                f"{self._memory.path} is damaged or of another version ({self._memory.problem}), so"
+                f" nobody knows whether {self._output} may be replaced; {_REMEDY}"
+            )
 
     def check(self, plan: Plan) -> str | None:
         """Refuse to replace a product by another than a later one of the same run.
@@ -85,44 +94,34 @@ class OwnProduct:
             It was made with other options, or from an input that is not here now.
         """
         for made in self._before.values():
-            if made["options"] != self._options:
+            if made.options != self._options:
                 raise ConfigError(
                     f"{self._output} was made by another job, with other options or by another"
                     f" version of it; {_REMEDY}"
                 )
             now = _inputs(plan)
             # One of the two may have been hashed in full (see `inputs`): the other begins it.
-            gone = [path for one, path in made["inputs"].items() if not _among(one, now)]
+            gone = [path for one, path in made.inputs.items() if not _among(one, now)]
             if gone:
                 raise ConfigError(
                     f"{self._output} was made from {len(gone)} inputs that are not given now or"
                     f" have changed, e.g. {gone[0]}; {_REMEDY}"
                 )
-            held, given = len(made["inputs"]), len(now)
+            held, given = len(made.inputs), len(now)
             which = f"{held} of these {given}" if given > held else f"the same {given}"
             return f"{self._output} was made from {which} inputs: this run replaces it"
         return None
 
-    def record(self, plan: Plan) -> None:
-        """Remember a plan before its product is written.
+    def record(self, plan: Plan, files: list[Path]) -> None:
+        """Remember a plan, and the files that it writes, before they are written.
 
         Raises
         ------
         CalibdaskError
             The work directory cannot be written.
         """
-        made = {plan.digest: {"options": self._options, "inputs": _inputs(plan)}}
-        everything = self._all() | {self._name: self._before | made}
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(everything, indent=1), encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CalibdaskError(
-                f"cannot write {self._path}: {error.strerror or error}; what was computed is"
-                " stored: make room and run the same command again"
-            ) from error
+        made = {plan.digest: Made(self._options, _inputs(plan))}
+        self._memory.record(self._output, self._job, files, self._before | made)
 
 
 def _inputs(plan: Plan) -> dict[str, str]:

@@ -13,8 +13,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from calibdask.access import check_private
-from calibdask.engine.canonical import read_json
-from calibdask.errors import CalibdaskError, ConfigError
+from calibdask.engine.written import Memory, real_path
+from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,8 +28,8 @@ COMPANIONS = (".ecsv", ".html", ".provenance.json")
 """Endings of what is written beside a product that is one file."""
 
 OWN_NAMES = (
-    "cancel", "inputs.json", "lock.json", "lock.takeover", "logs", "outputs.json", "plan.json",
-    "products.json", "progress.json", "session", "store",
+    "cancel", "inputs.json", "lock.json", "lock.takeover", "logs", "plan.json", "products.json",
+    "progress.json", "session", "store",
 )  # fmt: skip
 """What a run keeps in its work directory."""
 
@@ -142,6 +142,7 @@ class Places:
         self.output = output
         self.workdir = workdir or workdir_of(output)
         endings = [ending for ending in COMPANIONS if report or ending != ".html"]
+        self.memory = Memory(self.workdir)
         self.companions = [companion(output, ending) for ending in endings]
         self._replaced = [(f"-o {output}", output)]
         self._replaced += [
@@ -180,7 +181,7 @@ class Places:
         try:
             self._check_names()
             check_private(self.workdir, remedy=REMEDY)
-            mine = _identity(self.output) if self._is_own(self.output) else None
+            mine = _identity(self.output) if self.memory.is_of(self.job, self.output) else None
             sources = [
                 ("input", one.path)
                 for one in inputs
@@ -204,9 +205,11 @@ class Places:
     def _check_apart(self) -> None:
         """Refuse two names of one file."""
         seen: dict[object, str] = {}
-        inside = {_real(self.workdir / name): f"{name} in the work directory" for name in OWN_NAMES}
+        inside = {
+            real_path(self.workdir / name): f"{name} in the work directory" for name in OWN_NAMES
+        }
         for name, path in self._names():
-            real = _real(path)
+            real = real_path(path)
             for above in (real, *real.parents):
                 if above in inside:
                     raise ConfigError(
@@ -230,7 +233,7 @@ class Places:
             )
 
     def _check_not_read(self, name: str, path: Path, read: _Read) -> None:
-        real = _real(path)
+        real = real_path(path)
         identity = _identity(path)
         if identity is not None and identity in read.files:
             raise ConfigError(
@@ -278,7 +281,7 @@ class Places:
             return
         told = self._told_by_provenance()
         for path in self.companions:
-            if path.exists() and not self._is_own(path) and path.name not in told:
+            if path.exists() and not self.memory.is_of(self.job, path) and path.name not in told:
                 raise ConfigError(
                     f"{path} exists already and would be replaced, as it has the name of a file"
                     f" beside {self.output}; choose another name with -o, or replace it with"
@@ -286,37 +289,6 @@ class Places:
                 )
 
     # -- what is made ---------------------------------------------------------------------------
-
-    def record(self) -> None:
-        """Note which files this run writes: the same job may replace them from here.
-
-        Raises
-        ------
-        CalibdaskError
-            The work directory cannot be written.
-        """
-        mine = {str(_real(path)): self.job for path in (self.output, *self.companions)}
-        temporary = self.workdir / f".outputs.json.{os.getpid()}.tmp"
-        try:
-            temporary.write_text(json.dumps(self._recorded() | mine, indent=1), encoding="utf-8")
-            temporary.replace(self.workdir / "outputs.json")
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CalibdaskError(
-                f"cannot write in {self.workdir}: {error.strerror or error}; what was computed is"
-                " stored: make room and run the same command again"
-            ) from error
-
-    def _recorded(self) -> dict[str, str]:
-        """Give what runs here have written, and by which job."""
-        with contextlib.suppress(OSError, ValueError):
-            found = read_json(self.workdir / "outputs.json")
-            return found if isinstance(found, dict) else {}
-        return {}
-
-    def _is_own(self, path: Path) -> bool:
-        """Tell whether a run of the same job in this work directory wrote a file."""
-        return self._recorded().get(str(_real(path))) == self.job
 
     def _told_by_provenance(self) -> set[str]:
         """Give the names of what an earlier run of the same job wrote with this product.
@@ -371,14 +343,6 @@ def _given(*options: tuple[str, Path | None]) -> list[tuple[str, Path]]:
 
 def _bytes(path: Path) -> bytes:
     return os.fsencode(path.name)
-
-
-def _real(path: Path) -> Path:
-    """Give a path without links in its directory; the name itself is kept, as it is replaced."""
-    absolute = path.absolute()
-    if absolute.name in ("", ".."):
-        return absolute.resolve()
-    return absolute.parent.resolve() / absolute.name
 
 
 def _mode(path: Path) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,13 @@ from calibdask.engine.protocol import (
     WrongKind,
 )
 from calibdask.engine.shown import facts_html, printable
-from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
+from calibdask.errors import (
+    CalibdaskError,
+    ConfigError,
+    CorruptedInput,
+    MissingInput,
+    NotEnoughData,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -329,6 +337,24 @@ def _shard_identity(shard: Shard) -> list[Any]:
     ]
 
 
+_NAMED_ALIKE = "copy it again if it should be one of them, else give it another name or place"
+
+
+def _alike(paths: Sequence[str]) -> Callable[[str], bool]:
+    """Give what tells of a path whether two or more of these differ from it in one number alone.
+
+    What such a file holds cannot tell a damaged input from a file of another kind.
+    """
+
+    def pattern(path: str) -> tuple[str, str]:
+        folder, name = os.path.split(path)
+        stem, dot, suffix = name.rpartition(".")
+        return folder, re.sub(r"\d+(?=\D*$)", "#", stem, count=1) + dot + suffix
+
+    counts = Counter(map(pattern, paths))
+    return lambda path: "#" in pattern(path)[1] and counts[pattern(path)] > 1
+
+
 def _survey_all(
     calibration: AnyCalibration,
     found: Sequence[Found],
@@ -462,6 +488,11 @@ def make_plan(
 
     with Guard(lambda method, one: getattr(calibration, method)(one), prepare=prepare) as look:
         surveys, rejected, skipped = _survey_all(calibration, found, identities, look, progress)
+    like_used = _alike([survey.source.path for survey in surveys])
+    for path, reason in [one for one in skipped if like_used(one[0])]:
+        skipped.remove((path, reason))
+        alike = MissingInput(f"{reason}; it is named like inputs that are used: {_NAMED_ALIKE}")
+        rejected.append(Failure.of(alike, path))
     misfits = calibration.misfits(surveys) if surveys else {}
     for place, error in sorted(misfits.items()):
         path = surveys[place].source.path

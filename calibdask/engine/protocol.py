@@ -12,20 +12,22 @@ method of :class:`Calibration` has a default that fits one stage, one cell and o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibdask.config.sections import JobSection, Section, Stage
 from calibdask.errors import CalibdaskError, MissingInput
 
 if TYPE_CHECKING:
     from astropy.table import QTable
 
+    from calibdask import report
+    from calibdask.config import Campaign, Configuration
     from calibdask.io.metadata import Metadata
-    from calibdask.report import Section
 
 __all__ = [
     "ALL",
@@ -352,6 +354,51 @@ class Calibration[Data, Fit: State, Result]:
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that the map step imports when it needs them: local workers begin with them."""
 
+    sections: ClassVar[Mapping[str, type[Section]]] = {}
+    """Sections of its configuration, the main one first, as a new configuration shows them."""
+
+    further_sections: ClassVar[Mapping[str, type[Section]]] = {}
+    """Sections that it reads as well, and other names of sections, which none shows."""
+
+    # -- configuration ----------------------------------------------------------------------------
+
+    @classmethod
+    def main(cls) -> type[JobSection]:
+        """Give the type of its main section."""
+        first = next(iter(cls.sections.values()), JobSection)
+        if not issubclass(first, JobSection):
+            raise TypeError(f"{first.__name__} is not a JobSection")
+        return first
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its configuration.
+
+        Parameters
+        ----------
+        document : Configuration
+            Its sections, each valid by itself.
+        campaign : Campaign
+            The engine's section.
+
+        Raises
+        ------
+        ConfigError
+            Options contradict each other.
+        """
+        del document, campaign
+        return cls()
+
+    def _staged(self, stage: Stage) -> dict[str, Any]:
+        """Give the options of a stage of all sections that are fields of this calibration."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        staged = {
+            name: value.staged(stage)
+            for name, value in values.items()
+            if isinstance(value, Section)
+        }
+        return {name: options for name, options in staged.items() if options}
+
     # -- planning: metadata only, cheap -----------------------------------------------------------
 
     def libraries(self, paths: Sequence[Path]) -> Iterable[str]:
@@ -413,12 +460,16 @@ class Calibration[Data, Fit: State, Result]:
         return self.small_bytes, self.small_bytes
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give the options that :meth:`read` and :meth:`reduce` depend on (JSON values only)."""
-        return {}
+        """Give what :meth:`read` and :meth:`reduce` depend on beside the shard (JSON values only).
+
+        That is the options of the stage "map" of all sections among the fields. Override it to add
+        what is no option: digests of other products, what planning found.
+        """
+        return self._staged("map")
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give the options that only :meth:`fit` depends on (JSON values only)."""
-        return {}
+        """Give what only fits and products depend on, likewise by the stage "fit"."""
+        return self._staged("fit")
 
     def warnings(self) -> Sequence[str]:
         """Tell what is odd about the plan although it can be run."""
@@ -487,7 +538,7 @@ class Calibration[Data, Fit: State, Result]:
         """Return what is written: tables, files, maps."""
         raise NotImplementedError
 
-    def report(self, result: Result, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Result, tables: Mapping[str, QTable]) -> Sequence[report.Section]:
         """Return the sections of the HTML report."""
         del result, tables
         return ()

@@ -580,7 +580,9 @@ def run_calibration(
     read += [("product", Path(path)) for path in calibration.also_read()]
     places.check(find_inputs(inputs, calibration.patterns), read)
     workdir = places.workdir
-    own = OwnProduct(workdir, output, calibration)
+    own = OwnProduct(places.memory, output, calibration)
+    if not options.overwrite:
+        own.check_known()
     products = Products(output, overwrite=options.overwrite or own.is_there)
     products.check_free()
     progress = ProgressFile(workdir, job=calibration.name, output=output, command=options.command)
@@ -611,11 +613,12 @@ def run_calibration(
         directory = plan.calibration.writes_directory
         with places.settling():
             products.check_kind(directory=directory)
+            replaced = None if options.overwrite else own.check(plan)
             if not directory:
                 places.check_new(overwrite=options.overwrite)
             # Some inputs name others: those of a descriptor, for one.
             places.check((Found(Path(ref.path), named=False) for ref in plan.inputs), read)
-            if not options.overwrite and (replaced := own.check(plan)):
+            if replaced:
                 emit(events.Message("INFO", replaced))
         (workdir / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         for failure in plan.rejected:
@@ -670,8 +673,7 @@ def run_calibration(
             )
             account.notes.append(note)
             emit(events.Message("WARNING", note))
-        places.record()
-        own.record(plan)
+        own.record(plan, [output, *places.companions])
         digest = products.write(
             Finished(plan, account, result, outputs, partial, options, config or {}),
             lambda what, done: emit(events.Progress(f"writing {what}", done, 1)),

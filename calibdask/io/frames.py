@@ -8,6 +8,7 @@ without LibRaw, which gives the same bits and takes a tenth of the time.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import logging
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from calibdask.engine.protocol import WrongKind
 from calibdask.errors import CorruptedInput, MissingInput, TransientError
 from calibdask.io.areas import areas_of_fits
 from calibdask.io.keywords import KEYWORDS, header_text, stated
+from calibdask.io.tiff import DECODED, check_decoded, check_end, check_page, tag_value, tiff_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,8 +76,6 @@ FRAME_PATTERNS: Final = tuple(
 """
 
 _CFA: Final = 32803
-_DECODED: Final = frozenset({1, 8, 32773, 32946})
-"""Compressions of TIFF files that are read without further software: none, Deflate, PackBits."""
 _PNG_END: Final = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _COLOURS: Final = "RGB"
 _LARGEST_ISO: Final = 65535
@@ -226,26 +226,48 @@ def inspect_frame(path: Path | str, hdu: int | str | None = None) -> FrameInfo:
     """
     path = Path(path)
     with _named_errors(path):
-        match _format(path):
-            case "raw":
-                return _inspect_raw(path)
-            case "fits":
-                return _inspect_fits(path, hdu)
-            case "tiff":
-                return _inspect_tiff(path)
-            case "png":
-                return _inspect_png(path)
-            case "npy":
-                return _inspect_array(path, _open_npy(path), {})
-            case _:
-                array, attributes = _open_zarr(path)
-                if missing := array.nchunks - array.nchunks_initialized:
-                    # Zarr would read zeros.
-                    raise CorruptedInput(
-                        f"{path}: {missing} of {array.nchunks} chunks are missing; copy it again"
-                        " (stacks with empty frames are written with write_empty_chunks=True)"
-                    )
-                return _inspect_array(path, array, attributes)
+        kind = _format(path)
+        try:
+            return _inspect(path, kind, hdu)
+        except WrongKind:
+            _check_sound(path, kind)
+            raise
+
+
+def _inspect(path: Path, kind: str, hdu: int | str | None) -> FrameInfo:
+    match kind:
+        case "raw":
+            return _inspect_raw(path)
+        case "fits":
+            return _inspect_fits(path, hdu)
+        case "tiff":
+            return _inspect_tiff(path)
+        case "png":
+            return _inspect_png(path)
+        case "npy":
+            return _inspect_array(path, _open_npy(path), {})
+    array, attributes = _open_zarr(path)
+    if missing := array.nchunks - array.nchunks_initialized:
+        # Zarr would read zeros.
+        raise CorruptedInput(
+            f"{path}: {missing} of {array.nchunks} chunks are missing; copy it again"
+            " (stacks with empty frames are written with write_empty_chunks=True)"
+        )
+    return _inspect_array(path, array, attributes)
+
+
+def _check_sound(path: Path, kind: str) -> None:
+    """Check a file that seems to be of another kind: it may be a damaged frame (CorruptedInput)."""
+    match kind:
+        case "fits":
+            with suppress(WrongKind), _fits(path, whole=True):
+                pass
+        case "tiff":
+            with _tiff(path) as tiff:
+                for page in () if tiff is None else tiff_pages(path, tiff):
+                    check_decoded(path, page)
+        case "png":
+            _check_png(path)
 
 
 def read_frame(path: Path | str, index: int = 0, hdu: int | None = None) -> NDArray[Any]:
@@ -317,8 +339,9 @@ def _named_errors(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise MissingInput(f"{path}: may not be read: {error.strerror}") from error
     except OSError as error:
-        # Libraries for images say that a file is broken in this way too, but then without number.
-        if error.errno is None:
+        # Libraries for images say that a file is broken in this way too, but then without number. A
+        # place that no file can have (EINVAL) was read from one.
+        if error.errno in (None, errno.EINVAL):
             raise CorruptedInput(f"{path}: cannot be read: {error}") from error
         raise TransientError(f"{path}: {error.strerror or error}") from error
     except _NONSENSE as error:
@@ -507,7 +530,9 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
             names = raw.color_desc.decode()
             pattern = "".join(names[index] for index in indices)
             if pattern not in _BAYER:
-                raise WrongKind(f"{path}: the colours {pattern} are not red, green and blue")
+                message = f"{path}: the colours {pattern} are not those of a Bayer pattern"
+                # Other colours are those of another sensor; these in another order are of none.
+                raise (CorruptedInput if set(pattern) <= set(_COLOURS) else WrongKind)(message)
             black = tuple(float(raw.black_level_per_channel[index]) for index in indices)
         white = int(raw.white_level)
         exposure = _positive(other.shutter_speed)
@@ -566,17 +591,12 @@ def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
                 return {}, ()
             first = tiff.pages.first
             layout = tuple(
-                (page.shape, page.compression, page.bitspersample, _tag(page, "ActiveArea"))
+                (page.shape, page.compression, page.bitspersample, tag_value(page, "ActiveArea"))
                 for page in (first, *(first.pages or ()))
             )
             return _page_tags(first), layout
     except _NONSENSE:
         return {}, ()
-
-
-def _tag(page: Any, name: str) -> Any:
-    tag = page.tags.get(name)
-    return None if tag is None else tag.value
 
 
 @contextmanager
@@ -978,44 +998,46 @@ def _inspect_tiff(path: Path) -> FrameInfo:
     with _tiff(path) as tiff:
         if tiff is None:
             raise CorruptedInput(f"{path}: is no TIFF file")
+        shapes = set()
+        for page in tiff_pages(path, tiff):
+            check_page(path, page)
+            shapes.add(page.shape)
         page = tiff.pages.first
         if "DNGVersion" in page.tags:
             raise WrongKind(f"{path}: is a DNG by its tags; give it the ending .dng")
-        shapes = {one.shape for one in tiff.pages}
         if len(shapes) != 1 or page.ndim != 2:
             raise WrongKind(f"{path}: pages of shape {sorted(shapes)} are no raw frames")
-        if page.compression not in _DECODED:
+        if page.compression not in DECODED:
             raise WrongKind(
-                f"{path}: is compressed by {_compression(page.compression)}, which is not read"
-                " here: save it uncompressed or with Deflate (ZIP), e.g. 'tiffcp -c none IN OUT'"
+                f"{path}: is compressed by {_compression(path, page.compression)}, which is not"
+                " read here: save it uncompressed or with Deflate (ZIP), e.g. 'tiffcp -c none IN"
+                " OUT'"
             )
-        for one in tiff.pages:
-            _check_segments(path, one)
-        n_frames, wanted = _tiff_pages(path, tiff)
-        if (size := path.stat().st_size) < wanted:
-            raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
         return FrameInfo(
             str(path),
             (int(page.shape[0]), int(page.shape[1])),
             _dtype(path, np.dtype(page.dtype)).name,
-            n_frames=n_frames,
+            n_frames=_n_tiff_frames(path, tiff),
             **_eight_bits(page.dtype),
             **_exif(_page_tags(page)),
         )
 
 
-def _compression(code: int) -> str:
+def _compression(path: Path, code: int) -> str:
     from tifffile import COMPRESSION
 
-    return COMPRESSION(code).name if code in set(COMPRESSION) else f"method {code}"
+    if code not in set(COMPRESSION):
+        raise CorruptedInput(f"{path}: says it is compressed by {code}, which is no method")
+    return COMPRESSION(code).name
 
 
-def _tiff_pages(path: Path, tiff: tifffile.TiffFile) -> tuple[int, int]:
-    """Give the number of frames of a TIFF file, and how many bytes it must have.
+def _n_tiff_frames(path: Path, tiff: tifffile.TiffFile) -> int:
+    """Give the number of frames of a TIFF file.
 
     ImageJ writes one directory for a stack of more than 4 GB: its description counts the images,
     which lie one behind the other.
     """
+    n_pages = sum(1 for _ in tiff_pages(path, tiff))
     about = tiff.imagej_metadata or {}
     channels, images = int(about.get("channels", 1)), int(about.get("images", 1))
     if channels > 1:
@@ -1024,56 +1046,40 @@ def _tiff_pages(path: Path, tiff: tifffile.TiffFile) -> tuple[int, int]:
             " one"
         )
     page = tiff.pages.first
-    if images > 1 and len(tiff.pages) == 1:
+    if images > 1 and n_pages == 1:
         if page.compression != 1 or len(_runs(page.dataoffsets, page.databytecounts)) != 1:
             raise WrongKind(
                 f"{path}: its description counts {images} images in one compressed page: save the"
                 " stack uncompressed"
             )
-        return images, page.dataoffsets[0] + images * page.nbytes
-    if images > 1 and images != len(tiff.pages):
+        check_end(path, page.dataoffsets[0] + images * page.nbytes)
+        return images
+    if images > 1 and images != n_pages:
         raise CorruptedInput(
-            f"{path}: has {len(tiff.pages)} pages, but its description counts {images} images"
+            f"{path}: has {n_pages} pages, but its description counts {images} images"
         )
-    ends = (
-        offset + count
-        for one in tiff.pages
-        for offset, count in zip(one.dataoffsets, one.databytecounts, strict=True)
-    )
-    return len(tiff.pages), max(ends)
+    return n_pages
 
 
 def _read_tiff(path: Path, start: int, stop: int) -> Iterator[NDArray[Any]]:
     with _tiff(path) as tiff:
         if tiff is None:
             raise CorruptedInput(f"{path}: is no TIFF file")
-        n_frames, _ = _tiff_pages(path, tiff)
+        n_frames = _n_tiff_frames(path, tiff)
         first = tiff.pages.first
+        check_page(path, first)
         for index in range(start, min(stop, n_frames)):
             if n_frames > len(tiff.pages):
                 place = first.dataoffsets[0] + index * first.nbytes
                 kind = np.dtype(first.dtype).newbyteorder(tiff.byteorder)
                 yield np.fromfile(path, kind, first.size, offset=place).reshape(first.shape)
                 continue
-            page = tiff.pages[index]
+            page = cast("tifffile.TiffPage", tiff.pages[index])
             if page.ndim != 2:
                 raise WrongKind(f"{path}: a page of shape {page.shape} is no raw frame")
-            _check_segments(path, page)
+            check_page(path, page)
+            check_decoded(path, page)
             yield page.asarray()
-
-
-def _check_segments(path: Path, page: Any) -> None:
-    """Refuse a page of which strips or tiles are missing: tifffile would give zeros there."""
-    wanted = 1
-    if page.is_tiled:
-        wanted = -(-page.imagelength // page.tilelength) * -(-page.imagewidth // page.tilewidth)
-    elif page.rowsperstrip:
-        wanted = -(-page.imagelength // min(page.rowsperstrip, page.imagelength))
-    counts = page.databytecounts
-    # tifffile gives one place and number for strips that lie one behind the other.
-    there = wanted if page.is_contiguous else sum(count > 0 for count in counts)
-    if there < wanted or 0 in counts:
-        raise CorruptedInput(f"{path}: has {there} of {wanted} strips or tiles; copy it again")
 
 
 @contextmanager

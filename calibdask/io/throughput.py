@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from calibdask.errors import CorruptedInput
-from calibdask.flags import Flag, usable
+from calibdask.flags import MUON_FLAGS, usable
 from calibdask.io.hdf5 import open_hdf5
 from calibdask.io.tables import read_columns
 from calibdask.schema import Column, TableSchema
@@ -61,7 +61,7 @@ MUON_THROUGHPUT: Final = TableSchema(
         Column("time_mean", "time", "Mean time of the rings in the mean"),
         Column("bin", "i8", "Number of the time bin since the epoch, or of the chunk"),
     ),
-    (Flag.FEW_RINGS, Flag.MANY_CLIPPED),
+    MUON_FLAGS,
 )  # fmt: skip
 """A table for each telescope. That of ctao-calibpipe ends with n_events."""
 

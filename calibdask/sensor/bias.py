@@ -185,6 +185,7 @@ class Bias(_FromBiasFrames):
     name: ClassVar[str] = "bias"
     title: ClassVar[str] = "Bias and read noise of pixels"
     state_ratio: ClassVar[float] = 4.2
+    sections = config.sections_of(config.Bias)
     options: config.Bias = field(default_factory=config.Bias)
 
 
@@ -196,4 +197,5 @@ class ReadNoise(_FromBiasFrames):
     title: ClassVar[str] = "Read noise of pixels"
     state_ratio: ClassVar[float] = 2.1
     writes_bias: ClassVar[bool] = False
+    sections = config.sections_of(config.ReadNoise)
     options: config.ReadNoise = field(default_factory=config.ReadNoise)

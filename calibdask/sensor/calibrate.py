@@ -121,6 +121,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
     state: ClassVar[type[State]] = Values
     preload: ClassVar[tuple[str, ...]] = ()
 
+    sections = config.sections_of(config.CalibrateImages)
     options: config.CalibrateImages = field(default_factory=config.CalibrateImages)
 
     # -- planning ---------------------------------------------------------------------------------
@@ -323,10 +324,6 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
         """Give the rows: there is nothing to fit."""
         del stage, cell, given
         return Values(total.to_arrays())
-
-    def fit_config(self) -> Mapping[str, Any]:
-        """Nothing is fitted."""
-        return {}
 
     def combine(self, states: Mapping[Cell, Values]) -> CalibratedFrames:
         """Give the rows of all frames, and the one that is shown."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask.config import JobSection
 from calibdask.engine.protocol import (
     Arrays,
     Calibration,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.config import Campaign, Configuration
     from calibdask.sensor.settings import Setting
 
 __all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", "sensor_facts"]
@@ -82,6 +84,7 @@ __all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", 
 _PIXEL_BYTES = {True: 18, False: 36}  # of a summary: exact sums, or moments of floats
 _SMALLEST_RATIO = 4  # bytes read for each byte of summary, where there are frames enough
 _LEVELS = "sensor:levels"  # scalars of a tile: saturation (0 for none) and step
+_PRODUCTS = ("bias", "readnoise", "iso", "dark", "flat", "gain", "defects")  # options that name one
 _BATCH = 4  # frames in memory while they are folded: the sums are read and written less often
 
 
@@ -289,6 +292,8 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
 
     Attributes
     ----------
+    options : JobSection
+        The section of the job.
     frames : Frames
         What the configuration says about frames.
     stacks : Stacks
@@ -337,6 +342,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     single: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Attributes of which all frames of a kind have one value, by kind (see `misfits`)."""
 
+    options: JobSection = field(default_factory=JobSection)
     frames: Frames = field(default_factory=Frames)
     stacks: Stacks = field(default_factory=Stacks)
     shard_bytes: int = 256 << 20
@@ -348,6 +354,20 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     sensor: SensorFacts | None = None
     plan_frames: tuple[tuple[StackKey, tuple[Frame, ...]], ...] = ()
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def configured(cls, document: Configuration, campaign: Campaign) -> Self:
+        """Make the calibration from its sections."""
+        options = document.first(cls.main())
+        given = ((what, getattr(options, what, None)) for what in _PRODUCTS)
+        return cls(
+            options=options,
+            frames=document.get("Frames", Frames),
+            stacks=document.get("Stacks", Stacks),
+            shard_bytes=campaign.shard_bytes,
+            # Workers may run elsewhere, so that a relative path would lead them astray.
+            products=tuple((what, str(Path(path).absolute())) for what, path in given if path),
+        )
 
     # -- planning ---------------------------------------------------------------------------------
 
@@ -468,8 +488,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
 
     def _without_camera_file(self, path: str) -> Iterator[str]:
         """Say it where a product of SPECTACLE is asked for, which is named after the camera."""
-        options = getattr(self, "options", None)
-        if getattr(options, "spectacle", False) and camera_file_of(Path(path)) is None:
+        if getattr(self.options, "spectacle", False) and camera_file_of(Path(path)) is None:
             yield (
                 f"{path}: lies in no folder 'images' beside a camera file (*data.json), by which"
                 " SPECTACLE knows a camera; its products get the name that the frames state."
@@ -649,27 +668,20 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         return int(merged), int(merged * self.state_ratio)
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what the sums depend on beside the frames."""
+        """Give options, and what is stated about the sensor."""
         stated = None if self.sensor is None else self.sensor.saturation_dn
         lit_areas = () if self.sensor is None else self.sensor.lit_areas
-        chosen = {} if self.frames.hdu is None else {"hdu": self.frames.hdu}
         return {
+            **super().map_config(),
             "saturation_dn": stated,
-            "max_clipped": self.stacks.max_clipped,
             "lit_areas": [list(area) for area in lit_areas],
-            **chosen,
         }
 
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the fit depends on (JSON values only)."""
-        return {}
-
     def fit_config(self) -> Mapping[str, Any]:
-        """Give what the fit depends on: options, other products, frames' order and sensor."""
+        """Give options, other products and what is stated about the sensor."""
         sensor = self.sensor
         return {
-            "options": dict(self.fit_options()),
-            "clip": [self.stacks.clip_sigma, self.stacks.clip_iterations],
+            **super().fit_config(),
             "products": [list(one) for one in self.product_digests],
             "sensor": [] if sensor is None else [
                 list(sensor.shape), sensor.pattern, list(sensor.black_level), sensor.saturation_dn,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from calibdask.config import Section, read_with
+from calibdask.config import JobSection, Section, option, read_with
 from calibdask.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
+    "SECTIONS",
     "Bias",
     "CalibrateImages",
     "DarkCurrent",
@@ -19,149 +23,179 @@ __all__ = [
     "FlatField",
     "Gain",
     "IsoNormalisation",
-    "JobSection",
+    "MapSection",
     "ReadNoise",
     "StackImages",
     "Stacks",
+    "sections_of",
 ]
 
 
-class JobSection(Section):
-    """What the sections of all jobs have in common."""
+class MapSection(JobSection):
+    """What the sections of all jobs that fit maps have in common."""
 
-    overwrite: bool = Field(default=False, description="Replace an output that exists.")
-    near_saturation: float = Field(
-        default=0.95,
+    near_saturation: float = option(
+        0.95,
+        stage="fit",
         gt=0.0,
         le=1.0,
-        description="A pixel counts as saturated where a frame reaches the white level, or where "
+        help="A pixel counts as saturated where a frame reaches the white level, or where "
         "the mean of its frames reaches this fraction of it.",
     )
-    spectacle: bool = Field(
-        default=False,
-        description="Write the product in SPECTACLE's format, too: OUTPUT/calibration/.",
+    spectacle: bool = option(
+        False,
+        stage="run",
+        help="Write the product in SPECTACLE's format, too: OUTPUT/calibration/.",
     )
 
 
-_BIAS = Field(
-    default=None,
-    description="Output directory of the job bias. Without it, bias frames among the inputs are "
+_BIAS = option(
+    None,
+    stage="plan",
+    help="Output directory of the job bias. Without it, bias frames among the inputs are "
     "used, or the black level that the files state.",
-    examples=["bias"],
+    example="bias",
 )
-_ISO = Field(
-    default=None,
-    description="Output directory of the job iso-normalisation. With it, the results of all ISO "
+_ISO = option(
+    None,
+    stage="plan",
+    help="Output directory of the job iso-normalisation. With it, the results of all ISO "
     "speeds are brought to the lowest one and averaged.",
-    examples=["iso"],
+    example="iso",
 )
-_POOR_FIT = Field(
-    default=1e-6,
+_POOR_FIT = option(
+    1e-6,
+    stage="fit",
     ge=0.0,
     lt=1.0,
-    description="A pixel whose fit has a smaller p-value is flagged.",
+    help="A pixel whose fit has a smaller p-value is flagged.",
 )
 _OUTLIER = "Pixels farther than this from the median of their channel in their tile are flagged."
 
 
-class Bias(JobSection):
+class Bias(MapSection):
     """Bias and read noise of each pixel and ISO speed, from frames without light or exposure."""
 
-    outlier_sigma: float = Field(
-        default=10.0, gt=0.0, description=_OUTLIER, json_schema_extra={"unit": "robust sigma"}
+    outlier_sigma: float = option(
+        10.0,
+        stage="fit",
+        gt=0.0,
+        help=_OUTLIER,
+        unit="robust sigma",
     )
 
 
-class ReadNoise(JobSection):
+class ReadNoise(MapSection):
     """Read noise of each pixel and ISO speed, from frames without light or exposure."""
 
-    outlier_sigma: float = Field(
-        default=10.0, gt=0.0, description=_OUTLIER, json_schema_extra={"unit": "robust sigma"}
+    outlier_sigma: float = option(
+        10.0,
+        stage="fit",
+        gt=0.0,
+        help=_OUTLIER,
+        unit="robust sigma",
     )
 
 
-class IsoNormalisation(JobSection):
+class IsoNormalisation(MapSection):
     """Signal at each ISO speed relative to the lowest one, under constant light."""
 
     bias: str | None = _BIAS
-    min_signal: float = Field(
-        default=20.0,
+    min_signal: float = option(
+        20.0,
+        stage="fit",
         ge=0.0,
-        description="Pixels with less signal at the lowest ISO speed are left out.",
-        json_schema_extra={"unit": "DN"},
+        help="Pixels with less signal at the lowest ISO speed are left out.",
+        unit="DN",
     )
-    model: Literal["auto", "linear", "knee"] = Field(
-        default="auto",
-        description="Signal against ISO speed: a line, a line that ends in a plateau, or whichever "
+    model: Literal["auto", "linear", "knee"] = option(
+        "auto",
+        stage="fit",
+        help="Signal against ISO speed: a line, a line that ends in a plateau, or whichever "
         "the Bayesian information criterion prefers.",
     )
 
 
-class DarkCurrent(JobSection):
+class DarkCurrent(MapSection):
     """Dark current of each pixel, from frames without light at several exposure times."""
 
     bias: str | None = _BIAS
     iso: str | None = _ISO
-    hot_sigma: float = Field(
-        default=8.0,
+    hot_sigma: float = option(
+        8.0,
+        stage="fit",
         gt=0.0,
-        description="Pixels this far above the median of their channel in their tile are hot.",
-        json_schema_extra={"unit": "robust sigma"},
+        help="Pixels this far above the median of their channel in their tile are hot.",
+        unit="robust sigma",
     )
     poor_fit: float = _POOR_FIT
 
 
-class Gain(JobSection):
+class Gain(MapSection):
     """Gain of each pixel and channel by photon transfer, from frames at several levels of light."""
 
     bias: str | None = _BIAS
     iso: str | None = _ISO
-    fit_fraction: float = Field(
-        default=0.7,
+    fit_fraction: float = option(
+        0.7,
+        stage="fit",
         gt=0.0,
         le=1.0,
-        description="Levels up to this fraction of saturation are used (EMVA 1288: 0.7).",
+        help="Levels up to this fraction of saturation are used (EMVA 1288: 0.7).",
     )
-    min_levels: int = Field(
-        default=3, ge=2, description="A pixel with fewer usable levels is flagged."
+    min_levels: int = option(
+        3,
+        stage="fit",
+        ge=2,
+        help="A pixel with fewer usable levels is flagged.",
     )
     poor_fit: float = _POOR_FIT
-    brighter_fatter: bool = Field(
-        default=False,
-        description="Fit each channel's curve with the brighter-fatter term of Astier et al. 2019, "
+    brighter_fatter: bool = option(
+        False,
+        stage="fit",
+        help="Fit each channel's curve with the brighter-fatter term of Astier et al. 2019, "
         "eq. 16, instead of a line.",
     )
-    flicker: bool = Field(
-        default=True,
-        description="Take the variation of the light from frame to frame out of the variances.",
+    flicker: bool = option(
+        True,
+        stage="fit",
+        help="Take the variation of the light from frame to frame out of the variances.",
     )
 
 
-class FlatField(JobSection):
+class FlatField(MapSection):
     """Relative response of each pixel: vignetting (radial model) and pixel response (PRNU)."""
 
     bias: str | None = _BIAS
-    n_terms: int = Field(default=5, ge=1, le=8, description="Terms r^2, r^4, ... of the model.")
-    border: float = Field(
-        default=0.0,
+    n_terms: int = option(
+        5,
+        stage="fit",
+        ge=1,
+        le=8,
+        help="Terms r^2, r^4, ... of the model.",
+    )
+    border: float = option(
+        0.0,
+        stage="fit",
         ge=0.0,
         lt=0.5,
-        description="Fraction of height and width left out of the fit on each side. What lies "
+        help="Fraction of height and width left out of the fit on each side. What lies "
         "farther out than the fit reached is flagged as extrapolated.",
     )
-    block_size: int | None = Field(
-        default=None,
+    block_size: int | None = option(
+        None,
+        stage="fit",
         ge=2,
-        description="Rows and columns of the blocks that the radial model is fitted to. Without "
+        help="Rows and columns of the blocks that the radial model is fitted to. Without "
         "it, a 64th of the longer side.",
-        examples=[32],
+        example=32,
     )
-    outlier_sigma: float = Field(
-        default=10.0,
+    outlier_sigma: float = option(
+        10.0,
+        stage="fit",
         gt=0.0,
-        description="Pixels farther than this from their neighbours of the same channel are "
-        "flagged.",
-        json_schema_extra={"unit": "robust sigma"},
+        help="Pixels farther than this from their neighbours of the same channel are flagged.",
+        unit="robust sigma",
     )
 
     @model_validator(mode="after")
@@ -171,48 +205,54 @@ class FlatField(JobSection):
         return self
 
 
-class Emva1288(JobSection):
+class Emva1288(MapSection):
     """Characterisation of a sensor by the standard EMVA 1288, release 4.0 linear."""
 
 
-class Defects(JobSection):
+class Defects(MapSection):
     """Map of defect pixels, from bias, dark and flat-field frames, whichever are there."""
 
-    bias_sigma: float = Field(
-        default=10.0,
+    bias_sigma: float = option(
+        10.0,
+        stage="fit",
         gt=0.0,
-        description="Bias this far from the median of its channel in its tile.",
-        json_schema_extra={"unit": "robust sigma"},
+        help="Bias this far from the median of its channel in its tile.",
+        unit="robust sigma",
     )
-    noise_sigma: float = Field(
-        default=10.0,
+    noise_sigma: float = option(
+        10.0,
+        stage="fit",
         gt=0.0,
-        description="Read noise this far above the median.",
-        json_schema_extra={"unit": "robust sigma"},
+        help="Read noise this far above the median.",
+        unit="robust sigma",
     )
-    dark_sigma: float = Field(
-        default=8.0,
+    dark_sigma: float = option(
+        8.0,
+        stage="fit",
         gt=0.0,
-        description="Dark current this far above the median.",
-        json_schema_extra={"unit": "robust sigma"},
+        help="Dark current this far above the median.",
+        unit="robust sigma",
     )
-    dark_limit: float | None = Field(
-        default=None,
+    dark_limit: float | None = option(
+        None,
+        stage="fit",
         gt=0.0,
-        description="Dark current above which a pixel is hot, whatever the others do.",
-        examples=[50.0],
-        json_schema_extra={"unit": "DN/s"},
+        help="Dark current above which a pixel is hot, whatever the others do.",
+        example=50.0,
+        unit="DN/s",
     )
-    response_sigma: float = Field(
-        default=10.0,
+    response_sigma: float = option(
+        10.0,
+        stage="fit",
         gt=0.0,
-        description="Response to light this far from the neighbours of the same channel.",
-        json_schema_extra={"unit": "robust sigma"},
+        help="Response to light this far from the neighbours of the same channel.",
+        unit="robust sigma",
     )
-    response_fraction: float = Field(
-        default=0.2,
+    response_fraction: float = option(
+        0.2,
+        stage="fit",
         gt=0.0,
-        description="Response to light that differs by this fraction from the neighbours.",
+        help="Response to light that differs by this fraction from the neighbours.",
     )
 
 
@@ -290,56 +330,122 @@ def _time(value: object) -> str:
 class FrameRow(Section):
     """What the configuration says about the frames whose path matches a pattern."""
 
-    path: str = Field(
-        description="The frames: a path or glob, matched from its end, so that 'dark/*.fits' finds "
+    path: str = option(
+        stage="plan",
+        help="The frames: a path or glob, matched from its end, so that 'dark/*.fits' finds "
         "the folder wherever it lies.",
     )
-    kind: FrameKind | None = Field(default=None, description="What they were taken for.")
-    iso: int | None = Field(default=None, ge=1, description="ISO speed.")
-    exposure_s: float | None = Field(
-        default=None, ge=0.0, description="Exposure.", json_schema_extra={"unit": "s"}
+    kind: FrameKind | None = option(
+        None,
+        stage="plan",
+        help="What they were taken for.",
     )
-    level: str | None = Field(default=None, description="Name of the illumination.")
-    photons: float | None = Field(
-        default=None, ge=0.0, description="Mean number of photons that a pixel received."
+    iso: int | None = option(
+        None,
+        stage="plan",
+        ge=1,
+        help="ISO speed.",
     )
-    temperature_c: float | None = Field(
-        default=None, gt=-273.15, description="Temperature.", json_schema_extra={"unit": "deg C"}
+    exposure_s: float | None = option(
+        None,
+        stage="plan",
+        ge=0.0,
+        help="Exposure.",
+        unit="s",
     )
-    bit_depth: int | None = Field(default=None, ge=1, le=16, description="Bits of a pixel.")
-    white_level: int | None = Field(
-        default=None, ge=1, description="Saturation.", json_schema_extra={"unit": "DN"}
+    level: str | None = option(
+        None,
+        stage="plan",
+        help="Name of the illumination.",
     )
-    pattern: Literal["RGGB", "BGGR", "GRBG", "GBRG"] | None = Field(
-        default=None, description="Colours of the first 2 x 2 pixels, row by row."
+    photons: float | None = option(
+        None,
+        stage="plan",
+        ge=0.0,
+        help="Mean number of photons that a pixel received.",
     )
-    black_level: Annotated[tuple[float, ...], read_with(_black_level)] | None = Field(
-        default=None,
-        description="Black level: a number, or four in the order of the pattern.",
-        json_schema_extra={"unit": "DN"},
+    temperature_c: float | None = option(
+        None,
+        stage="plan",
+        gt=-273.15,
+        help="Temperature.",
+        unit="deg C",
+    )
+    bit_depth: int | None = option(
+        None,
+        stage="plan",
+        ge=1,
+        le=16,
+        help="Bits of a pixel.",
+    )
+    white_level: int | None = option(
+        None,
+        stage="plan",
+        ge=1,
+        help="Saturation.",
+        unit="DN",
+    )
+    pattern: Literal["RGGB", "BGGR", "GRBG", "GBRG"] | None = option(
+        None,
+        stage="plan",
+        help="Colours of the first 2 x 2 pixels, row by row.",
+    )
+    black_level: Annotated[tuple[float, ...], read_with(_black_level)] | None = option(
+        None,
+        stage="plan",
+        help="Black level: a number, or four in the order of the pattern.",
+        unit="DN",
     )
     lit_areas: Annotated[tuple[tuple[int, int, int, int], ...], read_with(_lit_areas)] | None = (
-        Field(
-            default=None,
-            description="Where light falls: [top, left, bottom, right], the first row and column "
+        option(
+            None,
+            stage="plan",
+            help="Where light falls: [top, left, bottom, right], the first row and column "
             "and those behind the last, as in DNG's ActiveArea, or a list of such where overscan "
             "lies between. What is outside is left out of fits and statistics.",
-            json_schema_extra={"unit": "pixel"},
+            unit="pixel",
         )
     )
-    make: str | None = Field(default=None, description="Maker of the camera.")
-    model: str | None = Field(default=None, description="The camera.")
-    time: Annotated[str, read_with(_time)] | None = Field(
-        default=None,
-        description="When they were taken, by the camera's clock: 2025-03-04T05:06:07.",
+    make: str | None = option(
+        None,
+        stage="plan",
+        help="Maker of the camera.",
     )
-    serial_number: str | None = Field(default=None, description="Serial number of the camera.")
-    gain_setting: float | None = Field(
-        default=None, description="Setting of the amplifier, as the camera's driver counts it."
+    model: str | None = option(
+        None,
+        stage="plan",
+        help="The camera.",
     )
-    offset_setting: float | None = Field(default=None, description="Setting of the offset.")
-    readout_mode: str | None = Field(default=None, description="Mode of the readout.")
-    filter: str | None = Field(default=None, description="Filter in front of the sensor.")
+    time: Annotated[str, read_with(_time)] | None = option(
+        None,
+        stage="plan",
+        help="When they were taken, by the camera's clock: 2025-03-04T05:06:07.",
+    )
+    serial_number: str | None = option(
+        None,
+        stage="plan",
+        help="Serial number of the camera.",
+    )
+    gain_setting: float | None = option(
+        None,
+        stage="plan",
+        help="Setting of the amplifier, as the camera's driver counts it.",
+    )
+    offset_setting: float | None = option(
+        None,
+        stage="plan",
+        help="Setting of the offset.",
+    )
+    readout_mode: str | None = option(
+        None,
+        stage="plan",
+        help="Mode of the readout.",
+    )
+    filter: str | None = option(
+        None,
+        stage="plan",
+        help="Filter in front of the sensor.",
+    )
 
     def values(self) -> dict[str, object]:
         """Give what it says, without the path."""
@@ -349,157 +455,213 @@ class FrameRow(Section):
 class Frames(Section):
     """Which frames are what, where their files and folders do not tell or tell wrong."""
 
-    table: tuple[FrameRow, ...] = Field(
-        default=(),
-        strict=False,  # a list is what YAML has; the rows themselves are strict
-        description="What is known about frames by their paths: rows of path (a glob, matched from "
+    table: tuple[FrameRow, ...] = option(
+        (),
+        stage="plan",
+        strict=False,
+        help="What is known about frames by their paths: rows of path (a glob, matched from "
         "its end) and any of kind, iso, exposure_s, level, photons, temperature_c, time, make, "
         "model, serial_number, pattern, black_level, white_level, bit_depth, lit_areas, "
         "gain_setting, offset_setting, readout_mode, filter. It counts before what files and "
         "folders say; of the rows that match a frame, the last one that tells something counts.",
-        examples=[[{"path": "dark/*.fits", "kind": "dark_current", "iso": 100}]],
+        example=[{"path": "dark/*.fits", "kind": "dark_current", "iso": 100}],
     )
-    min_frames: int = Field(
-        default=2, ge=2, description="Frames of smaller stacks are left out and counted as missing."
+    min_frames: int = option(
+        2,
+        stage="plan",
+        ge=2,
+        help="Frames of smaller stacks are left out and counted as missing.",
     )
-    temperature_step_c: float | None = Field(
-        default=2.0,
+    temperature_step_c: float | None = option(
+        2.0,
+        stage="plan",
         gt=0.0,
-        description="Dark frames whose temperatures differ by more than this are of several "
+        help="Dark frames whose temperatures differ by more than this are of several "
         "stacks, and dark current is applied to frames within this of its temperature. null: "
         "temperatures do not matter.",
-        json_schema_extra={"unit": "deg C"},
+        unit="deg C",
     )
-    exposure_tolerance: float = Field(
-        default=0.005,
+    exposure_tolerance: float = option(
+        0.005,
+        stage="plan",
         ge=0.0,
         lt=1.0,
-        description="Exposures that differ by no more than this fraction are one, their mean: "
+        help="Exposures that differ by no more than this fraction are one, their mean: "
         "drivers write what they measured.",
-        json_schema_extra={"unit": "fraction"},
+        unit="fraction",
     )
-    hdu: int | str | None = Field(
-        default=None,
-        description="Number or name of the HDU that is the frame, where FITS files hold several "
+    hdu: int | str | None = option(
+        None,
+        stage="map",
+        help="Number or name of the HDU that is the frame, where FITS files hold several "
         "images, as one for each amplifier.",
-        examples=["AMP1"],
+        example="AMP1",
     )
-    planes: Literal["auto", "frames"] = Field(
-        default="auto",
-        description="What a FITS cube of three planes holds: frames; without that, it may be a "
+    planes: Literal["auto", "frames"] = option(
+        "auto",
+        stage="plan",
+        help="What a FITS cube of three planes holds: frames; without that, it may be a "
         "picture in colour, and is left out.",
     )
-    may_differ: tuple[ProductField, ...] = Field(
-        default=(),
+    may_differ: tuple[ProductField, ...] = option(
+        (),
+        stage="plan",
         strict=False,
-        description="In what products of other jobs may differ from the frames that they are used "
+        help="In what products of other jobs may differ from the frames that they are used "
         "for. Otherwise a difference is refused.",
-        examples=[["temperature_c"]],
+        example=["temperature_c"],
     )
 
 
 class Stacks(Section):
     """How frames are summed up, whatever is calibrated from them."""
 
-    tile_rows: int = Field(
-        default=128,
+    tile_rows: int = option(
+        128,
+        stage="plan",
         ge=1,
-        description="Rows of a tile: the sensor is merged, fitted and written in bands of full "
+        help="Rows of a tile: the sensor is merged, fitted and written in bands of full "
         "width, which changes no pixel of a map.",
     )
-    frames_per_task: int | None = Field(
-        default=None,
+    frames_per_task: int | None = option(
+        None,
+        stage="plan",
         ge=1,
-        description="Frames that one task sums up. Unless given, as many as Campaign.shard_bytes "
+        help="Frames that one task sums up. Unless given, as many as Campaign.shard_bytes "
         "holds, and so many at least that their sums are a quarter of what is read.",
-        examples=[50],
+        example=50,
     )
-    clip_sigma: float | None = Field(
-        default=None,
+    clip_sigma: float | None = option(
+        None,
+        stage="fit",
         ge=3.0,
-        description="Sum up the frames a second time, without values farther than this from the "
+        help="Sum up the frames a second time, without values farther than this from the "
         "mean of their pixel: cosmic rays, and frames that went wrong. Below 4 it makes variances "
         "too small. Stacks of fewer than 5 frames are not clipped.",
-        examples=[5.0],
-        json_schema_extra={"unit": "standard deviations"},
+        example=5.0,
+        unit="standard deviations",
     )
-    clip_iterations: int = Field(
-        default=1,
+    clip_iterations: int = option(
+        1,
+        stage="fit",
         ge=1,
         le=10,
-        description="How often values are clipped. Each time reads all frames again; one outlier "
+        help="How often values are clipped. Each time reads all frames again; one outlier "
         "per pixel and stack takes one, two take two.",
     )
-    max_clipped: float = Field(
-        default=0.01,
+    max_clipped: float = option(
+        0.01,
+        stage="map",
         ge=0.0,
         le=1.0,
-        description="A frame of which more pixels are clipped is named in a warning.",
-        json_schema_extra={"unit": "fraction"},
+        help="A frame of which more pixels are clipped is named in a warning.",
+        unit="fraction",
     )
-    saturation_dn: int | None = Field(
-        default=None,
+    saturation_dn: int | None = option(
+        None,
+        stage="map",
         ge=1,
-        description="Value from which a pixel counts as saturated, if it is not what the files "
-        "state.",
-        examples=[4095],
-        json_schema_extra={"unit": "DN"},
+        help="Value from which a pixel counts as saturated, if it is not what the files state.",
+        example=4095,
+        unit="DN",
     )
 
 
-class StackImages(Section):
+class StackImages(JobSection):
     """Mean, variance and extremes of each pixel of each stack."""
 
-    overwrite: bool = Field(default=False, description="Replace an output that exists.")
-    spectacle: bool = Field(
-        default=False,
-        description="Write OUTPUT/stacks/.../*_mean.npy and *_stds.npy as SPECTACLE does, too.",
+    spectacle: bool = option(
+        False,
+        stage="run",
+        help="Write OUTPUT/stacks/.../*_mean.npy and *_stds.npy as SPECTACLE does, too.",
     )
-    spectacle_ddof: Literal[0, 1] = Field(
-        default=0,
-        description="Divide by n - ddof in *_stds.npy. SPECTACLE has 0, which makes a gain from n "
+    spectacle_ddof: Literal[0, 1] = option(
+        0,
+        stage="fit",
+        help="Divide by n - ddof in *_stds.npy. SPECTACLE has 0, which makes a gain from n "
         "frames too small by the factor (n - 1)/n.",
     )
 
 
-class CalibrateImages(Section):
+class CalibrateImages(JobSection):
     """Frames in, calibrated frames out: bias, ISO speed, dark current, flat field, gain."""
 
-    overwrite: bool = Field(default=False, description="Replace an output that exists.")
-    bias: str | None = Field(
-        default=None,
-        description="Output directory of the job bias. Without it, the black level that the files "
+    overwrite: bool = option(
+        False,
+        stage="plan",
+        help="Replace an output that exists.",
+    )
+    bias: str | None = option(
+        None,
+        stage="plan",
+        help="Output directory of the job bias. Without it, the black level that the files "
         "state is subtracted.",
-        examples=["bias"],
+        example="bias",
     )
-    readnoise: str | None = Field(
-        default=None,
-        description="Output directory of the job readnoise or bias: read noise enters the "
-        "uncertainty.",
-        examples=["readnoise"],
+    readnoise: str | None = option(
+        None,
+        stage="plan",
+        help="Output directory of the job readnoise or bias: read noise enters the uncertainty.",
+        example="readnoise",
     )
-    iso: str | None = Field(
-        default=None,
-        description="Output directory of the job iso-normalisation: frames are brought to the "
+    iso: str | None = option(
+        None,
+        stage="plan",
+        help="Output directory of the job iso-normalisation: frames are brought to the "
         "lowest ISO speed.",
-        examples=["iso"],
+        example="iso",
     )
-    dark: str | None = Field(
-        default=None, description="Output directory of the job dark-current.", examples=["dark"]
+    dark: str | None = option(
+        None,
+        stage="plan",
+        help="Output directory of the job dark-current.",
+        example="dark",
     )
-    flat: str | None = Field(
-        default=None, description="Output directory of the job flatfield.", examples=["flat"]
+    flat: str | None = option(
+        None,
+        stage="plan",
+        help="Output directory of the job flatfield.",
+        example="flat",
     )
-    gain: str | None = Field(
-        default=None,
-        description="Output directory of the job gain. With it, frames are in electrons.",
-        examples=["gain"],
+    gain: str | None = option(
+        None,
+        stage="plan",
+        help="Output directory of the job gain. With it, frames are in electrons.",
+        example="gain",
     )
-    defects: str | None = Field(
-        default=None,
-        description="Output directory of the job defects: its pixels are flagged.",
-        examples=["defects"],
+    defects: str | None = option(
+        None,
+        stage="plan",
+        help="Output directory of the job defects: its pixels are flagged.",
+        example="defects",
     )
-    format: Literal["zarr", "fits"] = Field(
-        default="zarr", description="Format of the calibrated frames, one file for each input."
+    format: Literal["zarr", "fits"] = option(
+        "zarr",
+        stage="run",
+        help="Format of the calibrated frames, one file for each input.",
     )
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    section.__name__: section
+    for section in (
+        Frames,
+        Stacks,
+        StackImages,
+        Bias,
+        ReadNoise,
+        IsoNormalisation,
+        DarkCurrent,
+        Gain,
+        FlatField,
+        Emva1288,
+        Defects,
+        CalibrateImages,
+    )
+}
+"""The sections of all jobs of a sensor."""
+
+
+def sections_of(main: type[Section]) -> Mapping[str, type[Section]]:
+    """Give the sections of a job: its own, and those that all have."""
+    return {main.__name__: main, "Frames": Frames, "Stacks": Stacks}

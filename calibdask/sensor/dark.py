@@ -160,6 +160,7 @@ class DarkCurrent(MapCalibration):
         "offset_error": ("DN", "standard error of the offset"),
     }
 
+    sections = config.sections_of(config.DarkCurrent)
     options: config.DarkCurrent = field(default_factory=config.DarkCurrent)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

@@ -52,6 +52,7 @@ class Defects(MapCalibration):
     state_ratio: ClassVar[float] = 0.1
     kinds: ClassVar[tuple[str, ...]] = ("bias_readnoise", "dark_current", "flatfield")
 
+    sections = config.sections_of(config.Defects)
     options: config.Defects = field(default_factory=config.Defects)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

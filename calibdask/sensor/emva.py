@@ -53,6 +53,7 @@ class Emva1288(MapCalibration):
         "dark_error": ("DN", "standard error of the mean of the dark frames"),
     }
 
+    sections = config.sections_of(config.Emva1288)
     options: config.Emva1288 = field(default_factory=config.Emva1288)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

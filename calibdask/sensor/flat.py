@@ -163,7 +163,6 @@ class FlatField(MapCalibration):
     kinds: ClassVar[tuple[str, ...]] = ("flatfield", "bias_readnoise")
     own_kind: ClassVar[str] = "flatfield"
     single: ClassVar[Mapping[str, Sequence[str]]] = {"flatfield": ("filter",)}
-    joined: ClassVar[frozenset[str]] = frozenset({"n_terms", "border"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "flatfield": (
             "1",
@@ -176,6 +175,7 @@ class FlatField(MapCalibration):
         "prnu_error": ("1", "standard error of the pixel's own response from noise"),
     }
 
+    sections = config.sections_of(config.FlatField)
     options: config.FlatField = field(default_factory=config.FlatField)
 
     @property

@@ -81,7 +81,6 @@ class Gain(MapCalibration):
     state_ratio: ClassVar[float] = 0.3
     kinds: ClassVar[tuple[str, ...]] = ("gain", "bias_readnoise")
     own_kind: ClassVar[str] = "gain"
-    joined: ClassVar[frozenset[str]] = frozenset({"brighter_fatter"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "gain": ("DN/electron", "gain"),
         "gain_error": ("DN/electron", "standard error of the gain"),
@@ -89,6 +88,7 @@ class Gain(MapCalibration):
         "floor_error": ("DN2", "standard error of the floor"),
     }
 
+    sections = config.sections_of(config.Gain)
     options: config.Gain = field(default_factory=config.Gain)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

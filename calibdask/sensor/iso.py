@@ -57,12 +57,12 @@ class IsoNormalisation(MapCalibration):
     single: ClassVar[Mapping[str, Sequence[str]]] = {
         "iso_normalisation": ("gain_setting", "offset_setting", "readout_mode", "filter")
     }
-    joined: ClassVar[frozenset[str]] = frozenset({"model"})
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
         "ratio": ("1", "signal relative to the lowest ISO speed"),
         "ratio_error": ("1", "standard error of the ratio"),
     }
 
+    sections = config.sections_of(config.IsoNormalisation)
     options: config.IsoNormalisation = field(default_factory=config.IsoNormalisation)
 
     def fit_tile(self, tile: TileStacks) -> TileFit:

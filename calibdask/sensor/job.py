@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from calibdask.flags import PixelFlag
 from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.config import JobSection
+from calibdask.sensor.config import MapSection
 from calibdask.sensor.isotable import IsoTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["MapCalibration"]
-
-_ELSEWHERE = {"overwrite", "spectacle", "bias", "iso"}
-"""Options that no fit reads: products are known by their digests."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +22,20 @@ class MapCalibration(StackCalibration):
 
     Attributes
     ----------
-    options : JobSection
+    options : MapSection
         The section of the job.
     """
 
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """Unit and meaning of each map but masks, by the last part of its name."""
 
-    joined: ClassVar[frozenset[str]] = frozenset()
-    """Options that only the joining of tiles depends on: another value fits no pixel again."""
-
-    options: JobSection = field(default_factory=JobSection)
+    options: MapSection = field(default_factory=MapSection)
 
     @property
     def iso_table(self) -> IsoTable | None:
         """The factors of ISO speeds, if the product is given."""
         tables = self.given_tables("iso")
         return IsoTable.from_tables(tables) if tables else None
-
-    def fit_options(self) -> Mapping[str, Any]:
-        """Give the options that the maps depend on."""
-        return self.options.model_dump(exclude=_ELSEWHERE | self.joined)
 
     def describe_map(self, name: str) -> Mapping[str, Any]:
         """Give units and meaning of a map."""

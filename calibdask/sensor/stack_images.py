@@ -128,6 +128,7 @@ class StackImages(StackCalibration):
     title: ClassVar[str] = "Stacks of raw frames"
     state_ratio: ClassVar[float] = 2.5
 
+    sections = config.sections_of(config.StackImages)
     options: config.StackImages = field(default_factory=config.StackImages)
 
     @cached_property

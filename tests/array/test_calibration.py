@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -208,5 +207,3 @@ def test_unplanned_calibration_says_so(simulated):
     data = made.calibration.read(made.shards[0])
     with pytest.raises(ValueError, match="was not planned"):
         load_config(ENERGY_JOB, (), VALID).calibration.reduce(made.shards[0], data)
-    with pytest.raises(ValueError, match="options of the inter-calibration"):
-        replace(load_config(JOB).calibration, inter=None).network  # noqa: B018  raises

@@ -467,7 +467,7 @@ def test_what_the_dead_left_goes_and_the_rest_stays(killed, workdir, tmp_path):
     removed = clean(workdir)
     assert _files(workdir) == killed
     assert sorted(path.name for path in workdir.iterdir()) == [
-        "inputs.json", "outputs.json", "plan.json", "products.json", "progress.json", "store",
+        "inputs.json", "plan.json", "products.json", "progress.json", "store",
     ]  # fmt: skip
     assert (removed.files, removed.n_bytes) == (7, size)
     assert "removed 7 files" in str(removed)

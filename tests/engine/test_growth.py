@@ -12,6 +12,7 @@ from calibdask.engine import events
 from calibdask.engine import run as engine_run
 from calibdask.engine.growth import OwnProduct
 from calibdask.engine.products import digest_output
+from calibdask.engine.written import Memory
 from calibdask.errors import ConfigError
 from calibdask.registry import JOBS
 
@@ -65,7 +66,7 @@ def test_a_directory_of_inputs_that_grew_moved_to_another_place(tmp_path):
         (Scripted(), slice(1, 5), "from 1 inputs that are not given now or have changed, e.g. .*0"),
         (Scripted(scale=2.0), slice(5), "with other options"),
         (Scripted(offset=2.0), slice(5), "with other options"),
-        (MeanCounts(), slice(5), "out.ecsv exists already and would be replaced"),
+        (MeanCounts(), slice(5), "out.h5 was made by another job"),
     ],
     ids=["an input is gone", "option of the fit", "option of the map", "another job"],
 )
@@ -121,6 +122,31 @@ def test_killed_before_the_new_product_took_its_name_the_old_one_is_still_its_ow
     assert "1 of these 3 inputs" in messages[0][1]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: "[1, 2",
+        lambda _: "[]",
+        lambda _: '{"../out.h5": {"job": 3}}',
+        lambda text: text.replace('"inputs": {', '"inputs": 7, "more": {'),
+        lambda text: text.replace('"options": "', '"options": null, "more": "'),
+        lambda text: text.replace('"files": [', '"files": "out.h5", "more": ['),
+        lambda _: "\x00" * 100,
+    ],
+)
+def test_a_damaged_memory_of_products_is_told_and_costs_nothing(tmp_path, output, change):
+    paths = write_inputs(tmp_path / "in", 2)
+    digest = run(Scripted(), paths[:1], output).digest
+    memory = tmp_path / "out.h5.work" / "products.json"
+    text = memory.read_text()
+    memory.write_text(change(text))
+    with pytest.raises(ConfigError, match=r"products.json is damaged .*--overwrite"):
+        run(Scripted(), paths, output)
+    assert digest_output(output) == digest
+    assert run(Scripted(), paths, output, overwrite=True).account.cached == 1
+    assert run(Scripted(), paths, output).account.cached == 2
+
+
 def test_two_jobs_in_one_work_directory_know_their_own_products(tmp_path):
     paths = write_inputs(tmp_path / "in", 3)
     for n in (2, 3):
@@ -131,4 +157,4 @@ def test_two_jobs_in_one_work_directory_know_their_own_products(tmp_path):
 @pytest.mark.parametrize("job", sorted(JOBS))
 def test_every_job_tells_its_options_before_it_is_planned(job, tmp_path):
     calibration = JOBS[job].prepare([], {}).calibration
-    assert not OwnProduct(tmp_path, tmp_path / "out", calibration).is_there
+    assert not OwnProduct(Memory(tmp_path), tmp_path / "out", calibration).is_there

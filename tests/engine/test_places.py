@@ -77,12 +77,7 @@ def test_neither_a_list_of_inputs_nor_a_configuration_is(tmp_path, paths):
     config.write_text("{}\n")
     command = ["scripted", "-c", config, "-i", paths[0], "-o", config, "--overwrite"]
     before = _everything(tmp_path)
-    code = (
-        "import faults; from calibdask import registry\n"
-        "prepare = faults.prepare\n"
-        "faults.prepare = lambda job, paths, overrides: prepare(job, (), overrides)\n"
-        "faults.command_line()"
-    )
+    code = "import faults; faults.command_line()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, command)],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(TESTS)},
@@ -275,7 +270,7 @@ def test_what_the_same_work_directory_wrote_may_be_written_again(tmp_path, paths
     run(Scripted(), paths, output)
     output.unlink()
     run(Scripted(), paths, output)
-    (tmp_path / "out.h5.work" / "outputs.json").write_text("[broken")
+    (tmp_path / "out.h5.work" / "products.json").write_text("[broken")
     output.unlink()
     run(Scripted(), paths, output)  # the provenance beside it says whose they are
     output.unlink()

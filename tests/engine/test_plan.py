@@ -217,6 +217,21 @@ def test_another_kind_is_rejected_when_named_and_left_out_when_found(paths, tmp_
     assert len(found.shards) == 5
 
 
+def test_a_file_that_is_found_is_missing_where_its_name_is_that_of_inputs_but_for_a_number(paths):
+    folder = paths[0].parent
+    for name in ("a_1", "a_2", "a_3", "b_1", "c1_dl1", "c1_dl2"):
+        odd = name in ("a_3", "c1_dl1")
+        np.save(folder / f"{name}.npy", np.array([1.0] if odd else [float(len(name)), 2.0, 3.0]))
+    np.save(folder / "a_2.npy", np.array([5.0, 6.0]))
+    np.save(folder / "b_1.npy", np.array([7.0, 8.0]))
+    plan = make_plan(Picky(), [folder])
+    assert [failure.where for failure in plan.rejected] == [str(folder / "a_3.npy")]
+    assert plan.rejected[0].exit_code == 105
+    assert "named like inputs that are used" in plan.rejected[0].message
+    # One of that name is no series: levels of the same run are not the same thing.
+    assert [path for path, _ in plan.skipped] == [str(folder / "c1_dl1.npy")]
+
+
 def test_where_no_input_can_be_used_the_first_reason_is_told(tmp_path):
     np.save(tmp_path / "bad.npy", np.array([1.0, np.inf]))
     with pytest.raises(CorruptedInput, match=r"none of the 2 inputs can be used"):

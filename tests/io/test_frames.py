@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from datetime import datetime
 from pathlib import Path
@@ -577,3 +578,79 @@ def test_frames_outlive_their_file(tmp_path):
     )  # fmt: skip
     assert int(done.stdout) == 20 * int(pixels((40, 60)).sum())
     assert Path(tmp_path / "one.dng").exists()
+
+
+def directory_of(path):
+    """Return the places of a TIFF file's header and first directory, with the link behind it."""
+    with tifffile.TiffFile(path) as tiff:
+        places = [tag.offset for tag in tiff.pages.first.tags]
+    return [*range(8), *range(min(places) - 2, max(places) + 16)]
+
+
+@pytest.mark.parametrize(
+    "how", [{"rowsperstrip": 8}, {"rowsperstrip": 8, "compression": "zlib"}], ids=["plain", "zlib"]
+)
+def test_no_flipped_bit_of_a_tiff_directory_gives_another_kind_of_file_or_asks_for_memory(
+    tmp_path, how
+):
+    path = tmp_path / "one.tif"
+    frame = pixels((24, 32))
+    tifffile.imwrite(path, frame, **how)
+    sound = path.read_bytes()
+    seen = set()
+    tracemalloc.start()
+    try:
+        for place in directory_of(path):
+            for bit in (0, 3, 7):
+                damaged = bytearray(sound)
+                damaged[place] ^= 1 << bit
+                path.write_bytes(damaged)
+                try:  # of another kind it must not seem: then it would be left out
+                    found = inspect_frame(path)
+                    (again,) = read_frames(path, 0, found.n_frames)
+                except CorruptedInput:
+                    seen.add("refused")
+                else:
+                    seen.add("read")
+                    assert again.shape == frame.shape
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seen == {"refused", "read"}
+    assert peak < 1 << 24  # the file has 2 KB; a flipped bit of its width asks for 100 GB
+
+
+def test_directories_of_a_tiff_that_are_linked_in_a_circle_are_refused(tmp_path):
+    path = tmp_path / "one.tif"
+    tifffile.imwrite(path, pixels((24, 32)))
+    content = bytearray(path.read_bytes())
+    link = max(place for place in directory_of(path)) - 3
+    content[link : link + 4] = content[4:8]
+    path.write_bytes(content)
+    with pytest.raises(CorruptedInput, match="linked in a circle"):
+        inspect_frame(path)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_sound_picture_in_colour_is_of_another_kind_and_a_damaged_frame_is_none(
+    tmp_path, compression
+):
+    path = tmp_path / "one.tif"
+    tifffile.imwrite(path, pixels((8, 8, 3)), photometric="rgb", compression=compression)
+    with pytest.raises(WrongKind):
+        inspect_frame(path)
+    tifffile.imwrite(path, pixels((24, 32)), compression=compression)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["BitsPerSample"].overwrite(1)  # pixels of type bool
+    with pytest.raises(CorruptedInput, match="take 96 bytes by its directory"):
+        inspect_frame(path)
+
+
+def test_a_dng_with_colours_of_no_sensor_is_damaged(tmp_path):
+    path = tmp_path / "one.dng"
+    dng(path)
+    content = path.read_bytes()
+    assert content.count(b"\x00\x01\x01\x02") == 1  # the pattern
+    path.write_bytes(content.replace(b"\x00\x01\x01\x02", b"\x00\x01\x00\x02"))
+    with pytest.raises(CorruptedInput, match="colours RGRB"):
+        inspect_frame(path)

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tables
@@ -55,6 +56,21 @@ def example(path: Path, **changes):
             **changes,
         )
     return path
+
+
+def test_a_table_of_more_rows_than_are_stored_is_damaged_whatever_they_would_need(tmp_path):
+    path = tmp_path / "one.h5"
+    n_rows = 123_457  # so that these bytes stand once in the file: in the header
+    with h5py.File(path, "w") as file:
+        more = {"chunks": (1000,), "maxshape": (None,), "compression": "gzip", "fletcher32": True}
+        file.create_dataset("t", data=np.zeros(n_rows, [("a", "u1")]), **more)
+    content = path.read_bytes()
+    stated = n_rows.to_bytes(8, "little")
+    assert content.count(stated) == 1
+    for more in (1000, 1 << 45):  # zeros that nobody wrote; more than any memory
+        path.write_bytes(content.replace(stated, (n_rows + more).to_bytes(8, "little")))
+        with pytest.raises(CorruptedInput, match="by its header, but at most 124000 are stored"):
+            read_tables(path)
 
 
 # --- nothing in a file is executed -----------------------------------------------------------
@@ -186,7 +202,7 @@ def test_fault_while_reading_is_transient(tmp_path, monkeypatch):
         (table,) = file.tables()
         monkeypatch.setattr(hdf5.h5s, "create_simple", fail)
         with pytest.raises(TransientError, match=r"x\.h5: cannot be read now \(Stale"):
-            table.read()
+            table.read(stop=1)
 
 
 def test_locked_file_is_transient(tmp_path):

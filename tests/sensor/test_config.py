@@ -25,8 +25,8 @@ def test_sections_of_other_jobs_may_stand_beside(tmp_path):
         ("FlatField: {spectacle: true, n_terms: 6}", "holds 5 terms"),
         ("FlatField: {border: 0.5}", "below 0.5"),
         ("FlatField: {boarder: 0.1}", "did you mean 'border'"),
-        ("Gain: {fit_fraction: 1.5}", "at most 1"),
-        ("IsoNormalisation: {model: kneee}", "did you mean 'knee'"),
+        ("Frames: {exposure_tolerance: 1.5}", "below 1"),
+        ("Frames: {planes: frame}", "did you mean 'frames'"),
         ("Gian: {}", "did you mean 'Gain'"),
     ],
 )
@@ -39,4 +39,5 @@ def test_fit_options_alone_change_no_address_of_the_sums(tmp_path):
     """Other thresholds read no frame again."""
     one = prepare("gain", "Gain: {fit_fraction: 0.5}", tmp_path).calibration
     other = prepare("gain", "Gain: {fit_fraction: 0.6}", tmp_path).calibration
-    assert one.fit_options() != other.fit_options()
+    assert one.fit_config() != other.fit_config()
+    assert one.map_config() == other.map_config()
