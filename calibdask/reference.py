@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from calibdask.flags import Flag, ImageFlag, PixelFlag
 from calibdask.muon import tables as muon
+from calibdask.sensor import tables as sensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DIRECTORY", "PAGES", "SCHEMAS", "flag_page", "table_page"]
 
-SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {"Muon rings": muon.TABLES}
+SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {
+    "Muon rings": muon.TABLES,
+    "Sensors": sensor.TABLES,
+}
 """All tables, by the heading of the page that they stand under."""
 
 DIRECTORY: Final = Path(__file__).parents[1] / "docs" / "reference"

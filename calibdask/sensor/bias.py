@@ -12,9 +12,9 @@ from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import QUANTISATION_VARIANCE, read_noise, robust_centre
-from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import gather
+from calibdask.sensor.tables import BIAS, READ_NOISE, build, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -151,24 +151,15 @@ class _FromBiasFrames(MapCalibration):
         return {"rows": rows, "settings": settings, "overviews": maps}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table."""
-        descriptions = {
-            "bias_dn": "mean over good pixels",
-            "bias_dn_error": "standard error of that mean, from the scatter of the pixels",
-            "fixed_pattern_dn": "standard deviation of the pixels' bias, less what noise leaves",
-            "readnoise_dn": "root mean square over good pixels, without rounding (1/12 DN^2)",
-            "n_flagged": "pixels with a flag",
-        }
-        return {
-            f"/sensor/{self.name}": monitoring_table(self._sensor, result["rows"], descriptions)
-        }
+        """Return the monitoring table."""
+        schema = BIAS if self.writes_bias else READ_NOISE
+        return {schema.path: build(schema, self._sensor, result["rows"])}
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import bias_sections
 
-        return bias_sections(result)
+        return bias_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

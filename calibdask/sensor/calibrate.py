@@ -30,10 +30,10 @@ from calibdask.sensor.calibration import FrameStream, FromFrames
 from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.levels import step_of
 from calibdask.sensor.metadata import misfits, setting_of
-from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import nearest, settings_of
 from calibdask.sensor.summary import frame_facts
+from calibdask.sensor.tables import CALIBRATED, build
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -332,12 +332,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
     def tables(self, result: CalibratedFrames) -> Mapping[str, QTable]:
         """Give one row for each frame."""
         rows = self._rows(result.columns)
-        about = {
-            "mean": f"over good pixels, in {self.units}",
-            "median": f"over good pixels, in {self.units}",
-            **{f"n_{flag.label}": f"pixels: {flag.meaning}" for flag in ImageFlag},
-        }
-        return {"/sensor/calibrated": monitoring_table(self._sensor, rows, about)}
+        return {CALIBRATED.path: build(CALIBRATED, self._sensor, rows)}
 
     def _rows(self, result: Any) -> list[dict[str, Any]]:
         rows = []
@@ -428,12 +423,13 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
 
     def report(self, result: CalibratedFrames, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import calibrated_sections
 
         frame = self._frames_by_name[self._shown_frame][1]
         name = Path(frame.info.path).name
-        return calibrated_sections(self._rows(result.columns), self.units, name, result.shown)
+        return calibrated_sections(
+            self._rows(result.columns), self.units, name, result.shown, tables
+        )
 
 
 def _clipping(

@@ -52,6 +52,7 @@ from calibdask.io.metadata import Description
 from calibdask.io.spectacle import camera_file_of
 from calibdask.sensor.clipping import clip_bounds
 from calibdask.sensor.config import Frames, ProductField, Stacks
+from calibdask.sensor.isotable import READ
 from calibdask.sensor.kernel import check_frame_count
 from calibdask.sensor.levels import pile_up, step_of
 from calibdask.sensor.metadata import (
@@ -572,10 +573,19 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         return found
 
     def _read_tables(self) -> dict[str, dict[str, dict[str, NDArray[Any]]]]:
-        from calibdask.io.hdf5 import read_tables
+        from calibdask.io.hdf5 import open_hdf5
+        from calibdask.io.tables import read_columns
 
-        files = ((name, Path(path) / TABLES) for name, path in self.products)
-        return {name: read_tables(file) for name, file in files if file.exists()}
+        found: dict[str, dict[str, dict[str, NDArray[Any]]]] = {}
+        for name, path in self.products:
+            if (Path(path) / TABLES).exists():
+                with open_hdf5(Path(path) / TABLES) as file:
+                    found[name] = {
+                        table.path: read_columns(table, *READ[table.path])
+                        for table in file.tables()
+                        if table.path in READ
+                    }
+        return found
 
     def given_tables(self, product: str) -> Mapping[str, Mapping[str, NDArray[Any]]]:
         """Give the tables of another calibration by their path; none where it is not configured."""

@@ -12,10 +12,10 @@ from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels
-from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather
 from calibdask.sensor.settings import NOT_STATED, settings_of
+from calibdask.sensor.tables import DARK_CURRENT, TEMPERATURE, build, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -354,31 +354,10 @@ class DarkCurrent(MapCalibration):
         return laws
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table, and that of the law of temperature if there is one."""
-        tables = {
-            "/sensor/dark_current": monitoring_table(
-                self._sensor,
-                result["rows"],
-                {
-                    "dark_current_dn_per_s": "mean over pixels without a flag",
-                    "dark_current_with_hot_dn_per_s": "mean over all pixels that have a value",
-                    "scatter_dn_per_s": "standard deviation over pixels without a flag",
-                    "offset_minus_bias_dn": "mean of the signal at no exposure less the bias",
-                    "offset_pull_rms": "rms of it in standard errors: 1 if all is well",
-                    "bias_source": "what the offset was compared with",
-                },
-            )
-        }
+        """Return the monitoring table, and that of the law of temperature if there is one."""
+        tables = {DARK_CURRENT.path: build(DARK_CURRENT, self._sensor, result["rows"])}
         if result["temperature"]:
-            tables["/sensor/dark_current_temperature"] = monitoring_table(
-                self._sensor,
-                result["temperature"],
-                {
-                    "doubling_k": "temperature difference that doubles the dark current",
-                    "activation_energy_ev": "of the Arrhenius law exp(-E/kT)",
-                    "rate_dn_per_s": "at the reference temperature, by the better of both laws",
-                },
-            )
+            tables[TEMPERATURE.path] = build(TEMPERATURE, self._sensor, result["temperature"])
         return tables
 
     def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -388,10 +367,9 @@ class DarkCurrent(MapCalibration):
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import dark_sections
 
-        return dark_sections(result)
+        return dark_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

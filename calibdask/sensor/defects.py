@@ -14,9 +14,10 @@ from calibdask.sensor.bias import bias_flags, noise_flags
 from calibdask.sensor.dark import dark_flags, dark_series, fit_series
 from calibdask.sensor.flat import light_of, response_flags
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, gather
+from calibdask.sensor.tables import DEFECT_PIXELS, build
+from calibdask.sensor.tables import DEFECTS as DEFECT_COUNTS
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -146,22 +147,13 @@ class Defects(MapCalibration):
             }
             for row, column, channel, mask in result["listed"].tolist()
         ]
-        tables = {
-            "/sensor/defects": monitoring_table(
-                self._sensor,
-                result["rows"],
-                {"applied": "whether there were frames for this criterion"},
-            )
-        }
+        tables = {DEFECT_COUNTS.path: build(DEFECT_COUNTS, self._sensor, result["rows"])}
         if listed:
-            tables["/sensor/defect_pixels"] = monitoring_table(
-                self._sensor, listed, {"mask": "as in the map", "why": "the mask in words"}
-            )
+            tables[DEFECT_PIXELS.path] = build(DEFECT_PIXELS, self._sensor, listed)
         return tables
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import defect_sections
 
-        return defect_sections(result)
+        return defect_sections(result, tables)

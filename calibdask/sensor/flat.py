@@ -12,10 +12,10 @@ from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import robust_centre
-from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, without_flicker
 from calibdask.sensor.spatial import block_means, fit_radial, local_response, radial_blocks
+from calibdask.sensor.tables import FLAT_FIELD, FLAT_MODEL, build, channel_names, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -308,34 +308,15 @@ class FlatField(MapCalibration):
             for name, value, error in zip(names, values, errors, strict=True)
         ]
         return {
-            "/sensor/flatfield": monitoring_table(
-                self._sensor,
-                [result["row"]],
-                {
-                    "centre_x": "optical centre as a fraction of the width",
-                    "centre_y": "optical centre as a fraction of the height",
-                    "largest_correction": "factor by which the model corrects the worst corner",
-                    "extrapolated": "whether some pixels lie beyond what was fitted",
-                    "chi2": "of the block means; structure in the light makes it large",
-                },
-            ),
-            "/sensor/flatfield_model": monitoring_table(
-                self._sensor,
-                parameters,
-                {
-                    "parameter": "signal = amplitude/g, g = 1 + k0 r^2 + k1 r^4 + ..., r in units"
-                    " of the distance from the centre to the farthest corner",
-                    "value": "strongly degenerate: compare maps, never coefficients",
-                },
-            ),
+            FLAT_FIELD.path: build(FLAT_FIELD, self._sensor, [result["row"]]),
+            FLAT_MODEL.path: build(FLAT_MODEL, self._sensor, parameters),
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import flat_sections
 
-        return flat_sections(result)
+        return flat_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

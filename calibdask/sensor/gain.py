@@ -23,7 +23,6 @@ from calibdask.sensor.model import (
     pool_noise,
     variance_fit_probability,
 )
-from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
 from calibdask.sensor.pixels import (
     BIAS_SOURCES,
@@ -33,6 +32,7 @@ from calibdask.sensor.pixels import (
     without_flicker,
 )
 from calibdask.sensor.spatial import steps_along
+from calibdask.sensor.tables import AMPLIFIERS, CURVE, GAIN, build, channel_names, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -391,44 +391,17 @@ class Gain(MapCalibration):
         }
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table, the points of the curves, and amplifiers where there are."""
-        tables = {
-            "/sensor/gain": monitoring_table(
-                self._sensor,
-                result["rows"],
-                {
-                    "gain_dn_per_electron": "mean of the good pixels' gains",
-                    "gain_scatter_dn_per_electron": "their scatter, less that from noise",
-                    "ptc_gain_dn_per_electron": "slope of the channel's curve: where pixels differ,"
-                    " larger than the mean by the square of their relative scatter",
-                    "readnoise_dn": "from the curve at no light, without rounding",
-                    "full_well_dn": "signal at the largest variance; a lower limit unless reached",
-                    "a00_per_electron": "brighter-fatter effect (Astier et al. 2019, eq. 16)",
-                },
-            ),
-            "/sensor/gain_curve": monitoring_table(
-                self._sensor,
-                result["points"],
-                {"used": "whether it is part of the fit", "n_used": "pixels used"},
-            ),
-        }
+        """Return the monitoring table, the points of the curves, and amplifiers where there are."""
+        rows = {GAIN: result["rows"], CURVE: result["points"]}
         if result["amplifiers"]:
-            tables["/sensor/gain_amplifiers"] = monitoring_table(
-                self._sensor,
-                result["amplifiers"],
-                {
-                    "along": "whether first and last count columns or rows of the frame",
-                    "gain_dn_per_electron": "mean of the good pixels' gains",
-                },
-            )
-        return tables
+            rows[AMPLIFIERS] = result["amplifiers"]
+        return {schema.path: build(schema, self._sensor, one) for schema, one in rows.items()}
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import gain_sections
 
-        return gain_sections(result)
+        return gain_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

@@ -10,10 +10,9 @@ import numpy as np
 from calibdask.errors import NotEnoughData
 from calibdask.flags import PixelFlag
 from calibdask.sensor import config
-from calibdask.sensor.isotable import CURVE, CURVE_COLUMNS, TABLE
+from calibdask.sensor.isotable import CURVE_COLUMNS
 from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import chi2_probability, fit_iso_curve, iso_ratios
-from calibdask.sensor.monitoring import count_columns, monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import (
     BIAS_SOURCES,
@@ -22,6 +21,7 @@ from calibdask.sensor.pixels import (
     saturation_dn,
 )
 from calibdask.sensor.spatial import within_range
+from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS, build, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class IsoNormalisation(MapCalibration):
         return {"rows": rows, "curve": curve, "overviews": maps}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the factors, and the curve."""
+        """Return the factors, and the curve."""
         curve = result["curve"]
         row = {
             "kind": curve.kind,
@@ -203,34 +203,15 @@ class IsoNormalisation(MapCalibration):
             "bic_knee": curve.bic_knee,
         }
         return {
-            TABLE: monitoring_table(
-                self._sensor,
-                result["rows"],
-                {
-                    "factor": "signal relative to the lowest ISO speed, as measured",
-                    "factor_error": "its standard error; the lowest speed is 1 by definition",
-                    "model": "the same from the curve",
-                    "signal_dn": "mean signal of the pixels used",
-                    "n_used": "pixels used: good at this and at the lowest ISO speed",
-                    "bias_source": "what was subtracted",
-                },
-            ),
-            CURVE: monitoring_table(
-                self._sensor,
-                [row],
-                {
-                    "kind": "factor = 1 + slope (min(ISO, knee) - iso_min); linear: no knee",
-                    "p_value": "of chi2; small: the camera follows neither model, use the table",
-                },
-            ),
+            ISO_FACTORS.path: build(ISO_FACTORS, self._sensor, result["rows"]),
+            ISO_CURVE.path: build(ISO_CURVE, self._sensor, [row]),
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import iso_sections
 
-        return iso_sections(result)
+        return iso_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""
