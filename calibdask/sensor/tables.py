@@ -407,7 +407,10 @@ EMVA: Final = TableSchema(
     (
         *_SENSOR, *_SETTING,
         Column("n_exposures", "i8", "Exposures with light", heading="Exposures"),
-        Column("n_without_dark", "i8", "Bright exposures left out for want of dark frames"),
+        Column(
+            "n_without_dark", "i8", "Bright exposures left out for want of dark frames",
+            heading="Exposures without dark",
+        ),
         *_with_error(
             "k_dn_per_electron", "Overall system gain (eq. 14)", unit="DN / electron", heading="K"
         ),
