@@ -65,9 +65,8 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Values,
-    WrongKind,
 )
-from calibdask.errors import ConfigError, MissingInput, NotEnoughData
+from calibdask.errors import ConfigError, MissingInput, NotEnoughData, WrongKind
 from calibdask.io.asymmetry import (
     IMAGE_ASYMMETRY,
     Asymmetries,
@@ -85,10 +84,10 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.network import NetworkFit
     from calibdask.array.pair_config import PairSection
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
     from calibdask.schema import TableSchema

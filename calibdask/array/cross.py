@@ -20,9 +20,9 @@ import numpy as np
 
 from calibdask import flags
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
+from calibdask.array.coefficients import MIN_EVENTS_FOR_ERROR, has_error, student_factor
 from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.model import NetworkOptions
-from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
 from calibdask.array.pair_config import resolved
 from calibdask.array.pairs import PairRows, select_pairs
 from calibdask.array.pairwise import (
@@ -48,8 +48,8 @@ from calibdask.array.throughput_config import (
     RelativeThroughputFitter,
     top_fitter,
 )
-from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey, WrongKind
-from calibdask.errors import ConfigError, MissingInput
+from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey
+from calibdask.errors import ConfigError, MissingInput, WrongKind
 from calibdask.flags import Flag
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.kinds import file_kind
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
     from calibdask.schema import TableSchema

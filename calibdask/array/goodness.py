@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.network import NetworkFit
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["N_GROUPS", "ResidualScatter", "TestOfFit", "event_group", "test_of_fit"]
 

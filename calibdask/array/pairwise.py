@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 
 from calibdask import flags
+from calibdask.array.coefficients import coefficients, values_so_far
 from calibdask.array.drift import find_drift
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Telescopes, pair_types
-from calibdask.array.network import (
-    NetworkFit,
-    coefficients,
-    fit_stage,
-    values_so_far,
-)
+from calibdask.array.network import fit_stage
 from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
+from calibdask.array.state import NetworkFit
 from calibdask.array.summary import (
     PairEvents,
     PairSummary,
@@ -44,9 +41,8 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Tables,
-    WrongKind,
 )
-from calibdask.errors import ConfigError, NotEnoughData
+from calibdask.errors import ConfigError, NotEnoughData, WrongKind
 from calibdask.flags import Flag
 from calibdask.io.dl2 import (
     ArrayLayout,

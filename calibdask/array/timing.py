@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from calibdask import flags
+from calibdask.array.coefficients import together
 from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
-from calibdask.array.network import fit_stage, together
+from calibdask.array.network import fit_stage
 from calibdask.array.pairs import event_keys, select_pairs
 from calibdask.array.pairwise import (
     PairwiseCalibration,
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.network import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout

@@ -21,15 +21,7 @@ from calibdask.engine.executors import batch_sizes
 from calibdask.engine.guard import Crashed, Guard, Unforeseen, unreadable
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
-from calibdask.engine.protocol import (
-    AnyCalibration,
-    Cell,
-    InputRef,
-    Piece,
-    Shard,
-    Survey,
-    WrongKind,
-)
+from calibdask.engine.protocol import AnyCalibration, Cell, InputRef, Piece, Shard, Survey
 from calibdask.engine.shown import facts_html, printable
 from calibdask.errors import (
     CalibdaskError,
@@ -37,6 +29,7 @@ from calibdask.errors import (
     CorruptedInput,
     MissingInput,
     NotEnoughData,
+    WrongKind,
 )
 
 if TYPE_CHECKING:

@@ -31,9 +31,8 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Tables,
-    WrongKind,
 )
-from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
 from calibdask.flags import Flag
 from calibdask.io.images import (
     TelescopeImages,

@@ -35,9 +35,8 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Tables,
-    WrongKind,
 )
-from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
+from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError, WrongKind
 from calibdask.flags import PixelFlag
 from calibdask.io.frames import (
     FRAME_PATTERNS,

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Arrays
+    from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.tiles import TileStacks
 
-__all__ = ["N_CHANNELS", "Overview", "overview", "overviews"]
+__all__ = ["N_CHANNELS", "Overview", "StackRecord", "overview", "overviews"]
 
 N_CHANNELS = 4
 """Colour channels, in LibRaw's numbering: 0 red, 1 green, 2 blue, 3 second green."""
@@ -222,3 +223,47 @@ def _join(tiles: list[dict[str, NDArray[Any]]]) -> Overview:
         step,
         np.concatenate([tile["sample"] for tile in tiles]),
     )
+
+
+@dataclass(frozen=True)
+class StackRecord:
+    """What is known of one stack besides its maps.
+
+    Attributes
+    ----------
+    group : str
+        Name of its group of maps.
+    key : StackKey
+        What its frames have in common.
+    names : ndarray of uint64, shape (n_frames,)
+        Identity of each frame.
+    paths : tuple of str
+        File of each frame.
+    index : ndarray of int64, shape (n_frames,)
+        Place of each frame in its file.
+    times : tuple of str
+        When each was taken; empty where unknown.
+    mean : ndarray of float64, shape (n_frames,)
+        Mean of all its pixels.
+    n_clipped : ndarray of int64, shape (n_frames,)
+        How many of its pixels were left out.
+    n_lost : int
+        Frames that were planned but could not be read.
+    n_saturated : int
+        Pixels that were saturated at least once.
+    mean_map, variance_map : Overview
+        The maps in short.
+    """
+
+    group: str
+    key: StackKey
+    names: NDArray[np.uint64]
+    paths: tuple[str, ...]
+    index: NDArray[np.int64]
+    times: tuple[str, ...]
+    mean: NDArray[np.float64]
+    n_clipped: NDArray[np.int64]
+    n_lost: int
+    n_saturated: int
+    mean_map: Overview
+    variance_map: Overview

@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.schema import TableSchema
-    from calibdask.sensor.overview import Overview
-    from calibdask.sensor.stack_images import StackRecord
+    from calibdask.sensor.overview import Overview, StackRecord
 
     type Block = Paragraph | Notice | TableBlock | FigureBlock
     type Row = Mapping[str, Any]

@@ -13,7 +13,7 @@ import numpy as np
 from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.overview import StackRecord, overview, overviews
 from calibdask.sensor.pixels import saturated_in
 from calibdask.sensor.settings import NOT_STATED
 from calibdask.sensor.tables import FRAMES, STACKS, build, count_columns
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.overview import Overview
     from calibdask.sensor.tiles import TileStacks
 
 __all__ = ["StackImages", "StackRecord", "group_of", "spectacle_stem"]
@@ -74,50 +73,6 @@ def spectacle_stem(paths: Sequence[str], key: StackKey) -> Path:
             if below:
                 return Path(*below)
     return Path(group_of(key))
-
-
-@dataclass(frozen=True)
-class StackRecord:
-    """What is known of one stack besides its maps.
-
-    Attributes
-    ----------
-    group : str
-        Name of its group of maps.
-    key : StackKey
-        What its frames have in common.
-    names : ndarray of uint64, shape (n_frames,)
-        Identity of each frame.
-    paths : tuple of str
-        File of each frame.
-    index : ndarray of int64, shape (n_frames,)
-        Place of each frame in its file.
-    times : tuple of str
-        When each was taken; empty where unknown.
-    mean : ndarray of float64, shape (n_frames,)
-        Mean of all its pixels.
-    n_clipped : ndarray of int64, shape (n_frames,)
-        How many of its pixels were left out.
-    n_lost : int
-        Frames that were planned but could not be read.
-    n_saturated : int
-        Pixels that were saturated at least once.
-    mean_map, variance_map : Overview
-        The maps in short.
-    """
-
-    group: str
-    key: StackKey
-    names: NDArray[np.uint64]
-    paths: tuple[str, ...]
-    index: NDArray[np.int64]
-    times: tuple[str, ...]
-    mean: NDArray[np.float64]
-    n_clipped: NDArray[np.int64]
-    n_lost: int
-    n_saturated: int
-    mean_map: Overview
-    variance_map: Overview
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import kstest
 
+from calibdask.array.coefficients import coefficients
 from calibdask.array.drift import find_drift
 from calibdask.array.model import NetworkOptions
-from calibdask.array.network import coefficients
 from calibdask.array.summary import PairEvents
 from tests.array.toys import fit_shards
 from tests.benchmarks.image_bias import DEFAULT, METHODS, REAL, biases, rows_of

@@ -10,12 +10,12 @@ import pytest
 
 from calibdask.api import load_config, plan
 from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
-from calibdask.array.network import NetworkFit
 from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.array.state import NetworkFit
 from calibdask.array.summary import PairSummary, ScoreSummary
 from calibdask.engine.inputs import identify
-from calibdask.engine.protocol import ALL, WrongKind
-from calibdask.errors import ConfigError, NotEnoughData
+from calibdask.engine.protocol import ALL
+from calibdask.errors import ConfigError, NotEnoughData, WrongKind
 from calibdask.io.pytables import create_hdf5, write_table
 
 ENERGY_JOB = "energy-asymmetry-estimation"

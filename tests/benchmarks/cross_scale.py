@@ -11,17 +11,22 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibdask.api import load_config
 from calibdask.array.absolute import tie_types
+from calibdask.array.coefficients import has_error, student_factor
 from calibdask.array.model import NetworkOptions, Telescopes
-from calibdask.array.network import NetworkFit, fit_stage, has_error, student_factor
+from calibdask.array.network import fit_stage
 from calibdask.array.pairs import Layout
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.summary import PairEvents, n_stages, reduce_stage
 from calibdask.io.dl2 import ArrayLayout, TelescopeEvents
+
+if TYPE_CHECKING:
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["WINDOWS", "Scale", "scales", "study", "table"]
 

@@ -10,17 +10,20 @@ import argparse
 import time
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from calibdask.api import load_config
 from calibdask.array.image_size import harder_selections, pair_size, systematic
 from calibdask.array.model import NetworkOptions, log_ratio
-from calibdask.array.network import NetworkFit, fit_stage
+from calibdask.array.network import fit_stage
 from calibdask.array.pairs import ALTITUDE, Layout, select_pairs
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.summary import PairEvents, distance_range, reduce_stage
+
+if TYPE_CHECKING:
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["METHODS", "SETTINGS", "Bias", "biases", "rows_of", "study", "table"]
 

@@ -13,9 +13,9 @@ from tiny import MeanCounts
 
 from calibdask.engine.options import RunOptions
 from calibdask.engine.plan import make_plan
-from calibdask.engine.protocol import Piece, Reduced, Values, WrongKind
+from calibdask.engine.protocol import Piece, Reduced, Values
 from calibdask.engine.run import run_calibration
-from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
 
 
 @dataclass(frozen=True)

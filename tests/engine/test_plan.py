@@ -16,13 +16,8 @@ from faults import ClippedMeans, Scripted, run, write_inputs
 
 from calibdask.engine import executors
 from calibdask.engine.plan import make_plan
-from calibdask.engine.protocol import Piece, WrongKind
-from calibdask.errors import (
-    ConfigError,
-    CorruptedInput,
-    MissingInput,
-    NotEnoughData,
-)
+from calibdask.engine.protocol import Piece
+from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData, WrongKind
 
 
 @dataclass(frozen=True)
