@@ -47,7 +47,7 @@ from calibdask.engine.tasks import (
     write_file,
     write_maps,
 )
-from calibdask.errors import CalibdaskError
+from calibdask.errors import CalibdaskError, ConfigError
 from calibdask.io.maps import MAPS
 from calibdask.stats.compiled import cache_problem, will_compile
 
@@ -124,6 +124,11 @@ class RunOptions:
     log_file: Path | None = None
     command: str = ""
     slurm: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.allow_missing <= 1:
+            msg = f"allow_missing: {self.allow_missing} was given, expected is a number from 0 to 1"
+            raise ConfigError(msg)
 
     def site(self, workdir: Path, emit: events.Listener, preload: Sequence[str]) -> Site:
         """Say how to make the cluster."""
