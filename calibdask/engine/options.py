@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibdask.engine.cluster import Site, WorkerJob, available_cpus, available_memory
 from calibdask.engine.places import Places
+from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,6 +79,11 @@ class RunOptions:
     log_file: Path | None = None
     command: str = ""
     slurm: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.allow_missing <= 1:
+            msg = f"allow_missing: {self.allow_missing} was given, expected is a number from 0 to 1"
+            raise ConfigError(msg)
 
     def site(self, workdir: Path, emit: events.Listener, preload: Sequence[str]) -> Site:
         """Say how to make the cluster."""

@@ -586,7 +586,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
         radius, width = columns["muonring_radius"], columns["muonefficiency_width"]
         with np.errstate(divide="ignore", invalid="ignore"):
             good = ExactMoments.holds(value) & ExactMoments.holds(width / radius) & (radius > 0)
-            good &= ExactMoments.holds(radius)
+            good &= ExactMoments.holds(radius) & (value > 0) & (width > 0)
         if data.images:
             from calibdask.muon.rings import TROUBLED
 

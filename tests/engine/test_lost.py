@@ -109,6 +109,12 @@ def run(tmp_path, calibration, allow_missing=0.0, **more):
     return result, [str(one) for one in heard]
 
 
+@pytest.mark.parametrize("fraction", [float("nan"), -0.1, 1.1])
+def test_a_fraction_that_is_none_is_refused(fraction):
+    with pytest.raises(ConfigError, match=r"allow_missing: .* from 0 to 1"):
+        RunOptions(allow_missing=fraction)
+
+
 def test_a_file_lost_from_a_batch_is_named_and_the_others_are_used(tmp_path):
     write(tmp_path / "in", c3=np.array([1, 2, -1]))
     with pytest.raises(
