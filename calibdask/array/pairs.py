@@ -25,6 +25,7 @@ __all__ = [
     "by_telescope",
     "event_keys",
     "number_events",
+    "pairs_of",
     "select_pairs",
 ]
 
@@ -126,7 +127,8 @@ def by_telescope(
     return np.asarray(table[tel_id])
 
 
-def _pairs_of(options: PairSection, layout: Layout) -> tuple[Any, Any]:
+def pairs_of(options: PairSection, layout: Layout) -> tuple[Any, Any]:
+    """Return the numbers of the two telescopes of each pair that lies close enough."""
     radius_m = options.max_impact_distance.resolve(
         layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
     )
@@ -205,7 +207,7 @@ def select_pairs(
                 f"{len(lost)} telescope events have no altitude, of telescopes {listed}: no"
                 " pointing table, or their times are outside of it; they are in no equidistant pair"
             )
-    one, two = pair_events(events.event[rows], events.tel_id[rows], *_pairs_of(options, layout))
+    one, two = pair_events(events.event[rows], events.tel_id[rows], *pairs_of(options, layout))
     row_1, row_2 = rows[one], rows[two]
     flow["pairs"] = len(row_1)
     limit = np.full(len(row_1), np.inf)

@@ -13,7 +13,7 @@ from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
 from calibdask.array.network import fit_stage
-from calibdask.array.pairs import event_keys, select_pairs
+from calibdask.array.pairs import event_keys, pairs_of, select_pairs
 from calibdask.array.pairwise import (
     PairwiseCalibration,
     SurveyedDl2,
@@ -126,7 +126,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 41
-    small_bytes: ClassVar[int] = 500_000
+    small_bytes: ClassVar[int] = 0  # they grow with the array: see stored_bytes
     table: ClassVar[str] = TIMING_CALIBRATION.path
     schemas: ClassVar[Mapping[str, TableSchema]] = TIMING
     title: ClassVar[str] = "Offsets of telescope times, to be subtracted"
@@ -253,6 +253,21 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             " somebody put the delay back"
         )
         return replace(planned, notes=(*planned.notes, note))
+
+    def stored_bytes(self, cell: Cell, shards: Sequence[Shard]) -> tuple[int, int]:
+        """Estimate summaries and states of all stages, if all pairs within reach see events.
+
+        The numbers are bytes of the fields of a pair (histograms, moments, scores; states) and of
+        a matrix of telescopes.
+        """
+        n_matrix = len(self.telescopes.tel_id) ** 2
+        n_pairs = len(pairs_of(self.options, self.telescopes)[0])
+        histograms = [self.timing.rough.n_bins]
+        if self.network.estimator != "log-mean":
+            histograms.append(self.network.observable.n_bins)
+        summaries = n_pairs * (8 * sum(histograms) + 3 * 92 + 536) + 16 * n_matrix
+        states = 3 * (600 * n_pairs + 40 * n_matrix)
+        return summaries, sum(cell in one.cells for one in shards) * summaries + states
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the rows and their first summary depend on."""

@@ -170,7 +170,8 @@ class Status:
         facts += [("shards", stored if self.shards else "")]
         facts += [(f"stage {one.stage} {one.name}", _group_text(one)) for one in self._groups()]
         if self.state == "running":
-            facts += [("now", told.doing), ("speed", _speed(told))]
+            facts += [("now", told.doing), ("running", self._running(told))]
+            facts += [("speed", _speed(told))]
             facts += [("dashboard", told.dashboard or "")]
             if told.dashboard:
                 facts += [("tunnel", tunnel_command(told.dashboard, told.host))]
@@ -199,13 +200,23 @@ class Status:
             return self.state
         text = f"{told.job}, {self.state}"
         if self.state == "running":
-            # By the clock of the run: that of this machine may be another.
-            now = told.updated if self.seen is None else max(self.seen, told.updated)
-            return f"{text} for {_duration(max(now - told.started, 0))}"
+            return f"{text} for {_duration(self._since(told.started))}"
         if told.ended is not None:
             took = _duration(told.ended - told.started)
             return f"{text} at {_moment(told.ended)} after {took}"
         return text
+
+    def _since(self, moment: float) -> float:
+        """Give how long ago it was by the clock of the run: that of this machine may be another."""
+        told = self.progress or Progress()
+        return max(max(self.seen or 0.0, told.updated) - moment, 0.0)
+
+    def _running(self, told: Progress) -> str:
+        if told.longest_since is None:
+            return ""
+        took = _duration(self._since(told.longest_since))
+        shards = "shard" if told.running == 1 else "shards"
+        return f"{told.running} {shards}, the longest for {took}: {told.longest}"
 
     def _run_by(self) -> str:
         told = self.progress

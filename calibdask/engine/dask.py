@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from distributed import KilledWorker, as_completed
+from distributed import KilledWorker, as_completed, get_worker
 from distributed.client import ClosedClientError
 from distributed.protocol.pickle import dumps, loads
 
 from calibdask.engine.envelope import Failure, Outcome
-from calibdask.engine.executors import batches
+from calibdask.engine.executors import batches, tell_nobody
 from calibdask.engine.preflight import OTHER_CODE, check_workers
 from calibdask.engine.provenance import code_digest
 from calibdask.errors import CalibdaskError, ConfigError, TransientError
@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future
 
-    from calibdask.engine.executors import Done
+    from calibdask.engine.executors import Began, Done
     from calibdask.engine.tasks import Task
 
 __all__ = ["DaskExecutor", "announced", "run_call"]
 
 _ANNOUNCED = "calibdask-campaign"
+
+_BEGAN = "calibdask-began"
+"""Topic of the scheduler's events on which workers tell which map of a call begins."""
 
 _MAX_BARREN_ROUNDS = 3
 
@@ -70,7 +73,11 @@ def run_call(shared: bytes, packed: bytes, needed: Sequence[bytes]) -> bytes:
     context = _unpacked(shared)
     earlier = [loads(one) for one in needed]
     outcomes = []
-    for call, arguments, needs in loads(packed):
+    worker = get_worker()
+    name = str(worker.get_current_task())
+    for place, (call, arguments, needs) in enumerate(loads(packed)):
+        if name.startswith("map-"):
+            worker.log_event(_BEGAN, [name, place])
         given = [one if isinstance(one, Outcome) else earlier[one[0]][one[1]] for one in needs]
         outcomes.append(call(context, *arguments, *given))
     answer: bytes = dumps(outcomes)
@@ -141,6 +148,8 @@ class DaskExecutor:
         self._rounds = 0
         self._checked: set[str] = set()
         self._futures: dict[str, Future[bytes | str]] = {}
+        self._calls_out: dict[str, list[Task]] = {}
+        self._began: Began | None = None
         self._aside = 0
         self._error: CalibdaskError | None = None
         self._announced = False
@@ -174,7 +183,16 @@ class DaskExecutor:
         if futures:
             self._client.cancel(futures, force=True)
 
-    def run(self, tasks: Sequence[Task], done: Done) -> dict[str, Outcome]:
+    def _tell_began(self, event: tuple[float, list[Any]]) -> None:
+        """Tell which map begins, in the thread of the client; others' calls have other names."""
+        name, place = event[1]
+        members = self._calls_out.get(name)
+        if members is not None and self._began is not None:
+            self._began(members[place], name)
+
+    def run(
+        self, tasks: Sequence[Task], done: Done, began: Began = tell_nobody
+    ) -> dict[str, Outcome]:
         """Run all tasks, with merges waiting in the scheduler for what they merge.
 
         A task that kills its worker takes others down with it: those of its own call, and those
@@ -196,6 +214,9 @@ class DaskExecutor:
             return outcomes
         with self._talking():
             check_workers(self._client, self._checked)
+            if self._began is None:
+                self._client.subscribe_topic(_BEGAN, self._tell_began)
+        self._began = began
         shared = dumps(tasks[0].args[0])
         deaths: Counter[str] = Counter()
         barren = 0
@@ -289,6 +310,7 @@ class DaskExecutor:
                 packed.append((task.call, task.args[1:], needs))
             graph[name] = (function, code_digest(), shared, dumps(packed), *needed)
         killed: dict[str, tuple[int, str]] = {}
+        self._calls_out = calls
         for name, answer in self._answers(graph):
             members = calls.pop(name)
             if isinstance(answer, KilledWorker):

@@ -29,8 +29,10 @@ __all__ = [
     "ProgressBars",
     "RunEnded",
     "RunStarted",
+    "Running",
     "StageStarted",
     "TaskEnded",
+    "TaskStarted",
     "Workers",
     "Written",
     "log_event",
@@ -38,6 +40,9 @@ __all__ = [
 ]
 
 log = logging.getLogger("calibdask")
+
+LONG_SECONDS = 2.0
+"""From when on it is told that a shard runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,15 @@ class StageStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TaskStarted(Event):
+    """The map of a shard begins; `slot` is the call it is in, whose tasks run one by one."""
+
+    key: str
+    label: str
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskEnded(Event):
     """A task ended, well or not."""
 
@@ -103,6 +117,7 @@ class TaskEnded(Event):
     cached: bool
     wall_seconds: float
     failure: str | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,58 @@ class RunEnded(Event):
 Listener = Callable[[Event], None]
 
 
+class Running:
+    """The shards that run now, as the events of several threads tell.
+
+    Parameters
+    ----------
+    clock : callable
+        Gives the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._slots: dict[str, tuple[str, str, float]] = {}  # key, label, start
+        self._slot_of: dict[str, str] = {}
+        self._ended: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Note one event."""
+        match event:
+            case StageStarted() | RunEnded():
+                self._slots, self._slot_of, self._ended = {}, {}, set()
+            case TaskStarted(key, label, slot):
+                self._forget(key)  # of a call that killed its worker
+                self._slots[slot] = key, label, self._clock()
+                self._slot_of[key] = slot
+                if key in self._ended:  # in another thread, or the start was told late
+                    self._forget(key)
+            case TaskEnded(key=key):
+                self._ended.add(key)
+                self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        slot = self._slot_of.pop(key, "")
+        if self._slots.get(slot, ("",))[0] == key:
+            self._slots.pop(slot, None)
+
+    def __len__(self) -> int:
+        """Give how many run."""
+        return len(self._slots)
+
+    @property
+    def longest(self) -> tuple[str, float] | None:
+        """Label and start of the shard that has run longest."""
+        slots = list(self._slots.values())
+        return min(slots, key=lambda one: one[2])[1:] if slots else None
+
+    def __str__(self) -> str:
+        """Say it where a shard takes long; else nothing."""
+        longest = self.longest
+        seconds = 0.0 if longest is None else self._clock() - longest[1]
+        return f"{len(self)} running, longest {seconds:.0f} s" if seconds >= LONG_SECONDS else ""
+
+
 class JsonLines:
     """Write every event as one JSON object a line, with its name and the time (Unix seconds)."""
 
@@ -142,7 +209,9 @@ class JsonLines:
 
     def __call__(self, event: Event) -> None:
         """Write one event (of progress only the end: a line for each file would drown the rest)."""
-        if isinstance(event, Progress) and event.done < event.total:
+        if isinstance(event, TaskStarted) or (
+            isinstance(event, Progress) and event.done < event.total
+        ):
             return
         record: dict[str, Any] = {"time": round(time.time(), 3), "event": type(event).__name__}
         record |= dataclasses.asdict(event)
@@ -175,10 +244,21 @@ def tunnel_command(link: str, host: str | None = None) -> str:
     return f"from your own machine: ssh {jump}-L {port}:localhost:{port} {host or here}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What stands beside the bar of the maps: what runs long, else what ended last."""
+
+    shards: Running
+    ended: str = ""
+
+    def __str__(self) -> str:
+        return str(self.shards) or self.ended
+
+
 class ProgressBars:
     """Bars on a terminal, one a stage, gone when the run is over."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -198,12 +278,13 @@ class ProgressBars:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{task.fields[note]}", markup=False),  # written anew with each refresh
             console=console,
             transient=True,
         )
         self._bars: dict[str, Any] = {}
         self._running = False
+        self._shards = Running(clock)
 
     def _bar(self, name: str, total: int) -> Any:
         if name not in self._bars:
@@ -215,17 +296,21 @@ class ProgressBars:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        self._shards(event)
         match event:
             case Progress(what, done, total):
                 self._progress.update(self._bar(what, total), completed=done)
             case StageStarted(stage, tasks):
                 for group, count in tasks.items():
-                    self._bar(f"stage {stage} {group}", count)
+                    bar = self._bar(f"stage {stage} {group}", count)
+                    if group == "map":
+                        self._progress.update(bar, note=_Note(self._shards))
             case TaskEnded(stage=stage, group=group, label=label):
+                note = printable(label, one_line=True)[:24]
                 self._progress.update(
                     self._bars[f"stage {stage} {group}"],
                     advance=1,
-                    note=printable(label, one_line=True)[:24],
+                    note=_Note(self._shards, note) if group == "map" else note,
                 )
             case RunStarted(dashboard=str(link)):
                 self._console.print(f"dashboard: {link}\n{tunnel_command(link)}")

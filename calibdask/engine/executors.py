@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Protocol
 
 from calibdask.engine.envelope import Failure, Outcome
@@ -18,19 +19,27 @@ from calibdask.errors import TransientError
 from calibdask.stats.compiled import warm_up
 
 __all__ = [
+    "Began",
     "Done",
     "Executor",
     "SerialExecutor",
     "ThreadsExecutor",
     "batch_sizes",
     "batches",
+    "tell_nobody",
 ]
 
 Done = Callable[[Task, Outcome], None]
+Began = Callable[[Task, str], None]
+"""Told of each map that begins, and by a name in which call: its tasks run one after the other."""
 
 _MOST_TASKS = 32  # in a call: handing them out then costs the driver 0.1 ms each
 _MOST_BYTES = 64 << 20  # read by a call: about what takes a second, and then nothing is gained
 _RAMP = 2  # for W workers, a call is at most 1/(2 W) of what went before it, and of what is left
+
+
+def tell_nobody(task: Task, slot: str) -> None:
+    """Leave it untold that a map begins."""
 
 
 def batch_sizes(n_bytes: Sequence[int], workers: int) -> Iterator[int]:
@@ -103,7 +112,9 @@ class Executor(Protocol):
         """How many tasks can run at once."""
         ...
 
-    def run(self, tasks: Sequence[Task], done: Done) -> dict[str, Outcome]:
+    def run(
+        self, tasks: Sequence[Task], done: Done, began: Began = tell_nobody
+    ) -> dict[str, Outcome]:
         """Run all tasks (each stands after those it needs); tell `done` of each as it ends."""
         ...
 
@@ -157,13 +168,17 @@ class SerialExecutor:
     name = "serial"
     workers = 1
 
-    def run(self, tasks: Sequence[Task], done: Done) -> dict[str, Outcome]:
+    def run(
+        self, tasks: Sequence[Task], done: Done, began: Began = tell_nobody
+    ) -> dict[str, Outcome]:
         """Run all tasks in the order given."""
         outcomes: dict[str, Outcome] = {}
         guarded = any(map(opens_inputs, tasks))
         with _guard_of(tasks, 1) as guard:
             for place, task in enumerate(tasks):
                 needed = [outcomes[need] for need in task.needs]
+                if task.group == "map":
+                    began(task, task.key)
                 if guarded:  # all of them, so that one process alone loads what they need
                     outcome = _run_guarded(guard, place, task, *needed)
                 else:
@@ -188,7 +203,9 @@ class ThreadsExecutor:
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="calibdask")
 
-    def run(self, tasks: Sequence[Task], done: Done) -> dict[str, Outcome]:
+    def run(
+        self, tasks: Sequence[Task], done: Done, began: Began = tell_nobody
+    ) -> dict[str, Outcome]:
         """Run each task as soon as those it needs have ended."""
         outcomes: dict[str, Outcome] = {}
         open_needs = {task.key: len(task.needs) for task in tasks}
@@ -213,7 +230,13 @@ class ThreadsExecutor:
             for task in tasks:
                 if not task.needs:
                     start(task)
+            told: set[str] = set()
             while running:
+                # Threads take tasks in the order in which they were handed in.
+                for task in islice(running.values(), self.workers):
+                    if task.group == "map" and task.key not in told:
+                        told.add(task.key)
+                        began(task, task.key)
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     task = running.pop(future)

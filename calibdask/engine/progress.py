@@ -64,6 +64,8 @@ class Progress:
         Unix seconds; `ended` is missing while the run lives, and for ever if it was killed.
     doing : str
         What is done now, for people.
+    running, longest, longest_since : int, str, float
+        How many shards run now; the one that has run longest, and since when.
     shards : int
         Shards in the plan.
     groups : list of Group
@@ -96,6 +98,9 @@ class Progress:
     updated: float = 0.0
     ended: float | None = None
     doing: str = ""
+    running: int = 0
+    longest: str = ""
+    longest_since: float | None = None
     shards: int = 0
     groups: list[Group] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -168,6 +173,7 @@ class ProgressFile:
             started=time.time(),
         )
         self._times: deque[float] = deque(maxlen=_WINDOW)
+        self._running = events.Running()
         self._changed = False
         self._guard = threading.Lock()  # a cluster's keeper tells from a thread of its own
         self._stop = threading.Event()
@@ -192,6 +198,7 @@ class ProgressFile:
 
     def _note(self, event: events.Event) -> bool:
         now = self._now
+        self._running(event)
         match event:
             case events.Progress(what, done, total):
                 now.doing = f"{what}: {done} of {total}"
@@ -253,6 +260,9 @@ class ProgressFile:
     def _write(self) -> None:
         self._changed = False
         self._estimate()
+        longest = None if self._now.ended is not None else self._running.longest
+        self._now.running = 0 if longest is None else len(self._running)
+        self._now.longest, self._now.longest_since = longest or ("", None)
         self._now.updated = time.time()
         text = json.dumps(dataclasses.asdict(self._now), indent=1)
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")

@@ -214,15 +214,24 @@ def _run_tasks(
                 emit(events.Message("DEBUG", failure.trace))
             emit(
                 events.TaskEnded(
-                    stage, task.group, task.label, outcome.cached, outcome.wall_seconds, text
+                    stage,
+                    task.group,
+                    task.label,
+                    outcome.cached,
+                    outcome.wall_seconds,
+                    text,
+                    task.key,
                 )
             )
         if failure is not None and failure.kind == "StoreFailure":
             # Whatever else is computed now is lost as well.
             raise failure.error()
 
+    def began(task: Task, slot: str) -> None:
+        emit(events.TaskStarted(task.key, task.label, slot))
+
     for _ in range(_MAX_REPAIRS):
-        outcomes = executor.run(tasks, done)
+        outcomes = executor.run(tasks, done, began)
         broken = [
             outcome.failure
             for outcome in outcomes.values()

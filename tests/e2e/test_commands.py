@@ -93,6 +93,7 @@ def test_script_says_how_it_is_used(path, tmp_path):
 STATED = {
     *("inter-calibration", "energy-asymmetry-estimation", "calculate-throughput-muon"),
     *("calculate-psf-muon", "bias", "stack-images", "gain", "defects", "cross-calibration"),
+    "timing-calibration",
 }
 
 

@@ -62,6 +62,17 @@ def _wait(condition):
         time.sleep(0.02)
 
 
+def test_each_map_is_told_when_it_begins(client):
+    told = set()
+    executor = DaskExecutor(client, "test")
+    for seconds in (0.0, 0.001):  # subscribed once
+        tasks = _tasks(60, seconds)
+        told.clear()
+        executor.run(tasks, lambda *_: None, lambda task, slot: told.add((task.key, slot[:4])))
+        _wait(lambda: len(told) == 60)
+        assert told == {(task.key, "map-") for task in tasks if task.group == "map"}
+
+
 def test_outcomes_find_their_way_through_calls_of_many(client):
     tasks = _tasks(200)
     told = []

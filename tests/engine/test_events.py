@@ -96,3 +96,66 @@ def test_information_is_shown_once_and_nobody_marks_it_up(caplog):
         with caplog.at_level(level, "calibdask"):
             events.ProgressBars(Console(file=stream))(events.Message("INFO", "[frames] left out"))
         assert stream.getvalue() == expected  # at INFO the log says it
+
+
+def _ended(key):
+    return events.TaskEnded(0, "map", key, cached=False, wall_seconds=1.0, key=key)
+
+
+def test_what_runs_is_counted_with_the_longest():
+    now = [100.0]
+    running = events.Running(lambda: now[0])
+    running(events.StageStarted(0, {"map": 5}))
+    assert (len(running), running.longest, str(running)) == (0, None, "")
+    running(events.TaskStarted("a", "a.h5", "call 1"))
+    now[0] = 101.0
+    running(events.TaskStarted("b", "b.h5", "call 2"))
+    assert str(running) == ""  # not long yet
+    now[0] = 134.0
+    assert (len(running), running.longest) == (2, ("a.h5", 100.0))
+    assert str(running) == "2 running, longest 34 s"
+    running(events.TaskStarted("c", "c.h5", "call 1"))  # so a is done, though not told yet
+    assert (len(running), running.longest) == (2, ("b.h5", 101.0))
+    running(_ended("a"))
+    running(_ended("c"))
+    assert (len(running), running.longest) == (1, ("b.h5", 101.0))
+    running(events.TaskStarted("b", "b.h5", "call 3"))  # its worker died
+    assert (len(running), running.longest) == (1, ("b.h5", 134.0))
+    running(_ended("d"))
+    running(events.TaskStarted("d", "d.h5", "call 4"))  # told late
+    running(_ended("b"))
+    assert (len(running), running.longest) == (0, None)
+    running(events.TaskStarted("e", "e.h5", "call 5"))
+    running(events.StageStarted(1, {"map": 5}))
+    assert len(running) == 0
+
+
+def test_a_bar_says_what_runs_long():
+    from rich.console import Console
+
+    now = [0.0]
+    stream = io.StringIO()
+    bars = events.ProgressBars(Console(file=stream, force_terminal=True, width=100), lambda: now[0])
+    bars(events.StageStarted(0, {"map": 2, "fit": 1}))
+    for key in ("a", "b"):
+        bars(events.TaskStarted(key, key, key))
+    now[0] = 75.0
+    bars.close()
+    assert "2 running, longest 75 s" in stream.getvalue()
+    assert "running" not in stream.getvalue().split("stage 0 fit")[-1]
+
+
+@pytest.mark.parametrize("cluster", ["serial", "threads"])
+def test_each_map_is_told_when_it_begins(cluster, tmp_path):
+    found = []
+    inputs = write_inputs(tmp_path / "data", 7)
+    run(Scripted(), inputs, tmp_path / "o.h5", cluster=cluster, workers=2, listener=found.append)
+    running, most = events.Running(), 0
+    for one in found:
+        running(one)
+        most = max(most, len(running))
+        assert len(running) <= (1 if cluster == "serial" else 2)
+    assert most == (1 if cluster == "serial" else 2)
+    assert len(running) == 0
+    began = [one.label for one in found if isinstance(one, events.TaskStarted)]
+    assert sorted(began) == [path.name for path in inputs]

@@ -31,7 +31,7 @@ class RandomExecutor:
         self._random = random.Random(seed)
         self.order = []
 
-    def run(self, tasks, done):
+    def run(self, tasks, done, began):
         outcomes = {}
         left = list(tasks)
         while left:

@@ -14,6 +14,7 @@ from faults import Scripted, run, wait_for, write_inputs
 
 from calibdask.engine import events
 from calibdask.engine import progress as progress_module
+from calibdask.engine.campaign import Status
 from calibdask.engine.progress import Progress, ProgressFile, read_progress
 from calibdask.errors import NotEnoughData
 
@@ -230,6 +231,28 @@ def test_worker_jobs_are_told(file, tmp_path):
     told = read_progress(tmp_path)
     assert told.workers == 3
     assert "2 in the queue" in told.worker_jobs
+
+
+def test_the_shard_that_runs_longest_is_told(file, tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress_module.time, "time", lambda: now[0])
+    with file:
+        file(events.TaskStarted("a", "a.npy", "a"))
+        now[0] = 1060.0
+        file(events.TaskStarted("b", "b.npy", "b"))
+        file(_started())  # is written at once
+        told = read_progress(tmp_path)
+        assert (told.running, told.longest, told.longest_since) == (2, "a.npy", 1000.0)
+        status = Status(tmp_path, "running", "", None, None, 4, 0, 0, told)
+        assert dict(status.facts())["running"] == "2 shards, the longest for 60 s: a.npy"
+
+
+def test_nothing_runs_when_the_run_is_over(file, tmp_path):
+    file(events.TaskStarted("a", "a.npy", "a"))
+    with pytest.raises(NotEnoughData), file:
+        raise NotEnoughData("none")
+    told = read_progress(tmp_path)
+    assert (told.running, told.longest, told.longest_since) == (0, "", None)
 
 
 def test_threads_may_tell_at_once(file, tmp_path):
