@@ -25,7 +25,6 @@ from calibdask.array.image_size import (
     systematic,
 )
 from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty, log_ratio
-from calibdask.array.network import describe_columns
 from calibdask.array.pairs import (
     Layout,
     PairRows,
@@ -35,7 +34,6 @@ from calibdask.array.pairs import (
     select_pairs,
 )
 from calibdask.array.pairwise import (
-    MONITORING,
     PAIR_BYTES,
     FromDl2,
     PairData,
@@ -47,6 +45,7 @@ from calibdask.array.pairwise import (
     unknown_types,
 )
 from calibdask.array.summary import PairEvents, PairSummary, distance_range, summarise_pairs
+from calibdask.array.tables import INTER, INTER_CALIBRATION
 from calibdask.array.throughput_config import (
     ENERGY_ESTIMATOR,
     CalculateInterCalibration,
@@ -88,9 +87,11 @@ if TYPE_CHECKING:
 
     from calibdask.array.network import NetworkFit
     from calibdask.array.pair_config import PairSection
+    from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
+    from calibdask.schema import TableSchema
 
 __all__ = ["EnergyAsymmetryEstimation", "ImageAsymmetryEstimation", "InterCalibration"]
 
@@ -300,7 +301,8 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
     version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 40_000
-    table: ClassVar[str] = f"{MONITORING}/inter_calibration"
+    table: ClassVar[str] = INTER_CALIBRATION.path
+    schemas: ClassVar[Mapping[str, TableSchema]] = INTER
     title: ClassVar[str] = "Inter-calibration of telescope throughput"
     sections: ClassVar = {
         "CalculateInterCalibration": CalculateInterCalibration,
@@ -656,26 +658,15 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         harder = sorted(cell for cell in states.keys() - counted.keys() if cell[:-1] in counted)
         return {**fits, **{cell: states[cell] for cell in harder}}
 
-    def tables(self, result: Mapping[Cell, NetworkFit]) -> dict[str, QTable]:
-        """Give the tables of the rows that count, with what harder selections say about them."""
-        counted = {cell: fit for cell, fit in result.items() if selection_of(cell) is None}
-        if not counted:  # before anything can be fitted
-            return {}
-        tables = super().tables(counted)
+    def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
+        """Give the columns of the tables, with what harder selections say about the values."""
+        named = super().columns_of(cell, result)
         if self.selections and all(fit.done for fit in result.values()):
-            of_cells = []
-            for cell, fit in counted.items():
-                harder = {name: result.get((*cell, name)) for name in self.selections}
-                known = {name: other for name, other in harder.items() if other is not None}
-                of_cells.append(systematic(fit, known))
-            telescopes = tables[self.table]
-            telescopes.add_column(
-                np.asarray(telescopes["value"]) * np.concatenate(of_cells),
-                name="systematic",
-                index=telescopes.colnames.index("error") + 1,
-            )
-            describe_columns(telescopes)
-        return tables
+            harder = {name: result.get((*cell, name)) for name in self.selections}
+            known = {name: other for name, other in harder.items() if other is not None}
+            telescopes = named[self.table]
+            telescopes["systematic"] = telescopes["value"] * systematic(result[cell], known)
+        return named
 
     @property
     def quantity(self) -> Quantity:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask import flags
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
 from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.model import NetworkOptions
@@ -25,7 +26,6 @@ from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error,
 from calibdask.array.pair_config import resolved
 from calibdask.array.pairs import PairRows, select_pairs
 from calibdask.array.pairwise import (
-    MONITORING,
     PairData,
     PairwiseCalibration,
     SurveyedDl2,
@@ -33,6 +33,15 @@ from calibdask.array.pairwise import (
     unknown_types,
 )
 from calibdask.array.summary import n_stages
+from calibdask.array.tables import (
+    CONSISTENCY,
+    CONTRASTS,
+    CROSS,
+    CROSS_CALIBRATION,
+    INTER_CALIBRATION,
+    MUONS,
+    SCALING_FACTORS,
+)
 from calibdask.array.throughput_config import (
     ENERGY_ESTIMATOR,
     CalculateCrossCalibration,
@@ -41,6 +50,7 @@ from calibdask.array.throughput_config import (
 )
 from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey, WrongKind
 from calibdask.errors import ConfigError, MissingInput
+from calibdask.flags import Flag
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.kinds import file_kind
 from calibdask.io.throughput import InterCalibrationTable, MuonThroughputs, read_throughputs
@@ -52,68 +62,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
+    from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
+    from calibdask.schema import TableSchema
 
-__all__ = ["CrossCalibration", "Given"]
+__all__ = ["CrossCalibration"]
 
-CROSS = f"{MONITORING}/cross_calibration"
-COEFFICIENTS = f"{CROSS}/coefficients"
-SCALING_FACTORS = f"{CROSS}/scaling_factors"
-MUONS = f"{CROSS}/muons"
-CONSISTENCY = f"{CROSS}/consistency"
-INTER_CALIBRATION = f"{MONITORING}/inter_calibration"
+COEFFICIENTS = CROSS_CALIBRATION.path
 
 _TABLES = (("table", "throughputs"),)
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Ratios within each type from an inter-calibration, as plain values.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    tel_id : tuple of int
-        Telescopes.
-    tel_type : tuple of str
-        Their types.
-    value, error : tuple of float
-        Their throughputs.
-    covariance : tuple of tuple of float
-        Covariance of the values.
-    flags : tuple of str
-        Their flags.
-    """
-
-    path: str
-    tel_id: tuple[int, ...]
-    tel_type: tuple[str, ...]
-    value: tuple[float, ...]
-    error: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-    flags: tuple[str, ...]
-
-    @classmethod
-    def of(cls, path: str, table: InterCalibrationTable) -> Self:
-        """Keep what a file says."""
-        return cls(
-            path,
-            tuple(table.tel_id.tolist()),
-            table.tel_type,
-            tuple(table.value.tolist()),
-            tuple(table.error.tolist()),
-            tuple(tuple(row) for row in table.covariance.tolist()),
-            table.flags,
-        )
-
-    @property
-    def known(self) -> frozenset[int]:
-        """Telescopes with a value."""
-        pairs = zip(self.tel_id, self.value, strict=True)
-        return frozenset(number for number, value in pairs if np.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,10 +104,11 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     kept_bytes: ClassVar[int] = 8  # keys
     kept_pair_bytes: ClassVar[int] = 24  # two values, event, two telescopes: stored as they are
     table: ClassVar[str] = COEFFICIENTS
+    schemas: ClassVar[Mapping[str, TableSchema]] = CROSS
     title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 
     fitter: RelativeThroughputFitter = field(default_factory=RelativeThroughputFitter)
-    given: Given | None = None
+    given: InterCalibrationTable | None = None
     muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
@@ -247,14 +207,14 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:
             return planned
-        path, table = inter[0].source.path, inter[0].facts.inter_calibration
+        table: InterCalibrationTable = inter[0].facts.inter_calibration
         if self.bins is not None:
             raise ConfigError(
-                f"{path}: an inter-calibration of all data has no place in time bins: leave it out"
-                " for one network of all telescopes in each time bin"
+                f"{table.path}: an inter-calibration of all data has no place in time bins: leave"
+                " it out for one network of all telescopes in each time bin"
             )
-        planned._check_inter(path, table, events)
-        return replace(planned, given=Given.of(path, table))
+        planned._check_inter(table, events)
+        return replace(planned, given=table)
 
     def _muon_rows(
         self, path: str, muons: MuonThroughputs
@@ -276,11 +236,9 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         columns = (muons.tel_id, muons.mean, muons.sem, muons.n_rings)
         return list(zip(*(column.tolist() for column in columns), starts, ends, strict=True))
 
-    def _check_inter(
-        self, path: str, table: InterCalibrationTable, events: Sequence[Survey]
-    ) -> None:
+    def _check_inter(self, table: InterCalibrationTable, events: Sequence[Survey]) -> None:
         """Refuse an inter-calibration of other data, or of another array."""
-        theirs = set(table.obs_ids)
+        path, theirs = table.path, set(table.obs_ids)
         foreign = {
             one.source.path: sorted(set(one.facts.info.obs_ids) - theirs)
             for one in events
@@ -330,7 +288,9 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         return {
             **super().fit_config(),
             "telescopes": self.fit_telescopes(),
-            "given": None if given is None else [list(given.tel_id), list(map(repr, given.value))],
+            "given": None
+            if given is None
+            else [given.tel_id.tolist(), list(map(repr, given.value.tolist()))],
         }
 
     def warnings(self) -> Sequence[str]:
@@ -442,13 +402,14 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
         if given is None:
             return log_value, covariance
-        row = {number: k for k, number in enumerate(given.tel_id) if number in given.known}
+        known = given.known
+        row = {number: k for k, number in enumerate(given.tel_id.tolist()) if number in known}
         mine = np.array([k for k, number in enumerate(tel_id.tolist()) if number in row], int)
         theirs = [row[number] for number in tel_id[mine].tolist()]
-        value = np.array(given.value)[theirs]
+        value = given.value[theirs]
         log_value[mine] = np.log(value)
         block = np.ix_(mine, mine)
-        of_value = np.array(given.covariance)[np.ix_(theirs, theirs)]
+        of_value = given.covariance[np.ix_(theirs, theirs)]
         # A telescope without a value takes no part, and its covariance costs the others nothing.
         covariance[block] = np.nan_to_num(of_value / np.outer(value, value))
         return log_value, covariance
@@ -466,9 +427,9 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
     # -- products -------------------------------------------------------------------------------
 
-    def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
+    def columns_of(self, cell: Cell, result: Mapping[Cell, NetworkFit]) -> dict[str, Columns]:
         """Give coefficients, scaling factors, agreement with muons, and the network."""
-        named = super().columns_of(cell, fit)
+        fit, named = result[cell], super().columns_of(cell, result)
         scales = None
         if self.given is not None:
             scales = self._tie(fit)[1]
@@ -478,20 +439,17 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                 components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
         scaled = self._scaled(cell, fit, scales)
         self._rescale(named, scaled)
-        columns: dict[str, dict[str, NDArray[Any]]] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
-        columns[SCALING_FACTORS] = self._scaling_factors(fit, scaled, scales)
+        columns: dict[str, Columns] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
+        columns[SCALING_FACTORS.path] = self._scaling_factors(fit, scaled, scales)
         if self.muons:
-            columns[MUONS] = _muon_columns(fit, scaled)
-            columns[CONSISTENCY] = _consistency_columns(fit, scaled)
-            columns[f"{CONSISTENCY}_types"] = _contrast_columns(scaled)
+            columns[MUONS.path] = _muon_columns(fit, scaled)
+            columns[CONSISTENCY.path] = _consistency_columns(fit, scaled)
+            columns[CONTRASTS.path] = _contrast_columns(scaled)
         columns |= named
         if self.given is not None:
-            columns[INTER_CALIBRATION] = {
-                "tel_type": np.array(self.given.tel_type),
-                "tel_id": np.array(self.given.tel_id),
-                "value": np.array(self.given.value),
-                "error": np.array(self.given.error),
-                "flags": np.array(self.given.flags),
+            names = ("tel_type", "tel_id", "value", "error", "flags")
+            columns[INTER_CALIBRATION.path] = {
+                name: np.array(getattr(self.given, name)) for name in names
             }
         return columns
 
@@ -586,7 +544,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         muon[row], error[row], n_rings[row] = mean / scale, sem / scale, count
         return muon, error, n_rings
 
-    def _rescale(self, named: Mapping[str, dict[str, NDArray[Any]]], scaled: _Scaled) -> None:
+    def _rescale(self, named: Mapping[str, Columns], scaled: _Scaled) -> None:
         """Put final values, errors and covariance into the tables of the network."""
         main = named[COEFFICIENTS]
         value = np.exp(scaled.log_value)
@@ -597,17 +555,22 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         with np.errstate(invalid="ignore"):
             error = value * np.sqrt(np.diagonal(scaled.covariance))
         main["error"] = np.where(scaled.known, error, np.nan)
-        flags = np.strings.replace(np.asarray(main["flags"], np.str_), "B", "")
-        held = scaled.known & (main["error"] == 0) & (np.strings.find(flags, "R") < 0)
-        flags = np.strings.add(np.where(held, "R", ""), flags)
-        flags = np.where(scaled.is_absolute, np.strings.replace(flags, "R", ""), flags)
         uncertain = np.isfinite(value) & ~scaled.known
-        flags = np.strings.add(flags, np.where(uncertain, "B", ""))
-        main["flags"] = np.strings.add(flags, np.where(scaled.freed, "M", ""))
+        letters = flags.remove(main["flags"], Flag.NO_ERROR)
+        held = flags.has(letters, Flag.REFERENCE) | (scaled.known & (main["error"] == 0))
+        main["flags"] = flags.add(
+            flags.remove(letters, Flag.REFERENCE),
+            {
+                Flag.REFERENCE: held & ~scaled.is_absolute,
+                Flag.NO_ERROR: uncertain,
+                Flag.MUONS_DISAGREE: scaled.freed,
+            },
+        )
         components = named[f"{COEFFICIENTS}_components"]
-        bad = [bool(uncertain[main["component"] == c].any()) for c in components["component"]]
-        letters = np.strings.replace(np.asarray(components["flags"], np.str_), "B", "")
-        components["flags"] = np.strings.add(letters, np.where(np.array(bad, bool), "B", ""))
+        bad = np.isin(components["component"], main["component"][uncertain])
+        components["flags"] = flags.add(
+            flags.remove(components["flags"], Flag.NO_ERROR), {Flag.NO_ERROR: bad}
+        )
         table = named[f"{COEFFICIENTS}_covariance"]
         where = {number: k for k, number in enumerate(main["tel_id"].tolist())}
         one, two = ([where[n] for n in table[f"tel_id_{k}"].tolist()] for k in (1, 2))
@@ -617,7 +580,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
     def _scaling_factors(
         self, fit: NetworkFit, scaled: _Scaled, scales: TypeScales | None
-    ) -> dict[str, NDArray[Any]]:
+    ) -> Columns:
         """Scale of each type relative to the reference type, from pairs alone.
 
         In one network, the ratio of the types' reference telescopes, which is what makes
@@ -625,27 +588,17 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         """
         reference_type = self.options.reference_subsystem
         types = [kind for kind in np.unique(fit.tel_type).tolist() if kind != reference_type]
-        rows: list[tuple[str, str, float, float, int, int, int, str]] = []
+        rows: list[dict[str, Any]] = []
         held = self._reference_of(reference_type, fit)
-        mixed = fit.used & (fit.tel_type[fit.first] != fit.tel_type[fit.second])
+        one, two = fit.tel_type[fit.first[fit.used]], fit.tel_type[fit.second[fit.used]]
         for kind in types:
-            ends = {kind, reference_type}
-            between = [
-                {one, two} == ends
-                for one, two in zip(
-                    fit.tel_type[fit.first[mixed]].tolist(),
-                    fit.tel_type[fit.second[mixed]].tolist(),
-                    strict=True,
-                )
-            ]
             mine = self._reference_of(kind, fit)
             log_ratio = variance = np.nan
-            flags = "N"
+            has_scale = is_fallback = False
             if held is not None and mine is not None and fit.component[held] == fit.component[mine]:
-                flags = ""
+                has_scale = True
                 if scales is not None:
-                    k = scales.types.index(kind)
-                    log_ratio = scales.log_scale[k]
+                    log_ratio = scales.log_scale[scales.types.index(kind)]
                     variance = fit.scale_covariance[mine, mine]
                 else:
                     log_ratio = fit.theta[mine] - fit.theta[held]
@@ -653,28 +606,39 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                     variance = covariance[mine, mine] + covariance[held, held]
                     variance -= 2 * covariance[mine, held]
                     configured = dict(self.fitter.reference_telescopes.by_type).get(kind)
-                    flags = "" if configured in (None, fit.tel_id[mine]) else "F"
+                    is_fallback = configured not in (None, fit.tel_id[mine])
             factor = float(np.exp(log_ratio))
-            numbers = [
+            tel_id, tel_id_ref = (
                 -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)
-            ]
+            )
             wider = 1.0 if mine is None else float(student_factor(fit.freedom[mine]))
             error = factor * wider * float(np.sqrt(variance))
-            if (
-                np.isfinite(factor)
-                and not scaled.known[[t for t in (mine, held) if t is not None]].all()
-            ):
-                error, flags = np.nan, flags + "B"
-            rows.append((kind, reference_type, factor, error, *numbers, sum(between), flags))
-        columns = list(zip(*rows, strict=True)) or [()] * 8
-        kinds: tuple[Any, ...] = (str, str, float, float, int, int, int, "U4")
-        names = (
-            "tel_type", "tel_ref", "scaling_factor", "scaling_factor_uncertainty", "tel_id",
-            "tel_id_ref", "n_pairs", "flags",
-        )  # fmt: skip
+            ends_known = scaled.known[[t for t in (mine, held) if t is not None]].all()
+            uncertain = bool(np.isfinite(factor) and not ends_known)
+            between = ((one == kind) & (two == reference_type)) | (
+                (one == reference_type) & (two == kind)
+            )
+            masks = {
+                Flag.FALLBACK: is_fallback, Flag.NO_PAIR: not has_scale, Flag.NO_ERROR: uncertain
+            }  # fmt: skip
+            rows.append(
+                {
+                    "tel_type": kind,
+                    "tel_ref": reference_type,
+                    "scaling_factor": factor,
+                    "scaling_factor_uncertainty": np.nan if uncertain else error,
+                    "tel_id": tel_id,
+                    "tel_id_ref": tel_id_ref,
+                    "n_pairs": np.count_nonzero(between),
+                    "flags": str(flags.column(masks)),
+                }
+            )
         return {
-            name: np.array(column, kind)
-            for name, column, kind in zip(names, columns, kinds, strict=True)
+            one.name: np.array(
+                [row[one.name] for row in rows], str if one.kind == "text" else one.kind
+            )
+            for one in SCALING_FACTORS.columns
+            if not one.optional
         }
 
     def _reference_of(self, tel_type: str, fit: NetworkFit) -> int | None:
@@ -704,7 +668,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         )
 
 
-def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
+def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> Columns:
     rows = np.flatnonzero(scaled.n_rings > 0)
     return {
         "tel_type": fit.tel_type[rows],
@@ -719,7 +683,7 @@ def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
     }
 
 
-def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
+def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> Columns:
     """Fit of network and muons in each component that has muons."""
     rows = [one for one in scaled.fits if one[0] >= 0]
     combined = [one[2] for one in rows]
@@ -733,24 +697,24 @@ def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[
         "chi2": np.array([np.nan if one is None else one.chi2 for one in combined], float),
         "ndf": np.array([0 if one is None else one.ndf for one in combined], int),
         "p_value": np.array([np.nan if one is None else one.p_value for one in combined], float),
-        "flags": np.array(["B" if one is None else "" for one in combined], "U1"),
+        "flags": flags.column({Flag.NO_ERROR: np.array([one is None for one in combined], bool)}),
     }
 
 
-def _contrast_columns(scaled: _Scaled) -> dict[str, NDArray[Any]]:
+def _contrast_columns(scaled: _Scaled) -> Columns:
     """Muons of each type against those of the others, in each component that has muons."""
     rows = scaled.contrasts
-    kinds = [kind for _, one in rows for kind in one.types]
+    columns = {
+        name: np.concatenate([*(getattr(one, name) for _, one in rows), np.zeros(0, kind)])
+        for name, kind in {
+            "n_muons": np.int64, "contrast": float, "error": float, "p_value": float, "freed": bool
+        }.items()
+    }  # fmt: skip
     return {
         "component": np.array([number for number, one in rows for _ in one.types], int),
-        "tel_type": np.array(kinds, "U16"),
-        **{
-            name: np.concatenate([getattr(one, name) for _, one in rows] or [np.zeros(0)])
-            for name in ("n_muons", "contrast", "error", "p_value")
-        },
-        "flags": np.array(
-            ["M" if free else "" for _, one in rows for free in one.freed.tolist()], "U1"
-        ),
+        "tel_type": np.array([kind for _, one in rows for kind in one.types], str),
+        "flags": flags.column({Flag.MUONS_DISAGREE: columns.pop("freed")}),
+        **columns,
     }
 
 

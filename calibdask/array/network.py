@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from calibdask import flags
 from calibdask.array.goodness import test_of_fit
 from calibdask.array.model import (
     MAX_TEL_ID,
@@ -32,25 +33,24 @@ from calibdask.array.summary import (
     rows_of,
 )
 from calibdask.errors import CorruptedInput
+from calibdask.flags import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.model import NetworkOptions, Observable
+    from calibdask.array.model import NetworkOptions
     from calibdask.stats.histogram import Histogram
     from calibdask.stats.moments import CoMoments, Moments
 
 __all__ = [
     "NetworkFit",
     "coefficients",
-    "column_units",
-    "describe_columns",
     "fit_stage",
     "has_error",
     "student_factor",
+    "together",
     "values_so_far",
 ]
 
@@ -86,6 +86,9 @@ MIN_EVENTS_FOR_ERROR = 10
 
 MIN_SCATTER = 1e-9
 """Standard deviation of d or the asymmetry that is mere rounding."""
+
+PAIR_FLAGS = (Flag.FEW_PAIR_EVENTS, Flag.UNMEASURED_PAIR, Flag.INVALID_EVENTS)
+"""Flags of pairs; a telescope has those of any of its pairs."""
 
 DENSITY_HALF_WIDTH = 0.3
 """Bandwidth of the density at the median, in sigma: 1.5 % low for a normal distribution."""
@@ -387,7 +390,13 @@ def _start(
         variance=nothing,
         weight=np.zeros(n_pair),
         used=~few & ~unusable,
-        pair_flags=_join_flags(S=few, U=unusable, I=total.n_invalid > 0),
+        pair_flags=flags.column(
+            {
+                Flag.FEW_PAIR_EVENTS: few,
+                Flag.UNMEASURED_PAIR: unusable,
+                Flag.INVALID_EVENTS: total.n_invalid > 0,
+            }
+        ),
         n_centre=n,
         low=np.full(n_pair, -np.inf),
         high=np.full(n_pair, np.inf),
@@ -530,7 +539,7 @@ def _fit_histogram(options: NetworkOptions, start: NetworkFit, histogram: Histog
     fit = replace(
         start,
         used=start.used & resolved,
-        pair_flags=np.strings.add(start.pair_flags, np.where(start.used & ~resolved, "U", "")),
+        pair_flags=flags.add(start.pair_flags, {Flag.UNMEASURED_PAIR: start.used & ~resolved}),
     )
     n = fit.n.astype(np.float64)
     variance = _shrunk(fit, n * sigma**2, n, WEIGHT_PRIOR_EVENTS)
@@ -646,7 +655,7 @@ def _fit_within(options: NetworkOptions, fit: NetworkFit, total: PairSummary) ->
         n_centre=n_centre,
         slope=part,
         used=fit.used & ~unusable,
-        pair_flags=np.strings.add(fit.pair_flags, np.where(unusable, "U", "")),
+        pair_flags=flags.add(fit.pair_flags, {Flag.UNMEASURED_PAIR: unusable}),
     )
     if total.higher is not None and total.lower is not None:
         follows = (total.higher.mean - total.lower.mean)[row] / (2 * MODEL_STEP)
@@ -854,7 +863,7 @@ def coefficients(
     -------
     dict of dict of ndarray
         The name, and with "_pairs", "_covariance", "_components" and, with a distance term,
-        "_slopes" appended: column name to values. See `column_units`.
+        "_slopes" appended: column name to values (see `calibdask.array.tables`).
 
     Raises
     ------
@@ -870,49 +879,6 @@ def coefficients(
         f"{name}_components": _component_columns(fit),
         **({f"{name}_slopes": _slope_columns(fit)} if fit.distance_term else {}),
     }
-
-
-def column_units(observable: Observable) -> dict[str, str]:
-    """Give the unit of each column of the result tables that has one."""
-    distances = dict.fromkeys(("distance_from", "distance_to"), "m")
-    if not observable.unit:
-        return distances
-    d = observable.column
-    linear = ("value", "error", "error_independent", d, f"{d}_error", f"std_{d}", f"model_{d}")
-    return {
-        **dict.fromkeys((*linear, "residual"), observable.unit),
-        "covariance": f"{observable.unit}2",
-    }
-
-
-COLUMN_DESCRIPTIONS = {
-    "time_bin": "Number of the time bin since the epoch",
-    "time_start": "Begin of the time bin",
-    "time_end": "End of the time bin",
-    "tel_type": "Type of the telescope",
-    "tel_id": "Number of the telescope",
-    "value": "Throughput, or time that is read too late, relative to the reference",
-    "error": "Standard error of the value, each shower counted once",
-    "error_independent": "The same if pairs were independent, which they are not",
-    "systematic": "What a harder selection, or parts of the data, change beyond statistics",
-    "error_total": "Error and systematic together",
-    "n_pairs": "Pairs of this telescope in the fit",
-    "n_events": "Events with such a pair",
-    "component": "Number of its connected group: values compare only within one",
-    "flags": "Letters that say what is special or wrong; empty where all is well",
-    "value_of_pairs": "Value from pairs alone, without muons",
-    "error_of_pairs": "Its error",
-    "n_rings": "Muon rings of this telescope",
-    "absolute": "Whether muons set the scale of the value",
-}
-"""What the columns of the telescopes' table hold."""
-
-
-def describe_columns(table: QTable) -> None:
-    """Describe the columns of a table of telescopes, in place."""
-    for name in table.colnames:
-        if name in COLUMN_DESCRIPTIONS:
-            table[name].info.description = COLUMN_DESCRIPTIONS[name]
 
 
 def values_so_far(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
@@ -937,12 +903,10 @@ def values_so_far(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     del columns["n_events"]
     if fit.estimator == "log-clipped":
         columns["error_independent"] = np.full(len(fit.tel_id), np.nan)
-    flags = np.asarray(columns["flags"], np.str_)
-    # B says that there is no error because of too few events, which nobody knows yet.
+    # Nobody knows yet where there will be no error because of too few events.
     has_value = np.isfinite(fit.theta) & (fit.component >= 0)
-    columns["flags"] = np.strings.add(
-        np.strings.replace(flags, "B", ""), np.where(has_value, "P", "")
-    )
+    known = flags.remove(columns["flags"], Flag.NO_ERROR)
+    columns["flags"] = flags.add(known, {Flag.PRELIMINARY: has_value})
     return columns
 
 
@@ -987,16 +951,16 @@ def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         "n_pairs": of_pairs(fit.used),
         "n_events": fit.n_events,
         "component": fit.component,
-        "flags": _join_flags(
-            R=fit.is_reference,
-            F=fit.is_fallback,
-            D=(fit.component >= 0) & ~fit.is_main,
-            N=~has_value,
-            S=of_pairs(np.strings.find(fit.pair_flags, "S") >= 0) > 0,
-            B=has_value & ~known_error,
-            U=of_pairs(np.strings.find(fit.pair_flags, "U") >= 0) > 0,
-            I=of_pairs(fit.n_invalid > 0) > 0,
-            L=fit.n_lacking > 0,
+        "flags": flags.column(
+            {
+                Flag.REFERENCE: fit.is_reference,
+                Flag.FALLBACK: fit.is_fallback,
+                Flag.DISCONNECTED: (fit.component >= 0) & ~fit.is_main,
+                Flag.NO_PAIR: ~has_value,
+                Flag.NO_ERROR: has_value & ~known_error,
+                Flag.LACKS_ROWS: fit.n_lacking > 0,
+            }
+            | {flag: of_pairs(flags.has(fit.pair_flags, flag)) > 0 for flag in PAIR_FLAGS}
         ),
     }
 
@@ -1043,10 +1007,15 @@ def _pair_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
     }
 
 
+def together(component: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return all ordered pairs of telescopes of one component, as indices, by component."""
+    one, two = np.nonzero((component[:, None] == component) & (component >= 0))
+    order = np.argsort(component[one], kind="stable")
+    return one[order], two[order]
+
+
 def _covariance_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    one, two = np.nonzero((fit.component[:, None] == fit.component) & (fit.component >= 0))
-    order = np.argsort(fit.component[one], kind="stable")
-    one, two = one[order], two[order]
+    one, two = together(fit.component)
     slope, known_error = _slope(fit) * student_factor(fit.freedom), has_error(fit)
     covariance = slope[one] * slope[two] * fit.covariance[one, two]
     return {
@@ -1079,7 +1048,13 @@ def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
         "chi2": fit.chi2,
         "ndf": fit.ndf,
         "p_value": fit.p_value,
-        "flags": _join_flags(F=fit.is_fallback[index], D=~fit.is_main[index], B=bad),
+        "flags": flags.column(
+            {
+                Flag.FALLBACK: fit.is_fallback[index],
+                Flag.DISCONNECTED: ~fit.is_main[index],
+                Flag.NO_ERROR: bad,
+            }
+        ),
     }
 
 
@@ -1105,11 +1080,3 @@ def _types_of_components(fit: NetworkFit) -> NDArray[np.str_]:
         for c in range(len(fit.component_n_events))
     ]
     return np.array(joined or np.zeros(0, "U1"), np.str_)
-
-
-def _join_flags(**letters: NDArray[np.bool_]) -> NDArray[np.str_]:
-    """One string per row with the letter of each condition that holds."""
-    joined = np.zeros(len(next(iter(letters.values()))), "U1")
-    for letter, holds in letters.items():
-        joined = np.strings.add(joined, np.where(holds, letter, ""))
-    return joined

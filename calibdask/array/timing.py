@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask import flags
 from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
-from calibdask.array.network import fit_stage
+from calibdask.array.network import fit_stage, together
 from calibdask.array.pairs import event_keys, select_pairs
 from calibdask.array.pairwise import (
-    MONITORING,
     PairwiseCalibration,
     SurveyedDl2,
     layout_of_file,
 )
 from calibdask.array.summary import PairSummary
+from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_config import CalculateTimingCalibration, timing_section
 from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
 from calibdask.array.timing_summary import (
@@ -36,9 +37,9 @@ from calibdask.array.timing_summary import (
 from calibdask.array.timing_walk import WalkSummary
 from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard, Summary, Survey
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
+from calibdask.flags import Flag
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.pointing import read_block_pointing
-from calibdask.stats.keyed import obs_id_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,11 +47,14 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.network import NetworkFit
+    from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
     from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
     from calibdask.report import Section
+    from calibdask.schema import TableSchema
 
 __all__ = ["TimingCalibration"]
 
@@ -122,7 +126,8 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     usual_stages: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 41
     small_bytes: ClassVar[int] = 500_000
-    table: ClassVar[str] = f"{MONITORING}/timing_calibration"
+    table: ClassVar[str] = TIMING_CALIBRATION.path
+    schemas: ClassVar[Mapping[str, TableSchema]] = TIMING
     title: ClassVar[str] = "Offsets of telescope times, to be subtracted"
     state: ClassVar[type[State]] = TimingFit
 
@@ -430,112 +435,60 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             super().combine(networks)
         return {cell: states[cell] for cell in sorted(states)}
 
-    def tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
-        """Give offsets, pairs, covariance and components, or the values of a fit not done.
+    def network_of(self, fit: TimingFit) -> NetworkFit:
+        """Give the network of the offsets, which there is from the second stage on."""
+        network = offset_network(fit)
+        if network is None:
+            raise ValueError("the fit has only begun: it knows rough offsets")
+        return network
+
+    def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
+        """Give offsets, pairs, covariance and components of a finished fit.
 
         Beside what every network has: the systematic and the total error of each offset, the
-        covariance of the former, and the residuals by impact distance.
+        covariance of the former, the residuals by impact distance, and the time walk.
         """
-        from astropy.table import QTable
-
-        found = {cell: offset_network(fit) for cell, fit in result.items()}
-        networks = {cell: network for cell, network in found.items() if network is not None}
-        if len(networks) < len(found):
-            return self._rough_tables(result)
-        tables = super().tables(networks)
-        if not all(fit.done for fit in result.values()):
-            return tables
-        self._add_systematic(tables, result)
-        of_cells = [
-            (cell, residual_columns(fit, self.options.impact_bins)) for cell, fit in result.items()
-        ]
-        names = list(of_cells[0][1])
-        tables[f"{self.table}_residuals"] = QTable(
-            self._times(of_cells)
-            | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
-            units={"impact_low": "m", "impact_high": "m", "residual": "ns", "residual_error": "ns"},
-            meta={"obs_id": obs_id_array(self.obs_ids)},
-        )
-        if self.walks:
-            tables[f"{self.table}_walk"] = self._walk_table(result)
-        return tables
-
-    def _walk_table(self, result: Mapping[Cell, Any]) -> QTable:
-        """Give the time walk of each type that has telescopes, with its error."""
-        from astropy.table import QTable
-
-        kinds = np.unique(self.layout.tel_type if self.layout is not None else ())
-        of_cells = [
-            (
-                cell,
-                {
-                    "tel_type": kinds,
-                    "time_walk": fit.walk_ns,
-                    "error": np.sqrt(np.diagonal(fit.walk_covariance)),
-                },
-            )
-            for cell, fit in result.items()
-        ]
-        names = list(of_cells[0][1])
-        table = QTable(
-            self._times(of_cells)
-            | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
-            units={"time_walk": "ns", "error": "ns"},
-            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
-        )
-        table["time_walk"].info.description = "Delay of an image of 100 photoelectrons"
-        return table
-
-    def _rough_tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
-        """Give the rough offsets of a fit that has only begun: good to some nanoseconds."""
-        from astropy.table import QTable
-
-        types = self._types
-        references = [number for _, number in self.network.reference_telescopes]
-        of_cells = []
-        for cell, fit in result.items():
-            fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
-            value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
-            columns = {
-                "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
-                "tel_id": fit.tel_id,
-                "value": value,
-                "flags": np.where(np.isfinite(value), "P", "N"),
-            }
-            of_cells.append((cell, columns))
-        names = list(of_cells[0][1])
-        joined = {
-            name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names
+        fit, named = result[cell], super().columns_of(cell, result)
+        network, floor = self.network_of(fit), systematic_covariance(fit)
+        offsets = named[self.table]
+        has_value = np.isfinite(offsets["value"])
+        systematic = np.where(has_value, np.sqrt(np.diagonal(floor)), np.nan)
+        total = np.hypot(offsets["error"], systematic)
+        unknown = has_value & ~np.isfinite(total)
+        offsets |= {
+            "systematic": systematic,
+            "error_total": total,
+            "flags": flags.add(offsets["flags"], {Flag.NO_TOTAL_ERROR: unknown}),
         }
-        table = QTable(
-            self._times(of_cells) | joined,
-            units={"value": "ns"},
-            meta={"obs_id": obs_id_array(self.obs_ids)},
-        )
-        return {self.table: table}
+        one, two = together(network.component)
+        named[f"{self.table}_covariance"]["systematic_covariance"] = floor[one, two]
+        named[RESIDUALS.path] = residual_columns(fit, self.options.impact_bins)
+        if self.walks:
+            named[WALK.path] = {
+                "tel_type": np.unique(self.telescopes.tel_type),
+                "time_walk": fit.walk_ns,
+                "error": np.sqrt(np.diagonal(fit.walk_covariance)),
+            }
+        return named
 
-    def _add_systematic(self, tables: Mapping[str, QTable], result: Mapping[Cell, Any]) -> None:
-        """Add the systematic and the total error, and the covariance of the former."""
-        offsets, covariance = tables[self.table], tables[f"{self.table}_covariance"]
-        variances, entries = [], []
-        for fit in result.values():
-            network, floor = fit.network, systematic_covariance(fit)
-            variances.append(np.diagonal(floor))
-            together = network.component[:, None] == network.component
-            one, two = np.nonzero(together & (network.component >= 0))
-            order = np.argsort(network.component[one], kind="stable")  # as in `coefficients`
-            entries.append(floor[one[order], two[order]])
-        has_value = np.isfinite(np.asarray(offsets["value"]))
-        systematic = np.where(has_value, np.sqrt(np.concatenate(variances)), np.nan)
-        unknown = has_value & ~np.isfinite(np.hypot(np.asarray(offsets["error"]), systematic))
-        flags = np.asarray(offsets["flags"], np.str_)
-        offsets["flags"] = np.strings.add(flags, np.where(unknown, "T", ""))
-        unit = offsets["error"].unit
-        offsets["systematic"] = systematic * unit
-        offsets["error_total"] = np.hypot(np.asarray(offsets["error"]), systematic) * unit
-        covariance["systematic_covariance"] = np.concatenate(entries) * unit**2
-        for name, text in _DESCRIPTIONS.items():
-            offsets[name].info.description = text
+    def values_so_far(self, cell: Cell, result: Mapping[Cell, Any]) -> Columns:
+        """Give offsets before all fits are finished, rough ones before the second stage.
+
+        Those are good to some nanoseconds.
+        """
+        if all(fit.network is not None for fit in result.values()):
+            return super().values_so_far(cell, result)
+        fit, types = result[cell], self._types
+        references = [number for _, number in self.network.reference_telescopes]
+        fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
+        value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
+        has_value = np.isfinite(value)
+        return {
+            "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
+            "tel_id": fit.tel_id,
+            "value": value,
+            "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
+        }
 
     @property
     def quantity(self) -> Quantity:
@@ -550,13 +503,6 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
         return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
 
-
-_DESCRIPTIONS = {
-    "value": "What the telescope's time reads too late: subtract it",
-    "error": "Statistical error, each shower counted once",
-    "systematic": "Scatter of the residuals between bins of the impact distance, and the time walk",
-    "error_total": "Statistical and systematic error together",
-}
 
 _RADIANS = {"deg": np.pi / 180, "rad": 1.0}
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from tiny import MeanCounts
 
+from calibdask.engine.options import RunOptions
 from calibdask.engine.plan import make_plan
 from calibdask.engine.protocol import Piece, Reduced, Values, WrongKind
-from calibdask.engine.run import RunOptions, run_calibration
+from calibdask.engine.run import run_calibration
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
 
 
