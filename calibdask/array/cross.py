@@ -13,6 +13,7 @@ in one type and not in the other goes into the scale of the type.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -56,7 +57,7 @@ from calibdask.io.kinds import file_kind
 from calibdask.io.throughput import InterCalibrationTable, MuonThroughputs, read_throughputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
@@ -205,6 +206,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                     " error or two rings: they do not set the scale"
                 )
                 notes = (*notes, note)
+        notes = (*notes, *_same_times([one for one in tables if one.facts.muons is not None]))
         planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:
             return planned
@@ -717,6 +719,32 @@ def _contrast_columns(scaled: _Scaled) -> Columns:
         "flags": flags.column({Flag.MUONS_DISAGREE: columns.pop("freed")}),
         **columns,
     }
+
+
+def _same_times(tables: Sequence[Survey]) -> Iterator[str]:
+    """Tell of each two files that hold muon throughputs of a telescope from the same time."""
+    for one, two in itertools.combinations(tables, 2):
+        mine, theirs = (_spans(survey.facts.muons) for survey in (one, two))
+        both = sorted(
+            tel_id
+            for tel_id in mine.keys() & theirs.keys()
+            if mine[tel_id][0] < theirs[tel_id][1] and theirs[tel_id][0] < mine[tel_id][1]
+        )
+        if both:
+            yield (
+                f"{one.source.path} and {two.source.path} both hold muon throughputs of telescopes"
+                f" {_shorten(both)} from the same time: if they are of the same rings, these count"
+                " twice; give one of them"
+            )
+
+
+def _spans(muons: MuonThroughputs) -> dict[int, tuple[float, float]]:
+    """Return the first and the last time of each telescope's chunks; all times if not told."""
+    n_rows = len(muons.tel_id)
+    start = np.full(n_rows, -np.inf) if muons.start_ns is None else muons.start_ns
+    end = np.full(n_rows, np.inf) if muons.end_ns is None else muons.end_ns
+    of_telescopes = [(int(number), muons.tel_id == number) for number in np.unique(muons.tel_id)]
+    return {number: (start[mine].min(), end[mine].max()) for number, mine in of_telescopes}
 
 
 def _shorten(numbers: Sequence[int]) -> str:

@@ -500,6 +500,18 @@ def test_muons_of_each_time_bin(simulated, run, tmp_path):
     assert f"{COEFFICIENTS}_drift" in result.tables
 
 
+def test_muons_of_the_same_time_in_two_files_are_told(simulated, tmp_path):
+    start = OPTIONS.start_tai_s(0)
+    one, two = (
+        write_muons(tmp_path / f"{name}.h5", {1: value, 5: 0.2}, start_s=(start, start + 60))
+        for name, value in (("one", 0.2), ("two", 0.25))
+    )
+    later = write_muons(tmp_path / "later.h5", {1: 0.2}, start_s=(start + 60, start + 120))
+    made = plan(JOB, [*simulated.paths, one, two, later])
+    (told,) = [text for text in made.warnings if "same time" in text]
+    assert all(str(part) in told for part in (one, two, "telescopes 1, 5"))
+
+
 def test_muon_tables_in_a_file_of_dl1_events(simulated, run, tmp_path):
     """Where ctao-calibpipe puts them."""
     path = write_muons(tmp_path / "dl1.h5", {1: 0.2})
