@@ -69,13 +69,13 @@ statistics: .venv/installed ## pulls and coverage of the errors, 2000 toy arrays
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/estimator.py
 
 held-out: .venv/installed ## pulls, coverage and p-values on experiments unlike the model, 200 or more per row
-	@PYTHONPATH=. $(BIN)/python tests/benchmarks/held_out.py
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/held_out.py $(HELD)
 
 image-bias: .venv/installed ## effect by effect, the biases of image sizes and what corrects them (1 min)
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/image_bias.py
 
 cross-scale: .venv/installed ## pulls, coverage and bias of the scales of telescope types, 200 arrays (20 s)
-	@PYTHONPATH=. $(BIN)/python tests/benchmarks/cross_scale.py
+	@PYTHONPATH=. $(BIN)/python tests/benchmarks/cross_scale.py $(CROSS)
 
 timing-truth: .venv/installed ## offsets of telescope times against the truth, with and without what goes wrong
 	@PYTHONPATH=. $(BIN)/python tests/benchmarks/timing_truth.py

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from calibdask.version import __version__
+
 if TYPE_CHECKING:
     from calibdask.api import connect, load_config, plan, run, status
 
 __all__ = ["__version__", "connect", "load_config", "plan", "run", "status"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

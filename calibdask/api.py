@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibdask.engine import events
+from calibdask.engine.options import RunOptions
 from calibdask.engine.protocol import AnyCalibration, Calibration
-from calibdask.engine.run import RunOptions, run_calibration
+from calibdask.engine.run import run_calibration
 from calibdask.errors import ConfigError
 from calibdask.registry import Prepared, find_job
 
@@ -125,8 +126,8 @@ def run(
     listener : callable, optional
         Told of every event; a progress bar on a terminal, the ``calibdask`` logger elsewhere.
     **options
-        Fields of :class:`calibdask.engine.run.RunOptions`: ``cluster``, ``workers``, ``workdir``,
-        ``overwrite``, ``allow_missing``, ...
+        Fields of :class:`calibdask.engine.options.RunOptions`: ``cluster``, ``workers``,
+        ``workdir``, ``overwrite``, ``allow_missing``, ...
 
     Returns
     -------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -83,6 +84,18 @@ class _WorkerRange(click.ParamType["int | tuple[int, int]"]):
         if not (0 <= numbers[0] <= numbers[1] and numbers[1] >= 1):
             self.fail(f"{value!r}: MIN is at least 0, MAX at least 1 and MIN", param, ctx)
         return numbers if colon else numbers[0]
+
+
+class _NumberRange(click.FloatRange):
+    """A number within limits; click takes NaN for one within any."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 class _Commands(click.Group):
@@ -197,7 +210,7 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         " if its inputs have grown and its options are the same.",
     ),
     click.option(
-        "--allow-missing", type=click.FloatRange(0, 1), metavar="FRACTION",
+        "--allow-missing", type=_NumberRange(0, 1), metavar="FRACTION",
         help="Write a product although up to this fraction of the inputs failed.",
     ),
     click.option(
@@ -697,7 +710,7 @@ def connect_command(path: Path, once: bool, coefficients: bool) -> None:
 
 @app.command("cancel")
 @_CAMPAIGN_ARGUMENT
-@click.option("--timeout", type=click.FloatRange(0), default=60.0, show_default=True,
+@click.option("--timeout", type=_NumberRange(0), default=60.0, show_default=True,
               metavar="SECONDS", help="How long to wait for its end.")  # fmt: skip
 def cancel_command(path: Path, timeout: float) -> None:
     """Ask the campaign that is running in WORKDIR, on whatever node, to stop; wait until it has.
@@ -733,7 +746,7 @@ def clean_command(path: Path, everything: bool, yes: bool) -> None:
               help="Where a campaign would run. allocation: inside a batch job.")  # fmt: skip
 @click.option("--workdir", type=_PATH, metavar="DIR",
               help="Where a campaign would work [default: the present directory].")  # fmt: skip
-@click.option("--patience", type=click.FloatRange(0), default=120.0, show_default=True,
+@click.option("--patience", type=_NumberRange(0), default=120.0, show_default=True,
               metavar="SECONDS", help="How long the probe job may wait in the queue.")  # fmt: skip
 @_with_options(_CONFIG_OPTIONS)
 @click.pass_context

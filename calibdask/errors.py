@@ -16,6 +16,7 @@ __all__ = [
     "MissingInput",
     "NotEnoughData",
     "TransientError",
+    "WrongKind",
 ]
 
 
@@ -53,3 +54,10 @@ class NotEnoughData(CalibdaskError):
     """The inputs are fine but hold too little to calibrate anything."""
 
     exit_code = 106
+
+
+class WrongKind(MissingInput):
+    """A sound file, but not one this calibration reads.
+
+    Named on the command line it is an error; found in a directory it is left out and reported.
+    """

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     type Masks = Mapping["Flag", ArrayLike]  # boolean, all of one shape
 
 __all__ = [
+    "MUON_FLAGS",
     "Flag",
+    "ImageFlag",
     "MaskFlag",
+    "PixelFlag",
     "Severity",
     "add",
     "column",
@@ -120,6 +123,13 @@ class Flag(Enum):
     # fmt: on
 
 
+MUON_FLAGS = (
+    Flag.TWO_MIRRORS, Flag.NO_RING, Flag.FEW_RINGS, Flag.NO_SLOPE, Flag.POOR_LINE,
+    Flag.MANY_CLIPPED,
+)  # fmt: skip
+"""What rows of muon tables can carry."""
+
+
 class MaskFlag(Enum):
     """Base of the flags of pixels: each mask has its class, each bit a member, the lowest first.
 
@@ -167,6 +177,39 @@ class MaskFlag(Enum):
     def count(cls, mask: NDArray[np.uint16]) -> dict[str, int]:
         """Return how many pixels have each flag, by its label."""
         return {flag.label: int(np.count_nonzero(mask & flag.bit)) for flag in cls}
+
+
+class PixelFlag(MaskFlag):
+    """Flags of the pixels of calibration maps."""
+
+    FEW_FRAMES = "fewer than two frames: no variance"
+    SATURATED = "saturated in all that could have been used"
+    CLIPPED = "at zero in some frame: mean and variance are biased"
+    FEW_LEVELS = "too few usable levels or exposures for the fit"
+    NO_SIGNAL = "signal too low for the quantity"
+    POOR_FIT = "the fit is worse than chance allows"
+    UNPHYSICAL = "the fitted value cannot be, e.g. a gain of at most 0"
+    UNDERSAMPLED = "noise below half a DN, hidden by rounding: the value is an upper limit"
+    HOT = "dark current far above the other pixels'"
+    BAD_BIAS = "bias far from the other pixels'"
+    NOISY = "read noise far above the other pixels'"
+    BAD_RESPONSE = "response to light far from the other pixels'"
+    EXTRAPOLATED = "outside the region that was fitted"
+    PARTLY_SATURATED = "some points were left out for saturation; the value is from the others"
+    BORDER = "masked border or overscan: no light falls there, it is left out of everything"
+
+
+class ImageFlag(MaskFlag):
+    """Flags of the pixels of calibrated frames."""
+
+    SATURATED = "the raw value is at the saturation level"
+    BIAS = "the bias map is flagged there"
+    DARK = "the map of dark current is flagged there"
+    FLAT = "the flat field is flagged there"
+    GAIN = "the map of the gain is flagged there"
+    DEFECT = "a defect pixel"
+    NO_VALUE = "there is no number: a map has none, or divides by nothing"
+    BORDER = "masked border or overscan: no light falls there"
 
 
 def column(masks: Masks) -> NDArray[np.str_]:

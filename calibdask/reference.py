@@ -9,8 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from calibdask.flags import Flag
+from calibdask.array import tables as array
+from calibdask.flags import Flag, ImageFlag, PixelFlag
 from calibdask.muon import tables as muon
+from calibdask.sensor import tables as sensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DIRECTORY", "PAGES", "SCHEMAS", "flag_page", "table_page"]
 
-SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {"Muon rings": muon.TABLES}
+SCHEMAS: Final[Mapping[str, tuple[TableSchema, ...]]] = {
+    "Arrays of telescopes": array.TABLES,
+    "Muon rings": muon.TABLES,
+    "Sensors": sensor.TABLES,
+}
 """All tables, by the heading of the page that they stand under."""
 
 DIRECTORY: Final = Path(__file__).parents[1] / "docs" / "reference"
@@ -44,6 +50,12 @@ again.
 | Flag | Name | Use | Meaning |
 |---|---|---|---|"""
 
+_MASKS: Final = """
+## Flags of pixels
+
+Maps and frames of sensors carry flags as bits of a `mask`, 0 where all is well. Its attributes
+`flag_masks` and `flag_meanings` name them."""
+
 
 def flag_page() -> str:
     """Return the page about flags, in Markdown."""
@@ -51,6 +63,10 @@ def flag_page() -> str:
     for flag in Flag:
         name, use = flag.name.lower().replace("_", " "), flag.severity.name.lower()
         lines.append(f"| {flag.letter} | {name} | {use} | {flag.meaning} |")
+    lines.append(_MASKS)
+    for heading, mask in {"Calibration maps": PixelFlag, "Calibrated frames": ImageFlag}.items():
+        lines += [f"\n### {heading}\n", "| Bit | Name | Meaning |", "|---|---|---|"]
+        lines += [f"| {flag.value} | {flag.label} | {flag.meaning} |" for flag in mask]
     return "\n".join(lines) + "\n"
 
 

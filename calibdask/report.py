@@ -160,12 +160,14 @@ class TableBlock:
 
 def table_block(
     schema: TableSchema,
-    table: QTable,
+    table: QTable | Mapping[str, ArrayLike],
     names: Sequence[str],
     caption: str,
     *,
     derived: Mapping[str, ArrayLike] | None = None,
+    formats: Mapping[str, str] | None = None,
     error_of: Mapping[str, str] | None = None,
+    marked: ArrayLike | None = None,
 ) -> TableBlock:
     """Show columns of a result table under the headings and with the formats of its schema.
 
@@ -173,22 +175,23 @@ def table_block(
     ----------
     schema : TableSchema
         Of the table.
-    table : QTable
+    table : QTable or mapping of str to array_like
         The table, or rows of it.
     names : sequence of str
-        Columns to show, in their order. Rows with flags that restrict their use are marked where
-        the flags are among them.
+        Columns to show, in their order.
     caption : str
         As in `TableBlock`.
     derived : mapping of str to array_like, optional
         More columns by their headings; `names` says where they stand.
-    error_of : mapping of str to str, optional
+    formats, error_of : mapping of str to str, optional
         Of derived columns, as in `TableBlock`; those of others the schema knows.
+    marked : array_like of bool, optional
+        Rows to set off. Those with flags that restrict their use unless given, if the flags are
+        shown.
     """
     derived = derived or {}
     declared = {name: schema.by_name[name] for name in names if name not in derived}
-    marked: ArrayLike = ()
-    if "flags" in declared:
+    if marked is None and "flags" in declared:
         marked = worst(schema.shown(table, "flags")) > Severity.NOTE
         caption += " Marked: flags that restrict the use."
     return TableBlock(
@@ -199,14 +202,15 @@ def table_block(
             for name in names
         },
         caption=caption,
-        formats={one.title: one.format for one in declared.values() if one.format},
+        formats={one.title: one.format for one in declared.values() if one.format}
+        | dict(formats or {}),
         error_of={
             one.title: declared[one.error].title
             for one in declared.values()
             if one.error in declared
         }
-        | (dict(error_of) if error_of else {}),
-        marked=marked,
+        | dict(error_of or {}),
+        marked=() if marked is None else marked,
     )
 
 

@@ -248,7 +248,7 @@ class TableSchema:
             table[name].info.description = self.by_name[name].description
         return table
 
-    def shown(self, table: QTable, name: str) -> NDArray[Any]:
+    def shown(self, table: QTable | Mapping[str, Any], name: str) -> NDArray[Any]:
         """Return a column for a report: numbers in their unit, times as text in UTC."""
         column = table[name]
         if self.by_name[name].kind == "time":

@@ -57,7 +57,7 @@ def main() -> None:
 
     gain = results["gain"].tables["/sensor/gain"]
     print("\nLook at these first, then at calibdask.html of each product:")
-    print(gain["iso", "channel", "gain_dn_per_electron", "readnoise_electron", "flags"])
+    print(gain["iso", "channel", "gain_dn_per_electron", "readnoise_electron", "pixel_flags"])
     print(results["defects"].tables["/sensor/defects"]["criterion", "n_defects", "fraction"])
 
 

@@ -22,7 +22,16 @@ DOMAINS = sorted(
 HEAVY = ["astropy", "ctapipe", "dask", "distributed", "numpy", "tables", "xarray"]
 
 # What a domain may take from the package besides itself: module, or package with all in it.
-FOR_DOMAINS = {"stats", "select", "config", "errors", "engine.protocol", "flags", "schema"}
+FOR_DOMAINS = {
+    "stats",
+    "select",
+    "config",
+    "errors",
+    "engine.protocol",
+    "flags",
+    "schema",
+    "version",
+}
 MORE_FOR_GLUE = {
     "calibration.py": {"io"},  # the only place of a domain that reads and writes
     "pairwise.py": {"io"},  # what calibrations of the array share
@@ -195,3 +204,35 @@ def test_nothing_from_a_file_is_executed(path):
                 case ast.Attribute(value=ast.Name(id="np"), attr="load"):
                     (allow,) = [one.value for one in node.keywords if one.arg == "allow_pickle"]
                     assert allow.value is False, node.lineno
+
+
+def _circle_of(module, graph):
+    """Modules that a module imports, directly or not, and that import it; also through types."""
+
+    def reached(start):
+        found, todo = set(), [start]
+        while todo:
+            new = graph[todo.pop()] - found
+            found |= new
+            todo += new
+        return found
+
+    return {other for other in reached(module) if module in reached(other)}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    graph = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("calibdask."):
+                module = node.module.removeprefix("calibdask.")
+                inner = {f"{module}.{alias.name}" for alias in node.names}
+                found |= inner & names.keys() or {module}
+        graph[name] = found & names.keys() - {name}
+    circles = {frozenset(circle) for name in graph if (circle := _circle_of(name, graph))}
+    assert not circles

@@ -111,6 +111,7 @@ def test_version(call):
         (["scripted", "-i", "x", "-o", "y", "--overwrit"], "--overwrite"),
         (["scripted", "-i", "x", "-o", "y", "--workers", "0"], "--workers"),
         (["scripted", "-i", "x", "-o", "y", "--allow-missing", "2"], "--allow-missing"),
+        (["scripted", "-i", "x", "-o", "y", "--allow-missing", "nan"], "'nan' is not a number"),
         (["scripted", "-i"], "-i"),
     ],
 )

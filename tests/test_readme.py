@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from calibdask.sensor.model import PIXEL_FLAGS
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -14,12 +12,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_calibration_it_shows_is_the_one_that_is_tested() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert (ROOT / "tests" / "tiny.py").read_text(encoding="utf-8") in blocks
-
-
-def test_it_explains_every_bit_of_a_mask() -> None:
-    section = README.split("| mask | meaning |")[1].split("## ")[0]
-    rows = re.findall(r"^\| ([\w-]+) \| (.*) \|$", section, flags=re.MULTILINE)
-    assert rows == list(PIXEL_FLAGS.items())
 
 
 def test_files_it_names_exist() -> None:

@@ -17,7 +17,7 @@ from calibdask.array.model import connected_components, divergence, gauge_invers
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from calibdask.array.network import NetworkFit
+    from calibdask.array.state import NetworkFit
 
 __all__ = [
     "Combined",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
+from calibdask.array.asymmetry_config import (
+    CalculateEnergyAsymmetry,
+    CalculateImageAsymmetry,
+    energy_section,
+    image_section,
+)
+from calibdask.array.config import FURTHER, OLD_NAME, SELECTION
 from calibdask.array.goodness import event_group
 from calibdask.array.image_size import (
     HIGHER_CUT,
@@ -19,7 +25,6 @@ from calibdask.array.image_size import (
     systematic,
 )
 from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty, log_ratio
-from calibdask.array.network import describe_columns
 from calibdask.array.pairs import (
     Layout,
     PairRows,
@@ -29,7 +34,6 @@ from calibdask.array.pairs import (
     select_pairs,
 )
 from calibdask.array.pairwise import (
-    MONITORING,
     PAIR_BYTES,
     FromDl2,
     PairData,
@@ -41,6 +45,13 @@ from calibdask.array.pairwise import (
     unknown_types,
 )
 from calibdask.array.summary import PairEvents, PairSummary, distance_range, summarise_pairs
+from calibdask.array.tables import INTER, INTER_CALIBRATION
+from calibdask.array.throughput_config import (
+    ENERGY_ESTIMATOR,
+    CalculateInterCalibration,
+    RelativeThroughputFitter,
+    inter_sections,
+)
 from calibdask.engine.protocol import (
     ALL,
     Cell,
@@ -54,9 +65,8 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Values,
-    WrongKind,
 )
-from calibdask.errors import ConfigError, MissingInput, NotEnoughData
+from calibdask.errors import ConfigError, MissingInput, NotEnoughData, WrongKind
 from calibdask.io.asymmetry import (
     IMAGE_ASYMMETRY,
     Asymmetries,
@@ -74,27 +84,20 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.config import (
-        AsymmetryOptions,
-        EnergyAsymmetryOptions,
-        ImageAsymmetryOptions,
-        InterCalibrationOptions,
-    )
-    from calibdask.array.network import NetworkFit
+    from calibdask.array.pair_config import PairSection
+    from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
+    from calibdask.schema import TableSchema
 
 __all__ = ["EnergyAsymmetryEstimation", "ImageAsymmetryEstimation", "InterCalibration"]
 
 
-def _needs(options: AsymmetryOptions, *further: str | None) -> Needs:
+def _needs(options: PairSection, *further: str | None) -> Needs:
     """Name the columns that the options make necessary, and no others."""
-    columns = {column for column in further if column is not None}
-    columns |= set(options.quality_criteria.columns)
-    columns |= {column for _, column, _ in options.minima}
-    if options.window is not None:
-        columns.add(options.impact_column)
+    columns = {column for column in further if column is not None} | options.columns
     return Needs(options.value_column, tuple(sorted(columns - {options.value_column})))
 
 
@@ -105,7 +108,7 @@ def _needs(options: AsymmetryOptions, *further: str | None) -> Needs:
 class _AsymmetryEstimation(FromDl2[TelescopeEvents, Values, Mapping[Cell, Values]]):
     """Asymmetry of every pair of telescopes in every event, one file per DL2 file."""
 
-    options: AsymmetryOptions
+    options: CalculateEnergyAsymmetry | CalculateImageAsymmetry
 
     version: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 66
@@ -138,10 +141,6 @@ class _AsymmetryEstimation(FromDl2[TelescopeEvents, Values, Mapping[Cell, Values
                     " calibrate them into different directories"
                 )
         return super().planned(surveys)
-
-    def map_config(self) -> Mapping[str, Any]:
-        """Give what the rows depend on."""
-        return self.options.map_options()
 
     def read(self, shard: Shard) -> TelescopeEvents:
         """Read telescope events."""
@@ -249,25 +248,17 @@ def _file_name(shard: Shard) -> str:
 class EnergyAsymmetryEstimation(_AsymmetryEstimation):
     """Energy asymmetry of every pair of telescopes in every event."""
 
-    options: EnergyAsymmetryOptions
+    options: CalculateEnergyAsymmetry
 
     name: ClassVar[str] = "energy-asymmetry-estimation"
-    sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in JOB_SECTIONS["energy-asymmetry-estimation"]
-    }
-    further_sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one]
-        for one in (
-            "EventPreprocessor",
-            "CalculateAsymmetry",
-        )
-    }
+    sections: ClassVar = {"CalculateEnergyAsymmetry": CalculateEnergyAsymmetry, **SELECTION}
+    further_sections: ClassVar = {**FURTHER, **OLD_NAME}
 
     @classmethod
     def configured(cls, document: Configuration, campaign: Campaign) -> Self:
         """Make the calibration from its sections."""
-        config = resolve(document)
-        return cls(config.energy_asymmetry, campaign.shard_bytes, config.notes)
+        notes: list[str] = []
+        return cls(energy_section(document, notes), campaign.shard_bytes, tuple(notes))
 
     @property
     def further(self) -> Mapping[str, str]:
@@ -279,21 +270,17 @@ class EnergyAsymmetryEstimation(_AsymmetryEstimation):
 class ImageAsymmetryEstimation(_AsymmetryEstimation):
     """Asymmetry of image sizes of every pair of telescopes in every event."""
 
-    options: ImageAsymmetryOptions
+    options: CalculateImageAsymmetry
 
     name: ClassVar[str] = "image-asymmetry-estimation"
-    sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in JOB_SECTIONS["image-asymmetry-estimation"]
-    }
-    further_sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in ("EventPreprocessor",)
-    }
+    sections: ClassVar = {"CalculateImageAsymmetry": CalculateImageAsymmetry, **SELECTION}
+    further_sections: ClassVar = FURTHER
 
     @classmethod
     def configured(cls, document: Configuration, campaign: Campaign) -> Self:
         """Make the calibration from its sections."""
-        config = resolve(document)
-        return cls(config.image_asymmetry, campaign.shard_bytes, config.notes)
+        notes: list[str] = []
+        return cls(image_section(document, notes), campaign.shard_bytes, tuple(notes))
 
     @property
     def further(self) -> Mapping[str, str]:
@@ -308,76 +295,76 @@ class ImageAsymmetryEstimation(_AsymmetryEstimation):
 class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
     """Relative throughput of telescopes of one type, from DL2 files or from asymmetries."""
 
-    options: AsymmetryOptions
+    options: CalculateEnergyAsymmetry | CalculateImageAsymmetry
     name: ClassVar[str] = "inter-calibration"
     version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 40_000
-    table: ClassVar[str] = f"{MONITORING}/inter_calibration"
+    table: ClassVar[str] = INTER_CALIBRATION.path
+    schemas: ClassVar[Mapping[str, TableSchema]] = INTER
     title: ClassVar[str] = "Inter-calibration of telescope throughput"
-    sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in JOB_SECTIONS["inter-calibration"]
+    sections: ClassVar = {
+        "CalculateInterCalibration": CalculateInterCalibration,
+        "RelativeThroughputFitter": RelativeThroughputFitter,
+        # It reads DL2 files, too, and then forms the asymmetries on the way.
+        "CalculateEnergyAsymmetry": CalculateEnergyAsymmetry,
+        **SELECTION,
+        "CalculateImageAsymmetry": CalculateImageAsymmetry,
     }
-    further_sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one]
-        for one in (
-            "EventPreprocessor",
-            "CalculateAsymmetry",
-        )
-    }
+    further_sections: ClassVar = {**FURTHER, **OLD_NAME}
 
     @classmethod
     def configured(cls, document: Configuration, campaign: Campaign) -> Self:
         """Make the calibration from its sections."""
-        config = resolve(document)
-        inter = config.inter_calibration
-        of_images = inter.asymmetry_label == config.image_asymmetry.label
-        options = config.image_asymmetry if of_images else config.energy_asymmetry
-        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins, inter=inter)
+        notes: list[str] = []
+        inter, fitter, options = inter_sections(document, notes)
+        return cls(
+            options,
+            campaign.shard_bytes,
+            tuple(notes),
+            bins=campaign.bins,
+            inter=inter,
+            fitter=fitter,
+        )
 
-    inter: InterCalibrationOptions | None = None
+    inter: CalculateInterCalibration = field(default_factory=CalculateInterCalibration)
+    fitter: RelativeThroughputFitter = field(default_factory=RelativeThroughputFitter)
     from_asymmetries: bool = False
     has_limits: bool = False  # asymmetries with impact distances and their limits
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
     @property
-    def _inter(self) -> InterCalibrationOptions:
-        if self.inter is None:
-            raise ValueError("the options of the inter-calibration are missing")
-        return self.inter
-
-    @property
     def network(self) -> NetworkOptions:
         """The options of the estimator."""
-        inter = self._inter
+        fitter = self.fitter
         return NetworkOptions(
-            estimator=inter.estimator,
-            n_min=inter.n_min,
-            clip_sigma=inter.clip_sigma,
-            normalisation=inter.normalisation,
-            reference_telescopes=inter.reference_telescopes,
-            throughput_normalisation=inter.throughput_normalisation,
+            estimator=fitter.estimator or ENERGY_ESTIMATOR,
+            n_min=fitter.n_min,
+            clip_sigma=fitter.clip_sigma,
+            normalisation=fitter.normalisation,
+            reference_telescopes=fitter.reference_telescopes.by_type,
+            throughput_normalisation=fitter.throughput_normalisation.by_type,
             symmetric=not self.of_images,
         )
 
     @property
     def of_images(self) -> bool:
         """Whether image sizes are compared."""
-        return self._inter.asymmetry_label == IMAGE_ASYMMETRY
+        return self.inter.asymmetry_label == IMAGE_ASYMMETRY
 
     @property
     def selections(self) -> tuple[str, ...]:
         """Harder selections that show the systematic error of image sizes."""
-        if not self.of_images or self._inter.estimator == "asymmetry":
+        if not self.of_images or self.fitter.estimator == "asymmetry":
             return ()
         windowed = self.has_limits if self.from_asymmetries else self.options.window is not None
-        higher = self._inter.minimum_pair_intensity is not None
+        higher = self.fitter.minimum_pair_intensity is not None
         return (HIGHER_CUT,) * higher + (NARROWER_WINDOW,) * windowed
 
     @property
     def distance_term(self) -> bool:
         """Whether the slope over the impact distance is fitted."""
-        return self._inter.distance_term and (self.has_limits or not self.from_asymmetries)
+        return bool(self.fitter.distance_term) and (self.has_limits or not self.from_asymmetries)
 
     @property
     def needs(self) -> Needs:
@@ -403,10 +390,10 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
                 f"{source.path}: asymmetries do not tell when their events were: time bins need"
                 " the DL2 files as input"
             )
-        info = inspect_asymmetries(source.path, self._inter.asymmetry_label)
-        if info.value != self._inter.value_column:
+        info = inspect_asymmetries(source.path, self.inter.asymmetry_label)
+        if info.value != self.options.value_column:
             raise MissingInput(
-                f"{source.path}: holds asymmetries of {info.value}, but {self._inter.value_column}"
+                f"{source.path}: holds asymmetries of {info.value}, but {self.options.value_column}"
                 " is configured: set CalculateInterCalibration.reconstruction_algorithm to match"
             )
         return Survey(source, order=info.obs_ids[:1], facts=info)
@@ -428,7 +415,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         has_limits, notes = self.of_images, self.notes
         if lacking := [one.source.path for one in surveys if one.facts.geometry is None]:
             has_limits = False
-            if self._inter.distance_term:
+            if self.fitter.distance_term:
                 note = (
                     f"no distance term is fitted: {lacking[0]} holds no impact distances"
                     f" ({len(lacking)} such files); give the DL2 files, or asymmetries that"
@@ -459,23 +446,24 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what pair events and their first summary depend on."""
-        config = {**super().map_config(), **self._inter.map_options()}
+        config = {**super().map_config(), "value_column": self.options.value_column}
         if self.of_images:
             config |= {"distance_term": self.distance_term, "selections": list(self.selections)}
         if self.from_asymmetries:  # nothing is selected any more
-            config = {key: config[key] for key in config.keys() - self.options.map_options().keys()}
+            del config["options"]
         return config
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what only the fit depends on, the telescopes without data among it."""
-        return {**self._inter.fit_options(), "telescopes": self.fit_telescopes()}
+        return {**super().fit_config(), "telescopes": self.fit_telescopes()}
 
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and layout."""
         if self.layout is None:
             return self.notes
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
-        references, scales = self._inter.reference_telescopes, self._inter.throughput_normalisation
+        references = self.fitter.reference_telescopes.by_type
+        scales = self.fitter.throughput_normalisation.by_type
         named = [kind for kind, _ in (*references, *scales)]
         return [
             *self.notes,
@@ -483,7 +471,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
             *(
                 f"reference telescope {number} of {kind} is not among the {kind} of the inputs:"
                 " another one is taken and flagged"
-                for kind, number in self._inter.reference_telescopes
+                for kind, number in references
                 if kind in self.layout.tel_type and known.get(number) != kind
             ),
         ]
@@ -494,7 +482,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         """Read telescope events, or a file of asymmetries."""
         if not self.from_asymmetries:
             return self.read_events(shard)
-        return read_asymmetries(shard.inputs[0].path, self._inter.asymmetry_label)
+        return read_asymmetries(shard.inputs[0].path, self.inter.asymmetry_label)
 
     def reduce(self, shard: Shard, data: TelescopeEvents | Asymmetries) -> Reduced:
         """Summarise the pairs of a shard."""
@@ -583,7 +571,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         self, layout: Layout, tel_id_1: NDArray[np.uint16], tel_id_2: NDArray[np.uint16]
     ) -> NDArray[np.float64] | None:
         """Least size of each pair, the greater one of its two telescopes; None for no cut."""
-        patterns = self._inter.minimum_pair_intensity
+        patterns = self.fitter.minimum_pair_intensity
         if patterns is None:
             return None
         option = "RelativeThroughputFitter.minimum_pair_intensity"
@@ -606,7 +594,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         return ~(pair_size(x_1, x_2) < least)
 
     def _large_flow(self, large: NDArray[np.bool_]) -> dict[str, int]:
-        if self._inter.minimum_pair_intensity is None:
+        if self.fitter.minimum_pair_intensity is None:
             return {}
         return {"minimum_pair_intensity": int(np.count_nonzero(large))}
 
@@ -669,26 +657,15 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         harder = sorted(cell for cell in states.keys() - counted.keys() if cell[:-1] in counted)
         return {**fits, **{cell: states[cell] for cell in harder}}
 
-    def tables(self, result: Mapping[Cell, NetworkFit]) -> dict[str, QTable]:
-        """Give the tables of the rows that count, with what harder selections say about them."""
-        counted = {cell: fit for cell, fit in result.items() if selection_of(cell) is None}
-        if not counted:  # before anything can be fitted
-            return {}
-        tables = super().tables(counted)
+    def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
+        """Give the columns of the tables, with what harder selections say about the values."""
+        named = super().columns_of(cell, result)
         if self.selections and all(fit.done for fit in result.values()):
-            of_cells = []
-            for cell, fit in counted.items():
-                harder = {name: result.get((*cell, name)) for name in self.selections}
-                known = {name: other for name, other in harder.items() if other is not None}
-                of_cells.append(systematic(fit, known))
-            telescopes = tables[self.table]
-            telescopes.add_column(
-                np.asarray(telescopes["value"]) * np.concatenate(of_cells),
-                name="systematic",
-                index=telescopes.colnames.index("error") + 1,
-            )
-            describe_columns(telescopes)
-        return tables
+            harder = {name: result.get((*cell, name)) for name in self.selections}
+            known = {name: other for name, other in harder.items() if other is not None}
+            telescopes = named[self.table]
+            telescopes["systematic"] = telescopes["value"] * systematic(result[cell], known)
+        return named
 
     @property
     def quantity(self) -> Quantity:
@@ -713,7 +690,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
 
     def _corrections(self) -> list[str]:
         """Say what was done about the biases of image sizes."""
-        cut, estimator = self._inter.minimum_pair_intensity, self._inter.estimator
+        cut, estimator = self.fitter.minimum_pair_intensity, self.fitter.estimator
         said = [
             "No cut on the size of a pair was made."
             if cut is None

@@ -13,18 +13,20 @@ in one type and not in the other goes into the scale of the type.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask import flags
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
-from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
+from calibdask.array.coefficients import MIN_EVENTS_FOR_ERROR, has_error, student_factor
+from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.model import NetworkOptions
-from calibdask.array.network import MIN_EVENTS_FOR_ERROR, NetworkFit, has_error, student_factor
+from calibdask.array.pair_config import resolved
 from calibdask.array.pairs import PairRows, select_pairs
 from calibdask.array.pairwise import (
-    MONITORING,
     PairData,
     PairwiseCalibration,
     SurveyedDl2,
@@ -32,82 +34,47 @@ from calibdask.array.pairwise import (
     unknown_types,
 )
 from calibdask.array.summary import n_stages
-from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey, WrongKind
-from calibdask.errors import ConfigError, MissingInput
+from calibdask.array.tables import (
+    CONSISTENCY,
+    CONTRASTS,
+    CROSS,
+    CROSS_CALIBRATION,
+    INTER_CALIBRATION,
+    MUONS,
+    SCALING_FACTORS,
+)
+from calibdask.array.throughput_config import (
+    ENERGY_ESTIMATOR,
+    CalculateCrossCalibration,
+    RelativeThroughputFitter,
+    top_fitter,
+)
+from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey
+from calibdask.errors import ConfigError, MissingInput, WrongKind
+from calibdask.flags import Flag
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.kinds import file_kind
 from calibdask.io.throughput import InterCalibrationTable, MuonThroughputs, read_throughputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
 
     from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
-    from calibdask.array.config import CrossCalibrationOptions
+    from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
+    from calibdask.schema import TableSchema
 
-__all__ = ["CrossCalibration", "Given"]
+__all__ = ["CrossCalibration"]
 
-CROSS = f"{MONITORING}/cross_calibration"
-COEFFICIENTS = f"{CROSS}/coefficients"
-SCALING_FACTORS = f"{CROSS}/scaling_factors"
-MUONS = f"{CROSS}/muons"
-CONSISTENCY = f"{CROSS}/consistency"
-INTER_CALIBRATION = f"{MONITORING}/inter_calibration"
+COEFFICIENTS = CROSS_CALIBRATION.path
 
 _TABLES = (("table", "throughputs"),)
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Ratios within each type from an inter-calibration, as plain values.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    tel_id : tuple of int
-        Telescopes.
-    tel_type : tuple of str
-        Their types.
-    value, error : tuple of float
-        Their throughputs.
-    covariance : tuple of tuple of float
-        Covariance of the values.
-    flags : tuple of str
-        Their flags.
-    """
-
-    path: str
-    tel_id: tuple[int, ...]
-    tel_type: tuple[str, ...]
-    value: tuple[float, ...]
-    error: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-    flags: tuple[str, ...]
-
-    @classmethod
-    def of(cls, path: str, table: InterCalibrationTable) -> Self:
-        """Keep what a file says."""
-        return cls(
-            path,
-            tuple(table.tel_id.tolist()),
-            table.tel_type,
-            tuple(table.value.tolist()),
-            tuple(table.error.tolist()),
-            tuple(tuple(row) for row in table.covariance.tolist()),
-            table.flags,
-        )
-
-    @property
-    def known(self) -> frozenset[int]:
-        """Telescopes with a value."""
-        pairs = zip(self.tel_id, self.value, strict=True)
-        return frozenset(number for number, value in pairs if np.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,57 +99,60 @@ class _Scaled:
 class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     """Throughput of the telescopes of all types on one scale."""
 
-    options: CrossCalibrationOptions
+    options: CalculateCrossCalibration
     name: ClassVar[str] = "cross-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 8  # keys
     kept_pair_bytes: ClassVar[int] = 24  # two values, event, two telescopes: stored as they are
     table: ClassVar[str] = COEFFICIENTS
+    schemas: ClassVar[Mapping[str, TableSchema]] = CROSS
     title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 
-    given: Given | None = None
+    fitter: RelativeThroughputFitter = field(default_factory=RelativeThroughputFitter)
+    given: InterCalibrationTable | None = None
     muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
-    sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in JOB_SECTIONS["cross-calibration"]
+    sections: ClassVar = {
+        "CalculateCrossCalibration": CalculateCrossCalibration,
+        "RelativeThroughputFitter": RelativeThroughputFitter,
+        **SELECTION,
     }
-    further_sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in ("EventPreprocessor",)
-    }
+    further_sections: ClassVar = FURTHER
 
     @classmethod
     def configured(cls, document: Configuration, campaign: Campaign) -> Self:
         """Make the calibration from its sections."""
-        config = resolve(document)
-        options = config.cross_calibration
-        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins)
+        notes: list[str] = []
+        return cls(
+            resolved(document, CalculateCrossCalibration, notes),
+            campaign.shard_bytes,
+            tuple(notes),
+            bins=campaign.bins,
+            fitter=top_fitter(document, ENERGY_ESTIMATOR),
+        )
 
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network whose scale is that of the reference type."""
-        fitter = self.options.fitter
+        fitter = self.fitter
         return NetworkOptions(
-            estimator=self.options.estimator,
+            estimator=fitter.estimator or ENERGY_ESTIMATOR,
             n_min=fitter.n_min,
             clip_sigma=fitter.clip_sigma,
             normalisation=fitter.normalisation,
-            reference_telescopes=self.options.reference_telescopes,
-            throughput_normalisation=self.options.throughput_normalisation,
-            reference_type=self.options.reference_type,
+            reference_telescopes=fitter.reference_telescopes.by_type,
+            throughput_normalisation=fitter.throughput_normalisation.by_type,
+            reference_type=self.options.reference_subsystem,
             symmetric=True,
         )
 
     @property
     def needs(self) -> Needs:
         """The columns to read."""
-        options = self.options
-        columns = set(options.quality_criteria.columns)
-        columns |= {column for _, column, _ in options.minima}
-        if options.window is not None:
-            columns.add(options.impact_column)
-        return Needs(options.value_column, tuple(sorted(columns - {options.value_column})))
+        column = self.options.value_column
+        return Needs(column, tuple(sorted(self.options.columns - {column})))
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -229,23 +199,25 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
             if one.facts.muons is None:
                 continue
             muons += planned._muon_rows(one.source.path, one.facts.muons)
-            if flagged := one.facts.muons.n_flagged:
+            if unusable := one.facts.muons.n_unusable:
                 note = (
-                    f"{one.source.path}: {sum(flagged.values())} muon throughputs, of telescopes"
-                    f" {sorted(flagged)}, are flagged as not to be used: they do not set the scale"
+                    f"{one.source.path}: {sum(unusable.values())} muon throughputs, of telescopes"
+                    f" {sorted(unusable)}, are flagged as not to be used, or lack a mean, its"
+                    " error or two rings: they do not set the scale"
                 )
                 notes = (*notes, note)
+        notes = (*notes, *_same_times([one for one in tables if one.facts.muons is not None]))
         planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:
             return planned
-        path, table = inter[0].source.path, inter[0].facts.inter_calibration
+        table: InterCalibrationTable = inter[0].facts.inter_calibration
         if self.bins is not None:
             raise ConfigError(
-                f"{path}: an inter-calibration of all data has no place in time bins: leave it out"
-                " for one network of all telescopes in each time bin"
+                f"{table.path}: an inter-calibration of all data has no place in time bins: leave"
+                " it out for one network of all telescopes in each time bin"
             )
-        planned._check_inter(path, table, events)
-        return replace(planned, given=Given.of(path, table))
+        planned._check_inter(table, events)
+        return replace(planned, given=table)
 
     def _muon_rows(
         self, path: str, muons: MuonThroughputs
@@ -267,11 +239,9 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         columns = (muons.tel_id, muons.mean, muons.sem, muons.n_rings)
         return list(zip(*(column.tolist() for column in columns), starts, ends, strict=True))
 
-    def _check_inter(
-        self, path: str, table: InterCalibrationTable, events: Sequence[Survey]
-    ) -> None:
+    def _check_inter(self, table: InterCalibrationTable, events: Sequence[Survey]) -> None:
         """Refuse an inter-calibration of other data, or of another array."""
-        theirs = set(table.obs_ids)
+        path, theirs = table.path, set(table.obs_ids)
         foreign = {
             one.source.path: sorted(set(one.facts.info.obs_ids) - theirs)
             for one in events
@@ -319,9 +289,11 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         """Give what only the fit depends on, the ratios within types among it."""
         given = self.given
         return {
-            **self.options.fit_options(),
+            **super().fit_config(),
             "telescopes": self.fit_telescopes(),
-            "given": None if given is None else [list(given.tel_id), list(map(repr, given.value))],
+            "given": None
+            if given is None
+            else [given.tel_id.tolist(), list(map(repr, given.value.tolist()))],
         }
 
     def warnings(self) -> Sequence[str]:
@@ -330,7 +302,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
             return self.notes
         notes = list(self.notes)
         types = sorted(set(self.layout.tel_type))
-        reference = self.options.reference_type
+        reference = self.options.reference_subsystem
         if len(types) < 2:
             notes.append(f"all telescopes are {types[0]}: there is no other type to compare with")
         if reference not in types:
@@ -338,15 +310,19 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                 f"the reference type {reference} is not among the telescopes ({', '.join(types)}):"
                 " another scale is taken and flagged"
             )
-        options = self.options
-        named = (options.reference_telescopes, options.throughput_normalisation)
+        fitter = self.fitter
+        named = (
+            *fitter.reference_telescopes.by_type,
+            *fitter.throughput_normalisation.by_type,
+            *self.options.nominal_throughput.by_type,
+        )
         notes += unknown_types(
             self.layout,
             "RelativeThroughputFitter and CalculateCrossCalibration.nominal_throughput",
-            (kind for one in (*named, options.nominal_throughput) for kind, _ in one),
+            (kind for kind, _ in named),
         )
         known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
-        number = dict(self.options.reference_telescopes).get(reference)
+        number = dict(self.fitter.reference_telescopes.by_type).get(reference)
         if number is not None and reference in types and known.get(number) != reference:
             notes.append(
                 f"reference telescope {number} of {reference} is not among the {reference} of the"
@@ -407,7 +383,10 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         code = data.event * len(types) + kind
         count = np.bincount(code[pairs.selected], minlength=data.n_events * len(types))
         one, two = pairs.row_1, pairs.row_2
-        enough = np.minimum(count[code[one]], count[code[two]]) >= self.options.min_telescopes
+        enough = (
+            np.minimum(count[code[one]], count[code[two]])
+            >= self.options.min_triggered_telescopes_per_subsystem
+        )
         keep = np.flatnonzero(enough | (kind[one] == kind[two]))
         flow = {**pairs.cut_flow, "enough telescopes of both types": len(keep)}
         return replace(
@@ -426,13 +405,14 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
         if given is None:
             return log_value, covariance
-        row = {number: k for k, number in enumerate(given.tel_id) if number in given.known}
+        known = given.known
+        row = {number: k for k, number in enumerate(given.tel_id.tolist()) if number in known}
         mine = np.array([k for k, number in enumerate(tel_id.tolist()) if number in row], int)
         theirs = [row[number] for number in tel_id[mine].tolist()]
-        value = np.array(given.value)[theirs]
+        value = given.value[theirs]
         log_value[mine] = np.log(value)
         block = np.ix_(mine, mine)
-        of_value = np.array(given.covariance)[np.ix_(theirs, theirs)]
+        of_value = given.covariance[np.ix_(theirs, theirs)]
         # A telescope without a value takes no part, and its covariance costs the others nothing.
         covariance[block] = np.nan_to_num(of_value / np.outer(value, value))
         return log_value, covariance
@@ -446,36 +426,33 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
     def _tie(self, fit: NetworkFit) -> tuple[NetworkFit, TypeScales]:
         given, covariance = self._given_for(fit.tel_id)
-        return tie_types(fit, given, covariance, self.options.reference_type)
+        return tie_types(fit, given, covariance, self.options.reference_subsystem)
 
     # -- products -------------------------------------------------------------------------------
 
-    def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
+    def columns_of(self, cell: Cell, result: Mapping[Cell, NetworkFit]) -> dict[str, Columns]:
         """Give coefficients, scaling factors, agreement with muons, and the network."""
-        named = super().columns_of(cell, fit)
+        fit, named = result[cell], super().columns_of(cell, result)
         scales = None
         if self.given is not None:
             scales = self._tie(fit)[1]
-            held = self._reference_of(self.options.reference_type, fit)
+            held = self._reference_of(self.options.reference_subsystem, fit)
             if held is not None:
                 components = named[f"{COEFFICIENTS}_components"]
                 components["reference_tel_id"][fit.component[held]] = fit.tel_id[held]
         scaled = self._scaled(cell, fit, scales)
         self._rescale(named, scaled)
-        columns: dict[str, dict[str, NDArray[Any]]] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
-        columns[SCALING_FACTORS] = self._scaling_factors(fit, scaled, scales)
+        columns: dict[str, Columns] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
+        columns[SCALING_FACTORS.path] = self._scaling_factors(fit, scaled, scales)
         if self.muons:
-            columns[MUONS] = _muon_columns(fit, scaled)
-            columns[CONSISTENCY] = _consistency_columns(fit, scaled)
-            columns[f"{CONSISTENCY}_types"] = _contrast_columns(scaled)
+            columns[MUONS.path] = _muon_columns(fit, scaled)
+            columns[CONSISTENCY.path] = _consistency_columns(fit, scaled)
+            columns[CONTRASTS.path] = _contrast_columns(scaled)
         columns |= named
         if self.given is not None:
-            columns[INTER_CALIBRATION] = {
-                "tel_type": np.array(self.given.tel_type),
-                "tel_id": np.array(self.given.tel_id),
-                "value": np.array(self.given.value),
-                "error": np.array(self.given.error),
-                "flags": np.array(self.given.flags),
+            names = ("tel_type", "tel_id", "value", "error", "flags")
+            columns[INTER_CALIBRATION.path] = {
+                name: np.array(getattr(self.given, name)) for name in names
             }
         return columns
 
@@ -565,12 +542,12 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         ids, mean, sem, count = pool_chunks(tel_id, mean, sem, count)
         where = {number: k for k, number in enumerate(fit.tel_id.tolist())}
         row = [where[number] for number in ids.tolist()]
-        nominal = dict(self.options.nominal_throughput)
+        nominal = dict(self.options.nominal_throughput.by_type)
         scale = np.array([nominal.get(kind, 1.0) for kind in fit.tel_type[row].tolist()])
         muon[row], error[row], n_rings[row] = mean / scale, sem / scale, count
         return muon, error, n_rings
 
-    def _rescale(self, named: Mapping[str, dict[str, NDArray[Any]]], scaled: _Scaled) -> None:
+    def _rescale(self, named: Mapping[str, Columns], scaled: _Scaled) -> None:
         """Put final values, errors and covariance into the tables of the network."""
         main = named[COEFFICIENTS]
         value = np.exp(scaled.log_value)
@@ -581,17 +558,22 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         with np.errstate(invalid="ignore"):
             error = value * np.sqrt(np.diagonal(scaled.covariance))
         main["error"] = np.where(scaled.known, error, np.nan)
-        flags = np.strings.replace(np.asarray(main["flags"], np.str_), "B", "")
-        held = scaled.known & (main["error"] == 0) & (np.strings.find(flags, "R") < 0)
-        flags = np.strings.add(np.where(held, "R", ""), flags)
-        flags = np.where(scaled.is_absolute, np.strings.replace(flags, "R", ""), flags)
         uncertain = np.isfinite(value) & ~scaled.known
-        flags = np.strings.add(flags, np.where(uncertain, "B", ""))
-        main["flags"] = np.strings.add(flags, np.where(scaled.freed, "M", ""))
+        letters = flags.remove(main["flags"], Flag.NO_ERROR)
+        held = flags.has(letters, Flag.REFERENCE) | (scaled.known & (main["error"] == 0))
+        main["flags"] = flags.add(
+            flags.remove(letters, Flag.REFERENCE),
+            {
+                Flag.REFERENCE: held & ~scaled.is_absolute,
+                Flag.NO_ERROR: uncertain,
+                Flag.MUONS_DISAGREE: scaled.freed,
+            },
+        )
         components = named[f"{COEFFICIENTS}_components"]
-        bad = [bool(uncertain[main["component"] == c].any()) for c in components["component"]]
-        letters = np.strings.replace(np.asarray(components["flags"], np.str_), "B", "")
-        components["flags"] = np.strings.add(letters, np.where(np.array(bad, bool), "B", ""))
+        bad = np.isin(components["component"], main["component"][uncertain])
+        components["flags"] = flags.add(
+            flags.remove(components["flags"], Flag.NO_ERROR), {Flag.NO_ERROR: bad}
+        )
         table = named[f"{COEFFICIENTS}_covariance"]
         where = {number: k for k, number in enumerate(main["tel_id"].tolist())}
         one, two = ([where[n] for n in table[f"tel_id_{k}"].tolist()] for k in (1, 2))
@@ -601,64 +583,65 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
     def _scaling_factors(
         self, fit: NetworkFit, scaled: _Scaled, scales: TypeScales | None
-    ) -> dict[str, NDArray[Any]]:
+    ) -> Columns:
         """Scale of each type relative to the reference type, from pairs alone.
 
         In one network, the ratio of the types' reference telescopes, which is what makes
         coefficients of an inter-calibration those of the network.
         """
-        reference_type = self.options.reference_type
+        reference_type = self.options.reference_subsystem
         types = [kind for kind in np.unique(fit.tel_type).tolist() if kind != reference_type]
-        rows: list[tuple[str, str, float, float, int, int, int, str]] = []
+        rows: list[dict[str, Any]] = []
         held = self._reference_of(reference_type, fit)
-        mixed = fit.used & (fit.tel_type[fit.first] != fit.tel_type[fit.second])
+        one, two = fit.tel_type[fit.first[fit.used]], fit.tel_type[fit.second[fit.used]]
         for kind in types:
-            ends = {kind, reference_type}
-            between = [
-                {one, two} == ends
-                for one, two in zip(
-                    fit.tel_type[fit.first[mixed]].tolist(),
-                    fit.tel_type[fit.second[mixed]].tolist(),
-                    strict=True,
-                )
-            ]
             mine = self._reference_of(kind, fit)
             log_ratio = variance = np.nan
-            flags = "N"
+            has_scale = is_fallback = False
             if held is not None and mine is not None and fit.component[held] == fit.component[mine]:
-                flags = ""
+                has_scale = True
                 if scales is not None:
-                    k = scales.types.index(kind)
-                    log_ratio = scales.log_scale[k]
+                    log_ratio = scales.log_scale[scales.types.index(kind)]
                     variance = fit.scale_covariance[mine, mine]
                 else:
                     log_ratio = fit.theta[mine] - fit.theta[held]
                     covariance = fit.covariance
                     variance = covariance[mine, mine] + covariance[held, held]
                     variance -= 2 * covariance[mine, held]
-                    configured = dict(self.options.reference_telescopes).get(kind)
-                    flags = "" if configured in (None, fit.tel_id[mine]) else "F"
+                    configured = dict(self.fitter.reference_telescopes.by_type).get(kind)
+                    is_fallback = configured not in (None, fit.tel_id[mine])
             factor = float(np.exp(log_ratio))
-            numbers = [
+            tel_id, tel_id_ref = (
                 -1 if t is None or scales is not None else int(fit.tel_id[t]) for t in (mine, held)
-            ]
+            )
             wider = 1.0 if mine is None else float(student_factor(fit.freedom[mine]))
             error = factor * wider * float(np.sqrt(variance))
-            if (
-                np.isfinite(factor)
-                and not scaled.known[[t for t in (mine, held) if t is not None]].all()
-            ):
-                error, flags = np.nan, flags + "B"
-            rows.append((kind, reference_type, factor, error, *numbers, sum(between), flags))
-        columns = list(zip(*rows, strict=True)) or [()] * 8
-        kinds: tuple[Any, ...] = (str, str, float, float, int, int, int, "U4")
-        names = (
-            "tel_type", "tel_ref", "scaling_factor", "scaling_factor_uncertainty", "tel_id",
-            "tel_id_ref", "n_pairs", "flags",
-        )  # fmt: skip
+            ends_known = scaled.known[[t for t in (mine, held) if t is not None]].all()
+            uncertain = bool(np.isfinite(factor) and not ends_known)
+            between = ((one == kind) & (two == reference_type)) | (
+                (one == reference_type) & (two == kind)
+            )
+            masks = {
+                Flag.FALLBACK: is_fallback, Flag.NO_PAIR: not has_scale, Flag.NO_ERROR: uncertain
+            }  # fmt: skip
+            rows.append(
+                {
+                    "tel_type": kind,
+                    "tel_ref": reference_type,
+                    "scaling_factor": factor,
+                    "scaling_factor_uncertainty": np.nan if uncertain else error,
+                    "tel_id": tel_id,
+                    "tel_id_ref": tel_id_ref,
+                    "n_pairs": np.count_nonzero(between),
+                    "flags": str(flags.column(masks)),
+                }
+            )
         return {
-            name: np.array(column, kind)
-            for name, column, kind in zip(names, columns, kinds, strict=True)
+            one.name: np.array(
+                [row[one.name] for row in rows], str if one.kind == "text" else one.kind
+            )
+            for one in SCALING_FACTORS.columns
+            if not one.optional
         }
 
     def _reference_of(self, tel_type: str, fit: NetworkFit) -> int | None:
@@ -666,7 +649,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         usable = (fit.tel_type == tel_type) & (fit.component >= 0) & np.isfinite(fit.theta)
         if not usable.any():
             return None
-        configured = dict(self.options.reference_telescopes).get(tel_type)
+        configured = dict(self.fitter.reference_telescopes.by_type).get(tel_type)
         chosen = np.flatnonzero(usable & (fit.tel_id == configured))
         if len(chosen):
             return int(chosen[0])
@@ -688,7 +671,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         )
 
 
-def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
+def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> Columns:
     rows = np.flatnonzero(scaled.n_rings > 0)
     return {
         "tel_type": fit.tel_type[rows],
@@ -703,7 +686,7 @@ def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
     }
 
 
-def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[Any]]:
+def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> Columns:
     """Fit of network and muons in each component that has muons."""
     rows = [one for one in scaled.fits if one[0] >= 0]
     combined = [one[2] for one in rows]
@@ -717,25 +700,51 @@ def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> dict[str, NDArray[
         "chi2": np.array([np.nan if one is None else one.chi2 for one in combined], float),
         "ndf": np.array([0 if one is None else one.ndf for one in combined], int),
         "p_value": np.array([np.nan if one is None else one.p_value for one in combined], float),
-        "flags": np.array(["B" if one is None else "" for one in combined], "U1"),
+        "flags": flags.column({Flag.NO_ERROR: np.array([one is None for one in combined], bool)}),
     }
 
 
-def _contrast_columns(scaled: _Scaled) -> dict[str, NDArray[Any]]:
+def _contrast_columns(scaled: _Scaled) -> Columns:
     """Muons of each type against those of the others, in each component that has muons."""
     rows = scaled.contrasts
-    kinds = [kind for _, one in rows for kind in one.types]
+    columns = {
+        name: np.concatenate([*(getattr(one, name) for _, one in rows), np.zeros(0, kind)])
+        for name, kind in {
+            "n_muons": np.int64, "contrast": float, "error": float, "p_value": float, "freed": bool
+        }.items()
+    }  # fmt: skip
     return {
         "component": np.array([number for number, one in rows for _ in one.types], int),
-        "tel_type": np.array(kinds, "U16"),
-        **{
-            name: np.concatenate([getattr(one, name) for _, one in rows] or [np.zeros(0)])
-            for name in ("n_muons", "contrast", "error", "p_value")
-        },
-        "flags": np.array(
-            ["M" if free else "" for _, one in rows for free in one.freed.tolist()], "U1"
-        ),
+        "tel_type": np.array([kind for _, one in rows for kind in one.types], str),
+        "flags": flags.column({Flag.MUONS_DISAGREE: columns.pop("freed")}),
+        **columns,
     }
+
+
+def _same_times(tables: Sequence[Survey]) -> Iterator[str]:
+    """Tell of each two files that hold muon throughputs of a telescope from the same time."""
+    for one, two in itertools.combinations(tables, 2):
+        mine, theirs = (_spans(survey.facts.muons) for survey in (one, two))
+        both = sorted(
+            tel_id
+            for tel_id in mine.keys() & theirs.keys()
+            if mine[tel_id][0] < theirs[tel_id][1] and theirs[tel_id][0] < mine[tel_id][1]
+        )
+        if both:
+            yield (
+                f"{one.source.path} and {two.source.path} both hold muon throughputs of telescopes"
+                f" {_shorten(both)} from the same time: if they are of the same rings, these count"
+                " twice; give one of them"
+            )
+
+
+def _spans(muons: MuonThroughputs) -> dict[int, tuple[float, float]]:
+    """Return the first and the last time of each telescope's chunks; all times if not told."""
+    n_rows = len(muons.tel_id)
+    start = np.full(n_rows, -np.inf) if muons.start_ns is None else muons.start_ns
+    end = np.full(n_rows, np.inf) if muons.end_ns is None else muons.end_ns
+    of_telescopes = [(int(number), muons.tel_id == number) for number in np.unique(muons.tel_id)]
+    return {number: (start[mine].min(), end[mine].max()) for number, mine in of_telescopes}
 
 
 def _shorten(numbers: Sequence[int]) -> str:

@@ -12,33 +12,31 @@ from calibdask.array.report import (
     TelescopeLayout,
     inter_calibration_sections,
 )
-from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+from calibdask.array.tables import CONSISTENCY, CONTRASTS, CROSS, MUONS, SCALING_FACTORS
+from calibdask.flags import Flag, has
+from calibdask.report import PALETTE, Notice, Paragraph, Section, draw_figure, table_block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from astropy.table import QTable
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
-    from calibdask.report import FigureBlock
+    from calibdask.report import FigureBlock, TableBlock
 
     type Block = Paragraph | Notice | TableBlock | FigureBlock
 
 __all__ = ["CROSS_THROUGHPUT", "cross_calibration_sections"]
 
-CROSS = "/dl2/monitoring/subarray/cross_calibration"
-
 CROSS_THROUGHPUT = Quantity(
     job="cross-calibration",
-    table=f"{CROSS}/coefficients",
+    schemas=CROSS,
     name="throughput",
     symbol="throughput c",
     text="The throughput c of telescopes of all types on one scale, from the energies that they "
     "reconstruct for the same showers. That is right if the energies of every type are right on "
     "average, whatever the distance and the energy, but for the factor c.",
     baseline=1.0,
-    difference="ln ratio",
     column="log_ratio",
 )
 
@@ -67,27 +65,24 @@ def cross_calibration_sections(
     """
     sections = inter_calibration_sections(tables, layout, truth=truth, quantity=CROSS_THROUGHPUT)
     # After what needs attention and the values themselves.
-    more = [Section("Scale of the types", _types(tables[f"{CROSS}/scaling_factors"]))]
-    if f"{CROSS}/muons" in tables:
-        muons, consistency = tables[f"{CROSS}/muons"], tables[f"{CROSS}/consistency"]
-        contrasts = tables[f"{CROSS}/consistency_types"]
-        blocks = _muons(muons, consistency) + _contrasts(contrasts)
+    more = [Section("Scale of the types", _types(tables[SCALING_FACTORS.path]))]
+    if MUONS.path in tables:
+        blocks = _muons(tables[MUONS.path], tables[CONSISTENCY.path])
+        blocks += _contrasts(tables[CONTRASTS.path])
         more.append(Section("Agreement with muons", blocks))
     return [*sections[:2], *more, *sections[2:]]
 
 
 def _types(factors: QTable) -> list[Block]:
-    flags = _text(factors, "flags")
     if not len(factors):
         return [Notice("warning", "There is one type of telescope only: nothing to compare with.")]
-    blocks: list[Block] = []
-    for kind, reference, letters in zip(
-        _text(factors, "tel_type"), _text(factors, "tel_ref"), flags, strict=True
-    ):
-        if "N" in letters:
-            blocks.append(
-                Notice("warning", f"{kind}: no pairs connect it with {reference}: no scale.")
-            )
+    blocks: list[Block] = [
+        Notice(
+            "warning",
+            f"{row['tel_type']}: no pairs connect it with {row['tel_ref']}: no scale.",
+        )
+        for row in factors[has(factors["flags"], Flag.NO_PAIR)]
+    ]
     by_telescopes = (np.asarray(factors["tel_id"]) >= 0).any()
     how = (
         "ratio of the reference telescopes of the two types"
@@ -96,21 +91,21 @@ def _types(factors: QTable) -> list[Block]:
     )
     return [
         *blocks,
-        TableBlock(
-            columns={
-                "Type": _text(factors, "tel_type"),
-                "Relative to": _text(factors, "tel_ref"),
-                "Scaling factor": np.asarray(factors["scaling_factor"]),
-                "Error": np.asarray(factors["scaling_factor_uncertainty"]),
-                "Telescope": np.asarray(factors["tel_id"]),
-                "Of the reference type": np.asarray(factors["tel_id_ref"]),
-                "Pairs": np.asarray(factors["n_pairs"]),
-                "Flags": flags,
-            },
-            caption=f"Scale of each type: {how}. From pairs alone, whatever muons say. Multiply "
-            "the coefficients of an inter-calibration, whose reference telescopes are 1, by it.",
-            error_of={"Scaling factor": "Error"},
-            marked=flags != "",
+        table_block(
+            SCALING_FACTORS,
+            factors,
+            (
+                "tel_type",
+                "tel_ref",
+                "scaling_factor",
+                "scaling_factor_uncertainty",
+                "tel_id",
+                "tel_id_ref",
+                "n_pairs",
+                "flags",
+            ),
+            f"Scale of each type: {how}. From pairs alone, whatever muons say. Multiply the"
+            " coefficients of an inter-calibration, whose reference telescopes are 1, by it.",
         ),
     ]
 
@@ -120,11 +115,10 @@ def _muons(muons: QTable, consistency: QTable) -> list[Block]:
         return [Notice("warning", "No telescope has a muon throughput here.")]
     blocks: list[Block] = []
     for row in consistency:
-        kind = str(np.asarray(row["tel_type"]).astype(np.str_))
-        who = f"{kind}, component {int(row['component'])}"
+        who = f"{row['tel_type']}, component {int(row['component'])}"
         p_value, ndf, n_muons = float(row["p_value"]), int(row["ndf"]), int(row["n_muons"])
         fit = f"chi2/ndf {float(row['chi2']):.4g}/{ndf}, p = {p_value:.2g}"
-        if "B" in str(np.asarray(row["flags"]).astype(np.str_)):
+        if has(row["flags"], Flag.NO_ERROR):
             text = f"{who}: too few events for a covariance: muons do not set the scale."
             blocks.append(Notice("warning", text))
         elif ndf < 1:
@@ -139,69 +133,56 @@ def _muons(muons: QTable, consistency: QTable) -> list[Block]:
         else:
             text = f"{who}: {n_muons} muon throughputs and the ratios from showers agree ({fit})."
             blocks.append(Paragraph(text))
-    pull = np.asarray(muons["pull"])
     return [
         *blocks,
         _draw_muons(muons),
-        TableBlock(
-            columns={
-                "Type": _text(muons, "tel_type"),
-                "Telescope": np.asarray(muons["tel_id"]),
-                "Muons": np.asarray(muons["muon_throughput"]),
-                "Error": np.asarray(muons["muon_throughput_error"]),
-                "Rings": np.asarray(muons["n_rings"]),
-                "Showers and muons": np.asarray(muons["value"]),
-                "Residual": np.asarray(muons["residual"]),
-                "Pull": pull,
-            },
-            caption="Muon throughputs (over the nominal one of the type), and the values that fit "
-            "them and the network best. Residual: ln of the ratio of the two. Marked: a pull "
-            "beyond 3.",
-            formats={"Rings": ",d", "Residual": "z.4f", "Pull": "z.2f"},
-            error_of={"Muons": "Error", "Showers and muons": "Error"},
-            marked=np.abs(pull) > 3,
+        table_block(
+            MUONS,
+            muons,
+            (
+                "tel_type",
+                "tel_id",
+                "muon_throughput",
+                "muon_throughput_error",
+                "n_rings",
+                "value",
+                "residual",
+                "pull",
+            ),
+            "Muon throughputs (over the nominal one of the type), and the values that fit them and"
+            " the network best. Residual: ln of the ratio of the two. Marked: a pull beyond 3.",
+            marked=np.abs(muons["pull"]) > 3,
         ),
     ]
 
 
 def _contrasts(contrasts: QTable) -> list[Block]:
     """Muons of each type against those of the others."""
-    flags = _text(contrasts, "flags")
-    kinds = _text(contrasts, "tel_type")
+    if not np.isfinite(np.asarray(contrasts["contrast"])).any():  # of one type alone
+        return []
     freed = [
         Notice(
             "warning",
-            f"{kind}: the energies of its telescopes disagree with its muons by "
-            f"{100 * contrast:+.2g} % against the other types: its scale is from its own muons.",
+            f"{row['tel_type']}: the energies of its telescopes disagree with its muons by "
+            f"{100 * row['contrast']:+.2g} % against the other types: its scale is from its own"
+            " muons.",
         )
-        for kind, contrast, letters in zip(kinds, contrasts["contrast"], flags, strict=True)
-        if "M" in letters
+        for row in contrasts[has(contrasts["flags"], Flag.MUONS_DISAGREE)]
     ]
-    if not np.isfinite(np.asarray(contrasts["contrast"])).any():  # of one type alone
-        return []
     return [
         *freed,
-        TableBlock(
-            columns={
-                "Type": kinds,
-                "Component": np.asarray(contrasts["component"]),
-                "Telescopes with muons": np.asarray(contrasts["n_muons"]),
-                "Contrast": np.asarray(contrasts["contrast"]),
-                "Error": np.asarray(contrasts["error"]),
-                "p": np.asarray(contrasts["p_value"]),
-                "Flags": flags,
-            },
-            caption="Mean of ln of muon over shower throughput of each type, less that of the "
-            "other types. M: the two disagree, and the scale of the type is from its own muons.",
-            formats={"p": ".2g"},
-            error_of={"Contrast": "Error"},
-            marked=flags != "",
+        table_block(
+            CONTRASTS,
+            contrasts,
+            ("tel_type", "component", "n_muons", "contrast", "error", "p_value", "flags"),
+            "Mean of ln of muon over shower throughput of each type, less that of the other types."
+            " M: the two disagree, and the scale of the type is from its own muons.",
         ),
     ]
 
 
 def _draw_muons(muons: QTable) -> FigureBlock:
-    types = _text(muons, "tel_type")
+    types = np.asarray(muons["tel_type"])
     value, muon = np.asarray(muons["value"]), np.asarray(muons["muon_throughput"])
     error = np.asarray(muons["muon_throughput_error"])
 
@@ -234,7 +215,3 @@ def _draw_muons(muons: QTable) -> FigureBlock:
         "muons best, and their deviations in percent.",
         caption="Throughputs from muons against those that fit showers and muons together.",
     )
-
-
-def _text(table: QTable, name: str) -> NDArray[np.str_]:
-    return np.asarray(table[name]).astype(np.str_)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.array.drift import CHANCE
-from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+from calibdask.flags import Flag, has, worst
+from calibdask.report import (
+    PALETTE,
+    Notice,
+    Paragraph,
+    Section,
+    TableBlock,
+    draw_figure,
+    table_block,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,11 +95,11 @@ def drift_sections(tables: Mapping[str, QTable], quantity: Quantity) -> list[Sec
 
 
 def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
-    flags = np.asarray(drift["flags"]).astype(np.str_)
     tel_id = np.asarray(drift["tel_id"])
+    jumps, varies = (has(drift["flags"], flag) for flag in (Flag.JUMP, Flag.VARIES))
     unit = f" {quantity.unit}" if quantity.unit else ""
     blocks: list[Block] = []
-    for k in np.flatnonzero(np.strings.find(flags, "J") >= 0):
+    for k in np.flatnonzero(jumps):
         start = _iso(_start_of(main, int(drift["step_time_bin"][k])))
         step, error = (float(_plain(drift, name)[k]) for name in ("step", "step_error"))
         size = (
@@ -106,42 +115,39 @@ def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
                 f"{float(drift['limit_sigma'][k]):.1f}).",
             )
         )
-    varies = np.flatnonzero((np.strings.find(flags, "V") >= 0) & (np.strings.find(flags, "J") < 0))
     blocks += [
         Notice(
             "warning",
             f"Telescope {tel_id[k]} varies without a single jump: chi2/ndf = "
             f"{float(drift['chi2'][k]):.3g}/{int(drift['ndf'][k])}.",
         )
-        for k in varies
+        for k in np.flatnonzero(varies & ~jumps)
     ]
     if not blocks:
         blocks.append(Paragraph("No telescope jumps or varies by more than chance allows."))
-    heading = "Largest step" + (f",{unit}" if unit else " of ln c")
     return [
         *blocks,
         _draw(main, drift, quantity),
-        TableBlock(
-            columns={
-                "Type": np.asarray(drift["tel_type"]).astype(np.str_),
-                "Telescope": tel_id,
-                "Bins": np.asarray(drift["n_bins"]),
-                heading: _plain(drift, "step"),
-                "Error": _plain(drift, "step_error"),
-                "Sigma": np.asarray(drift["step_sigma"]),
-                "Limit": np.asarray(drift["limit_sigma"]),
-                "chi2": np.asarray(drift["chi2"]),
-                "ndf": np.asarray(drift["ndf"]),
-                "p": np.asarray(drift["p_value"]),
-                "Flags": flags,
-            },
-            caption="Every telescope against the others: its most significant step from one time "
-            f"bin to the next, and chi2 against a constant. J: a step beyond the limit, which "
-            f"chance passes in {100 * CHANCE:g} % of all campaigns; V: p below {CHANCE:g} over the "
-            "number of telescopes.",
-            formats={"Sigma": ".1f", "Limit": ".1f", "chi2": ".1f", "p": ".2g"},
-            error_of={heading: "Error"},
-            marked=flags != "",
+        table_block(
+            quantity.schemas[f"{quantity.table}_drift"],
+            drift,
+            (
+                "tel_type",
+                "tel_id",
+                "n_bins",
+                "step",
+                "step_error",
+                "step_sigma",
+                "limit_sigma",
+                "chi2",
+                "ndf",
+                "p_value",
+                "flags",
+            ),
+            "Every telescope against the others: its most significant step from one time bin to"
+            " the next, and chi2 against a constant. J: a step beyond the limit, which chance"
+            f" passes in {100 * CHANCE:g} % of all campaigns; V: p below {CHANCE:g} over the number"
+            " of telescopes.",
         ),
     ]
 
@@ -178,12 +184,12 @@ def _draw(main: QTable, drift: QTable, quantity: Quantity) -> FigureBlock:
     deviation, bars = _deviations(main, quantity)
     middle_h = start_h + 0.5 * width_h
     tel_id = np.asarray(main["tel_id"])
-    jumps = np.strings.find(np.asarray(main["flags"]).astype(np.str_), "J") >= 0
+    jumps = has(main["flags"], Flag.JUMP)
     with_value = np.unique(tel_id[np.isfinite(deviation)])
     rows = [k for k in _by_suspicion(drift) if int(drift["tel_id"][k]) in with_value]
     shown = [(str(drift["tel_type"][k]), int(drift["tel_id"][k])) for k in rows[:N_PANELS]]
     shown.sort(key=lambda one: one[0])  # stable: within a type the suspect ones stay first
-    suspect = set(np.asarray(drift["tel_id"])[np.asarray(drift["flags"]).astype(np.str_) != ""])
+    suspect = set(np.asarray(drift["tel_id"])[worst(drift["flags"]) > 0])
     limit = {kind: _limit_of([n for t, n in shown if t == kind], tel_id, deviation, bars)
              for kind, _ in shown}  # fmt: skip
     # Each type begins a row, so that the panels of a row have one scale.
@@ -270,7 +276,7 @@ def _limit_of(
 def _by_suspicion(drift: QTable) -> list[int]:
     """Rows of the telescopes: flagged ones first, then by how improbable their changes are."""
     p_value, sigma = (np.asarray(drift[name]) for name in ("p_value", "step_sigma"))
-    flagged = np.asarray(drift["flags"]).astype(np.str_) != ""
+    flagged = worst(drift["flags"]) > 0
     order = np.lexsort((np.nan_to_num(p_value, nan=1.0), -np.nan_to_num(sigma), ~flagged))
     rows: list[int] = order.tolist()
     return rows
@@ -283,7 +289,7 @@ def _bins(main: QTable, components: QTable) -> TableBlock:
     n_values = [int(has_value[of_row == number].sum()) for number in numbers]
     n_events = [int(np.asarray(components["n_events"])[of_component == n].sum()) for n in numbers]
     p_values = [np.asarray(components["p_value"])[of_component == n] for n in numbers]
-    worst = [float(np.nanmin(p)) if np.isfinite(p).any() else math.nan for p in p_values]
+    lowest = [float(np.nanmin(p)) if np.isfinite(p).any() else math.nan for p in p_values]
     return TableBlock(
         columns={
             "Bin": numbers,
@@ -291,7 +297,7 @@ def _bins(main: QTable, components: QTable) -> TableBlock:
             "To (UTC)": [_iso(main["time_end"][row]) for row in first],
             "Telescopes with a value": n_values,
             "Events": n_events,
-            "Lowest p of its networks": worst,
+            "Lowest p of its networks": lowest,
         },
         caption="Time bins with events. Each is calibrated by itself. Marked: without values.",
         formats={"Events": ",d", "Lowest p of its networks": ".2g"},

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.network import NetworkFit
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["N_GROUPS", "ResidualScatter", "TestOfFit", "event_group", "test_of_fit"]
 
@@ -237,8 +237,8 @@ def test_of_fit(
         n_free = float(np.count_nonzero(mine) - np.count_nonzero(tels) + 1)
         n, trace = float(n_events[c]), float(scatter.trace[c])
         # Pairs that all have all showers fit whatever the throughputs are; clipping, pair by pair,
-        # leaves a scatter that says nothing of them.
-        same_showers = np.all(fit.n[used][mine] >= n) and not fit.given.any()
+        # leaves a scatter that says nothing of them. Ratios that were given may not fit.
+        same_showers = np.all(fit.n[used][mine] >= n) and not fit.given_pull.any()
         if n < 3 or same_showers or not trace > 1e-9 * scatter.trace_total[c]:
             continue
         weighted = sums[mine] * np.sqrt(weight[mine])[:, None]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.network import NetworkFit
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["HIGHER_CUT", "NARROWER_WINDOW", "harder_selections", "pair_size", "systematic"]
 

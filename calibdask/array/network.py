@@ -1,16 +1,18 @@
 """The fit of the network of pairs: from merged summaries to throughputs with their errors.
 
 :func:`fit_stage` makes the state that the next stage sees (`calibdask.array.summary` lists the
-stages), and :func:`coefficients` the tables once a state is `done`.
+stages); `calibdask.array.coefficients` the columns of tables
+of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibdask import flags
 from calibdask.array.goodness import test_of_fit
 from calibdask.array.model import (
     MAX_TEL_ID,
@@ -21,8 +23,8 @@ from calibdask.array.model import (
     solve_asymmetry_network,
     solve_network,
 )
+from calibdask.array.state import NetworkFit
 from calibdask.array.summary import (
-    DISTANCE_EDGES_M,
     MODEL_STEP,
     N_RANGES,
     PairSummary,
@@ -32,26 +34,17 @@ from calibdask.array.summary import (
     rows_of,
 )
 from calibdask.errors import CorruptedInput
+from calibdask.flags import Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.model import NetworkOptions, Observable
+    from calibdask.array.model import NetworkOptions
     from calibdask.stats.histogram import Histogram
     from calibdask.stats.moments import CoMoments, Moments
 
 __all__ = [
-    "NetworkFit",
-    "coefficients",
-    "column_units",
-    "describe_columns",
     "fit_stage",
-    "has_error",
-    "student_factor",
-    "values_so_far",
 ]
 
 MAD_TO_SIGMA = 1.4826
@@ -81,199 +74,11 @@ SLOPE_SPREAD = 3.0
 MOST_FOLLOWING = 0.8
 """Of a centre, at most, that follows the model about which its events are selected."""
 
-MIN_EVENTS_FOR_ERROR = 10
-"""Fewer events than this, and the scatter between events says nothing about an error."""
-
 MIN_SCATTER = 1e-9
 """Standard deviation of d or the asymmetry that is mere rounding."""
 
 DENSITY_HALF_WIDTH = 0.3
 """Bandwidth of the density at the median, in sigma: 1.5 % low for a normal distribution."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NetworkFit:
-    """State of the fit after a stage; T telescopes by (type, id), K pairs, C components.
-
-    Theta is ln(c/scale), or the offset itself where differences are compared. An event with the
-    log ratio or difference d has, on its pair's centre, the influence
-
-        IF(d) = slope (d - model) [low <= d <= high] + jump sign(d - median - (model - centre))
-
-    about the model, which covers the mean (1, 0), the median (0, 1/(2 f(m))) and the one-step
-    clipped mean (see `_clip_bounds`). For the estimator "asymmetry" it is that of the asymmetry.
-
-    Attributes
-    ----------
-    estimator, kind : str
-        As in the options and their observable.
-    done : bool
-        No further stage is needed.
-    tel_id, tel_type, scale, component, is_reference, is_fallback, is_main, theta, n_events : (T,)
-        One value per telescope; component -1 and theta NaN without a usable pair. `is_fallback`
-        and `is_main` are said of the telescope's component.
-    gauge : ndarray of float64, shape (T,)
-        Weight in the mean theta of its component that is held at 0; 1 for a reference.
-    covariance_independent, covariance : ndarray of float64, shape (T, T)
-        Of theta: with pairs taken as independent, and the event-clustered sandwich.
-    component_n_events : ndarray of int64, shape (C,)
-        Events with a used pair of each component.
-    first, second : ndarray of int64, shape (K,)
-        Telescopes of each pair, as indices 0..T-1.
-    n, n_invalid, mean_asymmetry, std_asymmetry, std_difference : (K,)
-        All events of the pair; the asymmetry is NaN where differences are compared.
-    centre, variance, weight, used, pair_flags : (K,)
-        Centre of the pair, variance of one event's influence on it, and weight n/variance.
-    n_centre : ndarray of int64, shape (K,)
-        Events that made the centre.
-    low, high, median, slope, jump : ndarray of float64, shape (K,)
-        The influence function.
-    distance_term : bool
-        Whether d = theta_1 - theta_2 + kappa_r x is fitted, with x = ln d_1 - ln d_2 of the impact
-        distances and a slope for each of R ranges of their mean; the centre of a pair is then the
-        mean of d - kappa_r x.
-    kappa, kappa_error, mean_log_distance, kappa_weight : ndarray of float64, shape (K, R)
-        Slopes of the pair's type with their event-clustered errors, mean of x, and what an event's
-        product of deviations counts in the slope: 1/variance over the type's sum of M2_x/variance.
-        Zeros without a distance term.
-    range_share : ndarray of float64, shape (K, R)
-        Part of the pair's events in each range.
-    edge_1, edge_2, about : ndarray of float64, shape (K,)
-        Thresholds on the values of a pair and the model about which its events are selected
-        symmetrically (`calibdask.array.summary.mirrored`); -inf without.
-    given, weight_given : ndarray of bool and float64, shape (K,)
-        Pairs whose ratios are taken from an inter-calibration of the same events, and their weights
-        in it (see `calibdask.array.absolute.tie_types`). They are not `used`.
-    given_bread, given_pull, given_error : ndarray of float64, shape (T, T)
-        Inverse normal matrix of the given pairs; derivative of the types' scales by the given
-        ln c; and the covariance of ln c if the given ratios are of other events.
-    scale_covariance : ndarray of float64, shape (T, T)
-        Of the scale of each telescope's type, once the fit is done.
-    freedom : ndarray of float64, shape (T,)
-        Degrees of freedom of the error of theta, once the fit is done.
-    chi2, ndf, p_value : ndarray of float64, shape (C,)
-        Test of the fit (`calibdask.array.goodness`), once it is done.
-    n_lacking : ndarray of int64, shape (T,)
-        Rows that the inputs lack of each telescope.
-    """
-
-    estimator: str
-    kind: str
-    done: bool
-    tel_id: NDArray[np.int64]
-    tel_type: NDArray[np.str_]
-    scale: NDArray[np.float64]
-    component: NDArray[np.int64]
-    is_reference: NDArray[np.bool_]
-    is_fallback: NDArray[np.bool_]
-    is_main: NDArray[np.bool_]
-    gauge: NDArray[np.float64]
-    theta: NDArray[np.float64]
-    n_events: NDArray[np.int64]
-    covariance_independent: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    component_n_events: NDArray[np.int64]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    n: NDArray[np.int64]
-    n_invalid: NDArray[np.int64]
-    mean_asymmetry: NDArray[np.float64]
-    std_asymmetry: NDArray[np.float64]
-    std_difference: NDArray[np.float64]
-    centre: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    used: NDArray[np.bool_]
-    pair_flags: NDArray[np.str_]
-    n_centre: NDArray[np.int64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    median: NDArray[np.float64]
-    slope: NDArray[np.float64]
-    jump: NDArray[np.float64]
-    distance_term: bool
-    kappa: NDArray[np.float64]
-    kappa_error: NDArray[np.float64]
-    mean_log_distance: NDArray[np.float64]
-    kappa_weight: NDArray[np.float64]
-    range_share: NDArray[np.float64]
-    edge_1: NDArray[np.float64]
-    edge_2: NDArray[np.float64]
-    about: NDArray[np.float64]
-    given: NDArray[np.bool_]
-    weight_given: NDArray[np.float64]
-    given_bread: NDArray[np.float64]
-    given_pull: NDArray[np.float64]
-    given_error: NDArray[np.float64]
-    scale_covariance: NDArray[np.float64]
-    freedom: NDArray[np.float64]
-    chi2: NDArray[np.float64]
-    ndf: NDArray[np.float64]
-    p_value: NDArray[np.float64]
-    n_lacking: NDArray[np.int64]
-
-    @property
-    def bread(self) -> NDArray[np.float64]:
-        """Inverse normal matrix, shape (T, T), with 0 for what cannot be had."""
-        return np.where(np.isfinite(self.covariance_independent), self.covariance_independent, 0.0)
-
-    @property
-    def given_response(self) -> NDArray[np.float64]:
-        """How theta follows the scores of the given pairs, shape (T, T)."""
-        return np.asarray(self.given_bread + self.given_pull @ self.given_bread)
-
-    @property
-    def given_covariance(self) -> NDArray[np.float64]:
-        """Covariance of theta from given ratios that are of other events, shape (T, T)."""
-        follows = np.eye(len(self.tel_id)) + self.given_pull
-        return np.asarray(follows @ self.given_error @ follows.T)
-
-    @property
-    def levers(self) -> NDArray[np.float64]:
-        """What the slopes, by type and range of distances, do to centres of pairs, (Y R, K)."""
-        if not self.distance_term:
-            return np.zeros((0, len(self.first)))
-        of_type = np.unique(self.pair_type)[:, None] == self.pair_type
-        mean = np.where(self.used[:, None], self.range_share * self.mean_log_distance, 0.0)
-        return np.asarray(-(of_type[:, None, :] * mean.T).reshape(-1, len(self.first)))
-
-    @property
-    def pairs(self) -> NDArray[np.int64]:
-        """(tel_id_1, tel_id_2) of each pair, shape (K, 2)."""
-        return np.stack([self.tel_id[self.first], self.tel_id[self.second]], axis=1)
-
-    @property
-    def pair_type(self) -> NDArray[np.str_]:
-        """Type of each pair's telescopes, shape (K,)."""
-        types = pair_types(self.tel_type[self.first], self.tel_type[self.second])
-        return np.asarray(types, np.str_)
-
-    @property
-    def model(self) -> NDArray[np.float64]:
-        """The centre that theta predicts for each pair, shape (K,)."""
-        difference = self.theta[self.first] - self.theta[self.second]
-        return np.tanh(0.5 * difference) if self.estimator == "asymmetry" else difference
-
-    @property
-    def gradient(self) -> NDArray[np.float64]:
-        """Derivative of the model by theta_1 - theta_2, shape (K,)."""
-        if self.estimator == "asymmetry":
-            return 0.5 * (1.0 - self.model**2)
-        return np.ones(len(self.first))
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-        values: dict[str, object] = {field.name: arrays[field.name] for field in fields(cls)}
-        values["estimator"] = str(arrays["estimator"])
-        values["kind"] = str(arrays["kind"])
-        values["done"] = bool(arrays["done"])
-        values["distance_term"] = bool(arrays["distance_term"])
-        return cls(**values)  # type: ignore[arg-type]
 
 
 def fit_stage(
@@ -387,7 +192,13 @@ def _start(
         variance=nothing,
         weight=np.zeros(n_pair),
         used=~few & ~unusable,
-        pair_flags=_join_flags(S=few, U=unusable, I=total.n_invalid > 0),
+        pair_flags=flags.column(
+            {
+                Flag.FEW_PAIR_EVENTS: few,
+                Flag.UNMEASURED_PAIR: unusable,
+                Flag.INVALID_EVENTS: total.n_invalid > 0,
+            }
+        ),
         n_centre=n,
         low=np.full(n_pair, -np.inf),
         high=np.full(n_pair, np.inf),
@@ -530,7 +341,7 @@ def _fit_histogram(options: NetworkOptions, start: NetworkFit, histogram: Histog
     fit = replace(
         start,
         used=start.used & resolved,
-        pair_flags=np.strings.add(start.pair_flags, np.where(start.used & ~resolved, "U", "")),
+        pair_flags=flags.add(start.pair_flags, {Flag.UNMEASURED_PAIR: start.used & ~resolved}),
     )
     n = fit.n.astype(np.float64)
     variance = _shrunk(fit, n * sigma**2, n, WEIGHT_PRIOR_EVENTS)
@@ -646,7 +457,7 @@ def _fit_within(options: NetworkOptions, fit: NetworkFit, total: PairSummary) ->
         n_centre=n_centre,
         slope=part,
         used=fit.used & ~unusable,
-        pair_flags=np.strings.add(fit.pair_flags, np.where(unusable, "U", "")),
+        pair_flags=flags.add(fit.pair_flags, {Flag.UNMEASURED_PAIR: unusable}),
     )
     if total.higher is not None and total.lower is not None:
         follows = (total.higher.mean - total.lower.mean)[row] / (2 * MODEL_STEP)
@@ -822,294 +633,3 @@ def _steadied(
     own, of_type = np.sqrt(1.0 - prior), np.sqrt(prior * pooled)
     steadied = np.outer(own, own) * sandwich + np.outer(of_type, of_type) * covariance
     return steadied, freedom
-
-
-def student_factor(freedom: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Half width of Student's t that holds as much as one standard deviation of a normal."""
-    from scipy.special import ndtr, stdtrit
-
-    return np.asarray(stdtrit(np.maximum(freedom, 1.0), ndtr(1.0)))
-
-
-def coefficients(
-    fit: NetworkFit, name: str = "inter_calibration"
-) -> dict[str, dict[str, NDArray[np.generic]]]:
-    """Columns of the result tables.
-
-    The throughput is c = scale exp(theta), its error c times that of theta (delta method); where
-    differences are compared, the value is theta. A pair's
-    pull is its residual over the residual's standard deviation for independent pairs,
-    sqrt(1/W - A C A^T); chi2 and its degrees of freedom are those of `calibdask.array.goodness`.
-    Errors are half widths of 68.3 % intervals: with few events they are times `student_factor`,
-    and so is the covariance.
-
-    Parameters
-    ----------
-    fit : NetworkFit
-        A finished state.
-    name : str
-        Name of the table of telescopes.
-
-    Returns
-    -------
-    dict of dict of ndarray
-        The name, and with "_pairs", "_covariance", "_components" and, with a distance term,
-        "_slopes" appended: column name to values. See `column_units`.
-
-    Raises
-    ------
-    ValueError
-        If the fit is not done.
-    """
-    if not fit.done:
-        raise ValueError("the fit needs further stages before it has coefficients")
-    return {
-        name: _telescope_columns(fit),
-        f"{name}_pairs": _pair_columns(fit),
-        f"{name}_covariance": _covariance_columns(fit),
-        f"{name}_components": _component_columns(fit),
-        **({f"{name}_slopes": _slope_columns(fit)} if fit.distance_term else {}),
-    }
-
-
-def column_units(observable: Observable) -> dict[str, str]:
-    """Give the unit of each column of the result tables that has one."""
-    distances = dict.fromkeys(("distance_from", "distance_to"), "m")
-    if not observable.unit:
-        return distances
-    d = observable.column
-    linear = ("value", "error", "error_independent", d, f"{d}_error", f"std_{d}", f"model_{d}")
-    return {
-        **dict.fromkeys((*linear, "residual"), observable.unit),
-        "covariance": f"{observable.unit}2",
-    }
-
-
-COLUMN_DESCRIPTIONS = {
-    "time_bin": "Number of the time bin since the epoch",
-    "time_start": "Begin of the time bin",
-    "time_end": "End of the time bin",
-    "tel_type": "Type of the telescope",
-    "tel_id": "Number of the telescope",
-    "value": "Throughput, or time that is read too late, relative to the reference",
-    "error": "Standard error of the value, each shower counted once",
-    "error_independent": "The same if pairs were independent, which they are not",
-    "systematic": "What a harder selection, or parts of the data, change beyond statistics",
-    "error_total": "Error and systematic together",
-    "n_pairs": "Pairs of this telescope in the fit",
-    "n_events": "Events with such a pair",
-    "component": "Number of its connected group: values compare only within one",
-    "flags": "Letters that say what is special or wrong; empty where all is well",
-    "value_of_pairs": "Value from pairs alone, without muons",
-    "error_of_pairs": "Its error",
-    "n_rings": "Muon rings of this telescope",
-    "absolute": "Whether muons set the scale of the value",
-}
-"""What the columns of the telescopes' table hold."""
-
-
-def describe_columns(table: QTable) -> None:
-    """Describe the columns of a table of telescopes, in place."""
-    for name in table.colnames:
-        if name in COLUMN_DESCRIPTIONS:
-            table[name].info.description = COLUMN_DESCRIPTIONS[name]
-
-
-def values_so_far(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    """Columns of the telescopes' table before the last stage, flagged P.
-
-    The clustered errors come with the last stage, and so do the numbers of events. The clipped mean
-    begins with medians, whose errors are not even known for independent pairs.
-
-    Parameters
-    ----------
-    fit : NetworkFit
-        A state that is not done.
-
-    Raises
-    ------
-    ValueError
-        If the fit is done.
-    """
-    if fit.done:
-        raise ValueError("the fit is done: it has coefficients")
-    columns = _telescope_columns(fit)
-    del columns["n_events"]
-    if fit.estimator == "log-clipped":
-        columns["error_independent"] = np.full(len(fit.tel_id), np.nan)
-    flags = np.asarray(columns["flags"], np.str_)
-    # B says that there is no error because of too few events, which nobody knows yet.
-    has_value = np.isfinite(fit.theta) & (fit.component >= 0)
-    columns["flags"] = np.strings.add(
-        np.strings.replace(flags, "B", ""), np.where(has_value, "P", "")
-    )
-    return columns
-
-
-def _value(fit: NetworkFit) -> NDArray[np.float64]:
-    return fit.theta if fit.kind == "difference" else fit.scale * np.exp(fit.theta)
-
-
-def _slope(fit: NetworkFit) -> NDArray[np.float64]:
-    """Differentiate the value by theta."""
-    return np.ones_like(fit.theta) if fit.kind == "difference" else _value(fit)
-
-
-def has_error(fit: NetworkFit) -> NDArray[np.bool_]:
-    """Telescopes with enough events, their reference included, for an error of their own."""
-    enough = fit.n_events >= MIN_EVENTS_FOR_ERROR
-    for reference in np.flatnonzero(fit.is_reference & ~enough):
-        enough &= fit.component != fit.component[reference]
-    variance = np.diagonal(fit.covariance)
-    return enough & np.isfinite(variance) & ((variance > 0) | fit.is_reference)
-
-
-def _telescope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    has_value = (fit.component >= 0) & np.isfinite(fit.theta)
-    known_error = has_error(fit) & has_value
-    value = _value(fit)
-    n_tel = len(fit.tel_id)
-
-    def of_pairs(pair: NDArray[np.bool_]) -> NDArray[np.int64]:
-        count = np.bincount(fit.first[pair], minlength=n_tel)
-        return np.asarray(count + np.bincount(fit.second[pair], minlength=n_tel), np.int64)
-
-    def error(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(invalid="ignore"):
-            return _slope(fit) * np.sqrt(np.diagonal(covariance))
-
-    return {
-        "tel_type": fit.tel_type,
-        "tel_id": fit.tel_id,
-        "value": value,
-        "error": np.where(known_error, error(fit.covariance) * student_factor(fit.freedom), np.nan),
-        "error_independent": np.where(has_value, error(fit.covariance_independent), np.nan),
-        "n_pairs": of_pairs(fit.used),
-        "n_events": fit.n_events,
-        "component": fit.component,
-        "flags": _join_flags(
-            R=fit.is_reference,
-            F=fit.is_fallback,
-            D=(fit.component >= 0) & ~fit.is_main,
-            N=~has_value,
-            S=of_pairs(np.strings.find(fit.pair_flags, "S") >= 0) > 0,
-            B=has_value & ~known_error,
-            U=of_pairs(np.strings.find(fit.pair_flags, "U") >= 0) > 0,
-            I=of_pairs(fit.n_invalid > 0) > 0,
-            L=fit.n_lacking > 0,
-        ),
-    }
-
-
-def _pair_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    together = fit.component[fit.first] == fit.component[fit.second]
-    model = np.where(together, fit.theta[fit.first] - fit.theta[fit.second], np.nan)
-    centre = np.where(fit.n_centre > 0, fit.centre, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(fit.variance / fit.n)
-        covariance = fit.covariance_independent
-        variance = np.diagonal(covariance)
-        of_model = fit.gradient**2 * (
-            variance[fit.first] + variance[fit.second] - 2 * covariance[fit.first, fit.second]
-        )
-        free = error**2 - of_model
-        # A pair that alone ties two parts together has no residual: what is left is rounding.
-        free = np.where(fit.used & (free > 1e-9 * error**2), free, np.nan)
-        pull = (centre - fit.model) / np.sqrt(free)
-        if fit.estimator == "asymmetry":
-            error = 2.0 * error / (1.0 - centre**2)
-            centre = 2.0 * np.arctanh(centre)
-    name = fit.kind.replace("-", "_")
-    of_asymmetry: dict[str, NDArray[np.generic]] = {}
-    if fit.kind == "log-ratio":
-        of_asymmetry = {"mean_asymmetry": fit.mean_asymmetry, "std_asymmetry": fit.std_asymmetry}
-    return {
-        "tel_type": fit.pair_type,
-        "tel_id_1": fit.tel_id[fit.first],
-        "tel_id_2": fit.tel_id[fit.second],
-        "n_events": fit.n,
-        "n_invalid": fit.n_invalid,
-        **of_asymmetry,
-        name: centre,
-        f"{name}_error": np.where(fit.used, error, np.nan),
-        **({"mean_log_distance": -fit.levers.sum(axis=0)} if fit.distance_term else {}),
-        **({"n_symmetric": fit.n_centre} if np.isfinite(fit.edge_1).any() else {}),
-        f"std_{name}": fit.std_difference,
-        f"model_{name}": model,
-        "residual": centre - model,
-        "pull": pull,
-        "used": fit.used,
-        "flags": fit.pair_flags,
-    }
-
-
-def _covariance_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    one, two = np.nonzero((fit.component[:, None] == fit.component) & (fit.component >= 0))
-    order = np.argsort(fit.component[one], kind="stable")
-    one, two = one[order], two[order]
-    slope, known_error = _slope(fit) * student_factor(fit.freedom), has_error(fit)
-    covariance = slope[one] * slope[two] * fit.covariance[one, two]
-    return {
-        "tel_type": np.asarray(pair_types(fit.tel_type[one], fit.tel_type[two]), np.str_),
-        "component": fit.component[one],
-        "tel_id_1": fit.tel_id[one],
-        "tel_id_2": fit.tel_id[two],
-        "covariance": np.where(known_error[one] & known_error[two], covariance, np.nan),
-    }
-
-
-def _component_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    n_components = len(fit.component_n_events)
-    member, index = np.unique(fit.component, return_index=True)
-    index = index[member >= 0]
-    pair_component = fit.component[fit.first[fit.used]]
-    n_pairs = np.bincount(pair_component, minlength=n_components)
-    n_telescopes = np.bincount(fit.component[fit.component >= 0], minlength=n_components)
-    reference = np.full(n_components, -1)
-    reference[fit.component[fit.is_reference]] = fit.tel_id[fit.is_reference]
-    bad = np.zeros(n_components, np.bool_)
-    bad[fit.component[(fit.component >= 0) & ~has_error(fit)]] = True
-    return {
-        "tel_type": _types_of_components(fit),
-        "component": np.arange(n_components),
-        "reference_tel_id": reference,
-        "n_telescopes": n_telescopes,
-        "n_pairs": n_pairs,
-        "n_events": fit.component_n_events,
-        "chi2": fit.chi2,
-        "ndf": fit.ndf,
-        "p_value": fit.p_value,
-        "flags": _join_flags(F=fit.is_fallback[index], D=~fit.is_main[index], B=bad),
-    }
-
-
-def _slope_columns(fit: NetworkFit) -> dict[str, NDArray[np.generic]]:
-    """Slopes over the impact distance that events say something about."""
-    types, row = np.unique(fit.pair_type, return_index=True)
-    kappa, error = fit.kappa[row].ravel(), fit.kappa_error[row].ravel()
-    edges = np.array([0.0, *DISTANCE_EDGES_M, np.inf])
-    known = error > 0
-    return {
-        "tel_type": np.repeat(types, N_RANGES)[known],
-        "distance_from": np.tile(edges[:-1], len(types))[known],
-        "distance_to": np.tile(edges[1:], len(types))[known],
-        "kappa": kappa[known],
-        "kappa_error": error[known],
-    }
-
-
-def _types_of_components(fit: NetworkFit) -> NDArray[np.str_]:
-    """All types of each component, as in LST-MST-SST."""
-    joined = [
-        "-".join(np.unique(fit.tel_type[fit.component == c]).tolist())
-        for c in range(len(fit.component_n_events))
-    ]
-    return np.array(joined or np.zeros(0, "U1"), np.str_)
-
-
-def _join_flags(**letters: NDArray[np.bool_]) -> NDArray[np.str_]:
-    """One string per row with the letter of each condition that holds."""
-    joined = np.zeros(len(next(iter(letters.values()))), "U1")
-    for letter, holds in letters.items():
-        joined = np.strings.add(joined, np.where(holds, letter, ""))
-    return joined

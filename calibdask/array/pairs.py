@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.config import AsymmetryOptions
+    from calibdask.array.pair_config import PairSection
     from calibdask.select import TelescopePatterns
 
 __all__ = [
@@ -127,19 +127,19 @@ def by_telescope(
     return np.asarray(table[tel_id])
 
 
-def pairs_of(options: AsymmetryOptions, layout: Layout) -> tuple[Any, Any]:
-    """Give the numbers of the two telescopes of each pair that lies close enough."""
+def pairs_of(options: PairSection, layout: Layout) -> tuple[Any, Any]:
+    """Return the numbers of the two telescopes of each pair that lies close enough."""
     radius_m = options.max_impact_distance.resolve(
         layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
     )
     return find_pairs(
-        layout.tel_id, layout.tel_type, layout.position_m, radius_m, mixed=options.mixed_types
+        layout.tel_id, layout.tel_type, layout.position_m, radius_m, mixed=options.compares_types
     )
 
 
 def select_pairs(
     events: EventRows,
-    options: AsymmetryOptions,
+    options: PairSection,
     layout: Layout,
     of_events: Mapping[str, NDArray[np.bool_]] | None = None,
     also: Mapping[str, NDArray[np.bool_]] | None = None,
@@ -153,7 +153,7 @@ def select_pairs(
     ----------
     events : EventRows
         Telescope events with the columns that the options mention.
-    options : AsymmetryOptions
+    options : PairSection
         What to select.
     layout : Layout
         All telescopes.
@@ -182,13 +182,13 @@ def select_pairs(
     )
     flow |= {cut.name: cut.passed_so_far for cut in selection.cuts}
     passed = selection.mask & measurable(value)
-    usable = f"{options.quantity} finite and positive"
+    usable = f"{options.value_name} finite and positive"
     flow[usable] = int(np.count_nonzero(passed))
     n_bad = int(np.count_nonzero(selection.mask)) - flow[usable]
     if n_bad and options.quality_criteria.pairs:
         warnings.append(
             f"{n_bad} telescope events passed all quality criteria although their"
-            f" {options.quantity} is NaN, infinite or not positive, or beyond 1e±30: they"
+            f" {options.value_name} is NaN, infinite or not positive, or beyond 1e±30: they"
             " were left out"
         )
     for name, column, patterns in options.minima:

@@ -7,22 +7,18 @@ data or one for each time bin. A job adds what its pairs compare and which of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
+from calibdask import flags
+from calibdask.array.coefficients import coefficients, values_so_far
 from calibdask.array.drift import find_drift
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Telescopes, pair_types
-from calibdask.array.network import (
-    NetworkFit,
-    coefficients,
-    column_units,
-    describe_columns,
-    fit_stage,
-    values_so_far,
-)
+from calibdask.array.network import fit_stage
 from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
+from calibdask.array.state import NetworkFit
 from calibdask.array.summary import (
     PairEvents,
     PairSummary,
@@ -45,9 +41,9 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Tables,
-    WrongKind,
 )
-from calibdask.errors import ConfigError, NotEnoughData
+from calibdask.errors import ConfigError, NotEnoughData, WrongKind
+from calibdask.flags import Flag
 from calibdask.io.dl2 import (
     ArrayLayout,
     Dl2Info,
@@ -62,26 +58,25 @@ from calibdask.io.kinds import file_kind
 from calibdask.io.metadata import CtaReference
 from calibdask.io.pointing import read_pointing, require_pointing
 from calibdask.stats.keyed import obs_id_array
-from calibdask.stats.timebins import NO_TIME, to_time
+from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from astropy.table import QTable
-    from astropy.time import Time
     from numpy.typing import NDArray
 
-    from calibdask.array.drift import Drift
+    from calibdask.array.pair_config import PairSection
     from calibdask.array.report import Quantity, TelescopeLayout
     from calibdask.report import Section
-    from calibdask.select import TelescopePatterns
+    from calibdask.schema import TableSchema
     from calibdask.stats.timebins import TimeBins
 
+    type Columns = dict[str, NDArray[Any]]
+
 __all__ = [
-    "MONITORING",
     "FromDl2",
     "PairData",
-    "PairOptions",
     "PairwiseCalibration",
     "SurveyedDl2",
     "join_obs_ids",
@@ -91,28 +86,8 @@ __all__ = [
     "unknown_types",
 ]
 
-MONITORING = "/dl2/monitoring/subarray"
-
 PAIR_BYTES = 200
 """Memory of a pair-event while it is formed, selected and summarised."""
-
-
-class PairOptions(Protocol):
-    """What the options of every job of pairs have."""
-
-    @property
-    def event_types(self) -> tuple[int, ...]:
-        """Types of the events that are used; all if empty."""
-        ...
-
-    @property
-    def max_impact_distance(self) -> TelescopePatterns:
-        """Pair distance per telescope in m."""
-        ...
-
-    def map_options(self) -> dict[str, Any]:
-        """Give the options that the rows of a shard depend on, ready for JSON."""
-        ...
 
 
 # -- planning over DL2 files --------------------------------------------------------------------
@@ -218,7 +193,7 @@ def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str
 class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     """What the jobs that read DL2 files share: survey, layout, shards."""
 
-    options: PairOptions
+    options: PairSection
     shard_bytes: int
     notes: tuple[str, ...] = ()
     layout: Layout | None = None
@@ -425,6 +400,9 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
     table: ClassVar[str]
     """Path of the table of telescopes; those of pairs and so on stand beside it."""
 
+    schemas: ClassVar[Mapping[str, TableSchema]]
+    """The tables that can be written, by path (see `calibdask.array.tables`)."""
+
     title: ClassVar[str]
     """What the product is."""
 
@@ -450,7 +428,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         """Give what pair events and their first summary depend on."""
         robust = self.network.estimator in ("log-median", "log-clipped")
         bins = {} if self.bins is None else {"time_bins": self.bins.config()}
-        return {**self.options.map_options(), "histogram": robust, **bins}
+        return {**super().map_config(), "histogram": robust, **bins}
 
     def fit_telescopes(self) -> list[list[Any]]:
         """Give the telescopes without data among them, which the fit depends on, for JSON."""
@@ -589,128 +567,104 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
             )
         return {cell: states[cell] for cell in sorted(states)}
 
-    def tables(self, result: Mapping[Cell, NetworkFit]) -> dict[str, QTable]:
+    def tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
         """Give coefficients, pairs, covariance and components, or the values of a fit not done."""
-        done = all(fit.done for fit in result.values())
-        parts: list[tuple[Cell, dict[str, dict[str, NDArray[Any]]]]] = []
-        for cell, fit in result.items():
-            named = self.columns_of(cell, fit) if fit.done else {self.table: values_so_far(fit)}
-            if not done:
-                shown = values_so_far(replace(fit, done=False))
-                named = {self.table: {name: named[self.table][name] for name in shown}}
-            parts.append((cell, named))
-        tables: dict[str, QTable] = {}
-        drift = self._drift(result, parts) if self.bins is not None and done else None
+        counted = {cell: fit for cell, fit in result.items() if selection_of(cell) is None}
+        if not counted:  # before anything can be fitted
+            return {}
+        drift = None
+        if all(fit.done for fit in counted.values()):
+            parts = {cell: self.columns_of(cell, result) for cell in counted}
+            drift = None if self.bins is None else self._add_drift(counted, parts)
+        else:
+            parts = {cell: {self.table: self.values_so_far(cell, result)} for cell in counted}
+        stacked = {path: self._stack(parts, path) for path in next(iter(parts.values()))}
         if drift is not None:
-            for (_, named), jumps in zip(parts, drift.jumps, strict=True):
-                flags = np.asarray(named[self.table]["flags"], np.str_)
-                named[self.table]["flags"] = np.strings.add(flags, np.where(jumps, "J", ""))
-        for path in parts[0][1]:
-            tables[path] = self.stack([(cell, named[path]) for cell, named in parts])
-        if drift is not None:
-            from astropy.table import QTable
-
-            first = next(iter(result.values()))
-            unit = self.network.observable.unit
-            tables[f"{self.table}_drift"] = QTable(
-                {
-                    "tel_type": first.tel_type,
-                    "tel_id": first.tel_id,
-                    "n_bins": drift.n_bins,
-                    "chi2": drift.chi2,
-                    "ndf": drift.ndf,
-                    "p_value": drift.p_value,
-                    "step": drift.step,
-                    "step_error": drift.step_error,
-                    "step_sigma": drift.step_sigma,
-                    "limit_sigma": drift.limit_sigma,
-                    "step_time_bin": np.where(
-                        drift.step_bin >= 0,
-                        np.array([cell[0] for cell in result])[drift.step_bin],
-                        0,
-                    ),
-                    "flags": np.strings.add(
-                        np.where(drift.jumps.any(axis=0), "J", ""), np.where(drift.varies, "V", "")
-                    ),
-                },
-                units=dict.fromkeys(("step", "step_error"), unit) if unit else None,
-                meta={"obs_id": obs_id_array(self.obs_ids)},
-            )
-        return tables
+            stacked[f"{self.table}_drift"] = drift
+        meta = {"obs_id": obs_id_array(self.obs_ids)}
+        return {path: self.schemas[path].build(columns, meta) for path, columns in stacked.items()}
 
     def outputs(self, result: dict[Cell, Any]) -> Sequence[Output]:
         """Return the monitoring tables."""
         return [Tables(self.tables(result), CtaReference(self.title, "DL2", self.process_type))]
 
-    def columns_of(self, cell: Cell, fit: NetworkFit) -> dict[str, dict[str, NDArray[Any]]]:
-        """Give the columns of all tables from one finished fit, by path."""
-        del cell
-        return coefficients(fit, self.table)
+    def network_of(self, fit: Any) -> NetworkFit:
+        """Give the fit of the network in the state of a cell: itself, unless overridden."""
+        return cast("NetworkFit", fit)
 
-    def stack(self, of_cells: Sequence[tuple[Cell, Mapping[str, NDArray[Any]]]]) -> QTable:
-        """Make one table of the columns of all cells, with the times of their bins."""
-        from astropy.table import QTable
+    def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
+        """Give the columns of the tables, by path, that a finished fit makes."""
+        return coefficients(self.network_of(result[cell]), self.table)
 
+    def values_so_far(self, cell: Cell, result: Mapping[Cell, Any]) -> Columns:
+        """Give the columns of the telescopes' table before all fits are finished."""
+        fit = self.network_of(result[cell])
+        begun = values_so_far(replace(fit, done=False))
+        if not fit.done:
+            return begun
+        finished = self.columns_of(cell, result)[self.table]
+        return {name: finished[name] for name in begun}
+
+    def _stack(self, parts: Mapping[Cell, Mapping[str, Columns]], path: str) -> Columns:
+        """Join the columns of all cells, with the times of their bins."""
+        of_cells = [(cell, named[path]) for cell, named in parts.items()]
+        n_rows = [len(next(iter(columns.values()))) for _, columns in of_cells]
+        joined: Columns = {}
         # Where nothing is selected there is no threshold either, and no events that pass it.
-        names = dict.fromkeys(name for _, columns in of_cells for name in columns)
-        joined: dict[str, NDArray[Any]] = {}
-        for name in names:
+        for name in dict.fromkeys(name for _, columns in of_cells for name in columns):
             dtype = next(columns[name].dtype for _, columns in of_cells if name in columns)
             joined[name] = np.concatenate(
                 [
-                    columns.get(name, np.zeros(len(next(iter(columns.values()))), dtype))
-                    for _, columns in of_cells
+                    columns.get(name, np.zeros(n, dtype))
+                    for (_, columns), n in zip(of_cells, n_rows, strict=True)
                 ]
             )
-        units = column_units(self.network.observable)
-        table = QTable(
-            self._times(of_cells) | joined,
-            units={name: unit for name, unit in units.items() if name in joined},
-            meta={"obs_id": obs_id_array(self.obs_ids)},
-        )
-        describe_columns(table)
-        return table
+        if self.bins is not None:
+            number = np.repeat(np.array([cell[0] for cell in parts], np.int64), n_rows)
+            start_ns = self.bins.epoch_ns + number * self.bins.width_ns
+            joined |= {
+                "time_bin": number,
+                "time_start": start_ns,
+                "time_end": start_ns + self.bins.width_ns,
+            }
+        return joined
 
-    def _drift(
-        self,
-        result: Mapping[Cell, NetworkFit],
-        parts: Sequence[tuple[Cell, Mapping[str, Mapping[str, NDArray[Any]]]]],
-    ) -> Drift:
-        """Compare the time bins: values of the main component that have an error."""
-        fits = list(result.values())
+    def _add_drift(
+        self, result: Mapping[Cell, Any], parts: Mapping[Cell, dict[str, Columns]]
+    ) -> Columns:
+        """Compare the time bins: values of the main component that have an error.
+
+        Jumps are flagged in the tables of the telescopes, too.
+        """
+        fits = [self.network_of(fit) for fit in result.values()]
+        telescopes = [named[self.table] for named in parts.values()]
         has_error = np.stack(
             [
-                np.isfinite(named[self.table]["error"]) & fit.is_main
-                for (_, named), fit in zip(parts, fits, strict=True)
+                np.isfinite(columns["error"]) & fit.is_main
+                for columns, fit in zip(telescopes, fits, strict=True)
             ]
         )
         network = np.unique(fits[0].tel_type, return_inverse=True)[1]
         if self.network.reference_type is not None:
             network = np.zeros_like(network)
-        return find_drift(
+        drift = find_drift(
             np.where(has_error, np.stack([fit.theta for fit in fits]), np.nan),
             np.stack([fit.covariance for fit in fits]),
             np.stack([fit.freedom for fit in fits]),
             network,
         )
-
-    def _times(
-        self, of_cells: Sequence[tuple[Cell, Mapping[str, NDArray[Any]]]]
-    ) -> dict[str, NDArray[np.int64] | Time]:
-        """Columns that say of which time bin each row is; none without bins."""
-        if self.bins is None:
-            return {}
-        number = np.concatenate(
-            [
-                np.full(len(next(iter(columns.values()))), cell[0], np.int64)
-                for cell, columns in of_cells
-            ]
-        )
-        start_ns = self.bins.epoch_ns + number * self.bins.width_ns
+        for columns, jumps in zip(telescopes, drift.jumps, strict=True):
+            columns["flags"] = flags.add(columns["flags"], {Flag.JUMP: jumps})
+        numbers = np.array([cell[0] for cell in result])
+        names = (
+            "n_bins", "chi2", "ndf", "p_value", "step", "step_error", "step_sigma", "limit_sigma"
+        )  # fmt: skip
         return {
-            "time_bin": number,
-            "time_start": to_time(start_ns),
-            "time_end": to_time(start_ns + self.bins.width_ns),
+            "tel_type": fits[0].tel_type,
+            "tel_id": fits[0].tel_id,
+            **{name: getattr(drift, name) for name in names},
+            "step_time_bin": np.where(drift.step_bin >= 0, numbers[drift.step_bin], 0),
+            "flags": flags.column({Flag.JUMP: drift.jumps.any(axis=0), Flag.VARIES: drift.varies}),
         }
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.array.tables import INTER
 from calibdask.errors import MissingInput
 from calibdask.flags import Flag, Severity, has, present, remove, worst
 from calibdask.report import (
@@ -24,6 +25,7 @@ from calibdask.report import (
     draw_figure,
     flag_notices,
     name_telescopes,
+    table_block,
 )
 
 if TYPE_CHECKING:
@@ -35,25 +37,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.report import FigureBlock
+    from calibdask.schema import TableSchema
 
     type Columns = dict[str, NDArray[Any]]
     type Block = Paragraph | Notice | TableBlock | FigureBlock
 
 __all__ = ["THROUGHPUT", "Quantity", "TelescopeLayout", "inter_calibration_sections"]
 
-COEFFICIENTS = "/dl2/monitoring/subarray/inter_calibration"
-PAIRS = f"{COEFFICIENTS}_pairs"
-COVARIANCE = f"{COEFFICIENTS}_covariance"
-COMPONENTS = f"{COEFFICIENTS}_components"
-
-COLUMNS = {
-    COEFFICIENTS: "tel_type tel_id value error error_independent n_pairs n_events component flags",
-    PAIRS: "tel_type tel_id_1 tel_id_2 n_events mean_asymmetry std_asymmetry log_ratio "
-    "log_ratio_error std_log_ratio model_log_ratio residual pull used flags",
-    COVARIANCE: "tel_type component tel_id_1 tel_id_2 covariance",
-    COMPONENTS: "tel_type component reference_tel_id n_telescopes n_pairs n_events chi2 ndf "
-    "p_value flags",
-}
+_TELESCOPES = (
+    "tel_type", "tel_id", "value", "error", "error_independent", "n_pairs", "n_events",
+    "component", "flags",
+)  # fmt: skip
+_COVARIANCE = ("tel_id_1", "tel_id_2", "covariance")
+_COMPONENTS = (
+    "tel_type", "component", "reference_tel_id", "n_telescopes", "n_pairs", "n_events", "chi2",
+    "ndf", "p_value", "flags",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,51 +63,65 @@ class Quantity:
     ----------
     job : str
         Name of the job.
-    table : str
-        Path of the table of telescopes.
+    schemas : mapping of str to TableSchema
+        Tables of the result by path (see `calibdask.array.tables`), that of the telescopes first.
     name, symbol : str
         What a value is called in text, and at an axis.
     text : str
         What it is and how it was found.
     baseline : float
         Value of a telescope like its reference.
-    difference, column : str
-        What the pairs compare, in words and as a column.
-    unit : str
-        Unit of values and differences; "" for ratios, whose deviations are given in percent.
+    column : str
+        Column of what the pairs compare.
     """
 
     job: str
-    table: str
+    schemas: Mapping[str, TableSchema]
     name: str
     symbol: str
     text: str
     baseline: float
-    difference: str
     column: str
-    unit: str = ""
+
+    @property
+    def table(self) -> str:
+        """Path of the table of telescopes."""
+        return next(iter(self.schemas))
 
     @property
     def title(self) -> str:
         """Its name as a heading."""
         return self.name.capitalize()
 
-    def columns(self, table: str) -> list[str]:
-        """Names of the columns that a table of the result needs to have."""
-        kind = table.removeprefix(self.table)
-        names = COLUMNS[f"{COEFFICIENTS}{kind}"].replace("log_ratio", self.column).split()
-        return [name for name in names if not self.unit or not name.endswith("_asymmetry")]
+    @property
+    def unit(self) -> str:
+        """Unit of values and differences; "" for ratios, whose deviations are in percent."""
+        return self.schemas[self.table].by_name["value"].unit
+
+    @property
+    def difference(self) -> str:
+        """What the pairs compare, in words."""
+        return self.schemas[f"{self.table}_pairs"].by_name[self.column].heading
+
+    @property
+    def of_pairs(self) -> tuple[str, ...]:
+        """Columns of the pairs that are shown."""
+        d = self.column
+        return (
+            "tel_type", "tel_id_1", "tel_id_2", "n_events", d, f"{d}_error", f"model_{d}",
+            "residual", "pull", f"std_{d}",
+            *(() if self.unit else ("mean_asymmetry", "std_asymmetry")), "used", "flags",
+        )  # fmt: skip
 
 
 THROUGHPUT = Quantity(
     job="inter-calibration",
-    table=COEFFICIENTS,
+    schemas=INTER,
     name="throughput",
     symbol="throughput c",
     text="The relative throughput c of each telescope, from the ratio of what two telescopes see "
     "of the same shower (Mitchell et al. 2016, Astropart. Phys. 75, 1).",
     baseline=1.0,
-    difference="ln ratio",
     column="log_ratio",
 )
 
@@ -186,10 +199,10 @@ def inter_calibration_sections(
         A table, or a column of one, is not there.
     """
     table = quantity.table
-    telescopes = _columns(tables, quantity, table, ["tel_type", "tel_id"])
-    pairs = _columns(tables, quantity, f"{table}_pairs", ["tel_type", "tel_id_1", "tel_id_2"])
-    components = _columns(tables, quantity, f"{table}_components", ["tel_type", "component"])
-    covariance = _columns(tables, quantity, f"{table}_covariance", ["tel_id_1", "tel_id_2"])
+    telescopes = _columns(tables, quantity, table, _TELESCOPES)
+    pairs = _columns(tables, quantity, f"{table}_pairs", quantity.of_pairs)
+    components = _columns(tables, quantity, f"{table}_components", _COMPONENTS)
+    covariance = _columns(tables, quantity, f"{table}_covariance", _COVARIANCE)
     telescopes["is_reference"] = np.isin(telescopes["tel_id"], components["reference_tel_id"])
     telescopes["is_restricted"] = worst(telescopes["flags"]) > Severity.NOTE
     sections = [
@@ -208,23 +221,20 @@ def inter_calibration_sections(
 
 
 def _columns(
-    tables: Mapping[str, QTable], quantity: Quantity, path: str, order: Sequence[str]
+    tables: Mapping[str, QTable], quantity: Quantity, path: str, names: Sequence[str]
 ) -> Columns:
-    """Plain arrays of a table's columns, sorted by the columns `order`."""
+    """Plain arrays of a table's columns, its rows sorted by type, telescopes and component."""
     if path not in tables:
         raise MissingInput(f"the result has no table {path}: run {quantity.job} again")
-    names = quantity.columns(path)
     missing = [name for name in names if name not in tables[path].colnames]
     if missing:
         raise MissingInput(
             f"table {path} has no columns {', '.join(missing)}: run {quantity.job} again"
         )
-    columns = {name: np.asarray(tables[path][name]) for name in names}
-    for name in {"tel_type", "flags"} & set(names):
-        columns[name] = columns[name].astype(np.str_)
-    if "used" in names:
-        columns["used"] = columns["used"].astype(np.bool_)
-    return _take(columns, np.lexsort([columns[name] for name in reversed(order)]))
+    schema = quantity.schemas[path]
+    columns = {name: schema.shown(tables[path], name) for name in names}
+    keys = ("tel_type", "tel_id", "tel_id_1", "tel_id_2", "component")
+    return _take(columns, np.lexsort([columns[key] for key in reversed(keys) if key in columns]))
 
 
 def _take(columns: Columns, rows: NDArray[Any]) -> Columns:
@@ -303,8 +313,9 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
         elif n_components > 1:
             text = f"{tel_type}: the network of pairs falls apart into {n_components} components"
             notices.append(Notice("warning", f"{text}. Compare values only within each of them."))
-    fits = zip(*(components[name] for name in COLUMNS[COMPONENTS].split()), strict=True)
-    for tel_type, component, *_, chi2, ndf, p_value, _flags in fits:
+    names = ("tel_type", "component", "chi2", "ndf", "p_value")
+    fits = zip(*(components[name] for name in names), strict=True)
+    for tel_type, component, chi2, ndf, p_value in fits:
         who = f"{tel_type}, component {component}: p = {p_value:.2g} (chi2/ndf {chi2:.4g}/{ndf})."
         if p_value < P_VALUE_LIMIT:
             text = "The pairs disagree by more than their errors: look for outliers among them."
@@ -343,23 +354,12 @@ def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
             caption=f"{quantity.title} by telescope, with its standard error. The letters are "
             "flags. Where a type has several components, each has its own colour.",
         ),
-        TableBlock(
-            columns={
-                "Type": telescopes["tel_type"],
-                "Telescope": telescopes["tel_id"],
-                quantity.title: telescopes["value"],
-                "Error": telescopes["error"],
-                "Independent error": telescopes["error_independent"],
-                "Pairs": telescopes["n_pairs"],
-                "Events": telescopes["n_events"],
-                "Component": telescopes["component"],
-                "Flags": telescopes["flags"],
-            },
-            caption="Every telescope. A dash is no value; component -1 is none; a reference has "
-            "error 0 because it is held fixed. Marked: flags that restrict the use.",
-            formats={"Independent error": ".2g", "Pairs": ",d", "Events": ",d"},
-            error_of={quantity.title: "Error"},
-            marked=telescopes["is_restricted"],
+        table_block(
+            quantity.schemas[quantity.table],
+            telescopes,
+            _TELESCOPES,
+            "Every telescope. A dash is no value; component -1 is none; a reference has error 0"
+            " because it is held fixed.",
         ),
     ]
 
@@ -528,7 +528,9 @@ def _truth(
     quantity: Quantity,
 ) -> list[Block]:
     """Compare with the true values, after putting these on the scale of each component."""
-    value, error = telescopes["value"], telescopes["error"]
+    schema, value, error = (
+        quantity.schemas[quantity.table], telescopes["value"], telescopes["error"]
+    )  # fmt: skip
     expected = np.array([truth.get(tel, math.nan) for tel in telescopes["tel_id"].tolist()])
     for component in np.unique(telescopes["component"]).tolist():
         rows = telescopes["component"] == component
@@ -572,19 +574,14 @@ def _truth(
             f"mean square {rms}, of the pulls {rms_pull:.2f}.",
             caption=f"Deviation from the true {quantity.name}, with its standard error.",
         ),
-        TableBlock(
-            columns={
-                "Type": telescopes["tel_type"],
-                "Telescope": telescopes["tel_id"],
-                quantity.title: value,
-                "Error": error,
-                "Truth": expected,
-                "Pull": pull,
-                "Flags": telescopes["flags"],
-            },
-            caption="Value and truth of every telescope. Marked: more than three errors apart.",
+        table_block(
+            schema,
+            telescopes,
+            ("tel_type", "tel_id", "value", "error", "Truth", "Pull", "flags"),
+            "Value and truth of every telescope. Marked: more than three errors apart.",
+            derived={"Truth": expected, "Pull": pull},
             formats={"Pull": "z.2f"},
-            error_of={quantity.title: "Error", "Truth": "Error"},
+            error_of={"Truth": schema.by_name["error"].title},
             marked=np.abs(pull) > 3,
         ),
     ]
@@ -682,7 +679,7 @@ def _map(
                 transform=above_marker,
                 ha="center",
                 fontsize=6 if crowded else 7.5,
-                fontweight="bold" if "R" in flags[row] else "normal",
+                fontweight="bold" if has(flags[row], Flag.REFERENCE) else "normal",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
             )
         if filled.any():
@@ -750,42 +747,8 @@ def _pairs(pairs: Columns, quantity: Quantity) -> list[Block]:
 
 
 def _pair_table(pairs: Columns, caption: str, quantity: Quantity) -> TableBlock:
-    d, column = quantity.difference, quantity.column
-    error = f"Error of {d}"
-    asymmetries = (
-        {}
-        if quantity.unit
-        else {
-            "Mean asymmetry": pairs["mean_asymmetry"],
-            "Std of asymmetry": pairs["std_asymmetry"],
-        }
-    )
-    return TableBlock(
-        columns={
-            "Type": pairs["tel_type"],
-            "i": pairs["tel_id_1"],
-            "j": pairs["tel_id_2"],
-            "Events": pairs["n_events"],
-            d: pairs[column],
-            error: pairs[f"{column}_error"],
-            "Model": pairs[f"model_{column}"],
-            "Residual": pairs["residual"],
-            "Pull": pairs["pull"],
-            f"Std of {d}": pairs[f"std_{column}"],
-            **asymmetries,
-            "In the fit": pairs["used"],
-            "Flags": pairs["flags"],
-        },
-        caption=caption,
-        formats={
-            "Events": ",d",
-            "Pull": "z.2f",
-            f"Std of {d}": ".3f",
-            **({} if quantity.unit else {"Mean asymmetry": "z.4f", "Std of asymmetry": ".3f"}),
-        },
-        error_of={d: error, "Model": error, "Residual": error},
-        marked=~pairs["used"],
-    )
+    schema = quantity.schemas[f"{quantity.table}_pairs"]
+    return table_block(schema, pairs, quantity.of_pairs, caption, marked=~pairs["used"])
 
 
 def _draw_residuals(pairs: Columns, quantity: Quantity) -> FigureBlock:
@@ -851,24 +814,29 @@ def _network(
     np.divide(chi2, ndf, out=reduced, where=ndf > 0)
     references = components["reference_tel_id"].tolist()
     blocks: list[Block] = [
-        TableBlock(
-            columns={
-                "Type": components["tel_type"],
-                "Component": components["component"],
+        table_block(
+            quantity.schemas[f"{quantity.table}_components"],
+            components,
+            (
+                "tel_type",
+                "component",
+                "Reference",
+                "n_telescopes",
+                "n_pairs",
+                "n_events",
+                "chi2",
+                "ndf",
+                "chi2/ndf",
+                "p_value",
+                "flags",
+            ),
+            "Connected components of the network of pairs. p is the probability of a larger chi2;"
+            f" marked: p < {P_VALUE_LIMIT:g}. Without degrees of freedom nothing is tested.",
+            derived={
                 "Reference": [str(tel) if tel >= 0 else "weighted mean" for tel in references],
-                "Telescopes": components["n_telescopes"],
-                "Pairs": components["n_pairs"],
-                "Events": components["n_events"],
-                "chi2": chi2,
-                "ndf": ndf,
                 "chi2/ndf": reduced,
-                "p": p_value,
-                "Flags": components["flags"],
             },
-            caption="Connected components of the network of pairs. p is the probability of a "
-            f"larger chi2; marked: p < {P_VALUE_LIMIT:g}. Without degrees of freedom nothing is "
-            "tested.",
-            formats={"Pairs": ",d", "Events": ",d", "chi2": ".2f", "chi2/ndf": ".2f", "p": ".2g"},
+            formats={"chi2/ndf": ".2f"},
             marked=p_value < P_VALUE_LIMIT,
         )
     ]

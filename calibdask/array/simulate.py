@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from calibdask import __version__
 from calibdask.array.simulation import (
     ARRAYS,
     TELESCOPE_TYPES,
@@ -27,6 +26,7 @@ from calibdask.array.simulation import (
     true_array,
 )
 from calibdask.errors import ConfigError
+from calibdask.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

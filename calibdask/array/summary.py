@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.model import NetworkOptions
-    from calibdask.array.network import NetworkFit
+    from calibdask.array.state import NetworkFit
 
 __all__ = [
     "DISTANCE_EDGES_M",
@@ -553,7 +553,7 @@ def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
     A distance slope kappa_r that the fit took from the same events moves theta by -C B dkappa with
     B = sum_p W_p n_pr/n_p mean(x)_pr A_p over its type; an event's part of dkappa is the sum over
     its pairs in the range r of w_pr (x_ep - mean(x)_pr) (d_ep - kappa x_ep - centre_p) (see
-    `calibdask.array.network.NetworkFit`). So s_e gets -B times it.
+    `calibdask.array.state.NetworkFit`). So s_e gets -B times it.
 
     For the test of the fit, events move the centre of a pair by IF_p(d_ep)/n_p, with the influence
     about the centre, whatever the model, and times sqrt(n_p/(n_p - 1)): residuals about a mean of

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask.array.config import JOB_SECTIONS, SECTIONS, resolve
+from calibdask import flags
+from calibdask.array.coefficients import together
+from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.goodness import event_group
 from calibdask.array.model import NetworkOptions, Observable, Telescopes
 from calibdask.array.network import fit_stage
 from calibdask.array.pairs import event_keys, pairs_of, select_pairs
 from calibdask.array.pairwise import (
-    MONITORING,
     PairwiseCalibration,
     SurveyedDl2,
     layout_of_file,
 )
 from calibdask.array.summary import PairSummary
+from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
+from calibdask.array.timing_config import CalculateTimingCalibration, timing_section
 from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
 from calibdask.array.timing_summary import (
     TimingEvents,
@@ -35,9 +38,9 @@ from calibdask.array.timing_summary import (
 from calibdask.array.timing_walk import WalkSummary
 from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard, Summary, Survey
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
+from calibdask.flags import Flag
 from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.pointing import read_block_pointing
-from calibdask.stats.keyed import obs_id_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,12 +48,14 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.config import TimingCalibrationOptions
+    from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
+    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
     from calibdask.report import Section
+    from calibdask.schema import TableSchema
 
 __all__ = ["TimingCalibration"]
 
@@ -116,68 +121,65 @@ class _Read:
 class TimingCalibration(PairwiseCalibration[_Read]):
     """Offset of each telescope's time, from the arrival of the light of the same showers."""
 
-    options: TimingCalibrationOptions
+    options: CalculateTimingCalibration
     name: ClassVar[str] = "timing-calibration"
     version: ClassVar[int] = 3
     usual_stages: ClassVar[int] = 3
     kept_bytes: ClassVar[int] = 41
     small_bytes: ClassVar[int] = 0  # they grow with the array: see stored_bytes
-    table: ClassVar[str] = f"{MONITORING}/timing_calibration"
+    table: ClassVar[str] = TIMING_CALIBRATION.path
+    schemas: ClassVar[Mapping[str, TableSchema]] = TIMING
     title: ClassVar[str] = "Offsets of telescope times, to be subtracted"
     state: ClassVar[type[State]] = TimingFit
 
     truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
     has_sizes: bool = True  # of the images, in all inputs
 
-    sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in JOB_SECTIONS["timing-calibration"]
-    }
-    further_sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in ("EventPreprocessor",)
-    }
+    sections: ClassVar = {"CalculateTimingCalibration": CalculateTimingCalibration, **SELECTION}
+    further_sections: ClassVar = FURTHER
 
     @classmethod
     def configured(cls, document: Configuration, campaign: Campaign) -> Self:
         """Make the calibration from its sections."""
-        config = resolve(document)
-        options = config.timing_calibration
-        return cls(options, campaign.shard_bytes, config.notes, bins=campaign.bins)
+        notes: list[str] = []
+        options = timing_section(document, notes)
+        return cls(options, campaign.shard_bytes, tuple(notes), bins=campaign.bins)
 
     @property
     def walks(self) -> bool:
         """Whether the time walk is fitted."""
-        return self.options.section.time_walk and self.has_sizes
+        return self.options.time_walk and self.has_sizes
 
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network, or one for each type."""
-        section = self.options.section
+        options = self.options
         types = {} if self.layout is None else self._types
         # The same one in all time bins, whichever has most events there.
-        reference = section.reference_telescope
+        reference = options.reference_telescope
         if reference is None:
             reference = next(iter(types), -1)
         first_type = next(iter(types.values()), "")
         # One that is not in the array is asked for all the same: another that is held is flagged F.
         asked = (types.get(reference, first_type), reference)
-        half = section.max_residual
+        half = options.max_residual
         return NetworkOptions(
-            estimator=f"log-{section.estimator}",  # type: ignore[arg-type]
-            n_min=section.n_min,
-            clip_sigma=section.clip_sigma,
-            normalisation=section.normalisation,
+            estimator=f"log-{options.estimator}",  # type: ignore[arg-type]
+            n_min=options.n_min,
+            clip_sigma=options.clip_sigma,
+            normalisation=options.normalisation,
             reference_telescopes=(asked,) if types else (),
-            reference_type=asked[0] if section.mixed_types else None,
+            reference_type=asked[0] if options.mixed_types else None,
             observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
         )
 
     @property
     def timing(self) -> TimingOptions:
         """The options of all stages."""
-        section = self.options.section
-        n_bins = max(ROUGH_BINS, int(np.ceil(4 * section.max_offset / section.max_residual)))
-        rough = Observable("difference", -section.max_offset, section.max_offset, n_bins, "ns")
-        return TimingOptions(self.network, rough, section.impact_bins, self.walks)
+        options = self.options
+        n_bins = max(ROUGH_BINS, int(np.ceil(4 * options.max_offset / options.max_residual)))
+        rough = Observable("difference", -options.max_offset, options.max_offset, n_bins, "ns")
+        return TimingOptions(self.network, rough, options.impact_bins, self.walks)
 
     @property
     def _types(self) -> dict[int, str]:
@@ -192,23 +194,22 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     @property
     def needs(self) -> Needs:
         """The columns to read: those of the front, the times, and what the selection mentions."""
-        section, geometry = self.options.section, self.options.geometry_reconstructor
+        options, geometry = self.options, self.options.geometry_reconstructor
         names = ["alt", "az", "core_x", "core_y", "is_valid"]
-        if section.front == "spherical":
+        if options.front == "spherical":
             names.append("h_max")
         columns = {f"{geometry}_{name}" for name in names} | {"time"}
-        if section.time != "trigger":
-            columns.add(section.time)
+        if options.time != "trigger":
+            columns.add(options.time)
         if self.walks:
             columns.add(SIZE)
-        columns |= set(self.options.quality_criteria.columns)
-        columns |= {column for _, column, _ in self.options.minima}
-        base = self.options.impact_column
+        columns |= options.columns
+        base = options.impact_column
         return Needs(base, tuple(sorted(columns - {base})))
 
     def fit_config(self) -> Mapping[str, Any]:
         """Give what only the fit depends on, the telescopes without data among it."""
-        return {**self.options.fit_options(), "telescopes": self.fit_telescopes()}
+        return {**super().fit_config(), "telescopes": self.fit_telescopes()}
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -244,7 +245,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             )
             planned = replace(planned, has_sizes=False, notes=(*planned.notes, note))
         simulated = [one.source.path for one in surveys if one.facts.info.is_from_simtel]
-        if not simulated or self.options.section.delay_removed == "pointing":
+        if not simulated or self.options.delay_removed == "pointing":
             return planned
         note = (
             f"{simulated[0]}: is from sim_telarray, which corrects its trigger times for where the"
@@ -274,11 +275,11 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
     def _altitude_m(self, layout: ArrayLayout, path: str) -> float:
         """Height of the ground in the system in which h_max is given."""
-        section = self.options.section
-        if section.front == "plane" or section.h_max_above == "ground":
+        options = self.options
+        if options.front == "plane" or options.h_max_above == "ground":
             return 0.0
-        if section.observatory_altitude is not None:
-            return section.observatory_altitude
+        if options.observatory_altitude is not None:
+            return options.observatory_altitude
         if layout.reference_itrs_m is None or not np.isfinite(layout.reference_itrs_m).all():
             raise MissingInput(
                 f"{path}: does not tell where on Earth the array is, so the height of a shower's"
@@ -289,7 +290,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and layout."""
-        reference = self.options.section.reference_telescope
+        reference = self.options.reference_telescope
         if self.layout is None or reference is None or reference in self._types:
             return self.notes
         note = f"reference telescope {reference} is not among the inputs: another one is taken"
@@ -315,7 +316,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
                     f"{path}: has {column} in {data.units[column]!r}, not in deg or rad"
                 )
         pointing = None
-        if self.options.section.delay_removed == "pointing":
+        if self.options.delay_removed == "pointing":
             of_block = read_block_pointing(path)
             nowhere = (np.nan, np.nan)
             pointing = np.array([of_block.get(i, nowhere) for i in data.obs_id.tolist()])
@@ -323,7 +324,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
     def _arrival(self, read: _Read) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
         """Time of each telescope event less that of the front, ns, and what it has to fulfil."""
-        section, geometry = self.options.section, self.options.geometry_reconstructor
+        options, geometry = self.options, self.options.geometry_reconstructor
         data = read.events
         columns = data.columns
         alt, az = (
@@ -341,14 +342,14 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         position_m[:, 0] -= columns[f"{geometry}_core_x"]
         position_m[:, 1] -= columns[f"{geometry}_core_y"]
         distance_m = np.full(len(alt), np.inf)
-        if section.front == "spherical":
+        if options.front == "spherical":
             distance_m = (columns[f"{geometry}_h_max"] - read.altitude_m) / np.sin(alt)
-        delay_ns = front_delay_ns(section.front, position_m, alt, az, distance_m)
-        if section.time != "trigger":
+        delay_ns = front_delay_ns(options.front, position_m, alt, az, distance_m)
+        if options.time != "trigger":
             # The window opens with the trigger: together they tell when the light arrived, up to
             # a delay of the camera, whatever made the trigger late. Alone neither window nor peak
             # has a time in common with another telescope.
-            time_ns = time_ns + columns[section.time]
+            time_ns = time_ns + columns[options.time]
         known = {
             "time known": np.isfinite(time_ns),
             "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
@@ -450,113 +451,60 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             super().combine(networks)
         return {cell: states[cell] for cell in sorted(states)}
 
-    def tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
-        """Give offsets, pairs, covariance and components, or the values of a fit not done.
+    def network_of(self, fit: TimingFit) -> NetworkFit:
+        """Give the network of the offsets, which there is from the second stage on."""
+        network = offset_network(fit)
+        if network is None:
+            raise ValueError("the fit has only begun: it knows rough offsets")
+        return network
+
+    def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
+        """Give offsets, pairs, covariance and components of a finished fit.
 
         Beside what every network has: the systematic and the total error of each offset, the
-        covariance of the former, and the residuals by impact distance.
+        covariance of the former, the residuals by impact distance, and the time walk.
         """
-        from astropy.table import QTable
-
-        found = {cell: offset_network(fit) for cell, fit in result.items()}
-        networks = {cell: network for cell, network in found.items() if network is not None}
-        if len(networks) < len(found):
-            return self._rough_tables(result)
-        tables = super().tables(networks)
-        if not all(fit.done for fit in result.values()):
-            return tables
-        self._add_systematic(tables, result)
-        of_cells = [
-            (cell, residual_columns(fit, self.options.section.impact_bins))
-            for cell, fit in result.items()
-        ]
-        names = list(of_cells[0][1])
-        tables[f"{self.table}_residuals"] = QTable(
-            self._times(of_cells)
-            | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
-            units={"impact_low": "m", "impact_high": "m", "residual": "ns", "residual_error": "ns"},
-            meta={"obs_id": obs_id_array(self.obs_ids)},
-        )
-        if self.walks:
-            tables[f"{self.table}_walk"] = self._walk_table(result)
-        return tables
-
-    def _walk_table(self, result: Mapping[Cell, Any]) -> QTable:
-        """Give the time walk of each type that has telescopes, with its error."""
-        from astropy.table import QTable
-
-        kinds = np.unique(self.layout.tel_type if self.layout is not None else ())
-        of_cells = [
-            (
-                cell,
-                {
-                    "tel_type": kinds,
-                    "time_walk": fit.walk_ns,
-                    "error": np.sqrt(np.diagonal(fit.walk_covariance)),
-                },
-            )
-            for cell, fit in result.items()
-        ]
-        names = list(of_cells[0][1])
-        table = QTable(
-            self._times(of_cells)
-            | {name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names},
-            units={"time_walk": "ns", "error": "ns"},
-            meta={"obs_id": np.array(self.obs_ids, np.uint64)},
-        )
-        table["time_walk"].info.description = "Delay of an image of 100 photoelectrons"
-        return table
-
-    def _rough_tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
-        """Give the rough offsets of a fit that has only begun: good to some nanoseconds."""
-        from astropy.table import QTable
-
-        types = self._types
-        references = [number for _, number in self.network.reference_telescopes]
-        of_cells = []
-        for cell, fit in result.items():
-            fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
-            value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
-            columns = {
-                "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
-                "tel_id": fit.tel_id,
-                "value": value,
-                "flags": np.where(np.isfinite(value), "P", "N"),
-            }
-            of_cells.append((cell, columns))
-        names = list(of_cells[0][1])
-        joined = {
-            name: np.concatenate([columns[name] for _, columns in of_cells]) for name in names
+        fit, named = result[cell], super().columns_of(cell, result)
+        network, floor = self.network_of(fit), systematic_covariance(fit)
+        offsets = named[self.table]
+        has_value = np.isfinite(offsets["value"])
+        systematic = np.where(has_value, np.sqrt(np.diagonal(floor)), np.nan)
+        total = np.hypot(offsets["error"], systematic)
+        unknown = has_value & ~np.isfinite(total)
+        offsets |= {
+            "systematic": systematic,
+            "error_total": total,
+            "flags": flags.add(offsets["flags"], {Flag.NO_TOTAL_ERROR: unknown}),
         }
-        table = QTable(
-            self._times(of_cells) | joined,
-            units={"value": "ns"},
-            meta={"obs_id": obs_id_array(self.obs_ids)},
-        )
-        return {self.table: table}
+        one, two = together(network.component)
+        named[f"{self.table}_covariance"]["systematic_covariance"] = floor[one, two]
+        named[RESIDUALS.path] = residual_columns(fit, self.options.impact_bins)
+        if self.walks:
+            named[WALK.path] = {
+                "tel_type": np.unique(self.telescopes.tel_type),
+                "time_walk": fit.walk_ns,
+                "error": np.sqrt(np.diagonal(fit.walk_covariance)),
+            }
+        return named
 
-    def _add_systematic(self, tables: Mapping[str, QTable], result: Mapping[Cell, Any]) -> None:
-        """Add the systematic and the total error, and the covariance of the former."""
-        offsets, covariance = tables[self.table], tables[f"{self.table}_covariance"]
-        variances, entries = [], []
-        for fit in result.values():
-            network, floor = fit.network, systematic_covariance(fit)
-            variances.append(np.diagonal(floor))
-            together = network.component[:, None] == network.component
-            one, two = np.nonzero(together & (network.component >= 0))
-            order = np.argsort(network.component[one], kind="stable")  # as in `coefficients`
-            entries.append(floor[one[order], two[order]])
-        has_value = np.isfinite(np.asarray(offsets["value"]))
-        systematic = np.where(has_value, np.sqrt(np.concatenate(variances)), np.nan)
-        unknown = has_value & ~np.isfinite(np.hypot(np.asarray(offsets["error"]), systematic))
-        flags = np.asarray(offsets["flags"], np.str_)
-        offsets["flags"] = np.strings.add(flags, np.where(unknown, "T", ""))
-        unit = offsets["error"].unit
-        offsets["systematic"] = systematic * unit
-        offsets["error_total"] = np.hypot(np.asarray(offsets["error"]), systematic) * unit
-        covariance["systematic_covariance"] = np.concatenate(entries) * unit**2
-        for name, text in _DESCRIPTIONS.items():
-            offsets[name].info.description = text
+    def values_so_far(self, cell: Cell, result: Mapping[Cell, Any]) -> Columns:
+        """Give offsets before all fits are finished, rough ones before the second stage.
+
+        Those are good to some nanoseconds.
+        """
+        if all(fit.network is not None for fit in result.values()):
+            return super().values_so_far(cell, result)
+        fit, types = result[cell], self._types
+        references = [number for _, number in self.network.reference_telescopes]
+        fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
+        value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
+        has_value = np.isfinite(value)
+        return {
+            "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
+            "tel_id": fit.tel_id,
+            "value": value,
+            "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
+        }
 
     @property
     def quantity(self) -> Quantity:
@@ -571,13 +519,6 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
         return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
 
-
-_DESCRIPTIONS = {
-    "value": "What the telescope's time reads too late: subtract it",
-    "error": "Statistical error, each shower counted once",
-    "systematic": "Scatter of the residuals between bins of the impact distance, and the time walk",
-    "error_total": "Statistical and systematic error together",
-}
 
 _RADIANS = {"deg": np.pi / 180, "rad": 1.0}
 

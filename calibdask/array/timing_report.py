@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.array.report import Quantity, TelescopeLayout, inter_calibration_sections
+from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_summary import MIN_EVENTS_PER_IMPACT_BIN
-from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+from calibdask.report import PALETTE, Notice, Paragraph, Section, draw_figure, table_block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,22 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from calibdask.report import FigureBlock
+    from calibdask.report import FigureBlock, TableBlock
 
 __all__ = ["OFFSET", "timing_sections"]
 
 OFFSET = Quantity(
     job="timing-calibration",
-    table="/dl2/monitoring/subarray/timing_calibration",
+    schemas=TIMING,
     name="offset",
     symbol="offset, ns",
     text="By how many ns the time of each telescope is late, from the arrival of the light of the "
     "same showers, less the delay of the front: to be subtracted from its times. Delays of "
     "cameras and triggers are part of it.",
     baseline=0.0,
-    difference="difference",
     column="difference",
-    unit="ns",
 )
 
 
@@ -68,14 +67,11 @@ def timing_sections(
 def _systematic(
     tables: Mapping[str, QTable],
 ) -> list[Paragraph | Notice | TableBlock | FigureBlock]:
-    offsets = {
-        name: _plain(tables[OFFSET.table], name)
-        for name in ("tel_type", "tel_id", "value", "error", "systematic", "error_total")
-    }
-    columns = ("tel_type", "tel_id", "impact_low", "impact_high", "n_events", "residual")
+    offsets = tables[OFFSET.table]
     residuals = {
-        name: _plain(tables[f"{OFFSET.table}_residuals"], name)
-        for name in (*columns, "residual_error")
+        one.name: RESIDUALS.shown(tables[RESIDUALS.path], one.name)
+        for one in RESIDUALS.columns
+        if not one.optional
     }
     text = Paragraph(
         "Were the front as it is modelled, the residual of a telescope against the others would "
@@ -92,18 +88,13 @@ def _systematic(
         text,
         *_walk(tables),
         _draw_residuals({name: values[known] for name, values in residuals.items()}),
-        TableBlock(
-            columns={
-                "Type": offsets["tel_type"],
-                "Telescope": offsets["tel_id"],
-                "Offset, ns": offsets["value"],
-                "Statistical": offsets["error"],
-                "Systematic": offsets["systematic"],
-                "Total": offsets["error_total"],
-            },
-            caption="Errors of the offsets, in ns. Marked: the systematic one is the larger.",
-            formats={"Statistical": ".3f", "Systematic": ".3f", "Total": ".3f"},
-            error_of={"Offset, ns": "Total"},
+        table_block(
+            TIMING_CALIBRATION,
+            offsets,
+            ("tel_type", "tel_id", "value", "error", "systematic", "error_total"),
+            "Errors of the offsets. Marked: the systematic one is the larger.",
+            formats={"Error / ns": ".3f", "Total error / ns": ".3f"},
+            error_of={"Offset / ns": "Total error / ns"},
             marked=offsets["systematic"] > offsets["error"],
         ),
     ]
@@ -111,26 +102,13 @@ def _systematic(
 
 def _walk(tables: Mapping[str, QTable]) -> list[TableBlock]:
     """Time walk of each type, where it was fitted."""
-    walk = tables.get(f"{OFFSET.table}_walk")
-    if walk is None:
+    if WALK.path not in tables:
         return []
-    return [
-        TableBlock(
-            columns={
-                "Type": _plain(walk, "tel_type"),
-                "Time walk, ns": _plain(walk, "time_walk"),
-                "Error": _plain(walk, "error"),
-            },
-            caption="Time walk: delay of an image of 100 photoelectrons; that of others goes with "
-            "1/sqrt(size). It is taken out of the times, and its error is in the systematic one.",
-            error_of={"Time walk, ns": "Error"},
-        )
-    ]
-
-
-def _plain(table: QTable, name: str) -> NDArray[Any]:
-    values = np.asarray(table[name])
-    return values.astype(np.str_) if values.dtype.kind in "SU" else values
+    caption = (
+        "Time walk: delay of an image of 100 photoelectrons; that of others goes with 1/sqrt(size)."
+        " It is taken out of the times, and its error is in the systematic one."
+    )
+    return [table_block(WALK, tables[WALK.path], ("tel_type", "time_walk", "error"), caption)]
 
 
 def _draw_residuals(residuals: Mapping[str, NDArray[Any]]) -> FigureBlock:

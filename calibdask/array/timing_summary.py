@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from calibdask.array.model import connected_components, pair_types, solve_network
-from calibdask.array.network import NetworkFit, fit_stage
+from calibdask.array.network import fit_stage
+from calibdask.array.state import NetworkFit
 from calibdask.array.summary import (
     PairEvents,
     PairSummary,

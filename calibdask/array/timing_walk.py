@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.network import NetworkFit
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["WalkRows", "WalkSummary", "walk_effect", "walk_normal", "walk_scores"]
 

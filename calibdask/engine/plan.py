@@ -21,15 +21,7 @@ from calibdask.engine.executors import batch_sizes
 from calibdask.engine.guard import Crashed, Guard, Unforeseen, unreadable
 from calibdask.engine.inputs import Found, Identities, find_inputs
 from calibdask.engine.merge import merge_tree
-from calibdask.engine.protocol import (
-    AnyCalibration,
-    Cell,
-    InputRef,
-    Piece,
-    Shard,
-    Survey,
-    WrongKind,
-)
+from calibdask.engine.protocol import AnyCalibration, Cell, InputRef, Piece, Shard, Survey
 from calibdask.engine.shown import facts_html, printable
 from calibdask.errors import (
     CalibdaskError,
@@ -37,10 +29,11 @@ from calibdask.errors import (
     CorruptedInput,
     MissingInput,
     NotEnoughData,
+    WrongKind,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["Estimate", "Plan", "format_bytes", "make_plan"]
@@ -66,6 +59,7 @@ DRIVER_BYTES = 137e6
 DRIVER_BYTES_PER_SHARD = 3.5e3
 """Memory that the driver takes more for each shard."""
 
+_MANY_CELLS = 10_000  # more are told of
 _FEW_AND_MANY = 2, 200  # workers that the printed plan reckons with
 
 
@@ -439,6 +433,14 @@ def _pieces(
     raise CalibdaskError("cutting the inputs into shards crashed again without the damaged ones")
 
 
+def _many_cells(calibration: AnyCalibration, shards: Sequence[Shard]) -> Iterator[str]:
+    """Tell of more cells than a campaign is likely to be meant to have."""
+    n_cells = len({cell for shard in shards for cell in shard.cells})
+    if n_cells > _MANY_CELLS:
+        wider = "; a longer Campaign.time_bin makes fewer" if calibration.bins_time else ""
+        yield f"there are {n_cells} cells, each with merges, a fit and files of its own{wider}"
+
+
 def make_plan(
     calibration: AnyCalibration,
     inputs: Sequence[str | os.PathLike[str]],
@@ -549,5 +551,5 @@ def make_plan(
         skipped=tuple(skipped),
         fan_in=fan_in,
         peak_bytes=peak,
-        warnings=tuple(calibration.warnings()),
+        warnings=(*calibration.warnings(), *_many_cells(calibration, shards)),
     )

@@ -18,15 +18,17 @@ from calibdask.engine.provenance import describe_activity, iso_time, new_id, use
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.io.maps import MAPS, TABLES, digest_maps
 from calibdask.io.metadata import Activity, Description
+from calibdask.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from astropy.table import QTable
 
+    from calibdask.engine.account import Account
+    from calibdask.engine.options import RunOptions
     from calibdask.engine.plan import Plan
     from calibdask.engine.protocol import Output
-    from calibdask.engine.run import Account, RunOptions
     from calibdask.report import RunRecord
 
 __all__ = ["Finished", "Products", "digest_output", "plan_of_product"]
@@ -357,7 +359,6 @@ def _warnings(run: Finished) -> list[str]:
 
 
 def _run_record(run: Finished, digest: str) -> RunRecord:
-    import calibdask
     from calibdask.report import FailureRecord, InputRecord, RunRecord
 
     plan, account = run.plan, run.account
@@ -379,7 +380,7 @@ def _run_record(run: Finished, digest: str) -> RunRecord:
     ]
     return RunRecord(
         job=plan.job,
-        version=calibdask.__version__,
+        version=__version__,
         command=run.options.command,
         plan_digest=plan.digest,
         result_digest=digest,
@@ -416,15 +417,13 @@ def _write_ecsv(path: Path, where: str, table: QTable, run: Finished, digest: st
     """Write a table as text with all its digits, which programs read as well as people."""
     from astropy.table import Table
 
-    import calibdask
-
     # As plain columns: astropy 8 cannot serialise a Quantity whose name is "value".
     plain = Table(table)
     # Arrays as lists of numbers: they would become a block of binary data.
     plain.meta = {
         "table": where,
         "job": run.plan.job,
-        "calibdask": calibdask.__version__,
+        "calibdask": __version__,
         "digest": digest,
         **{
             key: value.tolist() if hasattr(value, "tolist") else value

@@ -19,11 +19,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import calibdask
 from calibdask.engine import events
 from calibdask.engine.canonical import read_json
 from calibdask.engine.provenance import user_name
 from calibdask.errors import CalibdaskError
+from calibdask.version import __version__
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -169,7 +169,7 @@ class ProgressFile:
             pid=os.getpid(),
             user=user_name(),
             slurm_job=os.environ.get("SLURM_JOB_ID"),
-            version=calibdask.__version__,
+            version=__version__,
             started=time.time(),
         )
         self._times: deque[float] = deque(maxlen=_WINDOW)

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibdask.config.sections import JobSection, Section, Stage
-from calibdask.errors import CalibdaskError, MissingInput
 
 if TYPE_CHECKING:
     from astropy.table import QTable
 
     from calibdask import report
     from calibdask.config import Campaign, Configuration
+    from calibdask.errors import CalibdaskError
     from calibdask.io.metadata import Metadata
 
 __all__ = [
@@ -48,7 +48,6 @@ __all__ = [
     "Survey",
     "Tables",
     "Values",
-    "WrongKind",
     "tables_of",
 ]
 
@@ -63,13 +62,6 @@ Arrays = Mapping[str, NDArray[Any]]
 
 Rows = Arrays
 """Per-event arrays worth keeping, so that a later stage need not read the inputs again."""
-
-
-class WrongKind(MissingInput):
-    """A sound file, but not one this calibration reads.
-
-    Named on the command line it is an error; found in a directory it is left out and reported.
-    """
 
 
 class Summary(Protocol):

@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import calibdask
 from calibdask.errors import CalibdaskError
+from calibdask.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,13 +42,13 @@ def code_digest() -> str:
 
     An installation that is edited in place keeps its version while its numbers may change.
     """
-    package = Path(calibdask.__file__).parent
+    package = Path(__file__).parents[1]
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         source = path.read_bytes()
         total.update(f"{path.relative_to(package).as_posix()} {len(source)}\n".encode())
         total.update(source)
-    return f"{calibdask.__version__}+{total.hexdigest()[:12]}"
+    return f"{__version__}+{total.hexdigest()[:12]}"
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def make_portable() -> None:
 
 def versions() -> dict[str, str]:
     """Give the versions of Python, calibdask and the libraries that make the numbers."""
-    found = {"python": platform.python_version(), "calibdask": calibdask.__version__}
+    found = {"python": platform.python_version(), "calibdask": __version__}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.flags import ImageFlag
 from calibdask.io.maps import MapLayout, create_maps, write_rows
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ class FrameHeader:
         Rows and columns.
     units : str
         Of values and errors.
-    flags : mapping of str to str
-        Meaning of the bits of the mask, lowest first.
     time : str
         When the frame was taken; empty where unknown.
     exposure_s : float or None
@@ -50,7 +49,6 @@ class FrameHeader:
     n_frames: int
     shape: tuple[int, int]
     units: str
-    flags: Mapping[str, str]
     time: str = ""
     exposure_s: float | None = None
     iso: int | None = None
@@ -60,11 +58,7 @@ class FrameHeader:
     def attributes(self, name: str) -> dict[str, Any]:
         """Give the attributes of one of the arrays."""
         if name == "mask":
-            return {
-                "long_name": "pixel flags, 0 where all is well",
-                "flag_masks": [1 << bit for bit in range(len(self.flags))],
-                "flag_meanings": " ".join(self.flags),
-            }
+            return ImageFlag.attributes()
         meaning = {"value": "calibrated signal", "error": "standard error of the signal"}[name]
         return {"units": self.units, "long_name": meaning}
 
@@ -147,9 +141,9 @@ def write_fits(
     for name, digest in (header.products or {}).items():
         cards["HISTORY"] = f"calibrated for {name} by the product {digest[:16]}"
     mask = fits.ImageHDU(joined["mask"], name="MASK")
-    for bit, (flag, meaning) in enumerate(header.flags.items()):
-        mask.header[f"FLAG{bit}"] = (flag, f"meaning of bit {bit}")
-        mask.header["COMMENT"] = f"{flag}: {meaning}"
+    for bit, flag in enumerate(ImageFlag):
+        mask.header[f"FLAG{bit}"] = (flag.label, f"meaning of bit {bit}")
+        mask.header["COMMENT"] = f"{flag.label}: {flag.meaning}"
     error = fits.ImageHDU(joined["error"], name="ERROR")
     error.header["BUNIT"] = header.units
     fits.HDUList([primary, error, mask]).writeto(path, overwrite=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from calibdask import __version__
 from calibdask.io.pytables import write_root_attributes, write_table
+from calibdask.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,6 +14,7 @@ never by position alone. The layout is that of ctapipe 0.32 (data model 7, `ctap
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -436,6 +437,12 @@ def read_telescope_events(
 type _Per = Literal["telescope", "telescope and event", "event"]
 
 
+@functools.lru_cache(maxsize=1000)
+def _expected_unit(column: str) -> str | None:
+    """Return the unit that a column of this name has to have, None for any."""
+    return next((unit for end, unit in _UNIT_OF_SUFFIX.items() if column.endswith(end)), None)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Source:
     """A table, or a group with one table per telescope, and the types of its columns."""
@@ -756,7 +763,7 @@ class _Reader:
             msg = f"{self.path}: {table.path} has {name} as scaled integers: not supported"
             raise CorruptedInput(msg)
         unit = table.unit(name)
-        expected = next((u for suffix, u in _UNIT_OF_SUFFIX.items() if name.endswith(suffix)), None)
+        expected = _expected_unit(name)
         factor, standard = standard_unit(unit)
         if expected is not None and standard != expected:
             msg = (
@@ -936,8 +943,9 @@ class _Reader:
         if triggered is not None:
             counts = np.count_nonzero(triggered, axis=0)
         lacking = _Lacking(dict(zip(layout.tel_id.tolist(), counts.tolist(), strict=True)))
+        tables = self.file.children(base.path)
         for tel_id in layout.tel_id[counts > 0].tolist():
-            if f"tel_{tel_id:03d}" not in self.file.children(base.path):
+            if f"tel_{tel_id:03d}" not in tables:
                 lacking.set(base.path, tel_id, lacking.n_triggers(tel_id))
         return lacking
 

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from calibdask.engine.protocol import WrongKind
-from calibdask.errors import CorruptedInput, MissingInput, TransientError
+from calibdask.errors import CorruptedInput, MissingInput, TransientError, WrongKind
 from calibdask.io.areas import areas_of_fits
 from calibdask.io.keywords import KEYWORDS, header_text, stated
 from calibdask.io.tiff import DECODED, check_decoded, check_end, check_page, tag_value, tiff_pages

@@ -9,6 +9,7 @@ chunk. Files are written by PyTables, see `calibdask.io.pytables`.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -79,25 +80,29 @@ class File:
         self.path = path
         self._fid = fid
         self._tables: dict[str, Table] = {}
+        self._children: dict[str, tuple[str, ...]] = {}
 
     def __contains__(self, path: str) -> bool:
-        with _reading(self.path):
-            return path.encode() in self._fid
+        # By the names in its group, which are listed once: h5py would follow the path each time.
+        group, _, name = path.rpartition("/")
+        return not name or name in self.children(group or "/")
 
     def children(self, path: str) -> tuple[str, ...]:
         """Return the names in a group, sorted; nothing where there is no such group."""
-        if path not in self:
-            return ()
-        with _reading(self.path):
-            node = h5o.open(self._fid, path.encode())
+        if path not in self._children:
             names: list[bytes] = []
-            if isinstance(node, h5g.GroupID):
-                node.links.iterate(names.append)
-            return tuple(sorted(name.decode() for name in names))
+            if path in self:
+                with _Reading(self.path):
+                    node = h5o.open(self._fid, path.encode())
+                    if isinstance(node, h5g.GroupID):
+                        node.links.iterate(names.append)
+            with _Reading(self.path):
+                self._children[path] = tuple(sorted(name.decode() for name in names))
+        return self._children[path]
 
     def attribute(self, name: str) -> Any:
         """Return an attribute of the file, None where there is none. Nothing is unpickled."""
-        with _reading(self.path):
+        with _Reading(self.path):
             return _attribute(h5g.open(self._fid, b"/"), name)
 
     def find(self, path: str) -> Table | None:
@@ -112,7 +117,7 @@ class File:
             return self._tables[path]
         if path not in self:
             return None
-        with _reading(self.path):
+        with _Reading(self.path):
             node = h5o.open(self._fid, path.encode())
             if _is_table(node):
                 return self._tables.setdefault(path, Table(self.path, path, node))
@@ -136,7 +141,7 @@ class File:
 
     def array(self, path: str) -> NDArray[Any]:
         """Read the array at a path, as it is stored (CorruptedInput where there is none)."""
-        with _reading(self.path, path):
+        with _Reading(self.path, path):
             node = h5d.open(self._fid, path.encode())
             stored = node.get_type()
             values = np.empty(node.shape, _dtype(stored))
@@ -146,10 +151,10 @@ class File:
     def tables(self) -> Iterator[Table]:
         """Yield all tables of the file, sorted by their paths."""
         names: list[bytes] = []
-        with _reading(self.path):
+        with _Reading(self.path):
             h5o.visit(self._fid, names.append)
         for name in sorted(names):
-            with _reading(self.path):
+            with _Reading(self.path):
                 node = h5o.open(self._fid, name)
                 table = Table(self.path, f"/{name.decode()}", node) if _is_table(node) else None
             if table is not None:
@@ -174,7 +179,7 @@ class Table:
         self.file, self.path = file, path
         self._node = node
         stored = node.get_type()
-        self.dtype = _dtype(stored)
+        self.dtype = _dtype_of(stored.encode())
         # Rows are read as they are stored: no conversion in the HDF5 library, except of text of
         # variable length, which HDF5 can only give as pointers.
         self._type = h5t.py_create(self.dtype) if self.dtype.hasobject else stored
@@ -219,10 +224,13 @@ class Table:
         """
         stop = self.n_rows if stop is None else min(stop, self.n_rows)
         rows = np.empty(max(0, stop - start), self.dtype)
-        if rows.size:
+        if len(rows) == self.n_rows:
+            with _Reading(self.file, self.path):
+                self._node.read(h5s.ALL, h5s.ALL, rows, self._type)
+        elif rows.size:
             space = self._node.get_space()
             space.select_hyperslab((start,), rows.shape)
-            with _reading(self.file, self.path):
+            with _Reading(self.file, self.path):
                 self._node.read(h5s.create_simple(rows.shape), space, rows, self._type)
         return rows
 
@@ -268,7 +276,7 @@ class Table:
 
     def attribute(self, name: str) -> Any:
         """Return an attribute of the table, None where there is none. Nothing is unpickled."""
-        with _reading(self.file, self.path):
+        with _Reading(self.file, self.path):
             return _attribute(self._node, name)
 
     def field(self, column: str, what: str) -> Any:
@@ -305,7 +313,7 @@ def open_hdf5(path: Path | str) -> Iterator[File]:
     """
     path = Path(path)
     check_readable(path)
-    with _reading(path):
+    with _Reading(path):
         fid = _open(path)
     try:
         yield File(path, fid)
@@ -436,13 +444,23 @@ def check_readable(path: Path) -> None:
         raise CorruptedInput(f"{path}: is empty; copy or produce it again")
 
 
-@contextmanager
-def _reading(path: Path, where: str = "") -> Iterator[None]:
-    """Raise this package's exceptions for those of h5py; only h5py is called inside."""
-    try:
-        yield
-    except _DAMAGED as error:
-        raise _from_hdf5(path, where, str(error)) from error
+class _Reading:
+    """Raise this package's exceptions for those of h5py; only h5py is called inside.
+
+    A class, since it is entered for every attribute: a generator would take three times as long.
+    """
+
+    __slots__ = ("_path", "_where")
+
+    def __init__(self, path: Path, where: str = "") -> None:
+        self._path, self._where = path, where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, _DAMAGED):
+            raise _from_hdf5(self._path, self._where, str(error)) from error
 
 
 def _from_hdf5(path: Path, where: str, trace: str) -> CalibdaskError:
@@ -485,16 +503,20 @@ def _attribute(node: h5g.GroupID | h5d.DatasetID, name: str) -> Any:
         return None
     attribute = h5a.open(node, key)
     stored = attribute.get_type()
-    if (
-        isinstance(attribute.get_space(), h5s.SpaceID)
-        and attribute.get_space().get_simple_extent_type() == h5s.NULL
-    ):
+    space = attribute.get_space()
+    if space.get_simple_extent_type() == h5s.NULL:
         return ""  # how PyTables stores empty text
     dtype = _dtype(stored)
-    values = np.empty(attribute.shape, dtype)
+    values = np.empty(space.get_simple_extent_dims(), dtype)
     attribute.read(values, h5t.py_create(dtype) if dtype.hasobject else stored)
     value: Any = values[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+@functools.lru_cache(maxsize=1000)
+def _dtype_of(encoded: bytes) -> np.dtype[Any]:
+    """Return the NumPy type of an encoded type: most tables of a file are of one."""
+    return _dtype(h5t.decode(encoded))
 
 
 def _dtype(stored: h5t.TypeID) -> np.dtype[Any]:

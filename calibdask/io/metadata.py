@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from calibdask import __version__
+from calibdask.version import __version__
 
 __all__ = ["Activity", "CtaReference", "Description", "Metadata"]
 

@@ -13,31 +13,102 @@ Where a table has flags, values that are flagged as not usable are not given.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from calibdask.errors import CorruptedInput
-from calibdask.flags import Flag, usable
+from calibdask.flags import MUON_FLAGS, Flag, usable
 from calibdask.io.hdf5 import open_hdf5
 from calibdask.io.tables import read_columns
 from calibdask.schema import Column, TableSchema
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from calibdask.io.hdf5 import File, Table
+    from calibdask.io.hdf5 import Columns, File
 
 __all__ = [
+    "INTER_CALIBRATION",
+    "INTER_COVARIANCE",
     "MUON_THROUGHPUT",
+    "TEL_ID",
+    "TEL_TYPE",
+    "TIME_BIN",
     "InterCalibrationTable",
     "MuonThroughputs",
     "Throughputs",
     "read_throughputs",
 ]
 
-_INTER_CALIBRATION = "/dl2/monitoring/subarray/inter_calibration"
+TIME_BIN: Final = (
+    Column("time_bin", "i8", "Number of the time bin since the epoch", optional=True),
+    Column("time_start", "time", "Begin of the time bin", optional=True),
+    Column("time_end", "time", "End of the time bin", optional=True),
+)
+"""Of all tables of an array's calibration in time bins; without bins they have none of them."""
+
+TEL_TYPE: Final = Column("tel_type", "text", "Type of the telescope", heading="Type")
+TEL_ID: Final = Column("tel_id", "i8", "Number of the telescope", heading="Telescope")
+
+INTER_CALIBRATION: Final = TableSchema(
+    "/dl2/monitoring/subarray/inter_calibration",
+    "Throughput of each telescope relative to the reference of its type",
+    (
+        *TIME_BIN,
+        TEL_TYPE,
+        TEL_ID,
+        Column(
+            "value", "f8", "Throughput relative to the reference", heading="Throughput",
+            error="error",
+        ),
+        Column("error", "f8", "Standard error of the value, each shower counted once"),
+        Column(
+            "systematic", "f8",
+            "What a harder selection, or parts of the data, change beyond statistics",
+            optional=True,
+        ),
+        Column(
+            "error_independent", "f8", "The error if pairs were independent, which they are not",
+            heading="Independent error", format=".2g", optional=True,
+        ),
+        Column(
+            "n_pairs", "i8", "Pairs of this telescope in the fit", heading="Pairs", format=",d",
+            optional=True,
+        ),
+        Column(
+            "n_events", "i8", "Events with such a pair", heading="Events", format=",d",
+            optional=True,
+        ),
+        Column(
+            "component", "i8",
+            "Number of its connected group: values compare only within one; -1 for none",
+            optional=True,
+        ),
+    ),
+    (
+        Flag.REFERENCE, Flag.FALLBACK, Flag.DISCONNECTED, Flag.NO_PAIR, Flag.FEW_PAIR_EVENTS,
+        Flag.NO_ERROR, Flag.UNMEASURED_PAIR, Flag.INVALID_EVENTS, Flag.LACKS_ROWS,
+        Flag.PRELIMINARY, Flag.JUMP,
+    ),
+)  # fmt: skip
+"""That of ctao-calibpipe has only what is required, and no flags. A cross-calibration that was made
+with one holds what it took of it."""
+
+INTER_COVARIANCE: Final = TableSchema(
+    f"{INTER_CALIBRATION.path}_covariance",
+    "Covariance of the values of telescopes that compare with each other",
+    (
+        *TIME_BIN,
+        TEL_TYPE,
+        Column("component", "i8", "Number of their connected group"),
+        Column("tel_id_1", "i8", "Number of one telescope"),
+        Column("tel_id_2", "i8", "Number of the other one"),
+        Column("covariance", "f8", "Covariance of their values, each shower counted once"),
+    ),
+)
 
 MUON_THROUGHPUT: Final = TableSchema(
     "/dl1/monitoring/telescope/calibration/optical_throughput/muon/tel_{tel_id:03d}",
@@ -61,11 +132,12 @@ MUON_THROUGHPUT: Final = TableSchema(
         Column("time_mean", "time", "Mean time of the rings in the mean"),
         Column("bin", "i8", "Number of the time bin since the epoch, or of the chunk"),
     ),
-    (Flag.FEW_RINGS, Flag.MANY_CLIPPED),
+    MUON_FLAGS,
 )  # fmt: skip
 """A table for each telescope. That of ctao-calibpipe ends with n_events."""
 
 _MUON = MUON_THROUGHPUT.path.rpartition("/")[0]
+_PERCENT: Final = 10.0  # no throughput, but one in percent, is as large
 _READ = ("mean", "sem", "n_events", "time_start", "time_end")
 
 
@@ -75,6 +147,8 @@ class InterCalibrationTable:
 
     Attributes
     ----------
+    path : str
+        The file.
     tel_id : ndarray of int64, shape (T,)
         Telescopes.
     tel_type : tuple of str
@@ -89,6 +163,7 @@ class InterCalibrationTable:
         Observation blocks it was made from.
     """
 
+    path: str
     tel_id: NDArray[np.int64]
     tel_type: tuple[str, ...]
     value: NDArray[np.float64]
@@ -96,6 +171,11 @@ class InterCalibrationTable:
     covariance: NDArray[np.float64]
     flags: tuple[str, ...]
     obs_ids: tuple[int, ...]
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Telescopes with a value."""
+        return frozenset(self.tel_id[np.isfinite(self.value)].tolist())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,8 +192,9 @@ class MuonThroughputs:
         Rings in the mean.
     start_ns, end_ns : ndarray of int64, shape (N,), or None
         Of the chunk, in ns of TAI since 1970; None where the table does not tell.
-    n_flagged : dict of int to int
-        Chunks of each telescope that are flagged as not to be used, and not among these.
+    n_unusable : dict of int to int
+        Chunks of each telescope that are not among these: flagged as not to be used, or without a
+        mean, an error of it, or two rings.
     """
 
     tel_id: NDArray[np.int64]
@@ -122,7 +203,7 @@ class MuonThroughputs:
     n_rings: NDArray[np.int64]
     start_ns: NDArray[np.int64] | None
     end_ns: NDArray[np.int64] | None
-    n_flagged: dict[int, int]
+    n_unusable: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,33 +227,24 @@ def read_throughputs(path: Path | str) -> Throughputs:
     """
     with open_hdf5(path) as file:
         inter = muons = None
-        if _INTER_CALIBRATION in file:
-            inter = _inter_calibration(Path(path), file)
+        if INTER_CALIBRATION.path in file:
+            inter = _inter_calibration(file)
         if _MUON in file:
             muons = _muons(file)
         return Throughputs(inter, muons)
 
 
-def _columns(path: Path, table: Table, names: tuple[str, ...]) -> NDArray[np.void]:
-    if lacking := [name for name in names if name not in table.names]:
-        msg = f"{path}: {table.path} has no column {', '.join(lacking)}"
-        raise CorruptedInput(msg)
-    rows: NDArray[np.void] = table.read()
-    return rows
-
-
-def _inter_calibration(path: Path, file: File) -> InterCalibrationTable:
-    table = file.table(_INTER_CALIBRATION)
-    where = f"{path}: {table.path}"
+def _inter_calibration(file: File) -> InterCalibrationTable:
+    table = file.table(INTER_CALIBRATION.path)
+    where = f"{file.path}: {table.path}"
     if "time_bin" in table.names:
         msg = (
             f"{where} is binned in time: give the DL2 files alone, which makes one network of all"
             " types by time bin, or an inter-calibration without bins"
         )
         raise CorruptedInput(msg)
-    rows = _columns(path, table, ("tel_type", "tel_id", "value", "error"))
-    tel_id = rows["tel_id"].astype(np.int64)
-    value, error = rows["value"].astype(np.float64), rows["error"].astype(np.float64)
+    columns = read_columns(table, INTER_CALIBRATION, ("tel_type", "tel_id", "value", "error"))
+    tel_id, value, error, flags = (columns[n] for n in ("tel_id", "value", "error", "flags"))
     ids, count = np.unique(tel_id, return_counts=True)
     if (count > 1).any():
         msg = f"{where} has telescope {ids[count > 1][0]} twice"
@@ -180,28 +252,33 @@ def _inter_calibration(path: Path, file: File) -> InterCalibrationTable:
     wrong = (np.isfinite(value) & (value <= 0)) | (error < 0)
     if wrong.any():
         row = np.flatnonzero(wrong)[0]
-        msg = f"{where} has value {value[row]} +- {error[row]} for telescope {tel_id[row]}"
+        msg = (
+            f"{where} has value {value[row]} +- {error[row]} for telescope {tel_id[row]}, expected"
+            " a value above 0 and an error of at least 0: run the inter-calibration again"
+        )
         raise CorruptedInput(msg)
     obs_id = table.attribute("obs_id")
     if obs_id is None:
         msg = f"{where} does not tell by its attribute obs_id which observations it is from"
         raise CorruptedInput(msg)
-    flags = _flags(rows)
     good = np.isfinite(value) & np.isfinite(error) & usable(flags)
     value, error = np.where(good, value, np.nan), np.where(good, error, np.nan)
     covariance = np.diag(error**2)
-    if f"{_INTER_CALIBRATION}_covariance" in file:
-        more = file.table(f"{_INTER_CALIBRATION}_covariance")
-        entries = _columns(path, more, ("tel_id_1", "tel_id_2", "covariance"))
+    if INTER_COVARIANCE.path in file:
+        more = file.table(INTER_COVARIANCE.path)
+        entries = read_columns(more, INTER_COVARIANCE, ("tel_id_1", "tel_id_2", "covariance"))
         row = {number: k for k, number in enumerate(tel_id.tolist())}
         ends = [[row.get(n, -1) for n in entries[f"tel_id_{k}"].tolist()] for k in (1, 2)]
         if min(map(min, ends), default=0) < 0:
-            msg = f"{path}: {more.path} has telescopes that {table.path} has not"
+            msg = f"{file.path}: {more.path} has telescopes that {table.path} has not"
             raise CorruptedInput(msg)
+        covariance[np.diag_indices_from(covariance)] = np.nan
         covariance[ends[0], ends[1]] = entries["covariance"]
+        _check_covariance(f"{file.path}: {more.path}", tel_id, error, covariance)
     return InterCalibrationTable(
+        str(file.path),
         tel_id,
-        tuple(kind.decode("utf-8", "replace") for kind in rows["tel_type"].tolist()),
+        tuple(columns["tel_type"].tolist()),
         value,
         error,
         covariance,
@@ -210,31 +287,63 @@ def _inter_calibration(path: Path, file: File) -> InterCalibrationTable:
     )
 
 
-def _flags(rows: NDArray[np.void]) -> NDArray[np.str_]:
-    """Give the flags of each row; empty where a table has none, like that of ctao-calibpipe."""
-    if "flags" not in (rows.dtype.names or ()):
-        return np.full(len(rows), "")
-    return np.array([text.decode("utf-8", "replace") for text in rows["flags"].tolist()], np.str_)
+def _check_covariance(
+    where: str,
+    tel_id: NDArray[np.int64],
+    error: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+) -> None:
+    """Refuse a covariance that is cut short, not finite, or of other values than the errors."""
+    known = np.isfinite(error)
+    sound = np.isclose(covariance, covariance.T, rtol=1e-9, atol=0)
+    diagonal = np.isclose(np.diagonal(covariance), error**2, rtol=1e-6, atol=0)
+    sound[np.diag_indices_from(sound)] &= diagonal
+    wrong = np.argwhere(~sound & np.outer(known, known))
+    if len(wrong):
+        one, two = wrong[0].tolist()
+        msg = (
+            f"{where} has {covariance[one, two]:g} for telescopes {tel_id[one]} and {tel_id[two]},"
+            f" {covariance[two, one]:g} for {tel_id[two]} and {tel_id[one]}, and their errors are"
+            f" {error[one]:g} and {error[two]:g}: run the inter-calibration again"
+        )
+        raise CorruptedInput(msg)
+
+
+def _refuse_repeated(where: str, chunks: Columns, rows: NDArray[np.int64]) -> None:
+    """Refuse a chunk of rings that stands in a table twice: its rings would count twice."""
+    seen: dict[tuple[float, ...], int] = {}
+    values = zip(*(column[rows].tolist() for column in chunks.values()), strict=True)
+    for row, chunk in zip(rows.tolist(), values, strict=True):
+        first = seen.setdefault(chunk, row)
+        if first != row:
+            msg = f"{where} the same rings in rows {first} and {row}: remove one of them"
+            raise CorruptedInput(msg)
 
 
 def _muons(file: File) -> MuonThroughputs:
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("tel_id", *_READ)}
-    n_flagged: dict[int, int] = {}
+    n_unusable: dict[int, int] = {}
     for name in file.children(_MUON):
         fields = MUON_THROUGHPUT.fields(f"{_MUON}/{name}")
         if fields is None:
             continue
         tel_id, table = int(fields["tel_id"]), file.table(f"{_MUON}/{name}")
         columns = read_columns(table, MUON_THROUGHPUT, _READ)
-        good = usable(columns.pop("flags"))
-        if not good.all():
-            n_flagged[tel_id] = int(np.count_nonzero(~good))
+        flags = columns.pop("flags")
+        where = f"{file.path}: {table.path} has"
         mean, sem = columns["mean"], columns["sem"]
-        good &= np.isfinite(mean) & np.isfinite(sem) & (columns["n_events"] > 1)
-        wrong = good & ~((mean > 0) & (sem > 0))
+        good = usable(flags) & np.isfinite(mean) & np.isfinite(sem) & (columns["n_events"] > 1)
+        _refuse_repeated(where, columns, np.flatnonzero(good))
+        if not good.all():
+            n_unusable[tel_id] = int(np.count_nonzero(~good))
+        wrong = good & ~((mean > 0) & (mean < _PERCENT) & (sem > 0))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            msg = f"{file.path}: {table.path} has a throughput of {mean[row]} +- {sem[row]}"
+            msg = (
+                f"{where} a throughput of {mean[row]:g} +- {sem[row]:g} in row {row}, expected a"
+                f" fraction of the light, above 0 and below {_PERCENT:g} (not in percent), with an"
+                " error above 0: mend the row, or leave the file out"
+            )
             raise CorruptedInput(msg)
         parts["tel_id"].append(np.full(np.count_nonzero(good), tel_id))
         for key, values in columns.items():
@@ -252,5 +361,5 @@ def _muons(file: File) -> MuonThroughputs:
         n_rings=joined["n_events"].astype(np.int64),
         start_ns=joined.get("time_start") if n_tables else None,
         end_ns=joined.get("time_end") if n_tables else None,
-        n_flagged=n_flagged,
+        n_unusable=n_unusable,
     )

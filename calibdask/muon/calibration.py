@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -31,9 +31,8 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Tables,
-    WrongKind,
 )
-from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
 from calibdask.flags import Flag
 from calibdask.io.images import (
     TelescopeImages,
@@ -51,7 +50,14 @@ from calibdask.io.muon import (
     read_times,
     ring_times,
 )
-from calibdask.muon.config import JOB_SECTIONS, SECTIONS, resolve
+from calibdask.muon.config import (
+    SECTIONS,
+    SHOWN,
+    CalculatePSFWithMuons,
+    CalculateThroughputWithMuons,
+    RingFit,
+    resolve,
+)
 from calibdask.muon.model import (
     assign_chunks,
     chunk_starts,
@@ -83,7 +89,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.config import Campaign, Configuration
+    from calibdask.config import Campaign, Configuration, JobSection
     from calibdask.muon.config import MuonOptions
     from calibdask.muon.report import Picture
     from calibdask.muon.result import Telescope
@@ -207,9 +213,11 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
     process_type: str = "Observation"
     obs_ids: tuple[int, ...] = ()
     fits_rings: bool = False
+    section: JobSection = field(default_factory=CalculateThroughputWithMuons)
+    ring_fit: RingFit = field(default_factory=RingFit)
 
     description: ClassVar[str]
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 8_000
     map_name: ClassVar[str] = "muon-rings"
@@ -217,15 +225,21 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
     bins_time: ClassVar[bool] = True
     patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5", "*.simtel", "*.simtel.*")
     preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
-    further_sections: ClassVar[Mapping[str, type[Any]]] = {
+    further_sections: ClassVar = {
         one: SECTIONS[one] for one in ("QualityQuery", "PlainAggregator", "TimeChunking")
     }
 
     @classmethod
     def configured(cls, document: Configuration, campaign: Campaign) -> Self:
         """Make the calibration from its sections."""
-        config = resolve(cls.name, document)
-        return cls(config.options, campaign.shard_bytes, config.notes)
+        config = resolve(cls.name, document, campaign)
+        return cls(
+            config.options,
+            campaign.shard_bytes,
+            config.notes,
+            section=config.section,
+            ring_fit=config.ring_fit,
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -396,12 +410,15 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
 
     def map_config(self) -> Mapping[str, Any]:
         """Give what the rings and their first summary depend on."""
-        fit = {"ring_fit": self.options.ring_fit.map_options()} if self.fits_rings else {}
-        return {**self.options.map_options(), **fit}
-
-    def fit_config(self) -> Mapping[str, Any]:
-        """Give what only fits depend on."""
-        return self.options.fit_options()
+        bins = self.options.bins
+        config = dict(super().map_config())
+        if not self.fits_rings:
+            del config["ring_fit"]
+        return {
+            **config,
+            "bins": None if bins is None else bins.config(),
+            "by_number": self.by_number,
+        }
 
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and telescopes."""
@@ -569,7 +586,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
         radius, width = columns["muonring_radius"], columns["muonefficiency_width"]
         with np.errstate(divide="ignore", invalid="ignore"):
             good = ExactMoments.holds(value) & ExactMoments.holds(width / radius) & (radius > 0)
-            good &= ExactMoments.holds(radius)
+            good &= ExactMoments.holds(radius) & (value > 0) & (width > 0)
         if data.images:
             from calibdask.muon.rings import TROUBLED
 
@@ -717,9 +734,7 @@ class ThroughputFromMuons(_FromRings):
     """Optical throughput of telescopes by time, and its trend."""
 
     name: ClassVar[str] = "calculate-throughput-muon"
-    sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in JOB_SECTIONS["calculate-throughput-muon"]
-    }
+    sections: ClassVar = {"CalculateThroughputWithMuons": CalculateThroughputWithMuons, **SHOWN}
     description: ClassVar[str] = "Optical throughput"
 
     def summary_type(self, stage: int) -> type[Summary]:
@@ -831,8 +846,8 @@ def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOp
     profiles = {}
     for name, sums in total.profiles.items():
         residual = residuals(sums.moments(), moments.mean)
-        for field, values in residual.to_arrays().items():
-            profiles[f"{name}_{field}"] = values
+        for part, values in residual.to_arrays().items():
+            profiles[f"{name}_{part}"] = values
     return CellState.of(
         options.clip_sigma,
         before["low"],
@@ -859,9 +874,7 @@ class PsfFromMuons(_FromRings):
     """Width over radius of rings against their radius: the optical point spread function."""
 
     name: ClassVar[str] = "calculate-psf-muon"
-    sections: ClassVar[Mapping[str, type[Any]]] = {
-        one: SECTIONS[one] for one in JOB_SECTIONS["calculate-psf-muon"]
-    }
+    sections: ClassVar = {"CalculatePSFWithMuons": CalculatePSFWithMuons, **SHOWN}
     description: ClassVar[str] = "Optical point spread function"
 
     def summary_type(self, stage: int) -> type[Summary]:

@@ -14,32 +14,32 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from calibdask.config import (
-    ENGINE_SECTIONS,
     Campaign,
     Configuration,
     JobSection,
     Section,
     caseless,
-    load_config,
+    inner_section,
+    option,
     read_with,
 )
+from calibdask.config.fields import for_all, patterns
 from calibdask.errors import ConfigError
-from calibdask.select import QualityCriteria, TelescopePatterns, compile_criteria, finite_number
+from calibdask.select import QualityCriteria, TelescopePatterns, compile_criteria
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from calibdask.stats.timebins import TimeBins
 
 __all__ = [
     "DEFAULT_CRITERIA",
-    "JOB_SECTIONS",
     "SECTIONS",
+    "SHOWN",
     "MuonConfig",
     "MuonOptions",
+    "RingFit",
     "RingFitOptions",
-    "load_muon_config",
     "resolve",
 ]
 
@@ -99,15 +99,7 @@ def _duration_ns(value: object) -> int:
     return width_ns
 
 
-def _patterns(value: object) -> TelescopePatterns:
-    return TelescopePatterns.parse(value, finite_number)
-
-
-type _Patterns = Annotated[TelescopePatterns, read_with(_patterns)]
-
-
-def _for_all(value: float) -> TelescopePatterns:
-    return TelescopePatterns((("type", "*", value),))
+type _Patterns = Annotated[TelescopePatterns, patterns()]
 
 
 # -- sections -----------------------------------------------------------------------------------
@@ -120,9 +112,10 @@ class MuonQualityQuery(Section):
     it; with units, such as 10 * u.m, it is converted.
     """
 
-    quality_criteria: Annotated[tuple[tuple[str, str], ...], read_with(_criteria)] = Field(
-        default=DEFAULT_CRITERIA,
-        description="List of [name, expression]. A ring is used if all expressions are true.",
+    quality_criteria: Annotated[tuple[tuple[str, str], ...], read_with(_criteria)] = option(
+        DEFAULT_CRITERIA,
+        stage="map",
+        help="List of [name, expression]. A ring is used if all expressions are true.",
     )
 
 
@@ -133,21 +126,24 @@ class SizeChunking(Section):
         "chunk_shift": "overlapping chunks share rings, so they are not independent: leave it out"
     }
 
-    chunk_size: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="Rings of a chunk. Without it, and without time bins, all rings are one chunk. "
+    chunk_size: Annotated[int, Field(ge=1)] | None = option(
+        None,
+        stage="fit",
+        help="Rings of a chunk. Without it, and without time bins, all rings are one chunk. "
         "Campaign.time_bin wins over it.",
-        examples=[1000],
+        example=1000,
     )
-    last_chunk_policy: Annotated[LastChunk, caseless("truncate", "skip", "overlap")] = Field(
-        default="truncate",
-        description="What becomes of the rings left at the end: 'truncate' makes a smaller chunk "
+    last_chunk_policy: Annotated[LastChunk, caseless("truncate", "skip", "overlap")] = option(
+        "truncate",
+        stage="fit",
+        help="What becomes of the rings left at the end: 'truncate' makes a smaller chunk "
         "of them, 'skip' leaves them out. 'overlap', ctao-calibpipe's default, fills the chunk up "
         "with rings of the one before, so that these count twice: it is read as 'truncate'.",
     )
-    allow_undersized_tables: bool = Field(
-        default=False,
-        description="Whether a telescope with fewer rings than one chunk has a value.",
+    allow_undersized_tables: bool = option(
+        False,
+        stage="fit",
+        help="Whether a telescope with fewer rings than one chunk has a value.",
     )
 
 
@@ -160,33 +156,47 @@ class TimeChunking(Section):
         "allow_undersized_tables": "leave it out: every bin with rings has a value",
     }
 
-    chunk_duration: Annotated[int, read_with(_duration_ns)] = Field(
-        default=0, description="Width of a bin, as number and unit such as '1 h'; 0 s: one bin."
+    chunk_duration: Annotated[int, read_with(_duration_ns)] = option(
+        0,
+        stage="plan",
+        help="Width of a bin, as number and unit such as '1 h'; 0 s: one bin.",
+        example="1 h",
     )
 
 
 class _Aggregator(Section):
-    chunking_type: Annotated[Chunking, caseless("SizeChunking", "TimeChunking")] = Field(
-        default="SizeChunking", description="How rings are cut into chunks."
+    chunking_type: Annotated[Chunking, caseless("SizeChunking", "TimeChunking")] = option(
+        "SizeChunking",
+        stage="plan",
+        help="How rings are cut into chunks.",
     )
-    size_chunking: SizeChunking | None = Field(
-        default=None, alias="SizeChunking", description="Counts over the one further out."
+    size_chunking: SizeChunking | None = inner_section(
+        alias="SizeChunking",
+        help="Counts over the one further out.",
     )
-    time_chunking: TimeChunking | None = Field(
-        default=None, alias="TimeChunking", description="Counts over the one further out."
+    time_chunking: TimeChunking | None = inner_section(
+        alias="TimeChunking",
+        help="Counts over the one further out.",
     )
 
 
 class SigmaClippingAggregator(_Aggregator):
     """Mean and scatter of the rings within some standard deviations of their mean, iterated."""
 
-    max_sigma: float = Field(
-        default=4.0,
+    max_sigma: float = option(
+        4.0,
+        stage="fit",
         ge=1.5,
-        description="Rings further from the mean are clipped. Below 1.5 clipping need not end.",
-        json_schema_extra={"unit": "standard deviations"},
+        help="Rings further from the mean are clipped. Below 1.5 clipping need not end.",
+        unit="standard deviations",
     )
-    iterations: int = Field(default=5, ge=1, le=50, description="How often it is done at most.")
+    iterations: int = option(
+        5,
+        stage="fit",
+        ge=1,
+        le=50,
+        help="How often it is done at most.",
+    )
 
 
 class PlainAggregator(_Aggregator):
@@ -197,77 +207,78 @@ class _CalculateWithMuons(JobSection):
     """What both jobs have in common."""
 
     hints: ClassVar[Mapping[str, str]] = {
+        **JobSection.hints,
         "chunk_size": "it belongs into SigmaClippingAggregator.SizeChunking",
-        "log_level": "use --log-level on the command line",
-        "log_file": "use -l FILE on the command line",
-        "log_file_level": "use --log-level on the command line",
-        "provenance_log": "use --provenance-log on the command line",
-        "quiet": "use -q on the command line",
     }
 
-    input_url: str | None = Field(
-        default=None,
-        description="Input, where the command line names none (-i).",
-        examples=["muons.dl1.h5"],
-    )
-    output_url: str | None = Field(
-        default=None,
-        description="Output, where the command line names none (-o).",
-        examples=["out.h5"],
-    )
-    overwrite: bool = Field(default=False, description="Replace an output that exists.")
-    append: bool = Field(
-        default=False,
-        description="Accepted and without effect: nothing is written into the input. Files added "
+    append: bool = option(
+        False,
+        stage="run",
+        help="Accepted and without effect: nothing is written into the input. Files added "
         "later join those of an earlier run in its work directory.",
     )
-    allowed_tels: Annotated[tuple[int, ...], read_with(_telescopes)] | None = Field(
-        default=None, description="Telescopes to calibrate; all unless given.", examples=[[1, 2]]
+    allowed_tels: Annotated[tuple[int, ...], read_with(_telescopes)] | None = option(
+        None,
+        stage="map",
+        help="Telescopes to calibrate; all unless given.",
+        example=[1, 2],
     )
     aggregator_type: Annotated[
         Aggregator, caseless("SigmaClippingAggregator", "PlainAggregator")
-    ] = Field(default="SigmaClippingAggregator", description="How rings are averaged.")
-    muon_quality_query: MuonQualityQuery | None = Field(
-        default=None, alias="MuonQualityQuery", description="Counts over the one at top level."
+    ] = option(
+        "SigmaClippingAggregator",
+        stage="fit",
+        help="How rings are averaged.",
     )
-    sigma_clipping: SigmaClippingAggregator | None = Field(
-        default=None,
+    muon_quality_query: MuonQualityQuery | None = inner_section(
+        alias="MuonQualityQuery",
+        help="Counts over the one at top level.",
+    )
+    sigma_clipping: SigmaClippingAggregator | None = inner_section(
         alias="SigmaClippingAggregator",
-        description="Counts over the one at top level.",
+        help="Counts over the one at top level.",
     )
-    plain: PlainAggregator | None = Field(
-        default=None, alias="PlainAggregator", description="Counts over the one at top level."
+    plain: PlainAggregator | None = inner_section(
+        alias="PlainAggregator",
+        help="Counts over the one at top level.",
     )
-    size_chunking: SizeChunking | None = Field(
-        default=None, alias="SizeChunking", description="Counts over the one at top level."
+    size_chunking: SizeChunking | None = inner_section(
+        alias="SizeChunking",
+        help="Counts over the one at top level.",
     )
-    time_chunking: TimeChunking | None = Field(
-        default=None, alias="TimeChunking", description="Counts over the one at top level."
+    time_chunking: TimeChunking | None = inner_section(
+        alias="TimeChunking",
+        help="Counts over the one at top level.",
     )
 
 
 class CalculateThroughputWithMuons(_CalculateWithMuons):
     """Optical throughput of each telescope, from the light in muon rings."""
 
-    min_number_of_muon: int = Field(
-        default=10,
+    min_number_of_muon: int = option(
+        10,
+        stage="fit",
         ge=2,
-        description="Time bins with fewer rings are flagged Q and left out of the trend.",
+        help="Time bins with fewer rings are flagged Q and left out of the trend.",
     )
 
 
 class CalculatePSFWithMuons(_CalculateWithMuons):
     """Optical point spread function of each telescope, from the width of muon rings."""
 
-    muonring_radius_fit_nbins: int = Field(
-        default=10,
+    muonring_radius_fit_nbins: int = option(
+        10,
+        stage="fit",
         ge=2,
         le=1000,
-        description="Bins in ring radius, from the smallest radius to the largest. (ctao-calibpipe "
+        help="Bins in ring radius, from the smallest radius to the largest. (ctao-calibpipe "
         "0.8.0 takes it as the number of edges and has one bin less.)",
     )
-    min_number_of_muon: int = Field(
-        default=100, ge=2, description="Bins with fewer rings are left out of the fit."
+    min_number_of_muon: int = option(
+        100,
+        stage="fit",
+        ge=2,
+        help="Bins with fewer rings are left out of the fit.",
     )
 
 
@@ -279,82 +290,101 @@ class MuonProcessor(Section):
         "RingQuery": "the cuts on rings are ctapipe's defaults; select rings in MuonQualityQuery",
     }
 
-    completeness_threshold: _Patterns = Field(
-        default=_for_all(30.0),
-        description="Light in a segment of the ring that makes it complete.",
-        json_schema_extra={"unit": "photoelectrons"},
+    completeness_threshold: _Patterns = option(
+        for_all(30.0),
+        stage="map",
+        help="Light in a segment of the ring that makes it complete.",
+        unit="photoelectrons",
     )
-    ratio_width: _Patterns = Field(
-        default=_for_all(1.5),
-        description="Ring width for the intensity ratio, in pixel diameters.",
+    ratio_width: _Patterns = option(
+        for_all(1.5),
+        stage="map",
+        help="Ring width for the intensity ratio, in pixel diameters.",
     )
-    pedestal: _Patterns = Field(
-        default=_for_all(1.1),
-        description="Scatter of a pixel without light.",
-        json_schema_extra={"unit": "photoelectrons"},
+    pedestal: _Patterns = option(
+        for_all(1.1),
+        stage="map",
+        help="Scatter of a pixel without light.",
+        unit="photoelectrons",
     )
-    ring_integration_width: _Patterns = Field(
-        default=_for_all(0.25), description="Width for the light of the ring, in ring radii."
+    ring_integration_width: _Patterns = option(
+        for_all(0.25),
+        stage="map",
+        help="Width for the light of the ring, in ring radii.",
     )
-    outer_ring_width: _Patterns = Field(
-        default=_for_all(0.2), description="Width for the light outside of it, in ring radii."
+    outer_ring_width: _Patterns = option(
+        for_all(0.2),
+        stage="map",
+        help="Width for the light outside of it, in ring radii.",
     )
 
 
 class MuonIntensityFitter(Section):
     """The fit of impact, width and efficiency, where rings are fitted to images."""
 
-    spe_width: _Patterns = Field(
-        default=_for_all(0.5), description="Width of a photoelectron's distribution."
+    spe_width: _Patterns = option(
+        for_all(0.5),
+        stage="map",
+        help="Width of a photoelectron's distribution.",
     )
-    min_lambda_m: _Patterns = Field(
-        default=_for_all(300e-9),
-        description="Shortest wavelength of the light.",
-        json_schema_extra={"unit": "m"},
+    min_lambda_m: _Patterns = option(
+        for_all(300e-9),
+        stage="map",
+        help="Shortest wavelength of the light.",
+        unit="m",
     )
-    max_lambda_m: _Patterns = Field(
-        default=_for_all(600e-9),
-        description="Longest wavelength of the light.",
-        json_schema_extra={"unit": "m"},
+    max_lambda_m: _Patterns = option(
+        for_all(600e-9),
+        stage="map",
+        help="Longest wavelength of the light.",
+        unit="m",
     )
-    hole_radius_m: _Patterns = Field(
-        default=TelescopePatterns((("type", "*", 0.0), *_HOLE_RADIUS_M)),
-        description="Radius of the hole in the mirror.",
-        json_schema_extra={"unit": "m"},
+    hole_radius_m: _Patterns = option(
+        TelescopePatterns((("type", "*", 0.0), *_HOLE_RADIUS_M)),
+        stage="map",
+        help="Radius of the hole in the mirror.",
+        unit="m",
     )
-    oversampling: _Patterns = Field(
-        default=_for_all(3.0), description="Points in a pixel's angle for the line integral."
+    oversampling: _Patterns = option(
+        for_all(3.0),
+        stage="map",
+        help="Points in a pixel's angle for the line integral.",
     )
-    compatibility: Annotated[Literal["ctapipe"], caseless("ctapipe")] | None = Field(
-        default=None,
-        description="ctapipe: the model of ctapipe 0.32 with its fixed circle, and "
+    compatibility: Annotated[Literal["ctapipe"], caseless("ctapipe")] | None = option(
+        None,
+        stage="map",
+        help="ctapipe: the model of ctapipe 0.32 with its fixed circle, and "
         "MuonProcessor.pedestal as noise. Its efficiencies are off by -4.7 % (hexagonal pixels), "
         "+27 % (square) and -22 % (round) on an absolute scale. Unless given, pixels count with "
         "their area and noise is measured off the ring.",
-        examples=["ctapipe"],
+        example="ctapipe",
     )
-    fit_circle: bool | None = Field(
-        default=None,
-        description="Whether the likelihood moves the circle, too: yes, unless compatibility is "
+    fit_circle: bool | None = option(
+        None,
+        stage="map",
+        help="Whether the likelihood moves the circle, too: yes, unless compatibility is "
         "given. With the circle fixed at the fit of pixel positions, whose radius is too large for "
         "wide rings, the efficiency is low by 0.2 % (width 0.05 deg) to 1.3 % (0.2 deg).",
-        examples=[False],
+        example=False,
     )
-    saturation_pe: _Patterns = Field(
-        default=_for_all(0.0),
-        description="Charge that a pixel reads at most. Rings with a pixel at or above it are "
+    saturation_pe: _Patterns = option(
+        for_all(0.0),
+        stage="map",
+        help="Charge that a pixel reads at most. Rings with a pixel at or above it are "
         "left out, and so are those where three pixels or more read the same largest charge to "
         "the last bit. 0: not known.",
-        json_schema_extra={"unit": "photoelectrons"},
+        unit="photoelectrons",
     )
-    max_noise: _Patterns = Field(
-        default=_for_all(2.0),
-        description="Rings are left out where the noise measured off them is larger than so many "
+    max_noise: _Patterns = option(
+        for_all(2.0),
+        stage="map",
+        help="Rings are left out where the noise measured off them is larger than so many "
         "times MuonProcessor.pedestal.",
     )
-    max_misfit: _Patterns = Field(
-        default=_for_all(3.0),
-        description="Rings are left out where the chi2 of their pixels over its degrees of freedom "
+    max_misfit: _Patterns = option(
+        for_all(3.0),
+        stage="map",
+        help="Rings are left out where the chi2 of their pixels over its degrees of freedom "
         "is larger: a second ring, or a telescope that the model does not describe.",
     )
 
@@ -362,18 +392,22 @@ class MuonIntensityFitter(Section):
 class TailcutsImageCleaner(Section):
     """Which pixels of an image count, where images come without a mask."""
 
-    picture_threshold_pe: _Patterns = Field(
-        default=_for_all(10.0),
-        description="Charge of a pixel that is kept with its neighbours.",
-        json_schema_extra={"unit": "photoelectrons"},
+    picture_threshold_pe: _Patterns = option(
+        for_all(10.0),
+        stage="map",
+        help="Charge of a pixel that is kept with its neighbours.",
+        unit="photoelectrons",
     )
-    boundary_threshold_pe: _Patterns = Field(
-        default=_for_all(5.0),
-        description="Charge of a pixel that is kept beside one of these.",
-        json_schema_extra={"unit": "photoelectrons"},
+    boundary_threshold_pe: _Patterns = option(
+        for_all(5.0),
+        stage="map",
+        help="Charge of a pixel that is kept beside one of these.",
+        unit="photoelectrons",
     )
-    min_picture_neighbors: _Patterns = Field(
-        default=_for_all(2.0), description="Such neighbours that a pixel of the picture needs."
+    min_picture_neighbors: _Patterns = option(
+        for_all(2.0),
+        stage="map",
+        help="Such neighbours that a pixel of the picture needs.",
     )
 
 
@@ -382,11 +416,25 @@ class EventSource(Section):
 
     focal_length_choice: Annotated[
         Literal["EFFECTIVE", "EQUIVALENT"], caseless("EFFECTIVE", "EQUIVALENT")
-    ] = Field(
-        default="EFFECTIVE",
-        description="Focal length that turns camera positions into angles, where rings are fitted "
+    ] = option(
+        "EFFECTIVE",
+        stage="map",
+        help="Focal length that turns camera positions into angles, where rings are fitted "
         "to images. Tables of rings need none. Files of single telescopes often lack the effective "
         "one.",
+    )
+
+
+class RingFit(Section):
+    """How rings are fitted to images: the sections that stand at top level."""
+
+    source: EventSource = inner_section(EventSource(), help="", alias="EventSource")
+    cleaner: TailcutsImageCleaner = inner_section(
+        TailcutsImageCleaner(), help="", alias="TailcutsImageCleaner"
+    )
+    processor: MuonProcessor = inner_section(MuonProcessor(), help="", alias="MuonProcessor")
+    fitter: MuonIntensityFitter = inner_section(
+        MuonIntensityFitter(), help="", alias="MuonIntensityFitter"
     )
 
 
@@ -407,21 +455,17 @@ SECTIONS: Mapping[str, type[Section]] = {
     "CalculateThroughputWithMuons": CalculateThroughputWithMuons,
     "CalculatePSFWithMuons": CalculatePSFWithMuons,
     **_OF_RINGS,
-    **ENGINE_SECTIONS,
 }
 """All sections that a muon configuration may have."""
 
-_SHOWN = ("MuonQualityQuery", "SigmaClippingAggregator", "SizeChunking", "EventSource")
-_SHOWN_OF_FITS = ("TailcutsImageCleaner", "MuonProcessor", "MuonIntensityFitter")
-
-JOB_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    job: (section, *_SHOWN, *_SHOWN_OF_FITS, *ENGINE_SECTIONS)
-    for job, section in (
-        ("calculate-throughput-muon", "CalculateThroughputWithMuons"),
-        ("calculate-psf-muon", "CalculatePSFWithMuons"),
+SHOWN: Mapping[str, type[Section]] = {
+    name: SECTIONS[name]
+    for name in (
+        *("MuonQualityQuery", "SigmaClippingAggregator", "SizeChunking", "EventSource"),
+        *("TailcutsImageCleaner", "MuonProcessor", "MuonIntensityFitter"),
     )
 }
-"""The sections that a job uses, in the order in which a new configuration shows them."""
+"""Those of all jobs that a new configuration shows."""
 
 
 # -- options of the jobs ------------------------------------------------------------------------
@@ -453,15 +497,6 @@ class RingFitOptions:
         return {
             name: float(patterns.resolve([tel_id], [description], option=name)[0])
             for name, patterns in self.patterns
-        }
-
-    def map_options(self) -> dict[str, Any]:
-        """Give what the rings depend on, ready for JSON."""
-        return {
-            "focal_length_choice": self.focal_length_choice,
-            "fit_circle": self.fit_circle,
-            "of_ctapipe": self.of_ctapipe,
-            **{name: patterns.to_plain() for name, patterns in self.patterns},
         }
 
 
@@ -507,27 +542,6 @@ class MuonOptions:
     min_rings: int = 10
     n_radius_bins: int = 10
 
-    def map_options(self) -> dict[str, Any]:
-        """Give the options that the rings of a shard and their first summary depend on."""
-        return {
-            "quality_criteria": [list(pair) for pair in self.quality_criteria.pairs],
-            "allowed_tels": None if self.allowed_tels is None else list(self.allowed_tels),
-            "bins": None if self.bins is None else self.bins.config(),
-            "by_number": self.chunk_size is not None,
-        }
-
-    def fit_options(self) -> dict[str, Any]:
-        """Give the options that only fits depend on."""
-        return {
-            "clip_sigma": self.clip_sigma,
-            "iterations": self.iterations,
-            "chunk_size": self.chunk_size,
-            "skip_last": self.skip_last,
-            "allow_undersized": self.allow_undersized,
-            "min_rings": self.min_rings,
-            "n_radius_bins": self.n_radius_bins,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class MuonConfig:
@@ -535,60 +549,24 @@ class MuonConfig:
 
     Attributes
     ----------
+    section : CalculateThroughputWithMuons or CalculatePSFWithMuons
+        The section of the job with the innermost query, aggregator and chunking.
+    ring_fit : RingFit
+        How rings are fitted to images.
     options : MuonOptions
-        Options of the job.
-    campaign : Campaign
-        Options of the engine.
-    input_url, output_url : str or None
-        Files named in the configuration; the command line wins.
-    overwrite : bool
-        Replace an output that exists.
+        The same, as the job uses it.
     notes : tuple of str
         What is valid but worth a line in the log and the report.
-    document : Configuration
-        The sections as they were given.
     """
 
+    section: CalculateThroughputWithMuons | CalculatePSFWithMuons
+    ring_fit: RingFit
     options: MuonOptions
-    campaign: Campaign
-    input_url: str | None
-    output_url: str | None
-    overwrite: bool
     notes: tuple[str, ...]
-    document: Configuration
 
 
-def load_muon_config(
-    job: str,
-    paths: Sequence[Path | str],
-    overrides: Mapping[str, object] | None = None,
-    *,
-    others: Callable[[], Mapping[str, type[Section]]] = dict,
-) -> MuonConfig:
-    """Read the configuration of a muon calibration.
-
-    Parameters
-    ----------
-    job : str
-        ``calculate-throughput-muon`` or ``calculate-psf-muon``.
-    paths : sequence of path
-        YAML files, merged in order; later ones win. With none, all defaults.
-    overrides : mapping of str to object, optional
-        Options from the command line, by dotted path.
-    others : callable, optional
-        Gives the sections of other jobs, which may stand in the same file.
-
-    Raises
-    ------
-    ConfigError
-        Anything that is wrong, with file, line, dotted path, value and remedy.
-    """
-    return resolve(job, load_config(SECTIONS, paths, overrides, others=others))
-
-
-def resolve(job: str, document: Configuration) -> MuonConfig:
+def resolve(job: str, document: Configuration, campaign: Campaign) -> MuonConfig:
     """Resolve the options of a muon calibration (ConfigError for what is contradictory)."""
-    campaign = document.get("Campaign", Campaign)
     tool: CalculateThroughputWithMuons | CalculatePSFWithMuons
     if job == "calculate-psf-muon":
         tool = document.get("CalculatePSFWithMuons", CalculatePSFWithMuons)
@@ -629,6 +607,14 @@ def resolve(job: str, document: Configuration) -> MuonConfig:
             " all rings of a time bin"
         )
         chunk_size = None
+    ring_fit = RingFit().model_copy(
+        update={
+            "source": document.get("EventSource", EventSource),
+            "cleaner": document.get("TailcutsImageCleaner", TailcutsImageCleaner),
+            "processor": document.get("MuonProcessor", MuonProcessor),
+            "fitter": document.get("MuonIntensityFitter", MuonIntensityFitter),
+        }
+    )
     options = MuonOptions(
         quality_criteria=QualityCriteria(query.quality_criteria),
         allowed_tels=tool.allowed_tels,
@@ -640,17 +626,19 @@ def resolve(job: str, document: Configuration) -> MuonConfig:
         allow_undersized=size.allow_undersized_tables,
         min_rings=tool.min_number_of_muon,
         n_radius_bins=n_radius_bins,
-        ring_fit=_ring_fit(document),
+        ring_fit=_ring_fit(ring_fit),
     )
-    return MuonConfig(
-        options,
-        campaign,
-        tool.input_url,
-        tool.output_url,
-        tool.overwrite,
-        tuple(notes),
-        document,
+    within = {"size_chunking": None, "time_chunking": None}
+    section = tool.model_copy(
+        update={
+            "muon_quality_query": query,
+            "sigma_clipping": sigma.model_copy(update=within) if clipping else None,
+            "plain": None,
+            "size_chunking": size,
+            "time_chunking": None,
+        }
     )
+    return MuonConfig(section, ring_fit, options, tuple(notes))
 
 
 def _joined[S: Section](model: type[S], *sections: S | None) -> S:
@@ -699,23 +687,21 @@ def _chunks(
     return epoch, None
 
 
-def _ring_fit(document: Configuration) -> RingFitOptions:
-    processor = document.get("MuonProcessor", MuonProcessor)
-    fitter = document.get("MuonIntensityFitter", MuonIntensityFitter)
-    cleaner = document.get("TailcutsImageCleaner", TailcutsImageCleaner)
+def _ring_fit(ring_fit: RingFit) -> RingFitOptions:
+    processor, fitter, cleaner = ring_fit.processor, ring_fit.fitter, ring_fit.cleaner
     names = {
         "min_lambda_m": "min_wavelength_m",
         "max_lambda_m": "max_wavelength_m",
         "picture_threshold_pe": "picture_threshold",
         "boundary_threshold_pe": "boundary_threshold",
     }
-    patterns = [
+    values = [
         (names.get(name, name), getattr(section, name))
         for section in (cleaner, processor, fitter)
         for name in type(section).model_fields
         if name not in ("compatibility", "fit_circle")
     ]
-    choice = document.get("EventSource", EventSource).focal_length_choice
+    choice = ring_fit.source.focal_length_choice
     of_ctapipe = fitter.compatibility is not None
     if of_ctapipe and fitter.fit_circle:
         raise ConfigError(
@@ -723,4 +709,4 @@ def _ring_fit(document: Configuration) -> RingFitOptions:
             " fixes the circle; leave one of them out"
         )
     fit_circle = not of_ctapipe if fitter.fit_circle is None else fitter.fit_circle
-    return RingFitOptions(choice, fit_circle, of_ctapipe, tuple(patterns))
+    return RingFitOptions(choice, fit_circle, of_ctapipe, tuple(values))

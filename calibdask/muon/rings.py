@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from calibdask.muon.intensity import Optics, fit_intensity, misfit, predict, profile_points
+from calibdask.muon.intensity import (
+    Optics,
+    average_over_hole,
+    fit_intensity,
+    misfit,
+    predict,
+    profile_points,
+)
 from calibdask.muon.ring import (
     completeness,
     containment,
@@ -563,14 +570,11 @@ def _measure_one(
     n_free = 7 if cuts.fit_circle > 0.0 else 4
     measured = noise(x, y, image, circle)
     believed = measured if measured > 0.0 else optics.pedestal
-    fit = fit_intensity(
-        x[near],
-        y[near],
-        image[near],
-        np.array([circle.x, circle.y, circle.radius]),
-        optics if optics.of_ctapipe > 0.0 else _with_pedestal(optics, believed),
-        n_free,
-    )
+    used = optics if optics.of_ctapipe > 0.0 else _with_pedestal(optics, believed)
+    place = np.array([circle.x, circle.y, circle.radius])
+    fit = fit_intensity(x[near], y[near], image[near], place, used, n_free)
+    if optics.of_ctapipe == 0.0:
+        fit = average_over_hole(fit, x[near], y[near], image[near], used, n_free)
     if cuts.fit_circle > 0.0:
         for k in range(3):
             row[k] = fit.parameters[4 + k]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from calibdask.flags import Flag
+from calibdask.flags import MUON_FLAGS
 from calibdask.io.throughput import MUON_THROUGHPUT
 from calibdask.muon.model import PROFILES
 from calibdask.schema import Column, TableSchema
@@ -63,10 +63,7 @@ TREND: Final = TableSchema(
         Column("time_mean", "time", "Weighted mean time of the bins"),
         *_TROUBLED,
     ),
-    (
-        Flag.TWO_MIRRORS, Flag.NO_RING, Flag.FEW_RINGS, Flag.NO_SLOPE, Flag.POOR_LINE,
-        Flag.MANY_CLIPPED,
-    ),
+    MUON_FLAGS,
 )  # fmt: skip
 
 _BINNED = {
@@ -122,19 +119,18 @@ _OF_A_LINE = (
     _CLIPPED,
     Column("bin", "i8", "Number of the time bin since the epoch"),
 )  # fmt: skip
-_FLAGS_OF_A_LINE = (Flag.FEW_RINGS, Flag.NO_SLOPE, Flag.POOR_LINE, Flag.MANY_CLIPPED)
 
 LINE: Final = TableSchema(
     f"{_PSF}/tel_{{tel_id:03d}}",
     "Optical PSF of a telescope: the line of ring width over radius, by bins of time",
     _OF_A_LINE,
-    _FLAGS_OF_A_LINE,
+    MUON_FLAGS,
 )
 LINES: Final = TableSchema(
     f"{_PSF}_overview",
     "Optical PSF of all telescopes: lines of ring width over radius, by bins of time",
     (_TEL_ID, *_OF_A_LINE, *_TROUBLED),
-    (Flag.TWO_MIRRORS, Flag.NO_RING, *_FLAGS_OF_A_LINE),
+    MUON_FLAGS,
 )
 POINTS: Final = TableSchema(
     f"{_PSF}_bins",

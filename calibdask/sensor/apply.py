@@ -21,31 +21,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibdask.flags import ImageFlag
+
 if TYPE_CHECKING:
     from typing import Any
 
     from numpy.typing import NDArray
 
-__all__ = ["IMAGE_FLAGS", "Calibrated", "Corrections", "Term", "calibrate", "image_flag"]
+__all__ = ["Calibrated", "Corrections", "Term", "calibrate"]
 
 QUANTISATION_VARIANCE = 1 / 12
-
-IMAGE_FLAGS = {
-    "saturated": "the raw value is at the saturation level",
-    "bias": "the bias map is flagged there",
-    "dark": "the map of dark current is flagged there",
-    "flat": "the flat field is flagged there",
-    "gain": "the map of the gain is flagged there",
-    "defect": "a defect pixel",
-    "no-value": "there is no number: a map has none, or divides by nothing",
-    "border": "masked border or overscan: no light falls there",
-}
-"""What the bits of a calibrated frame's mask mean, lowest first; 0 means all is well."""
-
-
-def image_flag(name: str) -> np.uint16:
-    """Give the bit of a flag."""
-    return np.uint16(1 << list(IMAGE_FLAGS).index(name))
 
 
 @dataclass(frozen=True)
@@ -147,7 +132,7 @@ class Calibrated:
     value, error : ndarray of float64, shape (rows, columns)
         In DN at the lowest ISO speed, or in electrons; NaN where there is no number.
     mask : ndarray of uint16, shape (rows, columns)
-        Flags (see `IMAGE_FLAGS`).
+        Bits of `ImageFlag`.
     """
 
     value: NDArray[np.float64]
@@ -177,7 +162,7 @@ def calibrate(
     raw = np.asarray(frame, np.float64)
     value = raw.copy()
     mask = np.zeros(raw.shape, np.uint16)
-    mask[raw >= corrections.saturation_dn] |= image_flag("saturated")
+    mask[raw >= corrections.saturation_dn] |= ImageFlag.SATURATED.bit
     variance = np.square(corrections.readnoise) + np.full(
         raw.shape, QUANTISATION_VARIANCE * corrections.step_dn**2
     )
@@ -203,11 +188,11 @@ def calibrate(
     for name in ("bias", "dark", "flat", "gain"):
         term: Term | None = getattr(corrections, name)
         if term is not None and term.bad is not None:
-            mask[term.bad] |= image_flag(name)
+            mask[term.bad] |= ImageFlag[name.upper()].bit
     if corrections.defects is not None:
-        mask[corrections.defects] |= image_flag("defect")
+        mask[corrections.defects] |= ImageFlag.DEFECT.bit
     lost = ~(np.isfinite(value) & np.isfinite(error))
-    mask[lost] |= image_flag("no-value")
+    mask[lost] |= ImageFlag.NO_VALUE.bit
     value[lost] = error[lost] = np.nan
     return Calibrated(value, error, mask)
 

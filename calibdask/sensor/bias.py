@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import (
-    QUANTISATION_VARIANCE,
-    pixel_flag,
-    read_noise,
-    robust_centre,
-)
-from calibdask.sensor.monitoring import count_columns, monitoring_table
+from calibdask.sensor.model import QUANTISATION_VARIANCE, read_noise, robust_centre
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import gather
+from calibdask.sensor.tables import BIAS, READ_NOISE, build, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -47,7 +43,7 @@ def bias_flags(tile: TileStacks, pixels: Pixels, n_sigma: float) -> NDArray[np.u
         here = (tile.channel == channel) & (mask == 0)
         centre, scale = robust_centre(pixels.mean, here)
         far = np.abs(pixels.mean - centre) > n_sigma * np.hypot(scale, error)
-        mask[here & far] |= pixel_flag("bad-bias")
+        mask[here & far] |= PixelFlag.BAD_BIAS.bit
     return mask
 
 
@@ -57,11 +53,11 @@ def noise_flags(
     """Give read noise, its error, and flags where it is no good or far above the median."""
     noise, error, undersampled = read_noise(pixels.variance, pixels.n, tile.sensor.step_dn)
     mask = pixels.mask()
-    mask[undersampled] |= pixel_flag("undersampled")
+    mask[undersampled] |= PixelFlag.UNDERSAMPLED.bit
     for channel in np.unique(tile.channel):
         here = (tile.channel == channel) & pixels.good
         centre, scale = robust_centre(noise, here)
-        mask[here & (noise - centre > n_sigma * scale)] |= pixel_flag("noisy")
+        mask[here & (noise - centre > n_sigma * scale)] |= PixelFlag.NOISY.bit
     return noise, error, mask
 
 
@@ -155,24 +151,15 @@ class _FromBiasFrames(MapCalibration):
         return {"rows": rows, "settings": settings, "overviews": maps}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table."""
-        descriptions = {
-            "bias_dn": "mean over good pixels",
-            "bias_dn_error": "standard error of that mean, from the scatter of the pixels",
-            "fixed_pattern_dn": "standard deviation of the pixels' bias, less what noise leaves",
-            "readnoise_dn": "root mean square over good pixels, without rounding (1/12 DN^2)",
-            "n_flagged": "pixels with a flag",
-        }
-        return {
-            f"/sensor/{self.name}": monitoring_table(self._sensor, result["rows"], descriptions)
-        }
+        """Return the monitoring table."""
+        schema = BIAS if self.writes_bias else READ_NOISE
+        return {schema.path: build(schema, self._sensor, result["rows"])}
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import bias_sections
 
-        return bias_sections(result)
+        return bias_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

@@ -23,16 +23,17 @@ from calibdask.engine.protocol import (
     Values,
 )
 from calibdask.errors import CalibdaskError, ConfigError, MissingInput
+from calibdask.flags import ImageFlag
 from calibdask.sensor import config
-from calibdask.sensor.apply import IMAGE_FLAGS, Corrections, Term, calibrate, image_flag
+from calibdask.sensor.apply import Corrections, Term, calibrate
 from calibdask.sensor.calibration import FrameStream, FromFrames
 from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.levels import step_of
 from calibdask.sensor.metadata import misfits, setting_of
-from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import nearest, settings_of
 from calibdask.sensor.summary import frame_facts
+from calibdask.sensor.tables import CALIBRATED, build
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -278,7 +279,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
         kept: dict[str, NDArray[Any]] = {
             "value": np.full(shape, np.nan, np.float32),
             "error": np.full(shape, np.nan, np.float32),
-            "mask": np.full(shape, image_flag("no-value")),
+            "mask": np.full(shape, ImageFlag.NO_VALUE.bit),
         }
         rows: dict[str, list[Any]] = {}
         shown: dict[str, NDArray[Any]] = {}
@@ -288,7 +289,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
             step = step_of([frame_facts(raw, self._sensor.lit_areas)[None]])
             todo = replace(data.corrections[name], step_dn=step)
             frame = _calibrated(raw, todo, infos[name].exposure_s)
-            frame["mask"][dark] = image_flag("border")
+            frame["mask"][dark] = ImageFlag.BORDER.bit
             for column, values in frame.items():
                 kept[column][places[name]] = values
             mask = frame["mask"]
@@ -301,10 +302,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
                 "median": np.median(good) if good.size else np.nan,
                 "n_pixels": mask.size - n_dark,
                 "n_good": good.size,
-                **{
-                    f"n_{flag}": np.count_nonzero(mask & np.uint16(1 << bit))
-                    for bit, flag in enumerate(IMAGE_FLAGS)
-                },
+                **{f"n_{label}": number for label, number in ImageFlag.count(mask).items()},
             }
             for column, entry in row.items():
                 rows.setdefault(column, []).append(entry)
@@ -334,12 +332,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
     def tables(self, result: CalibratedFrames) -> Mapping[str, QTable]:
         """Give one row for each frame."""
         rows = self._rows(result.columns)
-        about = {
-            "mean": f"over good pixels, in {self.units}",
-            "median": f"over good pixels, in {self.units}",
-            **{f"n_{flag}": f"pixels: {meaning}" for flag, meaning in IMAGE_FLAGS.items()},
-        }
-        return {"/sensor/calibrated": monitoring_table(self._sensor, rows, about)}
+        return {CALIBRATED.path: build(CALIBRATED, self._sensor, rows)}
 
     def _rows(self, result: Any) -> list[dict[str, Any]]:
         rows = []
@@ -419,7 +412,6 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
             n_frames=count,
             shape=info.shape,
             units=self.units,
-            flags=IMAGE_FLAGS,
             time=info.time,
             exposure_s=info.exposure_s,
             iso=info.iso,
@@ -431,12 +423,13 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
 
     def report(self, result: CalibratedFrames, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import calibrated_sections
 
         frame = self._frames_by_name[self._shown_frame][1]
         name = Path(frame.info.path).name
-        return calibrated_sections(self._rows(result.columns), self.units, name, result.shown)
+        return calibrated_sections(
+            self._rows(result.columns), self.units, name, result.shown, tables
+        )
 
 
 def _clipping(

@@ -35,9 +35,9 @@ from calibdask.engine.protocol import (
     Summary,
     Survey,
     Tables,
-    WrongKind,
 )
-from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
+from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError, WrongKind
+from calibdask.flags import PixelFlag
 from calibdask.io.frames import (
     FRAME_PATTERNS,
     FrameInfo,
@@ -51,6 +51,7 @@ from calibdask.io.metadata import Description
 from calibdask.io.spectacle import camera_file_of
 from calibdask.sensor.clipping import clip_bounds
 from calibdask.sensor.config import Frames, ProductField, Stacks
+from calibdask.sensor.isotable import READ
 from calibdask.sensor.kernel import check_frame_count
 from calibdask.sensor.levels import pile_up, step_of
 from calibdask.sensor.metadata import (
@@ -64,7 +65,6 @@ from calibdask.sensor.metadata import (
     temperature_warnings,
     unused_rows,
 )
-from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import differences, nearest, settings_of
 from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
@@ -572,10 +572,19 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         return found
 
     def _read_tables(self) -> dict[str, dict[str, dict[str, NDArray[Any]]]]:
-        from calibdask.io.hdf5 import read_tables
+        from calibdask.io.hdf5 import open_hdf5
+        from calibdask.io.tables import read_columns
 
-        files = ((name, Path(path) / TABLES) for name, path in self.products)
-        return {name: read_tables(file) for name, file in files if file.exists()}
+        found: dict[str, dict[str, dict[str, NDArray[Any]]]] = {}
+        for name, path in self.products:
+            if (Path(path) / TABLES).exists():
+                with open_hdf5(Path(path) / TABLES) as file:
+                    found[name] = {
+                        table.path: read_columns(table, *READ[table.path])
+                        for table in file.tables()
+                        if table.path in READ
+                    }
+        return found
 
     def given_tables(self, product: str) -> Mapping[str, Mapping[str, NDArray[Any]]]:
         """Give the tables of another calibration by their path; none where it is not configured."""
@@ -1016,7 +1025,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
     def finished(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
         """Give the maps of one tile as they are written: masks say where no light falls."""
         dark = ~self._sensor.lit(*_tile_of(cell))
-        border = pixel_flag("border")
+        border = PixelFlag.BORDER.bit
         return {
             name: np.where(dark, border, one) if name.endswith("mask") and dark.any() else one
             for name, one in self.finish_tile(cell, maps, result).items()

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels, pixel_flag
-from calibdask.sensor.monitoring import count_columns, monitoring_table
+from calibdask.sensor.model import dark_current, fit_temperature, hot_pixels
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather
 from calibdask.sensor.settings import NOT_STATED, settings_of
+from calibdask.sensor.tables import DARK_CURRENT, TEMPERATURE, build, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -88,21 +89,21 @@ def dark_flags(
     few = np.stack([one.n < 2 for one in series.values()])
     mask = np.zeros(tile.shape, np.uint16)
     fitted = np.isfinite(fit.rate)
-    mask[~fitted] |= pixel_flag("few-levels")
-    mask[~fitted & saturated.any(axis=0)] |= pixel_flag("saturated")
-    mask[fitted & saturated.any(axis=0)] |= pixel_flag("partly-saturated")
-    mask[clipped.any(axis=0)] |= pixel_flag("clipped")
-    mask[few.all(axis=0)] |= pixel_flag("few-frames")
+    mask[~fitted] |= PixelFlag.FEW_LEVELS.bit
+    mask[~fitted & saturated.any(axis=0)] |= PixelFlag.SATURATED.bit
+    mask[fitted & saturated.any(axis=0)] |= PixelFlag.PARTLY_SATURATED.bit
+    mask[clipped.any(axis=0)] |= PixelFlag.CLIPPED.bit
+    mask[few.all(axis=0)] |= PixelFlag.FEW_FRAMES.bit
     for channel in np.unique(tile.channel):
         here = (tile.channel == channel) & fitted
         hot, _ = hot_pixels(fit.rate, fit.rate_error, here, n_sigma)
-        mask[hot] |= pixel_flag("hot")
-    mask[fitted & (fit.p_value() < poor_fit)] |= pixel_flag("poor-fit")
+        mask[hot] |= PixelFlag.HOT.bit
+    mask[fitted & (fit.p_value() < poor_fit)] |= PixelFlag.POOR_FIT.bit
     if limit is not None:
-        mask[fitted & (fit.rate > limit)] |= pixel_flag("hot")
+        mask[fitted & (fit.rate > limit)] |= PixelFlag.HOT.bit
     # Saturated before a line could be drawn: hot beyond measure.
-    mask[~fitted & saturated.any(axis=0)] |= pixel_flag("hot")
-    mask[~tile.lit] = pixel_flag("border")
+    mask[~fitted & saturated.any(axis=0)] |= PixelFlag.HOT.bit
+    mask[~tile.lit] = PixelFlag.BORDER.bit
     return mask
 
 
@@ -297,7 +298,7 @@ class DarkCurrent(MapCalibration):
                     "dark_current_dn_per_s_error": np.sqrt(error2) / n if n else np.nan,
                     "scatter_dn_per_s": std,
                     "dark_current_with_hot_dn_per_s": total / n_all if n_all else np.nan,
-                    "n_hot": short.n_flagged.get("hot", 0),
+                    "n_hot": short.n_flagged.get(PixelFlag.HOT, 0),
                     "offset_minus_bias_dn": difference / n_checked if checked else np.nan,
                     "offset_pull_rms": np.sqrt(pull2 / n_checked) if checked else np.nan,
                     "bias_source": BIAS_SOURCES[source],
@@ -353,31 +354,10 @@ class DarkCurrent(MapCalibration):
         return laws
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table, and that of the law of temperature if there is one."""
-        tables = {
-            "/sensor/dark_current": monitoring_table(
-                self._sensor,
-                result["rows"],
-                {
-                    "dark_current_dn_per_s": "mean over pixels without a flag",
-                    "dark_current_with_hot_dn_per_s": "mean over all pixels that have a value",
-                    "scatter_dn_per_s": "standard deviation over pixels without a flag",
-                    "offset_minus_bias_dn": "mean of the signal at no exposure less the bias",
-                    "offset_pull_rms": "rms of it in standard errors: 1 if all is well",
-                    "bias_source": "what the offset was compared with",
-                },
-            )
-        }
+        """Return the monitoring table, and that of the law of temperature if there is one."""
+        tables = {DARK_CURRENT.path: build(DARK_CURRENT, self._sensor, result["rows"])}
         if result["temperature"]:
-            tables["/sensor/dark_current_temperature"] = monitoring_table(
-                self._sensor,
-                result["temperature"],
-                {
-                    "doubling_k": "temperature difference that doubles the dark current",
-                    "activation_energy_ev": "of the Arrhenius law exp(-E/kT)",
-                    "rate_dn_per_s": "at the reference temperature, by the better of both laws",
-                },
-            )
+            tables[TEMPERATURE.path] = build(TEMPERATURE, self._sensor, result["temperature"])
         return tables
 
     def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -387,10 +367,9 @@ class DarkCurrent(MapCalibration):
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import dark_sections
 
-        return dark_sections(result)
+        return dark_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.bias import bias_flags, noise_flags
 from calibdask.sensor.dark import dark_flags, dark_series, fit_series
 from calibdask.sensor.flat import light_of, response_flags
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
-from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, gather
+from calibdask.sensor.tables import DEFECT_PIXELS, build
+from calibdask.sensor.tables import DEFECTS as DEFECT_COUNTS
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFECTS", "Defects"]
 
-DEFECTS = ("hot", "bad-bias", "noisy", "bad-response", "few-frames")
+DEFECTS = (
+    PixelFlag.HOT,
+    PixelFlag.BAD_BIAS,
+    PixelFlag.NOISY,
+    PixelFlag.BAD_RESPONSE,
+    PixelFlag.FEW_FRAMES,
+)
 """Flags that make a pixel defect; others belong to single measurements."""
 
 _LISTED = 2000
@@ -53,7 +60,7 @@ class Defects(MapCalibration):
         """Apply all criteria to one tile."""
         options = self.options
         mask = np.zeros(tile.shape, np.uint16)
-        applied = []
+        applied: set[PixelFlag] = set()
         stacks = gather(
             tile,
             "bias_readnoise",
@@ -61,18 +68,18 @@ class Defects(MapCalibration):
             near_saturation=options.near_saturation,
         )
         for pixels in stacks.values():
-            applied += ["bad-bias", "noisy", "few-frames"]
+            applied |= {PixelFlag.BAD_BIAS, PixelFlag.NOISY, PixelFlag.FEW_FRAMES}
             mask |= bias_flags(tile, pixels, options.bias_sigma)
             mask |= noise_flags(tile, pixels, options.noise_sigma)[2]
         series = dark_series(tile, options.near_saturation)
         for one in series.values():
             if len(one) > 1:
-                applied += ["hot", "few-frames"]
+                applied |= {PixelFlag.HOT, PixelFlag.FEW_FRAMES}
                 fit = fit_series(one)
                 mask |= dark_flags(tile, one, fit, options.dark_sigma, options.dark_limit)
         light = light_of(tile, options.near_saturation)
         if light is not None and light.bias_source < len(BIAS_SOURCES) - 1:
-            applied += ["bad-response", "few-frames"]
+            applied |= {PixelFlag.BAD_RESPONSE, PixelFlag.FEW_FRAMES}
             sigma, fraction = options.response_sigma, options.response_fraction
             mask |= response_flags(tile, light, sigma, fraction)[2]
         if not applied:
@@ -80,13 +87,11 @@ class Defects(MapCalibration):
                 "defects: nothing to judge pixels by: give bias frames, dark frames at two exposure"
                 " times or more, or flat fields with bias frames"
             )
-        defect = np.zeros(tile.shape, np.uint16)
-        for name in DEFECTS:
-            defect |= np.where(tile.lit, mask & pixel_flag(name), np.uint16(0))
+        defect = np.where(tile.lit, mask & sum(flag.bit for flag in DEFECTS), np.uint16(0))
         y, x = np.nonzero(defect)
         listed = np.stack([y + tile.y0, x, tile.channel[y, x], defect[y, x]], axis=1)
         scalars = {
-            "applied": np.array([name in applied for name in DEFECTS]),
+            "applied": np.array([flag in applied for flag in DEFECTS]),
             "listed": listed[:_LISTED].astype(np.int64),
             "n_defects": np.array([len(listed)]),
         }
@@ -105,12 +110,12 @@ class Defects(MapCalibration):
         n_pixels = maps["defects/mask"].n_pixels
         rows = [
             {
-                "criterion": name,
+                "criterion": flag.label,
                 "applied": bool(used),
-                "n_defects": counts.get(name, 0),
-                "fraction": counts.get(name, 0) / n_pixels,
+                "n_defects": counts.get(flag, 0),
+                "fraction": counts.get(flag, 0) / n_pixels,
             }
-            for name, used in zip(DEFECTS, applied, strict=True)
+            for flag, used in zip(DEFECTS, applied, strict=True)
         ]
         n_all = int(sum(tile["n_defects"][0] for tile in tiles))
         rows.append(
@@ -132,33 +137,23 @@ class Defects(MapCalibration):
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give the counts, and the list of pixels."""
-        names = list(PIXEL_FLAGS)
         listed = [
             {
                 "row": int(row),
                 "column": int(column),
                 "channel": int(channel),
                 "mask": int(mask),
-                "why": ", ".join(name for bit, name in enumerate(names) if mask & (1 << bit)),
+                "why": ", ".join(flag.label for flag in PixelFlag if mask & flag.value),
             }
             for row, column, channel, mask in result["listed"].tolist()
         ]
-        tables = {
-            "/sensor/defects": monitoring_table(
-                self._sensor,
-                result["rows"],
-                {"applied": "whether there were frames for this criterion"},
-            )
-        }
+        tables = {DEFECT_COUNTS.path: build(DEFECT_COUNTS, self._sensor, result["rows"])}
         if listed:
-            tables["/sensor/defect_pixels"] = monitoring_table(
-                self._sensor, listed, {"mask": "as in the map", "why": "the mask in words"}
-            )
+            tables[DEFECT_PIXELS.path] = build(DEFECT_PIXELS, self._sensor, listed)
         return tables
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import defect_sections
 
-        return defect_sections(result)
+        return defect_sections(result, tables)

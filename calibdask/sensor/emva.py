@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import pixel_flag
-from calibdask.sensor.monitoring import monitoring_table
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import gather
 from calibdask.sensor.settings import Setting
 from calibdask.sensor.standard import EmvaPoints, SpatialSums, emva1288, split_nonuniformity
+from calibdask.sensor.tables import EMVA, EMVA_POINTS, build
 from calibdask.sensor.tiles import TileFit
 from calibdask.stats.moments import Moments
 
@@ -87,7 +87,7 @@ class Emva1288(MapCalibration):
                     maps[f"{group}_error"] = np.sqrt(pixels.mean_variance)
                     maps[f"{group}_mask"] = mask
                     # Dark frames may touch zero: that is no reason to leave pixels out of a figure.
-                    shown = mask & ~pixel_flag("clipped")
+                    shown = mask & ~PixelFlag.CLIPPED.bit
                     scalars |= overview(group, tile, pixels.mean, shown)
         return TileFit(maps, scalars)
 
@@ -135,31 +135,17 @@ class Emva1288(MapCalibration):
         return {"rows": rows, "points": points, "overviews": overviews(tiles)}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the results, and the photon transfer series."""
+        """Return the results, and the photon transfer series."""
         return {
-            "/sensor/emva1288": monitoring_table(
-                self._sensor,
-                result["rows"],
-                {
-                    "k_dn_per_electron": "overall system gain K",
-                    "quantum_efficiency": "R/K",
-                    "sigma_d_electron": "dark temporal noise",
-                    "threshold_photon": "absolute sensitivity threshold",
-                    "saturation_electron": "saturation capacity",
-                    "dsnu1288_electron": "dark signal nonuniformity",
-                    "prnu1288_percent": "photo response nonuniformity",
-                    "n_without_dark": "bright exposures left out for want of dark frames",
-                },
-            ),
-            "/sensor/emva1288_points": monitoring_table(self._sensor, result["points"], {}),
+            EMVA.path: build(EMVA, self._sensor, result["rows"]),
+            EMVA_POINTS.path: build(EMVA_POINTS, self._sensor, result["points"]),
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import emva_sections
 
-        return emva_sections(result)
+        return emva_sections(result, tables)
 
 
 def _spatial_sums(name: str, pixels: Pixels) -> dict[str, NDArray[Any]]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import pixel_flag, robust_centre
-from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
+from calibdask.sensor.model import robust_centre
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, without_flicker
 from calibdask.sensor.spatial import block_means, fit_radial, local_response, radial_blocks
+from calibdask.sensor.tables import FLAT_FIELD, FLAT_MODEL, build, channel_names, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def light_of(tile: TileStacks, near_saturation: float) -> Light | None:
     for setting, n in n_of_setting.items():
         variance += n**2 * np.nan_to_num(bias_level(tile, setting).variance)
     with np.errstate(invalid="ignore"):
-        mask[~(signal > 0)] |= pixel_flag("no-signal")
+        mask[~(signal > 0)] |= PixelFlag.NO_SIGNAL.bit
     return Light(signal, variance, mask, n_frames, len(stacks), source)
 
 
@@ -143,10 +144,10 @@ def response_flags(
     mask = light.mask.copy()
     deviation, _ = local_response(light.signal, mask == 0, tile.channel, NEIGHBOURHOOD)
     for channel in np.unique(tile.channel):
-        here = (tile.channel == channel) & ((mask == 0) | (mask == pixel_flag("no-signal")))
+        here = (tile.channel == channel) & ((mask == 0) | (mask == PixelFlag.NO_SIGNAL.bit))
         centre, scale = robust_centre(deviation, here)
         far = np.abs(deviation - centre) > n_sigma * scale
-        mask[here & (far | (np.abs(deviation) > fraction))] |= pixel_flag("bad-response")
+        mask[here & (far | (np.abs(deviation) > fraction))] |= PixelFlag.BAD_RESPONSE.bit
     # Again without those that stood out: they had drawn their neighbours' planes.
     deviation, freedom = local_response(light.signal, mask == 0, tile.channel, NEIGHBOURHOOD)
     return deviation, freedom, mask
@@ -283,8 +284,8 @@ class FlatField(MapCalibration):
         index = self.plan_frames[0][1][0].info.channel_index
         scale = amplitude[index[rows % 2, columns % 2]]
         gain = model.gain(rows, columns)
-        mask[model.radius2(rows, columns) > _reach(model, self._block)] |= pixel_flag(
-            "extrapolated"
+        mask[model.radius2(rows, columns) > _reach(model, self._block)] |= (
+            PixelFlag.EXTRAPOLATED.bit
         )
         return {
             "flatfield/flatfield": signal / scale,
@@ -307,34 +308,15 @@ class FlatField(MapCalibration):
             for name, value, error in zip(names, values, errors, strict=True)
         ]
         return {
-            "/sensor/flatfield": monitoring_table(
-                self._sensor,
-                [result["row"]],
-                {
-                    "centre_x": "optical centre as a fraction of the width",
-                    "centre_y": "optical centre as a fraction of the height",
-                    "largest_correction": "factor by which the model corrects the worst corner",
-                    "extrapolated": "whether some pixels lie beyond what was fitted",
-                    "chi2": "of the block means; structure in the light makes it large",
-                },
-            ),
-            "/sensor/flatfield_model": monitoring_table(
-                self._sensor,
-                parameters,
-                {
-                    "parameter": "signal = amplitude/g, g = 1 + k0 r^2 + k1 r^4 + ..., r in units"
-                    " of the distance from the centre to the farthest corner",
-                    "value": "strongly degenerate: compare maps, never coefficients",
-                },
-            ),
+            FLAT_FIELD.path: build(FLAT_FIELD, self._sensor, [result["row"]]),
+            FLAT_MODEL.path: build(FLAT_MODEL, self._sensor, parameters),
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import flat_sections
 
-        return flat_sections(result)
+        return flat_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.dark import average_normalised
 from calibdask.sensor.job import MapCalibration
@@ -19,11 +20,9 @@ from calibdask.sensor.model import (
     fit_ptc,
     full_well,
     photon_transfer,
-    pixel_flag,
     pool_noise,
     variance_fit_probability,
 )
-from calibdask.sensor.monitoring import channel_names, count_columns, monitoring_table
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
 from calibdask.sensor.pixels import (
     BIAS_SOURCES,
@@ -33,6 +32,7 @@ from calibdask.sensor.pixels import (
     without_flicker,
 )
 from calibdask.sensor.spatial import steps_along
+from calibdask.sensor.tables import AMPLIFIERS, CURVE, GAIN, build, channel_names, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ _SUMS = (
 )
 
 
-_BY_VALUE = int(pixel_flag("unphysical"))
+_BY_VALUE = PixelFlag.UNPHYSICAL.value
 """Flags that hang on the gain itself: means without these pixels would be too high."""
 
 
@@ -136,7 +136,7 @@ class Gain(MapCalibration):
             scalars[f"short:{setting.label}"] = np.array([n])
         if parts:
             gain, error, mask = average_normalised(parts)
-            mask[gain <= 0] |= pixel_flag("unphysical")
+            mask[gain <= 0] |= PixelFlag.UNPHYSICAL.bit
             maps |= {"gain/gain": gain, "gain/gain_error": error, "gain/mask": mask}
             scalars |= overview("gain/gain", tile, gain, mask, _BY_VALUE)
         return TileFit(maps, scalars)
@@ -191,14 +191,14 @@ class Gain(MapCalibration):
                 sums[channel, :, of : of + 4] = np.stack(columns, axis=1)
         mask = np.zeros(tile.shape, np.uint16)
         saturated = np.stack([one.saturated for one in points])
-        mask[n_levels < self.options.min_levels] |= pixel_flag("few-levels")
-        mask[saturated.all(axis=0)] |= pixel_flag("saturated")
-        mask[(n < 2).all(axis=0)] |= pixel_flag("few-frames")
-        mask[np.stack([one.clipped for one in points]).all(axis=0)] |= pixel_flag("clipped")
-        mask[gain <= 0] |= pixel_flag("unphysical")
+        mask[n_levels < self.options.min_levels] |= PixelFlag.FEW_LEVELS.bit
+        mask[saturated.all(axis=0)] |= PixelFlag.SATURATED.bit
+        mask[(n < 2).all(axis=0)] |= PixelFlag.FEW_FRAMES.bit
+        mask[np.stack([one.clipped for one in points]).all(axis=0)] |= PixelFlag.CLIPPED.bit
+        mask[gain <= 0] |= PixelFlag.UNPHYSICAL.bit
         frames_each = np.where(good, n, 0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
         p_value = variance_fit_probability(np.nan_to_num(chi2), n_levels - 2, frames_each)
-        mask[p_value < self.options.poor_fit] |= pixel_flag("poor-fit")
+        mask[p_value < self.options.poor_fit] |= PixelFlag.POOR_FIT.bit
         group = f"gain/{setting.name}"
         maps = {
             f"{group}/gain": gain,
@@ -391,44 +391,17 @@ class Gain(MapCalibration):
         }
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table, the points of the curves, and amplifiers where there are."""
-        tables = {
-            "/sensor/gain": monitoring_table(
-                self._sensor,
-                result["rows"],
-                {
-                    "gain_dn_per_electron": "mean of the good pixels' gains",
-                    "gain_scatter_dn_per_electron": "their scatter, less that from noise",
-                    "ptc_gain_dn_per_electron": "slope of the channel's curve: where pixels differ,"
-                    " larger than the mean by the square of their relative scatter",
-                    "readnoise_dn": "from the curve at no light, without rounding",
-                    "full_well_dn": "signal at the largest variance; a lower limit unless reached",
-                    "a00_per_electron": "brighter-fatter effect (Astier et al. 2019, eq. 16)",
-                },
-            ),
-            "/sensor/gain_curve": monitoring_table(
-                self._sensor,
-                result["points"],
-                {"used": "whether it is part of the fit", "n_used": "pixels used"},
-            ),
-        }
+        """Return the monitoring table, the points of the curves, and amplifiers where there are."""
+        rows = {GAIN: result["rows"], CURVE: result["points"]}
         if result["amplifiers"]:
-            tables["/sensor/gain_amplifiers"] = monitoring_table(
-                self._sensor,
-                result["amplifiers"],
-                {
-                    "along": "whether first and last count columns or rows of the frame",
-                    "gain_dn_per_electron": "mean of the good pixels' gains",
-                },
-            )
-        return tables
+            rows[AMPLIFIERS] = result["amplifiers"]
+        return {schema.path: build(schema, self._sensor, one) for schema, one in rows.items()}
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import gain_sections
 
-        return gain_sections(result)
+        return gain_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibdask.errors import NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
-from calibdask.sensor.isotable import CURVE, CURVE_COLUMNS, TABLE
+from calibdask.sensor.isotable import CURVE_COLUMNS
 from calibdask.sensor.job import MapCalibration
-from calibdask.sensor.model import chi2_probability, fit_iso_curve, iso_ratios, pixel_flag
-from calibdask.sensor.monitoring import count_columns, monitoring_table
+from calibdask.sensor.model import chi2_probability, fit_iso_curve, iso_ratios
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import (
     BIAS_SOURCES,
@@ -21,6 +21,7 @@ from calibdask.sensor.pixels import (
     saturation_dn,
 )
 from calibdask.sensor.spatial import within_range
+from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS, build, count_columns
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class IsoNormalisation(MapCalibration):
                 here = tile.channel == channel
                 usable = here & lit
                 if not usable.any() or reference[usable].mean() < self.options.min_signal:
-                    mask[here] |= pixel_flag("no-signal")
+                    mask[here] |= PixelFlag.NO_SIGNAL.bit
             used = mask == 0
             sums[i] = (
                 signal[used].sum(),
@@ -127,9 +128,9 @@ class IsoNormalisation(MapCalibration):
     ) -> NDArray[np.uint16]:
         """Flag what cannot be used at one speed; ends of the converter by blocks of pixels."""
         mask = np.zeros(tile.shape, np.uint16)
-        mask[(pixels.n < 2) | ~np.isfinite(signal)] |= pixel_flag("few-frames")
-        mask[pixels.stuck] |= pixel_flag("saturated")
-        mask[~tile.lit] = pixel_flag("border")
+        mask[(pixels.n < 2) | ~np.isfinite(signal)] |= PixelFlag.FEW_FRAMES.bit
+        mask[pixels.stuck] |= PixelFlag.SATURATED.bit
+        mask[~tile.lit] = PixelFlag.BORDER.bit
         top = saturation_dn(tile.sensor)
         limits = (0.0, np.inf if top is None else float(top))
         expected = pixels.mean if below is None else pixels.mean.copy()
@@ -140,8 +141,8 @@ class IsoNormalisation(MapCalibration):
                     factor = signal[here].sum() / below[here].sum()
                     expected[here] += factor * below[here] - signal[here]
         low, high = within_range(expected, pixels.variance, mask == 0, tile.channel, limits, _BLOCK)
-        mask[low] |= pixel_flag("clipped")
-        mask[high] |= pixel_flag("saturated")
+        mask[low] |= PixelFlag.CLIPPED.bit
+        mask[high] |= PixelFlag.SATURATED.bit
         return mask
 
     def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
@@ -189,7 +190,7 @@ class IsoNormalisation(MapCalibration):
         return {"rows": rows, "curve": curve, "overviews": maps}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the factors, and the curve."""
+        """Return the factors, and the curve."""
         curve = result["curve"]
         row = {
             "kind": curve.kind,
@@ -202,34 +203,15 @@ class IsoNormalisation(MapCalibration):
             "bic_knee": curve.bic_knee,
         }
         return {
-            TABLE: monitoring_table(
-                self._sensor,
-                result["rows"],
-                {
-                    "factor": "signal relative to the lowest ISO speed, as measured",
-                    "factor_error": "its standard error; the lowest speed is 1 by definition",
-                    "model": "the same from the curve",
-                    "signal_dn": "mean signal of the pixels used",
-                    "n_used": "pixels used: good at this and at the lowest ISO speed",
-                    "bias_source": "what was subtracted",
-                },
-            ),
-            CURVE: monitoring_table(
-                self._sensor,
-                [row],
-                {
-                    "kind": "factor = 1 + slope (min(ISO, knee) - iso_min); linear: no knee",
-                    "p_value": "of chi2; small: the camera follows neither model, use the table",
-                },
-            ),
+            ISO_FACTORS.path: build(ISO_FACTORS, self._sensor, result["rows"]),
+            ISO_CURVE.path: build(ISO_CURVE, self._sensor, [row]),
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import iso_sections
 
-        return iso_sections(result)
+        return iso_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the product in SPECTACLE's format, if asked for."""

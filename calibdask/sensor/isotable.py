@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from calibdask.errors import MissingInput
 from calibdask.sensor.model import IsoCurve
+from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Arrays
 
-__all__ = ["CURVE", "CURVE_COLUMNS", "TABLE", "IsoTable"]
-
-TABLE = "/sensor/iso_normalisation"
-CURVE = "/sensor/iso_curve"
+__all__ = ["CURVE_COLUMNS", "READ", "IsoTable"]
 
 CURVE_COLUMNS = ("slope", "slope_error", "knee", "knee_error", "covariance")
+
+READ: Final = {
+    ISO_FACTORS.path: (ISO_FACTORS, ("iso", "factor", "factor_error")),
+    ISO_CURVE.path: (
+        ISO_CURVE,
+        ("kind", *CURVE_COLUMNS, "chi2", "ndf", "bic_linear", "bic_knee"),
+    ),
+}
+"""Tables of products that other jobs read, by path, and which columns of them."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,14 @@ class IsoTable:
         MissingInput
             They are another job's.
         """
-        for name in (TABLE, CURVE):
+        for name in (ISO_FACTORS.path, ISO_CURVE.path):
             if name not in tables:
                 raise MissingInput(
                     f"the option iso names an output without the table {name}: it is to be that of"
                     " the job iso-normalisation"
                 )
-        table, curve = tables[TABLE], tables[CURVE]
-        kind = np.asarray(curve["kind"]).astype(str).tolist()[0]
+        table, curve = tables[ISO_FACTORS.path], tables[ISO_CURVE.path]
+        kind = str(curve["kind"][0])
         slope, slope_error, knee, knee_error, covariance = (
             float(np.asarray(curve[name])[0]) for name in CURVE_COLUMNS
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from calibdask.flags import PixelFlag
 from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.config import MapSection
 from calibdask.sensor.isotable import IsoTable
-from calibdask.sensor.pixels import mask_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,7 @@ class MapCalibration(StackCalibration):
         """Give units and meaning of a map."""
         last = name.rpartition("/")[2]
         if last.endswith("mask"):
-            return mask_attributes()
+            return PixelFlag.attributes()
         unit, meaning = self.meanings[last]
         # A map of all ISO speeds together stands beside their groups.
         if name.count("/") == 1 and self.given_tables("iso"):

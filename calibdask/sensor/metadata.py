@@ -15,8 +15,7 @@ from math import isclose
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from calibdask.engine.protocol import WrongKind
-from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData
+from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, NotEnoughData, WrongKind
 from calibdask.io.areas import checked
 from calibdask.io.emva import EmvaDescriptor, find_emva_descriptor, read_emva_descriptor
 from calibdask.io.spectacle import (

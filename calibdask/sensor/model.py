@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOLTZMANN_EV",
-    "PIXEL_FLAGS",
     "QUANTISATION_VARIANCE",
     "IsoCurve",
     "Lines",
@@ -39,7 +38,6 @@ __all__ = [
     "hot_pixels",
     "iso_ratios",
     "photon_transfer",
-    "pixel_flag",
     "pool_noise",
     "read_noise",
     "robust_centre",
@@ -58,33 +56,6 @@ MIN_TEMPORAL_VARIANCE = 0.24
 
 BOLTZMANN_EV = 8.617333262e-5
 """Boltzmann's constant, eV/K (CODATA 2018)."""
-
-PIXEL_FLAGS: dict[str, str] = {
-    "few-frames": "fewer than two frames: no variance",
-    "saturated": "saturated in all that could have been used",
-    "clipped": "at zero in some frame: mean and variance are biased",
-    "few-levels": "too few usable levels or exposures for the fit",
-    "no-signal": "signal too low for the quantity",
-    "poor-fit": "the fit is worse than chance allows",
-    "unphysical": "the fitted value cannot be, e.g. a gain of at most 0",
-    "undersampled": "noise below half a DN, hidden by rounding: the value is an upper limit",
-    "hot": "dark current far above the other pixels'",
-    "bad-bias": "bias far from the other pixels'",
-    "noisy": "read noise far above the other pixels'",
-    "bad-response": "response to light far from the other pixels'",
-    "extrapolated": "outside the region that was fitted",
-    "partly-saturated": "some points were left out for saturation; the value is from the others",
-    "border": "masked border or overscan: no light falls there, it is left out of everything",
-}
-"""What the bits of a pixel mask mean, lowest first; 0 means all is well."""
-
-_BITS = {name: np.uint16(1 << bit) for bit, name in enumerate(PIXEL_FLAGS)}
-
-
-def pixel_flag(name: str) -> np.uint16:
-    """Give the bit of a pixel mask by its name in `PIXEL_FLAGS`."""
-    return _BITS[name]
-
 
 # -- statistics ---------------------------------------------------------------------------------
 

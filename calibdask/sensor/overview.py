@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.sensor.model import PIXEL_FLAGS
+from calibdask.flags import PixelFlag
 from calibdask.stats.moments import Moments
 
 if TYPE_CHECKING:
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Arrays
+    from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.tiles import TileStacks
 
-__all__ = ["N_CHANNELS", "Overview", "overview", "overviews"]
+__all__ = ["N_CHANNELS", "Overview", "StackRecord", "overview", "overviews"]
 
 N_CHANNELS = 4
 """Colour channels, in LibRaw's numbering: 0 red, 1 green, 2 blue, 3 second green."""
@@ -41,7 +42,7 @@ class Overview:
         Good pixels of each channel.
     mean, std : ndarray of float64, shape (4,)
         Their mean and standard deviation.
-    n_flagged : mapping of str to int
+    n_flagged : mapping of PixelFlag to int
         Pixels with each flag that was set at all.
     n_bad : int
         Pixels with any flag, or without a value.
@@ -58,7 +59,7 @@ class Overview:
     n: NDArray[np.int64]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
-    n_flagged: Mapping[str, int]
+    n_flagged: Mapping[PixelFlag, int]
     n_bad: int
     n_pixels: int
     thumbnail: NDArray[np.float64]
@@ -125,10 +126,9 @@ def overview(
     picked = _picked(tile.y0 * width, tile.y1 * width, stride)
     sample = values.ravel()[picked][good.ravel()[picked]]
     n_lit = int(np.count_nonzero(tile.lit))
-    bits = [0] * len(PIXEL_FLAGS)
+    bits = [0] * len(PixelFlag)
     if mask.any():
-        inside = np.where(tile.lit, mask, np.uint16(0))
-        bits = [int(np.count_nonzero(inside & (1 << bit))) for bit in range(len(PIXEL_FLAGS))]
+        bits = [*PixelFlag.count(np.where(tile.lit, mask, np.uint16(0))).values()]
     fields = {
         "n": moments.n,
         "mean": moments.mean,
@@ -200,7 +200,7 @@ def overviews(tiles: Iterable[Arrays]) -> dict[str, Overview]:
 
 def _join(tiles: list[dict[str, NDArray[Any]]]) -> Overview:
     moments = Moments.identity(N_CHANNELS)
-    flagged = np.zeros(len(PIXEL_FLAGS) + 2, np.int64)
+    flagged = np.zeros(len(PixelFlag) + 2, np.int64)
     _, n_rows, n_columns, step = tiles[0]["block"].tolist()
     count, total = np.zeros(n_rows * n_columns, np.int64), np.zeros(n_rows * n_columns)
     for tile in tiles:
@@ -216,10 +216,54 @@ def _join(tiles: list[dict[str, NDArray[Any]]]) -> Overview:
         moments.n,
         np.where(moments.n > 0, moments.mean, np.nan),
         np.sqrt(moments.variance()),
-        {name: one for name, one in zip(PIXEL_FLAGS, counts, strict=False) if one},
+        {flag: one for flag, one in zip(PixelFlag, counts, strict=False) if one},
         counts[-2],
         counts[-1],
         thumbnail.reshape(n_rows, n_columns),
         step,
         np.concatenate([tile["sample"] for tile in tiles]),
     )
+
+
+@dataclass(frozen=True)
+class StackRecord:
+    """What is known of one stack besides its maps.
+
+    Attributes
+    ----------
+    group : str
+        Name of its group of maps.
+    key : StackKey
+        What its frames have in common.
+    names : ndarray of uint64, shape (n_frames,)
+        Identity of each frame.
+    paths : tuple of str
+        File of each frame.
+    index : ndarray of int64, shape (n_frames,)
+        Place of each frame in its file.
+    times : tuple of str
+        When each was taken; empty where unknown.
+    mean : ndarray of float64, shape (n_frames,)
+        Mean of all its pixels.
+    n_clipped : ndarray of int64, shape (n_frames,)
+        How many of its pixels were left out.
+    n_lost : int
+        Frames that were planned but could not be read.
+    n_saturated : int
+        Pixels that were saturated at least once.
+    mean_map, variance_map : Overview
+        The maps in short.
+    """
+
+    group: str
+    key: StackKey
+    names: NDArray[np.uint64]
+    paths: tuple[str, ...]
+    index: NDArray[np.int64]
+    times: tuple[str, ...]
+    mean: NDArray[np.float64]
+    n_clipped: NDArray[np.int64]
+    n_lost: int
+    n_saturated: int
+    mean_map: Overview
+    variance_map: Overview

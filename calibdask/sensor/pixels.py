@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.errors import MissingInput
-from calibdask.sensor.model import PIXEL_FLAGS, pixel_flag
+from calibdask.flags import PixelFlag
 from calibdask.sensor.settings import nearest, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -27,7 +27,6 @@ __all__ = [
     "Pixels",
     "bias_level",
     "gather",
-    "mask_attributes",
     "saturated_in",
     "saturation_dn",
     "without_flicker",
@@ -97,10 +96,10 @@ class Pixels:
     def mask(self) -> NDArray[np.uint16]:
         """Say by pixel flags why a pixel is not good."""
         mask = np.zeros(self.mean.shape, np.uint16)
-        mask[self.n < 2] |= pixel_flag("few-frames")
-        mask[self.saturated] |= pixel_flag("saturated")
-        mask[self.clipped] |= pixel_flag("clipped")
-        mask[~self.lit] = pixel_flag("border")
+        mask[self.n < 2] |= PixelFlag.FEW_FRAMES.bit
+        mask[self.saturated] |= PixelFlag.SATURATED.bit
+        mask[self.clipped] |= PixelFlag.CLIPPED.bit
+        mask[~self.lit] = PixelFlag.BORDER.bit
         return mask
 
 
@@ -252,15 +251,6 @@ def _nearest(available: list[Setting], wanted: Setting, *, same: bool) -> Settin
     if same and (found is None or differing or found.iso != wanted.iso):
         return None
     return found
-
-
-def mask_attributes() -> Mapping[str, Any]:
-    """Describe a pixel mask by the CF conventions."""
-    return {
-        "long_name": "pixel flags, 0 where all is well",
-        "flag_masks": [1 << bit for bit in range(len(PIXEL_FLAGS))],
-        "flag_meanings": " ".join(PIXEL_FLAGS),
-    }
 
 
 def without_flicker(pixels: Pixels, signal: Floats) -> tuple[Floats, float]:

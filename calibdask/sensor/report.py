@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.flags import ImageFlag, PixelFlag
 from calibdask.report import (
     PALETTE,
     FigureBlock,
@@ -15,24 +16,39 @@ from calibdask.report import (
     Section,
     TableBlock,
     draw_figure,
+    table_block,
 )
-from calibdask.sensor.model import PIXEL_FLAGS
-from calibdask.sensor.monitoring import MONOCHROME
 from calibdask.sensor.pixels import BIAS_SOURCES
 from calibdask.sensor.settings import Setting
+from calibdask.sensor.tables import (
+    BIAS,
+    CALIBRATED,
+    DARK_CURRENT,
+    DEFECTS,
+    EMVA,
+    FLAT_FIELD,
+    GAIN,
+    ISO_FACTORS,
+    MONOCHROME,
+    READ_NOISE,
+    STACKS,
+    TEMPERATURE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from astropy.table import QTable
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from calibdask.sensor.overview import Overview
-    from calibdask.sensor.stack_images import StackRecord
+    from calibdask.schema import TableSchema
+    from calibdask.sensor.overview import Overview, StackRecord
 
     type Block = Paragraph | Notice | TableBlock | FigureBlock
     type Row = Mapping[str, Any]
+    type Tables = Mapping[str, QTable]
 
 __all__ = [
     "bias_sections",
@@ -54,31 +70,16 @@ CHANNEL_COLOURS = {
     MONOCHROME: "#333333",
 }
 GREY = "#777777"
-_SETTING = {
-    "iso": "ISO",
-    "gain_setting": "Gain setting",
-    "offset_setting": "Offset setting",
-    "readout_mode": "Readout mode",
-}
-"""Headings of the columns that tell a setting; those that a table has are shown."""
+_SETTING = ("iso", "gain_setting", "offset_setting", "readout_mode")
+"""Columns that tell a setting; those that a table has are shown."""
 _MARGINS = (1.0, 0.2, 0.55, 0.2)
 MANY_FLAGGED = 0.05
 """Fraction of flagged pixels from which a map asks for a look."""
 
 
-def bias_sections(result: Row) -> list[Section]:
+def bias_sections(result: Row, tables: Tables) -> list[Section]:
     """Describe bias and read noise."""
     rows, maps = result["rows"], result["overviews"]
-    headings = {
-        **_SETTING,
-        "n_frames": "Frames",
-        "bias_dn": "Bias (DN)",
-        "bias_dn_error": "Error",
-        "fixed_pattern_dn": "Fixed pattern (DN rms)",
-        "readnoise_dn": "Read noise (DN rms)",
-        "readnoise_dn_error": "Its error",
-        "n_flagged": "Flagged pixels",
-    }
     blocks: list[Block] = [
         Paragraph(
             "The bias of a pixel is the mean of its frames, its read noise their standard"
@@ -86,10 +87,11 @@ def bias_sections(result: Row) -> list[Section]:
             " own."
         ),
         _table(
-            rows,
-            headings,
+            BIAS if BIAS.path in tables else READ_NOISE,
+            tables,
+            "n_frames bias_dn bias_dn_error fixed_pattern_dn readnoise_dn readnoise_dn_error"
+            " n_flagged",
             "By ISO speed; means over pixels without a flag.",
-            {"bias_dn": "bias_dn_error", "readnoise_dn": "readnoise_dn_error"},
         ),
     ]
     # The lowest and the highest speed: what lies between looks alike.
@@ -107,7 +109,7 @@ def bias_sections(result: Row) -> list[Section]:
     ]
 
 
-def iso_sections(result: Row) -> list[Section]:
+def iso_sections(result: Row, tables: Tables) -> list[Section]:
     """Describe the normalisation of ISO speeds."""
     rows, curve = result["rows"], result["curve"]
     notices = _attention(result["overviews"], rows, "ratio")
@@ -131,24 +133,18 @@ def iso_sections(result: Row) -> list[Section]:
         f"{knee if curve.kind == 'knee' else ''}. Bayesian information criterion: line"
         f" {curve.bic_linear:.4g}, knee {curve.bic_knee:.4g}; the smaller one counts."
     )
-    headings = {
-        **_SETTING,
-        "factor": "Factor",
-        "factor_error": "Error",
-        "model": "Curve",
-        "model_error": "Its error",
-        "signal_dn": "Signal (DN)",
-        "n_used": "Pixels used",
-        "n_frames": "Frames",
-        "bias_source": "Bias from",
-    }
     caption = "Factors as measured, and from the curve. The lowest ISO speed is 1 by definition."
-    pairs = {"factor": "factor_error", "model": "model_error"}
+    table = _table(
+        ISO_FACTORS,
+        tables,
+        "factor factor_error model model_error signal_dn n_used n_frames bias_source",
+        caption,
+    )
     return [
         Section("What needs attention", notices),
         Section(
             "ISO speed",
-            [Paragraph(text), _draw_iso(rows, curve), _table(rows, headings, caption, pairs)],
+            [Paragraph(text), _draw_iso(rows, curve), table],
         ),
         Section(
             "Maps",
@@ -160,7 +156,7 @@ def iso_sections(result: Row) -> list[Section]:
     ]
 
 
-def dark_sections(result: Row) -> list[Section]:
+def dark_sections(result: Row, tables: Tables) -> list[Section]:
     """Describe the dark current."""
     rows, maps = result["rows"], result["overviews"]
     notices = _attention(maps, rows, "dark_current")
@@ -180,45 +176,31 @@ def dark_sections(result: Row) -> list[Section]:
         Notice("warning", f"{name}: left out, it has one exposure time only.")
         for name in result["left_out"]
     ]
-    headings = {
-        **_SETTING,
-        "temperature_c": "°C",
-        "n_exposures": "Exposures",
-        "longest_s": "Longest (s)",
-        "dark_current_dn_per_s": "Dark current (DN/s)",
-        "dark_current_dn_per_s_error": "Error",
-        "scatter_dn_per_s": "Scatter (DN/s)",
-        "dark_current_with_hot_dn_per_s": "With hot pixels (DN/s)",
-        "n_hot": "Hot pixels",
-        "offset_minus_bias_dn": "Offset - bias (DN)",
-        "offset_pull_rms": "Pull rms",
-        "bias_source": "Bias from",
-    }
-    pairs = {"dark_current_dn_per_s": "dark_current_dn_per_s_error"}
     blocks: list[Block] = [
         Paragraph(
             "Slope of the signal with exposure time, of each pixel. Saturated points are left out;"
             " a pixel with fewer than two others has no value. The signal at no exposure should be"
             " the bias."
         ),
-        _table(rows, headings, "By ISO speed and temperature; pixels without a flag.", pairs),
+        _table(
+            DARK_CURRENT,
+            tables,
+            "temperature_c n_exposures longest_s dark_current_dn_per_s dark_current_dn_per_s_error"
+            " scatter_dn_per_s dark_current_with_hot_dn_per_s n_hot offset_minus_bias_dn"
+            " offset_pull_rms bias_source",
+            "By ISO speed and temperature; pixels without a flag.",
+        ),
     ]
     if result["temperature"]:
-        laws = {
-            **_SETTING,
-            "doubling_k": "Doubles every (K)",
-            "doubling_k_error": "Error",
-            "activation_energy_ev": "Arrhenius energy (eV)",
-            "activation_energy_ev_error": "Its error",
-            "chi2_doubling": "chi2 doubling",
-            "chi2_arrhenius": "chi2 Arrhenius",
-            "ndf": "ndf",
-        }
-        pairs = {
-            "doubling_k": "doubling_k_error",
-            "activation_energy_ev": "activation_energy_ev_error",
-        }
-        blocks.append(_table(result["temperature"], laws, "Law of temperature.", pairs))
+        blocks.append(
+            _table(
+                TEMPERATURE,
+                tables,
+                "doubling_k doubling_k_error activation_energy_ev activation_energy_ev_error"
+                " chi2_doubling chi2_arrhenius ndf",
+                "Law of temperature.",
+            )
+        )
         blocks.append(_draw_temperature(rows))
     figures = [_draw_map(one, name, "dark current (DN/s)") for name, one in _without_repeats(maps)]
     return [
@@ -228,7 +210,7 @@ def dark_sections(result: Row) -> list[Section]:
     ]
 
 
-def gain_sections(result: Row) -> list[Section]:
+def gain_sections(result: Row, tables: Tables) -> list[Section]:
     """Describe photon transfer."""
     rows, points, maps = result["rows"], result["points"], result["overviews"]
     notices = _attention(maps, rows, "gain")
@@ -248,25 +230,14 @@ def gain_sections(result: Row) -> list[Section]:
         Notice("warning", f"{one}: left out, it has one level of light only.")
         for one in result["left_out"]
     ]
-    headings = {
-        **_SETTING,
-        "channel": "Channel",
-        "gain_dn_per_electron": "Gain, pixels (DN/e⁻)",
-        "gain_dn_per_electron_error": "Error",
-        "gain_scatter_dn_per_electron": "Scatter (DN/e⁻)",
-        "ptc_gain_dn_per_electron": "Gain, curve (DN/e⁻)",
-        "ptc_gain_dn_per_electron_error": "Its error",
-        "readnoise_electron": "Read noise (e⁻)",
-        "full_well_electron": "Full well (e⁻)",
-        "full_well_reached": "Reached",
-        "a00_per_electron": "a00 (1/e⁻)",
-        "p_value": "p",
-        "bias_source": "Bias from",
-    }
-    pairs = {
-        "gain_dn_per_electron": "gain_dn_per_electron_error",
-        "ptc_gain_dn_per_electron": "ptc_gain_dn_per_electron_error",
-    }
+    table = _table(
+        GAIN,
+        tables,
+        "channel gain_dn_per_electron gain_dn_per_electron_error gain_scatter_dn_per_electron"
+        " ptc_gain_dn_per_electron ptc_gain_dn_per_electron_error readnoise_electron"
+        " full_well_electron full_well_reached a00_per_electron p_value bias_source",
+        "By ISO speed and channel.",
+    )
     settings = sorted({Setting.of_row(row) for row in rows})
     figures = [_draw_ptc(rows, points, setting, result["step_dn"]) for setting in settings]
     shown = [(name, one) for name, one in _without_repeats(maps) if name.endswith("/gain")]
@@ -281,14 +252,14 @@ def gain_sections(result: Row) -> list[Section]:
                     " the largest variance, a lower limit where the variance does not fall again."
                 ),
                 *figures,
-                _table(rows, headings, "By ISO speed and channel.", pairs),
+                table,
             ],
         ),
         Section("Maps", [_draw_map(one, name, "gain (DN/e⁻)") for name, one in shown]),
     ]
 
 
-def flat_sections(result: Row) -> list[Section]:
+def flat_sections(result: Row, tables: Tables) -> list[Section]:
     """Describe the flat field."""
     row, maps, model = result["row"], result["overviews"], result["model"]
     notices = _attention(maps, [row], "signal")
@@ -305,10 +276,10 @@ def flat_sections(result: Row) -> list[Section]:
             " the model are scaled up; the measured map has it all."
         )
         notices.append(Notice("info", text))
-    names = {name: value for name, value in row.items() if name != "flags"}
+    names = {name: value for name, value in row.items() if name != "pixel_flags"}
     table = TableBlock(
         columns={
-            "Quantity": [_quantity(name) for name in names],
+            "Quantity": [FLAT_FIELD.by_name[name].title for name in names],
             "Value": [_plain(value) for value in names.values()],
         },
         caption="The flat field. prnu is the scatter of the pixels about their neighbours, less"
@@ -342,7 +313,7 @@ def flat_sections(result: Row) -> list[Section]:
     ]
 
 
-def emva_sections(result: Row) -> list[Section]:
+def emva_sections(result: Row, tables: Tables) -> list[Section]:
     """Describe a characterisation by EMVA 1288."""
     rows, points = result["rows"], result["points"]
     notices: list[Block] = []
@@ -361,7 +332,7 @@ def emva_sections(result: Row) -> list[Section]:
     names = [name for name in rows[0] if name not in _SETTING]
     settings = [Setting.of_row(row) for row in rows]
     labels = [one.label if one.known else "Value" for one in settings]
-    columns: dict[str, Any] = {"Quantity": [_quantity(name) for name in names]}
+    columns: dict[str, Any] = {"Quantity": [EMVA.by_name[name].title for name in names]}
     for label, row in zip(labels, rows, strict=True):
         columns[label] = [_plain(row[name]) for name in names]
     figures: list[Block] = []
@@ -384,7 +355,7 @@ def emva_sections(result: Row) -> list[Section]:
     ]
 
 
-def defect_sections(result: Row) -> list[Section]:
+def defect_sections(result: Row, tables: Tables) -> list[Section]:
     """Describe the defect pixels."""
     rows = result["rows"]
     notices: list[Block] = [
@@ -399,14 +370,14 @@ def defect_sections(result: Row) -> list[Section]:
     notices.append(
         Paragraph(f"{result['n_defects']:,} of {result['n_pixels']:,} pixels are defect.")
     )
-    headings = {"criterion": "Criterion", "n_defects": "Pixels", "fraction": "Fraction"}
-    meaning = [PIXEL_FLAGS.get(row["criterion"], "any of them") for row in rows]
-    table = TableBlock(
-        columns={
-            **{heading: [row[name] for row in rows] for name, heading in headings.items()},
-            "Meaning": meaning,
-        },
-        caption="Defect pixels by what is wrong with them; some have several faults.",
+    meanings = {flag.label: flag.meaning for flag in PixelFlag}
+    meaning = [meanings.get(row["criterion"], "any of them") for row in rows]
+    table = table_block(
+        DEFECTS,
+        tables[DEFECTS.path],
+        ("criterion", "n_defects", "fraction", "Meaning"),
+        "Defect pixels by what is wrong with them; some have several faults.",
+        derived={"Meaning": meaning},
     )
     figure = _draw_map(
         result["overviews"]["defects/share"], "defects", "share of defect pixels", histogram=False
@@ -426,41 +397,30 @@ _MOST_MAPS = 4
 """Stacks whose maps a report shows; all are in the product."""
 
 
-def stack_sections(result: Sequence[StackRecord]) -> list[Section]:
+def stack_sections(result: Sequence[StackRecord], tables: Tables) -> list[Section]:
     """Describe stacks of frames."""
-    rows, notices = [], []
+    noise, share, notices = [], [], []
     for one in result:
-        mean, variance = one.mean_map.total[1], one.variance_map.total[1]
-        n_pixels = one.mean_map.n_pixels
-        rows.append(
-            {
-                "group": one.group,
-                "n_frames": len(one.names),
-                "mean": mean,
-                "noise": math.sqrt(variance) if variance >= 0 else math.nan,
-                "saturated": 100 * one.n_saturated / n_pixels,
-                "clipped": int(one.n_clipped.sum()),
-            }
-        )
+        variance, n_pixels = one.variance_map.total[1], one.mean_map.n_pixels
+        noise.append(math.sqrt(variance) if variance >= 0 else math.nan)
+        share.append(100 * one.n_saturated / n_pixels)
         if one.n_lost:
             text = f"{one.group}: {one.n_lost} frames could not be read and are not in it."
             notices.append(Notice("warning", text))
         if len(one.names) < 2:
             notices.append(Notice("warning", f"{one.group}: one frame only, so no variance."))
         if one.n_saturated > MANY_FLAGGED * n_pixels:
-            share = 100 * one.n_saturated / n_pixels
-            text = f"{one.group}: {share:.1f} % of the pixels are saturated at least once."
+            text = f"{one.group}: {share[-1]:.1f} % of the pixels are saturated at least once."
             notices.append(Notice("warning", text))
-    headings = {
-        "group": "Stack",
-        "n_frames": "Frames",
-        "mean": "Mean (DN)",
-        "noise": "Temporal noise (DN rms)",
-        "saturated": "Saturated pixels (%)",
-        "clipped": "Values left out",
-    }
-    caption = "Means over pixels that are never saturated."
-    blocks: list[Block] = [_table(rows, headings, caption), _draw_frames(result)]
+    derived = {"Temporal noise (rms) / DN": noise, "Saturated pixels / %": share}
+    table = table_block(
+        STACKS,
+        tables[STACKS.path],
+        ("group", "n_frames", "mean_dn", *derived, "n_clipped"),
+        "Means over pixels that are never saturated.",
+        derived=derived,
+    )
+    blocks: list[Block] = [table, _draw_frames(result)]
     shown: list[Block] = []
     for one in result[:_MOST_MAPS]:
         shown.append(_draw_map(one.mean_map, f"{one.group}/mean", "mean (DN)"))
@@ -506,33 +466,32 @@ def _draw_frames(result: Sequence[StackRecord]) -> FigureBlock:
 
 
 def calibrated_sections(
-    rows: Sequence[Row], units: str, name: str, shown: Mapping[str, NDArray[Any]]
+    rows: Sequence[Row],
+    units: str,
+    name: str,
+    shown: Mapping[str, NDArray[Any]],
+    tables: Tables,
 ) -> list[Section]:
     """Describe calibrated frames, one row for each, and show one (see `CalibratedFrames`)."""
-    from calibdask.sensor.apply import IMAGE_FLAGS
-
     notices: list[Block] = []
     for row in rows:
         bad = row["n_pixels"] - row["n_good"]
         if bad > MANY_FLAGGED * row["n_pixels"]:
             why = "; ".join(
-                f"{row[f'n_{flag}']:,} {flag} ({meaning})"
-                for flag, meaning in IMAGE_FLAGS.items()
-                if row[f"n_{flag}"]
+                f"{row[f'n_{flag.label}']:,} {flag.label} ({flag.meaning})"
+                for flag in ImageFlag
+                if row[f"n_{flag.label}"]
             )
             share = 100 * bad / row["n_pixels"]
             text = f"{row['file']}: {share:.1f} % of the pixels are flagged: {why}."
             notices.append(Notice("warning", text))
-    headings = {
-        "file": "Frame",
-        **_SETTING,
-        "exposure_s": "Exposure (s)",
-        "median": f"Median ({units})",
-        "mean": f"Mean ({units})",
-        "n_good": "Good pixels",
-        **{f"n_{flag}": flag.capitalize() for flag in IMAGE_FLAGS},
-    }
-    table = _table(rows, headings, "Means and medians are over good pixels, then flags.")
+    table = _table(
+        CALIBRATED,
+        tables,
+        " ".join(("exposure_s median mean n_good", *(f"n_{flag.label}" for flag in ImageFlag))),
+        f"Means and medians are over good pixels, in {units}; then flags.",
+        first="file",
+    )
     return [
         Section("What needs attention", notices or [Paragraph("Nothing.")]),
         Section("Frames", [*([_draw_calibrated(name, shown, units)] if shown else []), table]),
@@ -586,7 +545,8 @@ def _attention(maps: Mapping[str, Overview], rows: Sequence[Row], *names: str) -
     for name, one in maps.items():
         if name.rpartition("/")[2] in names and one.n_bad > MANY_FLAGGED * one.n_pixels:
             why = "; ".join(
-                f"{number:,} {flag} ({PIXEL_FLAGS[flag]})" for flag, number in one.n_flagged.items()
+                f"{number:,} {flag.label} ({flag.meaning})"
+                for flag, number in one.n_flagged.items()
             )
             share = 100 * one.n_bad / one.n_pixels
             level: Any = "error" if one.n_bad == one.n_pixels else "warning"
@@ -604,53 +564,18 @@ def _attention(maps: Mapping[str, Overview], rows: Sequence[Row], *names: str) -
 
 
 def _table(
-    rows: Sequence[Row],
-    headings: Mapping[str, str],
-    caption: str,
-    errors: Mapping[str, str] | None = None,
+    schema: TableSchema, tables: Tables, names: str, caption: str, first: str = ""
 ) -> TableBlock:
-    """Make a table of the columns that the rows have."""
-    there = {name: heading for name, heading in headings.items() if rows and name in rows[0]}
-    return TableBlock(
-        columns={heading: [row[name] for row in rows] for name, heading in there.items()},
-        caption=caption,
-        error_of={
-            there[value]: there[error]
-            for value, error in (errors or {}).items()
-            if value in there and error in there
-        },
-    )
+    """Show columns of a table, those that it has, after the ones that tell the setting."""
+    table = tables[schema.path]
+    wanted = (first, *_SETTING, *names.split())
+    return table_block(schema, table, [one for one in wanted if one in table.colnames], caption)
 
 
 def _without_repeats(maps: Mapping[str, Overview]) -> list[tuple[str, Overview]]:
     """Leave out the map of all ISO speeds where there is one speed: it is the same."""
     groups = {name.split("/")[1] for name in maps if name.count("/") == 2}
     return [(name, one) for name, one in maps.items() if name.count("/") == 2 or len(groups) > 1]
-
-
-_UNITS = {
-    "_dn_per_electron": "DN/e⁻",
-    "_dn_per_photon": "DN/photon",
-    "_electron_per_s": "e⁻/s",
-    "_dn_per_s": "DN/s",
-    "_electron": "e⁻",
-    "_photon": "photons",
-    "_percent": "%",
-    "_dn2": "DN²",
-    "_dn": "DN",
-}
-
-
-def _quantity(name: str) -> str:
-    """Write the name of a column for people: ``k_dn_per_electron_error`` as K error (DN/e⁻)."""
-    base = name.removesuffix("_error")
-    error = " error" if base != name else ""
-    for end, unit in _UNITS.items():
-        if base.endswith(end):
-            what = base.removesuffix(end).replace("_", " ")
-            what = what.upper() if len(what) == 1 else what
-            return f"{what}{error} ({unit})"
-    return base.replace("_", " ") + error
 
 
 def _plain(value: Any) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.calibration import StackCalibration
-from calibdask.sensor.model import pixel_flag
-from calibdask.sensor.monitoring import count_columns, monitoring_table
-from calibdask.sensor.overview import overview, overviews
+from calibdask.sensor.overview import StackRecord, overview, overviews
 from calibdask.sensor.pixels import saturated_in
 from calibdask.sensor.settings import NOT_STATED
+from calibdask.sensor.tables import FRAMES, STACKS, build, count_columns
 from calibdask.sensor.tiles import SideArray, TileFit
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.overview import Overview
     from calibdask.sensor.tiles import TileStacks
 
 __all__ = ["StackImages", "StackRecord", "group_of", "spectacle_stem"]
@@ -77,50 +76,6 @@ def spectacle_stem(paths: Sequence[str], key: StackKey) -> Path:
 
 
 @dataclass(frozen=True)
-class StackRecord:
-    """What is known of one stack besides its maps.
-
-    Attributes
-    ----------
-    group : str
-        Name of its group of maps.
-    key : StackKey
-        What its frames have in common.
-    names : ndarray of uint64, shape (n_frames,)
-        Identity of each frame.
-    paths : tuple of str
-        File of each frame.
-    index : ndarray of int64, shape (n_frames,)
-        Place of each frame in its file.
-    times : tuple of str
-        When each was taken; empty where unknown.
-    mean : ndarray of float64, shape (n_frames,)
-        Mean of all its pixels.
-    n_clipped : ndarray of int64, shape (n_frames,)
-        How many of its pixels were left out.
-    n_lost : int
-        Frames that were planned but could not be read.
-    n_saturated : int
-        Pixels that were saturated at least once.
-    mean_map, variance_map : Overview
-        The maps in short.
-    """
-
-    group: str
-    key: StackKey
-    names: NDArray[np.uint64]
-    paths: tuple[str, ...]
-    index: NDArray[np.int64]
-    times: tuple[str, ...]
-    mean: NDArray[np.float64]
-    n_clipped: NDArray[np.int64]
-    n_lost: int
-    n_saturated: int
-    mean_map: Overview
-    variance_map: Overview
-
-
-@dataclass(frozen=True)
 class StackImages(StackCalibration):
     """Exact moments of every pixel over the frames of each stack."""
 
@@ -164,7 +119,7 @@ class StackImages(StackCalibration):
             if self.stacks.clip_sigma is not None:
                 maps[f"{group}/n_clipped"] = np.uint16(stack.n_frames) - stack.n
             saturated = saturated_in(stack, tile.sensor) & tile.lit
-            mask = np.where(saturated, pixel_flag("saturated"), np.uint16(0)).astype(np.uint16)
+            mask = np.where(saturated, PixelFlag.SATURATED.bit, np.uint16(0)).astype(np.uint16)
             scalars |= overview(f"{group}/mean", tile, mean, mask)
             scalars |= overview(f"{group}/variance", tile, variance, mask)
             frames = tile.frames[key]
@@ -247,9 +202,8 @@ class StackImages(StackCalibration):
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Give one row for each stack, and one for each frame."""
-        from astropy.table import Column, QTable, vstack
-
-        stacks, frames = [], []
+        stacks: list[dict[str, Any]] = []
+        frames: list[dict[str, Any]] = []
         for one in result:
             _, mean, _ = one.mean_map.total
             _, variance, _ = one.variance_map.total
@@ -269,35 +223,30 @@ class StackImages(StackCalibration):
                     **count_columns(one.mean_map),
                 }
             )
-            of_stack = QTable()
-            of_stack["group"] = [one.group] * len(one.names)
-            of_stack["identity"] = Column(
-                [f"{name:016x}" for name in one.names.tolist()],
-                description="of the frame's content",
-            )
-            of_stack["index"] = Column(one.index, description="place in its file")
-            of_stack["time"] = [time or "unknown" for time in one.times]
-            of_stack["mean_dn"] = Column(one.mean, unit="DN", description="over all pixels")
-            of_stack["n_clipped"] = Column(one.n_clipped, description="pixels left out")
-            frames.append(of_stack)
-        of_stacks = {
-            "mean_dn": "mean over pixels that are never saturated",
-            "variance_dn2": "mean variance of pixels that are never saturated",
-            "n_lost": "frames that could not be read",
-            "n_clipped": "values left out as outliers",
-            "n_saturated": "pixels that are saturated at least once",
-        }
+            frames += [
+                {
+                    "group": one.group,
+                    "identity": f"{name:016x}",
+                    "index": index,
+                    "time": time or "unknown",
+                    "mean_dn": mean,
+                    "n_clipped": n_clipped,
+                }
+                for name, index, time, mean, n_clipped in zip(
+                    one.names.tolist(), one.index.tolist(), one.times, one.mean.tolist(),
+                    one.n_clipped.tolist(), strict=True,
+                )
+            ]  # fmt: skip
         return {
-            "/sensor/stacks": monitoring_table(self._sensor, stacks, of_stacks),
-            "/sensor/frames": vstack(frames),
+            STACKS.path: build(STACKS, self._sensor, stacks),
+            FRAMES.path: build(FRAMES, self._sensor, frames),
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Give the sections of the HTML report."""
-        del tables
         from calibdask.sensor.report import stack_sections
 
-        return stack_sections(result)
+        return stack_sections(result, tables)
 
     def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
         """Write the stacks as SPECTACLE has them, if asked for."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import kstest
 
+from calibdask.array.coefficients import coefficients
 from calibdask.array.drift import find_drift
 from calibdask.array.model import NetworkOptions
-from calibdask.array.network import coefficients
 from calibdask.array.summary import PairEvents
 from tests.array.toys import fit_shards
 from tests.benchmarks.image_bias import DEFAULT, METHODS, REAL, biases, rows_of
@@ -121,20 +121,26 @@ class ImageStudy:
     deviation: np.ndarray
     error: np.ndarray
     systematic: np.ndarray
+    n_arrays: int
+
+    @property
+    def n_independent(self):
+        """Values less the mean of each array, about which they are: four LSTs have three."""
+        return len(self.deviation) - self.n_arrays
 
     @classmethod
-    def of(cls, radius_m, n_arrays, n_blocks):
+    def of(cls, radius_m, n_arrays, n_blocks, *, kinds=("LST", "MST", "SST"), seed=700):
         """Compare arrays of different throughputs, each lit within a radius, by type."""
         parts = {}
-        for seed in range(n_arrays):
+        for k in range(n_arrays):
             margin_m = 150.0 if radius_m < 500 else 500.0
-            simulation = replace(REAL, seed=700 + seed, core_margin_m=margin_m)
-            rows = rows_of(simulation, n_blocks, radius_m)
+            simulation = replace(REAL, seed=seed + k, core_margin_m=margin_m)
+            rows = rows_of(simulation, n_blocks, radius_m).only(kinds)
             for kind, bias in biases(simulation, rows, METHODS[DEFAULT]).items():
                 values = bias.deviation, bias.error, bias.systematic
                 parts.setdefault(kind, []).append(values)
         return {
-            kind: cls(*(np.concatenate(part) for part in zip(*found, strict=True)))
+            kind: cls(*map(np.concatenate, zip(*found, strict=True)), n_arrays)
             for kind, found in parts.items()
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,12 +10,12 @@ import pytest
 
 from calibdask.api import load_config, plan
 from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
-from calibdask.array.network import NetworkFit
 from calibdask.array.simulate import ArraySimulation, simulate_array
+from calibdask.array.state import NetworkFit
 from calibdask.array.summary import PairSummary, ScoreSummary
 from calibdask.engine.inputs import identify
-from calibdask.engine.protocol import ALL, WrongKind
-from calibdask.errors import ConfigError, NotEnoughData
+from calibdask.engine.protocol import ALL
+from calibdask.errors import ConfigError, NotEnoughData, WrongKind
 from calibdask.io.pytables import create_hdf5, write_table
 
 ENERGY_JOB = "energy-asymmetry-estimation"
@@ -208,5 +207,3 @@ def test_unplanned_calibration_says_so(simulated):
     data = made.calibration.read(made.shards[0])
     with pytest.raises(ValueError, match="was not planned"):
         load_config(ENERGY_JOB, (), VALID).calibration.reduce(made.shards[0], data)
-    with pytest.raises(ValueError, match="options of the inter-calibration"):
-        replace(load_config(JOB).calibration, inter=None).network  # noqa: B018  raises

@@ -4,21 +4,15 @@ import json
 import os
 import pickle
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from calibdask.array.config import (
-    JOB_SECTIONS,
-    SECTIONS,
-    CalculateCrossCalibration,
-    CalculateImageAsymmetry,
-    PairFinder,
-    load_array_config,
-)
-from calibdask.config import Campaign, Section, describe
+from calibdask.array.config import SECTIONS
+from calibdask.array.pair_config import PairFinder
+from calibdask.config import Campaign, Section, load_yaml
 from calibdask.errors import ConfigError
+from calibdask.registry import JOBS
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED_DATA = Path(os.environ.get("CALIBDASK_SHARED_DATA", REPOSITORY / "../shared/data"))
@@ -54,6 +48,25 @@ CalculateInterCalibration:
 """
 
 
+class Loaded:
+    """One configuration as all jobs of an array read it."""
+
+    def __init__(self, paths, overrides=None) -> None:
+        prepared = {
+            name: job.prepare(paths, overrides or {})
+            for name, job in JOBS.items()
+            if ".array." in job.calibration
+        }
+        jobs = {name: one.calibration for name, one in prepared.items()}
+        self.campaign = prepared["inter-calibration"].campaign
+        self.overwrite = {name: one.overwrite for name, one in prepared.items()}
+        self.energy, self.inter = jobs["energy-asymmetry-estimation"], jobs["inter-calibration"]
+        self.cross, self.timing = jobs["cross-calibration"], jobs["timing-calibration"]
+        self.image = jobs["image-asymmetry-estimation"]
+        self.energy_asymmetry, self.image_asymmetry = self.energy.options, self.image.options
+        self.notes = tuple(dict.fromkeys((*self.energy.notes, *self.inter.notes)))
+
+
 @pytest.fixture
 def load(tmp_path: Path):
     def load(*texts: str, **overrides: object):
@@ -62,18 +75,19 @@ def load(tmp_path: Path):
             paths.append(tmp_path / f"config{number}.yaml")
             paths[-1].write_text(text, encoding="utf-8")
         dotted = {name.replace("__", "."): value for name, value in overrides.items()}
-        return load_array_config(paths, dotted)
+        return Loaded(paths, dotted)
 
     return load
 
 
 def test_documented_configuration(load) -> None:
     config = load(DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2)
-    energy, inter = config.energy_asymmetry, config.inter_calibration
+    energy, inter, fitter = config.energy_asymmetry, config.inter, config.inter.fitter
+    filters = energy.event_filters
     assert energy.energy_reconstructor == "RandomForestRegressor"
-    assert energy.max_distance_asymmetry.resolve([1], ["LST_LST_LSTCam"]).tolist() == [0.05]
-    assert energy.min_gammaness is None
-    assert energy.min_energy is None
+    assert filters.max_distance_asymmetry.resolve([1], ["LST_LST_LSTCam"]).tolist() == [0.05]
+    assert filters.min_gammaness is None
+    assert filters.min_energy is None
     assert [name for name, _ in energy.quality_criteria.pairs] == [
         "energy threshold",
         "gammaness",
@@ -82,18 +96,19 @@ def test_documented_configuration(load) -> None:
     assert energy.max_impact_distance.resolve(
         [1, 5, 30], ["LST_LST_LSTCam", "MST_MST_NectarCam", "SST_GCT_CHEC"]
     ).tolist() == [125.0, 125.0, 225.0]
-    assert inter.overwrite is True
-    assert inter.value_column == "RandomForestRegressor_tel_energy"
-    assert inter.reference_telescopes == (("LST", 1), ("MST", 5), ("SST", 34))
-    assert inter.throughput_normalisation == (("LST", 1.0), ("MST", 1.0), ("SST", 1.0))
-    assert (inter.estimator, inter.n_min, inter.clip_sigma) == ("log-clipped", 10, 3.0)
+    assert config.overwrite["inter-calibration"] is True
+    assert config.overwrite["energy-asymmetry-estimation"] is False
+    assert inter.options.value_column == "RandomForestRegressor_tel_energy"
+    assert fitter.reference_telescopes.by_type == (("LST", 1), ("MST", 5), ("SST", 34))
+    assert fitter.throughput_normalisation.by_type == (("LST", 1.0), ("MST", 1.0), ("SST", 1.0))
+    assert (fitter.estimator, fitter.n_min, fitter.clip_sigma) == ("log-clipped", 10, 3.0)
 
 
 def test_two_files_are_one_configuration(load) -> None:
     both = load(DOCUMENTED_STEP_1, DOCUMENTED_STEP_2)
     one = load(DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2)
     assert both.energy_asymmetry == one.energy_asymmetry
-    assert both.inter_calibration == one.inter_calibration
+    assert both.inter == one.inter
 
 
 def test_old_and_new_section_name_mean_the_same(load) -> None:
@@ -117,18 +132,18 @@ PEER_FILES = sorted(
 @pytest.mark.skipif(not PEER_FILES, reason="CALIBDASK_SHARED_DATA has no array/peer_config")
 @pytest.mark.parametrize("path", PEER_FILES, ids=lambda path: path.stem)
 def test_configurations_of_ctao_calibpipe_load(path: Path) -> None:
-    config = load_array_config([path])
-    assert set(config.document.sections) == set(config.document.values)
-    if {"CalculateAsymmetry", "CalculateEnergyAsymmetry"} & set(config.document.sections):
+    config = Loaded([path])
+    if {"CalculateAsymmetry", "CalculateEnergyAsymmetry"} & set(load_yaml([path])):
         assert config.energy_asymmetry.quality_criteria.pairs[-1][0]
 
 
 @pytest.mark.parametrize("name", ["energy_asymmetry_estimation", "inter_calibration"])
 def test_shipped_configurations(name: str, load) -> None:
-    config = load_array_config([REPOSITORY / "configs" / f"{name}.yaml"])
+    config = Loaded([REPOSITORY / "configs" / f"{name}.yaml"])
     documented = load(DOCUMENTED_STEP_1, DOCUMENTED_STEP_2)
     if name == "inter_calibration":
-        assert config.inter_calibration == replace(documented.inter_calibration, overwrite=False)
+        assert config.inter.fitter == documented.inter.fitter
+        assert not config.overwrite["inter-calibration"]
     else:
         assert config.energy_asymmetry == documented.energy_asymmetry
 
@@ -138,39 +153,39 @@ def test_shipped_configurations_of_image_sizes(load) -> None:
         REPOSITORY / "configs" / f"{name}.yaml"
         for name in ("image_asymmetry_estimation", "inter_calibration_of_image_sizes")
     ]
-    config = load_array_config(paths)
+    config = Loaded(paths)
     assert config.image_asymmetry.needs_altitude
     # What the file of step 2 spells out is what it would be with that of step 1 alone.
-    corrected = config.inter_calibration
+    corrected = config.inter.fitter
     assert corrected.minimum_pair_intensity.to_plain() == [["type", "*", 160.0]]
     assert corrected.distance_term is True
-    derived = load_array_config(
+    derived = Loaded(
         paths[:1], {"CalculateInterCalibration.asymmetry_label": "image_asymmetry"}
-    ).inter_calibration
+    ).inter.fitter
     assert derived.minimum_pair_intensity == corrected.minimum_pair_intensity
     assert derived.distance_term is True
 
 
 def test_shipped_configuration_of_the_timing(load) -> None:
     text = (REPOSITORY / "configs" / "timing_calibration.yaml").read_text()
-    shipped = load(text).timing_calibration
-    assert shipped.section.reference_telescope == 5
+    shipped = load(text).timing.options
+    assert shipped.reference_telescope == 5
     assert shipped.quality_criteria.columns == {"HillasReconstructor_h_max"}
     assert [name for name, *_ in shipped.minima] == ["minimum_individual_intensity"]
     # Every option that is commented out is valid, and most show their default.
     switched_on, count = re.subn(r"(?m)^( +)# (?=[a-z_]+: )", r"\1", text)
     assert count == 8
-    config = load(switched_on).timing_calibration
-    assert config.section.observatory_altitude == 2158.0
-    assert (config.section.max_offset, config.section.max_residual) == (5000.0, 50.0)
+    config = load(switched_on).timing.options
+    assert config.observatory_altitude == 2158.0
+    assert (config.max_offset, config.max_residual) == (5000.0, 50.0)
     assert next(name for name, *_ in config.minima) == "min_gammaness"
 
 
 def test_options_of_the_timing(load) -> None:
-    default = load("").timing_calibration
-    assert default.map_options()["front"] == "spherical"
-    assert default.mixed_types
-    assert default.window is None
+    default = load("").timing
+    assert default.map_config()["options"]["front"] == "spherical"
+    assert default.options.compares_types
+    assert default.options.window is None
     text = """
 CalculateTimingCalibration:
   time: Peak_Time_Mean
@@ -178,15 +193,15 @@ CalculateTimingCalibration:
   mixed_types: False
   event_filters: {max_distance_asymmetry: 0.2}
 """
-    given = load(text).timing_calibration
-    assert given.map_options()["time"] == "peak_time_mean"
-    assert given.map_options()["max_residual"] == pytest.approx(100.0)
-    assert not given.mixed_types
-    assert given.window[0] == "max_distance_asymmetry"
+    given = load(text).timing
+    assert given.map_config()["options"]["time"] == "peak_time_mean"
+    assert given.map_config()["options"]["max_residual"] == pytest.approx(100.0)
+    assert not given.options.compares_types
+    assert given.options.window[0] == "max_distance_asymmetry"
     # What only the fit sees does not make the map work again.
-    median = load("CalculateTimingCalibration: {n_min: 20, clip_sigma: 2}").timing_calibration
-    assert median.map_options() == default.map_options()
-    assert median.fit_options() != default.fit_options()
+    median = load("CalculateTimingCalibration: {n_min: 20, clip_sigma: 2}").timing
+    assert median.map_config() == default.map_config()
+    assert median.fit_config() != default.fit_config()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +232,7 @@ def test_commented_options_of_shipped_configurations_are_valid(name: str, load) 
     assert count >= 2
     config = load(switched_on)
     if name == "energy_asymmetry_estimation":
-        assert config.energy_asymmetry.min_energy.to_plain() == [["type", "*", 0.05]]
+        assert config.energy_asymmetry.event_filters.min_energy.to_plain() == [["type", "*", 0.05]]
 
 
 # -- what counts where ----------------------------------------------------------------------------
@@ -249,7 +264,7 @@ def test_inner_pair_finder_counts(load) -> None:
 def test_fitter_options_win_one_by_one(load) -> None:
     top = "RelativeThroughputFitter: {n_min: 20, estimator: log-median}\n"
     inner = "CalculateInterCalibration: {RelativeThroughputFitter: {n_min: 30}}\n"
-    options = load(top + inner).inter_calibration
+    options = load(top + inner).inter.fitter
     assert (options.n_min, options.estimator, options.clip_sigma) == (30, "log-median", 3.0)
 
 
@@ -265,7 +280,7 @@ def test_energy_units_and_patterns(load) -> None:
         min_energy: [[type, "*", 0.05], [type, "LST*", 20 GeV], [id, 5, "1e5 MeV"]]
         min_gammaness: [[type, "*", 0.5], [id, "5", 1]]
     """
-    options = load(text).energy_asymmetry
+    options = load(text).energy_asymmetry.event_filters
     tel = ["SST_GCT_CHEC", "LST_LST_LSTCam", "MST_MST_NectarCam"]
     assert options.min_energy.resolve([30, 1, 5], tel) == pytest.approx([0.05, 0.02, 0.1])
     assert options.min_gammaness.resolve([30, 1, 5], tel).tolist() == [0.5, 0.5, 1.0]
@@ -274,8 +289,8 @@ def test_energy_units_and_patterns(load) -> None:
 def test_reference_telescopes_may_be_text_or_partial(load) -> None:
     options = load(
         'RelativeThroughputFitter: {reference_telescopes: {SST: "30", MST: 5}}'
-    ).inter_calibration
-    assert options.reference_telescopes == (("MST", 5), ("SST", 30))
+    ).inter.fitter
+    assert options.reference_telescopes.by_type == (("MST", 5), ("SST", 30))
 
 
 def test_types_of_any_name(load) -> None:
@@ -286,11 +301,11 @@ RelativeThroughputFitter:
 CalculateCrossCalibration: {reference_subsystem: "MST x/Flash", nominal_throughput: {UNKNOWN: 0.2}}
 """
     options = load(fitter)
-    for one in (options.inter_calibration, options.cross_calibration):
-        assert one.reference_telescopes == (("LST", 1), ("MST x/Flash", 7))
-        assert dict(one.throughput_normalisation)["UNKNOWN"] == 0.5
-    assert options.cross_calibration.reference_type == "MST x/Flash"
-    assert dict(options.cross_calibration.nominal_throughput)["UNKNOWN"] == 0.2
+    for one in (options.inter.fitter, options.cross.fitter):
+        assert one.reference_telescopes.by_type == (("LST", 1), ("MST x/Flash", 7))
+        assert dict(one.throughput_normalisation.by_type)["UNKNOWN"] == 0.5
+    assert options.cross.options.reference_subsystem == "MST x/Flash"
+    assert dict(options.cross.options.nominal_throughput.by_type)["UNKNOWN"] == 0.2
 
 
 def test_event_types_by_name_and_number(load) -> None:
@@ -308,22 +323,22 @@ def test_event_types_by_name_and_number(load) -> None:
 
 def test_the_default_estimator_is_that_of_what_is_compared(load) -> None:
     options = load("{}")
-    assert options.inter_calibration.estimator == "log-clipped"
-    assert options.cross_calibration.estimator == "log-clipped"
+    assert options.inter.fitter.estimator == "log-clipped"
+    assert options.cross.fitter.estimator == "log-clipped"
     images = load("CalculateInterCalibration: {asymmetry_label: image_asymmetry}")
-    assert images.inter_calibration.estimator == "log-mean"
-    assert images.inter_calibration.distance_term
+    assert images.inter.fitter.estimator == "log-mean"
+    assert images.inter.fitter.distance_term
     for name in ("log-mean", "log-median", "log-clipped", "asymmetry"):
         options = load(f"RelativeThroughputFitter: {{estimator: {name}}}")
-        assert options.inter_calibration.estimator == name
-        assert options.cross_calibration.estimator == name
+        assert options.inter.fitter.estimator == name
+        assert options.cross.fitter.estimator == name
 
 
 def test_image_asymmetry_uses_the_image_column(load) -> None:
     text = "CalculateInterCalibration: {asymmetry_label: Image_Asymmetry}\n"
-    assert load(text).inter_calibration.value_column == "hillas_intensity"
+    assert load(text).inter.options.value_column == "hillas_intensity"
     other = "CalculateImageAsymmetry: {image_reconstructor: size}\n"
-    assert load(text + other).inter_calibration.value_column == "size"
+    assert load(text + other).inter.options.value_column == "size"
 
 
 def test_sections_of_other_jobs_are_read(load) -> None:
@@ -336,30 +351,34 @@ def test_sections_of_other_jobs_are_read(load) -> None:
         "  reference_subsystem: lst\n"
         "  min_triggered_telescopes_per_subsystem: 3\n"
     )
-    image = config.document.get("CalculateImageAsymmetry", CalculateImageAsymmetry)
+    image = config.image_asymmetry
     assert image.event_filters.equidistant_event_selection.to_plain() == [
         ["type", "*", [0.05, 0.1]]
     ]
-    cross = config.document.get("CalculateCrossCalibration", CalculateCrossCalibration)
+    cross = config.cross.options
     assert cross.reference_subsystem == "LST"
     assert cross.min_triggered_telescopes_per_subsystem == 3
     scalar = load("CalculateImageAsymmetry: {event_filters: {equidistant_event_selection: [1, 2]}}")
-    image = scalar.document.get("CalculateImageAsymmetry", CalculateImageAsymmetry)
+    image = scalar.image_asymmetry
     assert image.event_filters.equidistant_event_selection.to_plain() == [["type", "*", [1.0, 2.0]]]
 
 
-def test_further_sections(tmp_path: Path) -> None:
-    class Muon(Section):
-        ring: int = 1
-
+@pytest.mark.parametrize("job", ["inter-calibration", "calculate-throughput-muon", "gain"])
+def test_what_is_wrong_with_another_job_stops_none(job: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("Muon: {ring: 2, wrong: 3}\nCampaign: {seed: 5}\n")
-    # It is not looked into: the job that it is of does that.
-    config = load_array_config([path], others=lambda: {"Muon": Muon})
-    assert config.document.find("Muon", Muon) is None
-    assert config.campaign == Campaign(seed=5)
-    with pytest.raises(ConfigError, match="Muon: unknown section"):
-        load_array_config([path])
+    path.write_text(
+        "CalculateTimingCalibration: {max_offset: 20 ns, max_residual: 50 ns}\n"
+        "CalculateThroughputWithMuons: {min_number_of_muon: 30}\n"
+        "CalculateInterCalibration: {RelativeThroughputFitter: {n_min: 20}}\n"
+        "Stacks: {clip_sigma: 5.0}\nCampaign: {seed: 5}\n"
+    )
+    prepared = JOBS[job].prepare([path], {})
+    assert prepared.campaign == Campaign(seed=5)
+    with pytest.raises(ConfigError, match=r"CalculateTimingCalibration\.max_offset"):
+        JOBS["timing-calibration"].prepare([path], {})
+    assert JOBS["inter-calibration"].prepare([path], {}).calibration.fitter.n_min == 20
+    muons = JOBS["calculate-throughput-muon"].prepare([path], {}).calibration
+    assert muons.options.min_rings == 30
 
 
 # -- what must not pass ---------------------------------------------------------------------------
@@ -525,9 +544,8 @@ CalculateInterCalibration: {asymmetry_label: image_asymmetry}
 
 def test_options_of_image_sizes(load) -> None:
     config = load(IMAGES)
-    image, inter = config.image_asymmetry, config.inter_calibration
+    image, inter = config.image_asymmetry, config.inter.fitter
     assert (image.label, image.value_column) == ("image_asymmetry", "hillas_intensity")
-    assert image.uncertainty_column is None
     assert image.impact_column == "HillasReconstructor_tel_impact_distance"
     assert [(name, column) for name, column, _ in image.minima] == [
         ("minimum_individual_intensity", "hillas_intensity")
@@ -536,7 +554,7 @@ def test_options_of_image_sizes(load) -> None:
     assert image.needs_altitude
     assert [name for name, _ in image.quality_criteria.pairs] == ["gammaness"]
     # Corrections are the default: a cut on the pair of twice the size, and the distance term.
-    assert inter.value_column == "hillas_intensity"
+    assert config.inter.options == image
     assert inter.distance_term is True
     assert inter.minimum_pair_intensity.to_plain() == [
         ["type", "*", 160.0],
@@ -564,7 +582,7 @@ def test_options_of_image_sizes(load) -> None:
     ],
 )
 def test_corrections_of_image_sizes_can_be_chosen(load, fitter, least, distance_term) -> None:
-    inter = load(IMAGES + f"RelativeThroughputFitter: {fitter}\n").inter_calibration
+    inter = load(IMAGES + f"RelativeThroughputFitter: {fitter}\n").inter.fitter
     patterns = inter.minimum_pair_intensity
     assert (None if patterns is None else patterns.patterns[0][2]) == least
     assert inter.distance_term is distance_term
@@ -573,26 +591,11 @@ def test_corrections_of_image_sizes_can_be_chosen(load, fitter, least, distance_
 def test_an_unknown_threshold_of_the_size_is_noted(load) -> None:
     bare = "CalculateInterCalibration: {asymmetry_label: image_asymmetry}\n"
     config = load(bare)
-    assert config.inter_calibration.minimum_pair_intensity is None
+    assert config.inter.fitter.minimum_pair_intensity is None
     (note,) = config.notes
     assert "no cut on the size of a pair" in note
     assert load(bare + "RelativeThroughputFitter: {minimum_pair_intensity: 9}\n").notes == ()
     assert load(bare + "RelativeThroughputFitter: {estimator: asymmetry}\n").notes == ()
-
-
-def test_options_of_image_sizes_are_in_the_addresses(load) -> None:
-    reference = load(IMAGES)
-    for option, value in (
-        ("CalculateImageAsymmetry__image_reconstructor", "other"),
-        ("CalculateImageAsymmetry__event_filters__minimum_individual_intensity", 90),
-        ("CalculateImageAsymmetry__event_filters__equidistant_event_selection", [0.05, 0.2]),
-    ):
-        other = load(IMAGES, **{option: value})
-        assert other.image_asymmetry.map_options() != reference.image_asymmetry.map_options()
-    for option, value in (("minimum_pair_intensity", 90), ("distance_term", False)):
-        other = load(IMAGES, **{f"RelativeThroughputFitter__{option}": value})
-        assert other.inter_calibration.map_options() != reference.inter_calibration.map_options()
-    assert load("").inter_calibration.map_options().keys() == {"asymmetry_label", "value_column"}
 
 
 def test_image_options_of_energies_are_refused(load) -> None:
@@ -607,14 +610,15 @@ def test_image_options_of_energies_are_refused(load) -> None:
 
 def test_algorithm_of_the_asymmetries_is_taken_over(load) -> None:
     text = "CalculateEnergyAsymmetry: {energy_reconstructor: A}\n"
-    assert load(text).inter_calibration.value_column == "A_tel_energy"
+    assert load(text).inter.options.value_column == "A_tel_energy"
     image = (
         "CalculateInterCalibration: {reconstruction_algorithm: B, asymmetry_label: image_asymmetry}"
     )
-    assert load(text + image).inter_calibration.value_column == "hillas_intensity"
+    assert load(text + image).inter.options.value_column == "hillas_intensity"
     alone = "CalculateInterCalibration: {reconstruction_algorithm: B}"
-    assert load(alone).inter_calibration.value_column == "B_tel_energy"
-    assert load(alone).energy_asymmetry.energy_reconstructor == "B"
+    assert load(alone).inter.options.value_column == "B_tel_energy"
+    assert load(alone).inter.options.energy_reconstructor == "B"
+    assert load(alone).energy_asymmetry == load("").energy_asymmetry  # of another job
 
 
 # -- what content addresses are made of -----------------------------------------------------------
@@ -622,85 +626,41 @@ def test_algorithm_of_the_asymmetries_is_taken_over(load) -> None:
 
 def test_options_are_values(load) -> None:
     config = load(DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2)
-    for options in (config.energy_asymmetry, config.inter_calibration):
-        copy = pickle.loads(pickle.dumps(options))
-        assert copy == options
-        assert hash(copy) == hash(options)
-        for mapping in (options.map_options(), options.fit_options()):
+    for calibration in (config.energy, config.inter):
+        copy = pickle.loads(pickle.dumps(calibration))
+        assert copy == calibration
+        assert hash(copy.options) == hash(calibration.options)
+        for mapping in (calibration.map_config(), calibration.fit_config()):
             assert json.loads(json.dumps(mapping, allow_nan=False)) == mapping
 
 
 def test_what_does_not_matter_stays_out_of_the_address(load) -> None:
     text = DOCUMENTED_STEP_1 + DOCUMENTED_STEP_2
     reference = load(text)
-    other = load(
-        text,
-        CalculateAsymmetry__chunk_size=7,
-        CalculateAsymmetry__overwrite=True,
-        CalculateAsymmetry__output_url="elsewhere.h5",
-        CalculateInterCalibration__overwrite=False,
-        Campaign__retries=9,
-    )
-    assert other.energy_asymmetry.map_options() == reference.energy_asymmetry.map_options()
-    assert other.inter_calibration.map_options() == reference.inter_calibration.map_options()
-    assert other.inter_calibration.fit_options() == reference.inter_calibration.fit_options()
     spelt_out = load(text.replace("0.05    #", '[[type, "*", 0.05]]   #'))
-    assert spelt_out.energy_asymmetry.map_options() == reference.energy_asymmetry.map_options()
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("CalculateAsymmetry.energy_reconstructor", "Other"),
-        ("CalculateAsymmetry.geometry_reconstructor", "Other"),
-        ("CalculateAsymmetry.gammaness_reconstructor", "Other"),
-        ("CalculateAsymmetry.event_filters.max_distance_asymmetry", 0.1),
-        ("CalculateAsymmetry.event_filters.min_gammaness", 0.1),
-        ("CalculateAsymmetry.event_filters.min_energy", "1 GeV"),
-        ("CalculateAsymmetry.PairFinder.max_impact_distance", 10),
-        ("CalculateAsymmetry.QualityQuery.quality_criteria", [["a", "x > 1"]]),
-    ],
-)
-def test_what_matters_to_the_map_changes_its_address(load, option: str, value: object) -> None:
-    reference = load(DOCUMENTED_STEP_1).energy_asymmetry.map_options()
-    overrides = {option.replace(".", "__"): value}
-    assert load(DOCUMENTED_STEP_1, **overrides).energy_asymmetry.map_options() != reference
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("estimator", "asymmetry"),
-        ("n_min", 11),
-        ("clip_sigma", 4.0),
-        ("normalisation", "weighted-mean"),
-        ("throughput_normalisation", {"LST": 0.8}),
-        ("reference_telescopes", {"LST": 2}),
-    ],
-)
-def test_fit_options_change_the_fit_alone(load, option: str, value: object) -> None:
-    reference = load("").inter_calibration
-    other = load("", **{f"RelativeThroughputFitter__{option}": value}).inter_calibration
-    assert other.map_options() == reference.map_options()
-    assert other.fit_options() != reference.fit_options()
+    outside = load(
+        text.replace("  QualityQuery", "QualityQuery", 1)
+        .replace("    quality_criteria", "  quality_criteria")
+        .replace("  PairFinder", "PairFinder")
+        .replace("    max_impact", "  max_impact")
+    )
+    for other in (spelt_out, outside):
+        assert other.energy.map_config() == reference.energy.map_config()
+        assert other.inter.map_config() == reference.inter.map_config()
 
 
 # -- commented configurations ---------------------------------------------------------------------
 
 
 def test_described_configurations_load_to_the_defaults(load) -> None:
-    from calibdask.registry import JOBS
-
     defaults = load("")
-    assert set(JOB_SECTIONS) <= set(JOBS)
-    for sections in JOB_SECTIONS.values():
-        config = load(describe({name: SECTIONS[name] for name in sections}))
+    for name in ("energy-asymmetry-estimation", "inter-calibration", "timing-calibration"):
+        config = load(JOBS[name].template())
         assert config.energy_asymmetry == defaults.energy_asymmetry
-        assert config.inter_calibration == defaults.inter_calibration
+        assert config.inter.options == defaults.inter.options
+        assert config.inter.fitter == defaults.inter.fitter
+        assert config.timing.options == defaults.timing.options
         assert config.campaign == defaults.campaign
-    every = {name: model for name, model in SECTIONS.items() if name != "CalculateAsymmetry"}
-    sections = load(describe(every)).document.sections
-    assert dict(sections) == {name: model() for name, model in every.items()}
 
 
 def test_every_option_is_explained_and_its_example_is_valid(load) -> None:

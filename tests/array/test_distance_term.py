@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibdask.array.coefficients import coefficients
 from calibdask.array.model import NetworkOptions
-from calibdask.array.network import NetworkFit, coefficients, fit_stage
+from calibdask.array.network import fit_stage
+from calibdask.array.state import NetworkFit
 from calibdask.array.summary import (
     PairSummary,
     ScoreSummary,

@@ -64,6 +64,6 @@ def test_a_threshold_does_not_draw_throughputs_together(estimator):
 def test_image_sizes_have_honest_errors_wherever_the_light_ends(radius_m):
     """Where cores end near the array, those of the far side of a pair are missing."""
     for kind, study in ImageStudy.of(radius_m, 3, 3).items():
-        n_free = len(study.pull) - 3
+        n_free = study.n_independent
         assert abs(study.width - 1.0) < 4 / np.sqrt(2 * n_free), kind
         assert abs(study.coverage - 0.683) < 4 * np.sqrt(0.683 * 0.317 / n_free), kind

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibdask.array.config import load_array_config
+from calibdask.api import load_config
 from calibdask.array.pairs import Layout, event_keys, number_events, select_pairs
 from calibdask.errors import ConfigError, CorruptedInput
 
@@ -51,9 +51,8 @@ def make_events(rows, **columns):
 
 
 def options(**overrides: Any):
-    return load_array_config(
-        [], {f"{SECTION}.{name.replace('__', '.')}": value for name, value in overrides.items()}
-    ).energy_asymmetry
+    given = {f"{SECTION}.{name.replace('__', '.')}": one for name, one in overrides.items()}
+    return load_config("energy-asymmetry-estimation", (), given).calibration.options
 
 
 def selected(events, chosen):
@@ -205,7 +204,7 @@ def image_options(**overrides: Any):
     names = {
         f"CalculateImageAsymmetry.event_filters.{name}": value for name, value in overrides.items()
     }
-    return load_array_config([], names).image_asymmetry
+    return load_config("image-asymmetry-estimation", (), names).calibration.options
 
 
 def make_images(rows, impact_m, **columns):

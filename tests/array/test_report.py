@@ -14,14 +14,10 @@ import pytest
 from astropy.table import QTable
 
 from calibdask.array.report import (
-    COEFFICIENTS,
-    COLUMNS,
-    COMPONENTS,
-    COVARIANCE,
-    PAIRS,
     TelescopeLayout,
     inter_calibration_sections,
 )
+from calibdask.array.tables import INTER
 from calibdask.errors import MissingInput
 from calibdask.flags import Flag
 from calibdask.report import (
@@ -40,6 +36,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from calibdask.report import Section
+
+COEFFICIENTS = next(iter(INTER))
+PAIRS, COVARIANCE, COMPONENTS = (
+    f"{COEFFICIENTS}_{name}" for name in ("pairs", "covariance", "components")
+)
 
 Case = tuple[dict[str, QTable], TelescopeLayout, dict[int, float]]
 
@@ -112,6 +113,7 @@ def make_case(sizes: dict[str, int], *, seed: int = 1) -> Case:
                 "tel_id_1": ids[one[p]],
                 "tel_id_2": ids[two[p]],
                 "n_events": n_events[p],
+                "n_invalid": 0,
                 "mean_asymmetry": centre[p] / 2,
                 "std_asymmetry": 0.1,
                 "log_ratio": centre[p],
@@ -152,10 +154,21 @@ def make_case(sizes: dict[str, int], *, seed: int = 1) -> Case:
         )
     tel_id, types, x_m, y_m = zip(*places, strict=True)
     layout = TelescopeLayout(np.array(tel_id), np.array(types), np.array(x_m), np.array(y_m))
-    tables = {path: QTable(rows=table, names=COLUMNS[path].split()) for path, table in rows.items()}
-    for table in tables.values():
-        if "flags" in table.colnames:
-            table["flags"] = table["flags"].astype("U8")
+    tables = {}
+    for path, table in rows.items():
+        columns = [
+            one
+            for one in INTER[path].columns
+            if not one.optional or (table and one.name in table[0])
+        ]
+        tables[path] = INTER[path].build(
+            {
+                one.name: np.array(
+                    [row[one.name] for row in table], {"text": str}.get(one.kind, one.kind)
+                )
+                for one in columns
+            }
+        )
     return tables, layout, truth
 
 

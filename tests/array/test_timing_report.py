@@ -67,7 +67,7 @@ def test_sections(tables, layout):
         "What needs attention", "Offset", "Systematic error", "Map", "Pairs", "Network fit",
     ]  # fmt: skip
     (table,) = blocks(sections, "Offset", TableBlock)
-    np.testing.assert_array_equal(table.columns["Offset"], tables[OFFSET.table]["value"].value)
+    np.testing.assert_array_equal(table.columns["Offset / ns"], tables[OFFSET.table]["value"].value)
     words = " ".join(block.text for block in blocks(sections, "Offset", Paragraph))
     assert "subtracted" in words
     assert "throughput" not in " ".join(
@@ -85,10 +85,10 @@ def test_systematic_error(tables, layout):
     walk, table = blocks(sections, "Systematic error", TableBlock)
     assert list(walk.columns["Type"]) == ["LST", "MST", "SST"]
     np.testing.assert_array_equal(
-        walk.columns["Time walk, ns"], tables[f"{OFFSET.table}_walk"]["time_walk"].value
+        walk.columns["Time walk / ns"], tables[f"{OFFSET.table}_walk"]["time_walk"].value
     )
-    total = np.hypot(table.columns["Statistical"], table.columns["Systematic"])
-    np.testing.assert_array_equal(table.columns["Total"], total)
+    total = np.hypot(table.columns["Error / ns"], table.columns["Systematic / ns"])
+    np.testing.assert_array_equal(table.columns["Total error / ns"], total)
 
 
 @pytest.mark.parametrize("normalisation", ["reference", "weighted-mean"])

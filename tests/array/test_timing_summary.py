@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibdask.array.coefficients import coefficients
 from calibdask.array.model import NetworkOptions, Observable, Telescopes, find_pairs, pair_events
-from calibdask.array.network import coefficients
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.timing_model import front_delay_ns, since_first_ns
 from calibdask.array.timing_summary import (

@@ -11,18 +11,22 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibdask.api import load_config
 from calibdask.array.absolute import tie_types
+from calibdask.array.coefficients import has_error, student_factor
 from calibdask.array.model import NetworkOptions, Telescopes
-from calibdask.array.network import NetworkFit, fit_stage, has_error, student_factor
+from calibdask.array.network import fit_stage
 from calibdask.array.pairs import Layout
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.summary import PairEvents, n_stages, reduce_stage
-from calibdask.engine.protocol import ALL
 from calibdask.io.dl2 import ArrayLayout, TelescopeEvents
+
+if TYPE_CHECKING:
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["WINDOWS", "Scale", "scales", "study", "table"]
 
@@ -113,7 +117,7 @@ def scales(
         places = tuple((x, y, z) for x, y, z in array.position_m.tolist())
         layout = Layout(ids, array.tel_type, array.tel_description, places)
         calibration = replace(calibration, layout=layout)
-        events = calibration.pair_up(data, (ALL,)).events
+        events = calibration.pair_up(data).events
         telescopes = Telescopes(np.array(ids), np.array(array.tel_type))
         for steps in (1, 2):
             state = _fit(calibration.network, events, telescopes, two_steps=steps == 2)
@@ -168,11 +172,13 @@ def _compare(state: NetworkFit, truth: dict[int, float]) -> dict[str, Scale]:
     return found
 
 
-def study(n_arrays: int) -> dict[tuple[float, int, str], list[Scale]]:
+def study(
+    n_arrays: int, windows: tuple[float, ...] = WINDOWS, first: int = 0
+) -> dict[tuple[float, int, str], list[Scale]]:
     """Cross-calibrate many arrays."""
     results: dict[tuple[float, int, str], list[Scale]] = {}
-    for seed in range(n_arrays):
-        for key, scale in scales(seed).items():
+    for seed in range(first, first + n_arrays):
+        for key, scale in scales(seed, windows).items():
             results.setdefault(key, []).append(scale)
     return results
 
@@ -200,8 +206,8 @@ def table(results: dict[tuple[float, int, str], list[Scale]]) -> list[str]:
             f"{window:g}",
             str(steps),
             kind,
-            f"{np.sqrt(np.mean(pull**2)):.2f}",
-            f"{np.mean(np.abs(pull) < 1):.2f}",
+            f"{np.sqrt(np.mean(pull**2)):.2f} ± {1 / np.sqrt(2 * len(pull)):.2f}",
+            f"{np.mean(np.abs(pull) < 1):.2f} ± {np.sqrt(0.683 * 0.317 / len(pull)):.2f}",
             f"{bias:+.3f} ± {of_bias:.3f}",
             f"{100 * np.median(error):.2f}",
             f"{np.sqrt(np.mean((deviation / independent) ** 2)):.2f}",
@@ -217,9 +223,11 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arrays", type=int, default=200)
+    parser.add_argument("--windows", type=float, nargs="*", default=list(WINDOWS))
+    parser.add_argument("--seed", type=int, default=0, help="of the first array")
     given = parser.parse_args()
     start = time.process_time()
-    for line in table(study(given.arrays)):
+    for line in table(study(given.arrays, tuple(given.windows), given.seed)):
         print(line)
     events = SIMULATION.n_telescope_events
     print(

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.config import ImageAsymmetryOptions, load_array_config
+from calibdask.api import load_config
 from calibdask.array.image_size import harder_selections, pair_size, systematic
 from calibdask.array.model import NetworkOptions, log_ratio
-from calibdask.array.network import NetworkFit, fit_stage
+from calibdask.array.network import fit_stage
 from calibdask.array.pairs import ALTITUDE, Layout, select_pairs
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.summary import PairEvents, distance_range, reduce_stage
+
+if TYPE_CHECKING:
+    from calibdask.array.state import NetworkFit
 
 __all__ = ["METHODS", "SETTINGS", "Bias", "biases", "rows_of", "study", "table"]
 
@@ -100,9 +104,10 @@ class _Events:
 
 
 @cache
-def _options(least: float) -> ImageAsymmetryOptions:
+def _options(least: float) -> Any:
     name = "CalculateImageAsymmetry.event_filters.minimum_individual_intensity"
-    return load_array_config([], OPTIONS | {name: least}).image_asymmetry
+    prepared = load_config("image-asymmetry-estimation", (), OPTIONS | {name: least})
+    return prepared.calibration.options
 
 
 def _events(
@@ -137,6 +142,13 @@ class _Rows:
     impact_1_m: np.ndarray
     impact_2_m: np.ndarray
     limit: np.ndarray
+
+    def only(self, kinds: tuple[str, ...]) -> _Rows:
+        """Pairs of telescopes of some types."""
+        kept = np.isin(self.pairs.tel_type, kinds)
+        parts = (getattr(self.pairs, one.name) for one in fields(PairEvents))
+        pairs = PairEvents(*(None if part is None else part[kept] for part in parts))
+        return _Rows(pairs, *(getattr(self, one.name)[kept] for one in fields(_Rows)[1:]))
 
     def of(self, method: Method, factor: float) -> tuple[np.ndarray, np.ndarray | None]:
         if method.select == "true light":

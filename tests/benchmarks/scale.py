@@ -28,10 +28,11 @@ from tiny import MeanCounts
 from calibdask import api
 from calibdask.engine import events, executors
 from calibdask.engine import plan as plan_module
+from calibdask.engine.account import Account
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.protocol import InputRef, Shard
 from calibdask.engine.provenance import cpu_class, versions
-from calibdask.engine.run import Account, execute
+from calibdask.engine.run import execute
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import WorkContext
 

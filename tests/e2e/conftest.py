@@ -134,7 +134,7 @@ def inputs_of(request):
     """Give the inputs of a job: ``inputs_of("inter-calibration")``."""
 
     def find(job: str) -> tuple[Path, ...]:
-        if JOBS[job].module.startswith("calibdask.muon"):
+        if JOBS[job].calibration.startswith("calibdask.muon"):
             return request.getfixturevalue("muons")
         if job == "emva1288":
             return (request.getfixturevalue("emva_set"),)
@@ -142,7 +142,7 @@ def inputs_of(request):
             products = request.getfixturevalue("products")
             request.getfixturevalue("monkeypatch").chdir(products)
             return (request.getfixturevalue("camera") / "images" / "light",)
-        if JOBS[job].module.startswith("calibdask.sensor"):
+        if JOBS[job].calibration.startswith("calibdask.sensor"):
             return (request.getfixturevalue("camera"),)
         paths: tuple[Path, ...] = request.getfixturevalue("campaign").paths
         return paths

@@ -214,7 +214,7 @@ def test_results_are_shown_however_far_a_run_is(from_dl2):
 
 
 def test_the_report_says_what_was_corrected(from_dl2):
-    sections = from_dl2.plan.calibration.sections(from_dl2.tables)
+    sections = from_dl2.plan.calibration.report_sections(from_dl2.tables)
     titles = [section.title for section in sections]
     assert titles[:3] == ["What needs attention", "Throughput", "Image sizes"]
     text = sections[2].blocks[0].text

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from calibdask.engine import duplicates
 from calibdask.engine import keys as keys_module
 from calibdask.engine.keys import buckets_of, divided_keys, hashed, overlapping
-from calibdask.engine.run import RunOptions, run_calibration
+from calibdask.engine.options import RunOptions
+from calibdask.engine.run import run_calibration
 from calibdask.errors import CorruptedInput
 from tests.engine.test_run import Keyed, _events
 

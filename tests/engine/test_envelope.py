@@ -8,7 +8,7 @@ import pytest
 
 from calibdask import errors
 from calibdask.engine.envelope import Envelope, Failure
-from calibdask.engine.protocol import WrongKind
+from calibdask.errors import WrongKind
 
 ONE = Envelope(
     ((0, 1),), {"all": 10, "good": 4}, ((1, 5, 9, 0),), 1.0, 2.0, 100, ("x86",), ("odd",)

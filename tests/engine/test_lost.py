@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from tiny import MeanCounts
 
+from calibdask.engine.options import RunOptions
 from calibdask.engine.plan import make_plan
-from calibdask.engine.protocol import Piece, Reduced, Values, WrongKind
-from calibdask.engine.run import RunOptions, run_calibration
-from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.engine.protocol import Piece, Reduced, Values
+from calibdask.engine.run import run_calibration
+from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,12 @@ def run(tmp_path, calibration, allow_missing=0.0, **more):
         heard.append,
     )
     return result, [str(one) for one in heard]
+
+
+@pytest.mark.parametrize("fraction", [float("nan"), -0.1, 1.1])
+def test_a_fraction_that_is_none_is_refused(fraction):
+    with pytest.raises(ConfigError, match=r"allow_missing: .* from 0 to 1"):
+        RunOptions(allow_missing=fraction)
 
 
 def test_a_file_lost_from_a_batch_is_named_and_the_others_are_used(tmp_path):

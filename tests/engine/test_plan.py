@@ -16,13 +16,8 @@ from faults import ClippedMeans, Scripted, run, write_inputs
 
 from calibdask.engine import executors
 from calibdask.engine.plan import make_plan
-from calibdask.engine.protocol import Piece, WrongKind
-from calibdask.errors import (
-    ConfigError,
-    CorruptedInput,
-    MissingInput,
-    NotEnoughData,
-)
+from calibdask.engine.protocol import Piece
+from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData, WrongKind
 
 
 @dataclass(frozen=True)
@@ -341,3 +336,11 @@ def test_progress_reaches_its_end(paths):
     make_plan(Scripted(), paths, progress=lambda done, total: told.append((done, total)))
     assert told[0] == (0, 5)
     assert told[-1] == (5, 5)
+
+
+def test_more_cells_than_anybody_means_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("calibdask.engine.plan._MANY_CELLS", 0)
+    paths = write_inputs(tmp_path, 2)
+    assert make_plan(Scripted(), paths).warnings == (
+        "there are 1 cells, each with merges, a fit and files of its own",
+    )

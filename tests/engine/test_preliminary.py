@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from faults import ClippedMeans, Scripted, calls, run, write_inputs
 
 from calibdask import api
+from calibdask.array.calibration import InterCalibration
 from calibdask.array.simulate import ArraySimulation, simulate_array
 from calibdask.engine import events
 from calibdask.engine.plan import make_plan
@@ -245,10 +247,21 @@ def _calibration(estimator):
     return api.load_config("inter-calibration", overrides=overrides).calibration
 
 
+class _Unselective(InterCalibration):
+    """What the first stage of log-mean fits: it cannot select about its own model yet."""
+
+    @property
+    def network(self):
+        return replace(super().network, symmetric=False)
+
+
 @pytest.mark.parametrize("estimator", ["log-mean", "log-median", "log-clipped", "asymmetry"])
 def test_a_number_that_is_no_error_is_not_shown_as_one(dl2, tmp_path, estimator):
     calibration, workdir = _calibration(estimator), tmp_path / "work"
     final = run(calibration, dl2[:2], tmp_path / "done.h5").tables[TABLE]
+    if estimator == "log-mean":
+        known = {one.name: getattr(calibration, one.name) for one in fields(calibration)}
+        final = run(_Unselective(**known), dl2[:2], tmp_path / "first.h5").tables[TABLE]
     stop = _is_stage(1)
     _run_until(calibration, dl2[:2], tmp_path / "out.h5", stop, workdir=workdir)
     seen = _look(calibration, dl2, workdir)
@@ -265,8 +278,6 @@ def test_a_number_that_is_no_error_is_not_shown_as_one(dl2, tmp_path, estimator)
         # Its first stage gives medians: close, and without an error of any kind.
         np.testing.assert_allclose(table["value"][good], final["value"][good], atol=0.05)
         assert np.all(np.isnan(table["error_independent"]))
-    elif estimator == "log-mean":  # it selects about the model of its first stage
-        np.testing.assert_allclose(table["value"][good], final["value"][good], atol=0.05)
     else:
         for name in ("value", "error_independent"):
             np.testing.assert_allclose(table[name][good], final[name][good], rtol=1e-9)

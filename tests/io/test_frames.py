@@ -16,8 +16,7 @@ import zarr
 from astropy.io import fits
 from PIL import Image
 
-from calibdask.engine.protocol import WrongKind
-from calibdask.errors import ConfigError, CorruptedInput, MissingInput
+from calibdask.errors import ConfigError, CorruptedInput, MissingInput, WrongKind
 from calibdask.io import frames
 from calibdask.io.dng import DngHeader, write_dng
 from calibdask.io.frames import FRAME_PATTERNS, FrameInfo, inspect_frame, read_frame, read_frames

@@ -12,8 +12,7 @@ import zarr
 from astropy.io import fits
 from PIL import Image
 
-from calibdask.engine.protocol import WrongKind
-from calibdask.errors import CorruptedInput
+from calibdask.errors import CorruptedInput, WrongKind
 from calibdask.io import frames
 from calibdask.io.frames import FrameInfo, inspect_frame
 from calibdask.io.keywords import KEYWORDS, keyword_page

@@ -54,13 +54,24 @@ def test_its_covariance_where_it_has_one(tmp_path):
     attributes = {INTER: {"obs_id": np.array([7])}}
     inter = read_throughputs(write(tmp_path / "a.h5", tables, attributes)).inter_calibration
     np.testing.assert_array_equal(inter.covariance[:2, :2], [[4e-4, 1e-5], [1e-5, 0.0]])
+    covariance["covariance"][1] = np.nan
+    with pytest.raises(CorruptedInput, match=r"has 1e-05 for telescopes 2 and 5, nan for 5 and 2"):
+        read_throughputs(write(tmp_path / "nan.h5", tables, attributes))
+    covariance["covariance"][:] = [0.0, 1e-5, 1e-5, 9e-4]
+    with pytest.raises(CorruptedInput, match=r"has 0.0009 for telescopes 2 and 2.* are 0.02 and"):
+        read_throughputs(write(tmp_path / "other.h5", tables, attributes))
+    short = {name: values[:-1] for name, values in covariance.items()}
+    tables[f"{INTER}_covariance"] = short
+    with pytest.raises(CorruptedInput, match=r"has nan for telescopes 2 and 2"):
+        read_throughputs(write(tmp_path / "short.h5", tables, attributes))
+    tables[f"{INTER}_covariance"] = covariance
     covariance["tel_id_1"] = np.array([5, 5, 2, 9])
     with pytest.raises(CorruptedInput, match=r"has telescopes that .*inter_calibration has not"):
         read_throughputs(write(tmp_path / "b.h5", tables, attributes))
 
 
 def test_muon_throughputs(tmp_path):
-    """Chunks without a mean or an error of it do not count."""
+    """Chunks without a mean or an error of it do not count, and are counted."""
     path = write(tmp_path / "muons.h5", {f"{MUON}/tel_007": CHUNKS, f"{MUON}/note": CHUNKS})
     found = read_throughputs(path)
     assert found.inter_calibration is None
@@ -69,6 +80,7 @@ def test_muon_throughputs(tmp_path):
     assert found.muons.sem.tolist() == [0.001, 0.002]
     assert found.muons.n_rings.tolist() == [100, 50]
     assert found.muons.start_ns is None
+    assert found.muons.n_unusable == {7: 2}
 
 
 def test_times_of_chunks(tmp_path):
@@ -97,10 +109,10 @@ def test_muon_throughputs_from_too_few_rings_are_not_given(tmp_path):
     chunks = CHUNKS | {"flags": np.array(["C", "", "Q", "Q"])}
     muons = read_throughputs(write(tmp_path / "m.h5", {f"{MUON}/tel_007": chunks})).muons
     assert muons.mean.tolist() == [0.21]
-    assert muons.n_flagged == {7: 2}
+    assert muons.n_unusable == {7: 3}
     chunks["flags"][:] = "Q"
     muons = read_throughputs(write(tmp_path / "n.h5", {f"{MUON}/tel_007": chunks})).muons
-    assert (len(muons.tel_id), muons.n_flagged) == (0, {7: 4})
+    assert (len(muons.tel_id), muons.n_unusable) == (0, {7: 4})
 
 
 @pytest.mark.parametrize("letters", ["F", "CF", "D", "M", "B"])
@@ -132,7 +144,15 @@ def test_nothing(tmp_path):
         ({f"{MUON}/tel_001": {"mean": CHUNKS["mean"]}}, "tel_001 has no column sem, n_events"),
         (
             {f"{MUON}/tel_001": CHUNKS | {"sem": np.zeros(4)}},
-            "tel_001 has a throughput of 0.21 .* 0.0",
+            "tel_001 has a throughput of 0.21 .* 0 in row 0, expected .* mend the row",
+        ),
+        (
+            {f"{MUON}/tel_001": CHUNKS | {"mean": np.array([0.21, 21.0, 0.2, 0.2])}},
+            "tel_001 has a throughput of 21 .* in row 1, expected .*not in percent",
+        ),
+        (
+            {f"{MUON}/tel_001": {name: values[[0, 2, 0]] for name, values in CHUNKS.items()}},
+            "tel_001 has the same rings in rows 0 and 2: remove one",
         ),
     ],
 )

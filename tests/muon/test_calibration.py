@@ -455,15 +455,19 @@ def test_nonsense_values_are_left_out(tmp_path, run):
     value[:4] = [np.nan, np.inf, -np.inf, 1e6]
     radius = np.full(30, 1.2)
     radius[4:7] = [np.nan, 0.0, -1.0]
+    value[7:9] = [-0.2, 0.0]
+    width = np.full(30, 0.05)
+    width[9:11] = [-0.05, 0.0]
     path = write_file(
         tmp_path / "a.h5",
         event_id=np.arange(30),
         muonring_radius=radius,
+        muonefficiency_width=width,
         **{EFFICIENCY: value},
     )
     result = run("throughput", [path])
-    assert result.tables[f"{THROUGHPUT}/tel_001"]["n_events"].tolist() == [23]
-    assert list(result.account.total.cut_flow.values())[:2] == [30, 23]
+    assert result.tables[f"{THROUGHPUT}/tel_001"]["n_events"].tolist() == [19]
+    assert list(result.account.total.cut_flow.values())[:2] == [30, 19]
 
 
 @pytest.mark.parametrize("n_channels", [1, 2])

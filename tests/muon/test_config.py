@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from calibdask.errors import ConfigError
-from calibdask.muon.config import DEFAULT_CRITERIA, JOB_SECTIONS, load_muon_config
+from calibdask.muon.config import DEFAULT_CRITERIA
+from calibdask.registry import JOBS
 
-THROUGHPUT, PSF = JOB_SECTIONS
+THROUGHPUT, PSF = "calculate-throughput-muon", "calculate-psf-muon"
 
 
 @pytest.fixture
@@ -14,17 +15,17 @@ def load(tmp_path):
         path = tmp_path / "config.yaml"
         path.write_text(text, encoding="utf-8")
         given = {name.replace("__", "."): value for name, value in overrides.items()}
-        return load_muon_config(job, [path], given)
+        return JOBS[job].prepare([path], given)
 
     return load
 
 
 def test_defaults_are_those_of_the_peer(load):
-    options = load().options
+    options = load().calibration.options
     assert options.quality_criteria.pairs == DEFAULT_CRITERIA
     assert (options.clip_sigma, options.iterations) == (4.0, 5)
     assert (options.chunk_size, options.bins, options.allowed_tels) == (None, None, None)
-    assert load(job=PSF).options.min_rings == 100
+    assert load(job=PSF).calibration.options.min_rings == 100
 
 
 def test_a_configuration_of_the_peer(load):
@@ -47,14 +48,14 @@ CalculateThroughputWithMuons:
       allow_undersized_tables: true
 """
     )
-    options = config.options
-    assert config.input_url == "muons.dl1.h5"
+    options = config.calibration.options
+    assert config.inputs == ("muons.dl1.h5",)
     assert options.allowed_tels == (1, 2)
     assert options.quality_criteria.pairs == (("impact", "muonefficiency_impact <= 8.0"),)
     assert (options.clip_sigma, options.iterations, options.chunk_size) == (3.0, 4, 1000)
     assert options.skip_last
     assert options.allow_undersized
-    assert config.notes == ()
+    assert config.calibration.notes == ()
 
 
 def test_inner_sections_win_option_by_option(load):
@@ -65,7 +66,7 @@ QualityQuery: {quality_criteria: [["outer", "muonefficiency_is_valid"]]}
 CalculateThroughputWithMuons:
   SigmaClippingAggregator: {iterations: 3, SizeChunking: {chunk_size: 9}}
 """
-    options = load(text).options
+    options = load(text).calibration.options
     assert (options.chunk_size, options.skip_last) == (9, True)
     assert (options.clip_sigma, options.iterations) == (2.5, 3)
     assert options.quality_criteria.pairs == (("outer", "muonefficiency_is_valid"),)
@@ -73,13 +74,15 @@ CalculateThroughputWithMuons:
 
 def test_sections_of_the_other_job_do_not_count(load):
     text = "CalculatePSFWithMuons: {allowed_tels: [4], muonring_radius_fit_nbins: 20}\n"
-    assert load(text).options.allowed_tels is None
-    options = load(text, job=PSF).options
+    assert load(text).calibration.options.allowed_tels is None
+    options = load(text, job=PSF).calibration.options
     assert (options.allowed_tels, options.n_radius_bins) == ((4,), 20)
 
 
 def test_all_rings_with_the_plain_aggregator(load):
-    options = load("CalculateThroughputWithMuons: {aggregator_type: PlainAggregator}\n").options
+    options = load(
+        "CalculateThroughputWithMuons: {aggregator_type: PlainAggregator}\n"
+    ).calibration.options
     assert options.clip_sigma is None
 
 
@@ -88,43 +91,46 @@ def test_chunks_by_time_are_bins(load):
 SigmaClippingAggregator: {chunking_type: TimeChunking, TimeChunking: {chunk_duration: 10 min}}
 """
     config = load(text)
-    assert config.options.bins.width_ns == 600_000_000_000
-    assert config.options.chunk_size is None
-    assert "aligned" in config.notes[0]
+    assert config.calibration.options.bins.width_ns == 600_000_000_000
+    assert config.calibration.options.chunk_size is None
+    assert "aligned" in config.calibration.notes[0]
     zero = load("SigmaClippingAggregator: {chunking_type: TimeChunking}\n")
-    assert zero.options.bins is None
+    assert zero.calibration.options.bins is None
 
 
 def test_time_bins_win_over_numbers(load):
     config = load("SizeChunking: {chunk_size: 100}\n", Campaign__time_bin="1 h")
-    assert config.options.bins.width_ns == 3_600_000_000_000
-    assert config.options.chunk_size is None
-    assert "SizeChunking.chunk_size is not used" in config.notes[0]
+    assert config.calibration.options.bins.width_ns == 3_600_000_000_000
+    assert config.calibration.options.chunk_size is None
+    assert "SizeChunking.chunk_size is not used" in config.calibration.notes[0]
 
 
 def test_overlapping_chunks_are_not_made(load):
     config = load("SizeChunking: {chunk_size: 100, last_chunk_policy: overlap}\n")
-    assert not config.options.skip_last
-    assert "twice" in config.notes[0]
+    assert not config.calibration.options.skip_last
+    assert "twice" in config.calibration.notes[0]
     with pytest.raises(ConfigError, match=r"SizeChunking\.chunk_shift.*not independent"):
         load("SizeChunking: {chunk_size: 100, chunk_shift: 50}\n")
 
 
 def test_chunks_by_number_mean_nothing_to_the_psf(load):
     config = load("SizeChunking: {chunk_size: 100}\n", job=PSF)
-    assert config.options.chunk_size is None
-    assert "without effect" in config.notes[0]
+    assert config.calibration.options.chunk_size is None
+    assert "without effect" in config.calibration.notes[0]
 
 
 def test_nothing_is_appended(load):
-    assert load("CalculateThroughputWithMuons: {append: false}\n").notes == ()
-    assert "without effect" in load("CalculateThroughputWithMuons: {append: true}\n").notes[0]
+    assert load("CalculateThroughputWithMuons: {append: false}\n").calibration.notes == ()
+    assert (
+        "without effect"
+        in load("CalculateThroughputWithMuons: {append: true}\n").calibration.notes[0]
+    )
 
 
 def test_no_criteria_is_noted(load):
     config = load("MuonQualityQuery: {quality_criteria: []}\n")
-    assert config.options.quality_criteria.pairs == ()
-    assert "every ring is used" in config.notes[0]
+    assert config.calibration.options.quality_criteria.pairs == ()
+    assert "every ring is used" in config.calibration.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -155,13 +161,12 @@ def test_wrong_options_are_named(load, text, message):
 
 def test_the_model_is_ours_unless_compatibility_is_asked_for(load):
     ours, peers = (
-        load(text).options.ring_fit
+        load(text).calibration.options.ring_fit
         for text in ("", "MuonIntensityFitter: {compatibility: ctapipe}\n")
     )
     assert (ours.of_ctapipe, ours.fit_circle) == (False, True)
     assert (peers.of_ctapipe, peers.fit_circle) == (True, False)
-    assert ours.map_options() != peers.map_options()
-    fixed = load("MuonIntensityFitter: {fit_circle: false}\n").options.ring_fit
+    fixed = load("MuonIntensityFitter: {fit_circle: false}\n").calibration.options.ring_fit
     assert (fixed.of_ctapipe, fixed.fit_circle) == (False, False)
     with pytest.raises(ConfigError, match="fixes the circle; leave one of them out"):
         load("MuonIntensityFitter: {compatibility: ctapipe, fit_circle: true}\n")
@@ -174,7 +179,7 @@ def test_options_of_the_ring_fit_by_telescope(load):
 MuonProcessor: {pedestal: [[type, "*", 1.0], [id, 2, 2.0]]}
 MuonIntensityFitter: {oversampling: 5}
 """
-    fit = load(text).options.ring_fit
+    fit = load(text).calibration.options.ring_fit
     assert fit.of_telescope(1, "LST_LST_LSTCam")["pedestal"] == 1.0
     two = fit.of_telescope(2, "MST_MST_NectarCam")
     assert (two["pedestal"], two["hole_radius_m"], two["oversampling"]) == (2.0, 0.59, 5.0)
@@ -182,7 +187,7 @@ MuonIntensityFitter: {oversampling: 5}
 
 
 def test_what_only_fits_depend_on_is_not_in_the_map(load):
-    one = load("SigmaClippingAggregator: {max_sigma: 3}\n").options
-    two = load().options
-    assert one.map_options() == two.map_options()
-    assert one.fit_options() != two.fit_options()
+    one = load("SigmaClippingAggregator: {max_sigma: 3}\n").calibration
+    two = load().calibration
+    assert one.map_config() == two.map_config()
+    assert one.fit_config() != two.fit_config()

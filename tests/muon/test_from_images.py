@@ -9,14 +9,13 @@ import tables
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.images import read_images
 from calibdask.io.muon import MUON_GROUP
-from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons
-from calibdask.muon.config import load_muon_config
 from calibdask.muon.image_simulation import MuonImageSimulation
 from calibdask.muon.report import Picture
 from calibdask.muon.rings import RingOptions, rings_of
 from calibdask.muon.simulate import MuonSimulation, simulate
 from calibdask.muon.simulate_images import simulate as simulate_images
 from calibdask.muon.tables import TABLES, TREND
+from calibdask.registry import JOBS
 from tests.muon.conftest import PSF, THROUGHPUT
 from tests.read_back import assert_read_back
 
@@ -179,8 +178,9 @@ def test_truncated_simtel(shared_simtel, run, tmp_path):
 
 
 def test_jobs_have_one_map():
-    options = load_muon_config("calculate-throughput-muon", []).options
-    one, two = (kind(options, 2**28) for kind in (ThroughputFromMuons, PsfFromMuons))
+    one, two = (
+        JOBS[f"calculate-{kind}-muon"].prepare([], {}).calibration for kind in ("throughput", "psf")
+    )
     assert (one.map_name, one.version) == (two.map_name, two.version)
     assert one.map_config() == two.map_config()
 

@@ -170,6 +170,16 @@ def test_the_efficiency_has_no_bias_and_the_error_it_says(shape, gap, settings):
     assert abs(row.pulls["efficiency"].mean()) < 0.2 + 4 / math.sqrt(row.n_fitted)
 
 
+def test_muons_that_fall_into_the_hole_make_no_bias():
+    """The light does not tell where in the hole; before: -1.1 %, fitted outside of it."""
+    row = study(400, LOOSE, max_impact_m=1.3, width_deg=0.05, seed=15)
+    assert row.n_fitted > 390
+    assert abs(row.bias) < 0.005 + 2 * row.bias_error
+    spread = 4 / math.sqrt(2 * row.n_fitted)
+    assert 0.9 - spread < row.pulls["efficiency"].std() < 1.1 + spread
+    assert not row.rings["muonefficiency_parameters_at_limit"].any()
+
+
 @pytest.mark.parametrize("night_sky_pe", [0.3, 3.0])
 def test_noise_that_is_not_the_configured_one_makes_no_bias(night_sky_pe):
     """It is measured off the ring; with the configured 1.1 p.e. the second is +3.7 %."""

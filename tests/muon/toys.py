@@ -9,7 +9,6 @@ import numpy as np
 
 from calibdask.engine.protocol import Shard
 from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons, _RingTable
-from calibdask.muon.config import load_muon_config
 from calibdask.muon.simulate import (
     UNITS,
     MuonSimulation,
@@ -18,6 +17,7 @@ from calibdask.muon.simulate import (
     write_rings,
 )
 from calibdask.muon.summary import Gallery, Rings
+from calibdask.registry import JOBS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,8 @@ def write_file(path: Path, telescopes: int = 1, **columns: Any) -> Path:
 def in_memory(kind: str, columns: Any, **options: Any) -> Any:
     """Run all stages of a job on simulated columns, without files and engine; give its tables."""
     calibration = {"throughput": ThroughputFromMuons, "psf": PsfFromMuons}[kind](
-        replace(load_muon_config(f"calculate-{kind}-muon", []).options, **options), 2**28
+        replace(JOBS[f"calculate-{kind}-muon"].prepare([], {}).calibration.options, **options),
+        2**28,
     )
     bins = calibration.options.bins
     number = (

@@ -12,16 +12,15 @@ from faults import run
 
 from calibdask.engine.products import digest_output
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, MissingInput
+from calibdask.flags import ImageFlag
 from calibdask.io.maps import MAPS, TABLES, MapLayout, create_maps, write_rows
 from calibdask.io.pytables import create_hdf5, write_table
 from calibdask.sensor import calibration, config
 from calibdask.sensor.apply import (
-    IMAGE_FLAGS,
     QUANTISATION_VARIANCE,
     Corrections,
     Term,
     calibrate,
-    image_flag,
 )
 from calibdask.sensor.calibrate import CalibrateImages
 from calibdask.sensor.config import Frames
@@ -106,7 +105,7 @@ def test_flags_say_what_is_wrong_with_a_pixel():
         ),
     )  # fmt: skip
     names = [
-        {name for name in IMAGE_FLAGS if mask & image_flag(name)} for mask in done.mask[0].tolist()
+        {flag.label for flag in ImageFlag if mask & flag.value} for mask in done.mask[0].tolist()
     ]
     expected = [{"saturated"}, {"bias"}, {"no-value"}, {"no-value"}, {"defect"}, set()]
     assert names == expected
@@ -337,7 +336,7 @@ def test_saturated_and_flagged_pixels_are_marked(sensor, lights, tmp_path):
     with xarray.open_zarr(tmp_path / "out/frame_0000.zarr") as one:
         found = set(zip(*np.nonzero(one["mask"].values), strict=True))
         assert found == {(3, 4), (10, 11)}
-        assert one["mask"].values[3, 4] == image_flag("bias")
+        assert one["mask"].values[3, 4] == ImageFlag.BIAS.bit
 
 
 def test_a_product_of_another_sensor(made, tmp_path):

@@ -10,6 +10,7 @@ from astropy.io import fits
 
 import calibdask
 from calibdask.errors import CorruptedInput
+from calibdask.flags import PixelFlag
 from calibdask.io.areas import areas_of_fits, checked, without
 from calibdask.io.frames import inspect_frame
 from calibdask.io.maps import read_product
@@ -22,12 +23,11 @@ from calibdask.sensor.flat import FlatField
 from calibdask.sensor.gain import Gain
 from calibdask.sensor.iso import IsoNormalisation
 from calibdask.sensor.metadata import describe
-from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.stack_images import StackImages
 from calibdask.sensor.summary import summarise
 from tests.sensor.toys import Camera, key, run_job
 
-BORDER = pixel_flag("border")
+BORDER = PixelFlag.BORDER.bit
 TOP, LEFT, RIGHT = 16, 16, 6  # whole blocks: pixels have the same neighbours
 CAMERA = Camera(shape=(48, 64))
 

@@ -92,7 +92,7 @@ class TestBadInput:
         assert maps["bias/iso100/mask"][5, 9] == 1 << 9
         assert maps["readnoise/iso100/mask"][40, 50] == 1 << 10
         assert result["rows"][0]["n_flagged"] <= 3
-        assert "bad-bias: 1" in result["rows"][0]["flags"]
+        assert "bad-bias: 1" in result["rows"][0]["pixel_flags"]
 
     def test_clipped_at_zero_is_said(self, camera):
         """Cameras that subtract the black level cut the noise in half."""
@@ -102,7 +102,7 @@ class TestBadInput:
         )
         sections = calibration.report(result, calibration.tables(result))
         assert "at zero in some frame" in sections[0].blocks[0].text
-        assert "clipped" in result["rows"][0]["flags"]
+        assert "clipped" in result["rows"][0]["pixel_flags"]
         assert result["rows"][0]["n_flagged"] > 0.9 * 96 * 128
 
     def test_frames_without_iso_have_a_name(self, camera):

@@ -7,7 +7,7 @@ import pytest
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor.dark import DarkCurrent
-from calibdask.sensor.isotable import CURVE, TABLE
+from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS
 from tests.sensor.toys import Camera, key, run_job
 
 TIMES = (1.0, 3.0, 6.0, 12.0, 24.0)
@@ -87,12 +87,12 @@ class TestDark:
         stacks = stacks_of(camera, n=10) | stacks_of(camera, iso=400, n=10)
         nan = np.array([np.nan])
         tables = {
-            TABLE: {
+            ISO_FACTORS.path: {
                 "iso": np.array([100, 400]),
                 "factor": np.array([1.0, 4.0]),
                 "factor_error": np.array([0.0, 0.001]),
             },
-            CURVE: {
+            ISO_CURVE.path: {
                 "kind": np.array(["linear"]), "slope": np.array([0.01]), "slope_error": nan,
                 "knee": np.array([np.inf]), "knee_error": nan, "covariance": nan, "chi2": nan,
                 "ndf": np.array([0]), "bic_linear": nan, "bic_knee": nan,

@@ -100,7 +100,7 @@ class TestBadInput:
         assert bad[50, 60]
         assert bad.sum() <= 3
         assert np.abs(maps["flatfield/model"] * camera.truth["vignetting"] - 1).max() < 6e-3
-        assert "bad-response" in result["row"]["flags"]
+        assert "bad-response" in result["row"]["pixel_flags"]
 
     def test_no_bias(self, camera):
         stacks = {k: v for k, v in stacks_of(camera, n=2).items() if k.kind == "flatfield"}

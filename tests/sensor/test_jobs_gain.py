@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from calibdask.engine.products import _write_hdf5
 from calibdask.errors import MissingInput, NotEnoughData
+from calibdask.flags import PixelFlag
 from calibdask.sensor import config
 from calibdask.sensor.gain import Gain
-from calibdask.sensor.model import pixel_flag
+from calibdask.sensor.tables import AMPLIFIERS, TABLES
+from tests.read_back import assert_read_back
 from tests.sensor.toys import Camera, key, run_job
 
 LIGHT = np.linspace(500, 11_000, 12)
@@ -94,8 +97,8 @@ class TestGain:
         maps, result, _ = run_job(Gain(), stacks, camera.sensor)
         mask = maps["gain/iso100/mask"]
         if n == 5:
-            assert (mask & pixel_flag("unphysical")).any()
-        assert not (mask & ~pixel_flag("unphysical")).any()
+            assert (mask & PixelFlag.UNPHYSICAL.bit).any()
+        assert not (mask & ~PixelFlag.UNPHYSICAL.bit).any()
         pulls = (maps["gain/iso100/gain"] - camera.truth["gain"]) / maps["gain/iso100/gain_error"]
         assert 0.95 < width(pulls) < 1.05
         means = np.array([row["gain_dn_per_electron"] for row in result["rows"]])
@@ -117,13 +120,16 @@ class TestGain:
             (row,) = result["rows"]
             assert row["p_value"] > 1e-4
 
-    def test_two_amplifiers_are_told_by_their_gains(self):
+    def test_two_amplifiers_are_told_by_their_gains(self, tmp_path):
         camera = Camera(shape=(64, 96))
         camera.truth["gain"][:, 40:] *= 1.2
         camera.truth["gain"][24:] *= 0.85
         stacks = stacks_of(camera, n=30, light=np.linspace(500, 9000, 10))
         maps, result, calibration = run_job(Gain(), stacks, camera.sensor, tile_rows=64)
-        table = calibration.tables(result)["/sensor/gain_amplifiers"]
+        tables = calibration.tables(result)
+        _write_hdf5(tmp_path / "tables.h5", tables, {})
+        assert AMPLIFIERS.path in assert_read_back(tmp_path / "tables.h5", tables, TABLES)
+        table = tables[AMPLIFIERS.path]
         parts = {(one["along"], one["first"], one["last"]) for one in result["amplifiers"]}
         assert parts == {
             ("columns", 0, 39), ("columns", 40, 95), ("rows", 0, 23), ("rows", 24, 63),

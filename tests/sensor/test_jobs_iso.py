@@ -8,7 +8,8 @@ import pytest
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
 from calibdask.sensor.iso import IsoNormalisation
-from calibdask.sensor.isotable import CURVE, TABLE, IsoTable
+from calibdask.sensor.isotable import IsoTable
+from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS
 from tests.sensor.toys import Camera, key, run_job
 
 SPEEDS = (100, 200, 400, 800, 1600, 3200)
@@ -43,7 +44,7 @@ class TestIso:
         )
         assert table(400)[0] == result["rows"][2]["factor"]
         assert table(1234)[0] == pytest.approx(camera.factor(1234), rel=1e-3)
-        assert set(tables) == {TABLE, CURVE}
+        assert set(tables) == {ISO_FACTORS.path, ISO_CURVE.path}
         pulls = maps["iso_normalisation/iso800/ratio"] - camera.factor(800)
         pulls = pulls / maps["iso_normalisation/iso800/ratio_error"]
         good = maps["iso_normalisation/iso800/mask"] == 0
@@ -67,7 +68,7 @@ class TestIso:
         camera.truth["response"] = np.where(np.indices(camera.shape)[1] < 64, 1.0, 1.6)
         _, result, _ = run_job(IsoNormalisation(), stacks_of(camera, light=280.0), camera.sensor)
         last = result["rows"][-1]
-        assert "saturated" in last["flags"]
+        assert "saturated" in last["pixel_flags"]
         assert last["n_flagged"] > 5000
         assert last["factor"] == pytest.approx(32.0, rel=2e-3)
 

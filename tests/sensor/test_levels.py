@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import calibdask
+from calibdask.flags import PixelFlag
 from calibdask.io.dng import DngHeader, write_dng
 from calibdask.io.maps import read_product
 from calibdask.sensor import config
@@ -15,7 +16,6 @@ from calibdask.sensor.bias import Bias
 from calibdask.sensor.clipping import clip_bounds
 from calibdask.sensor.dark import DarkCurrent
 from calibdask.sensor.levels import pile_up, step_of
-from calibdask.sensor.model import pixel_flag
 from calibdask.sensor.summary import frame_facts, summarise
 from tests.sensor.toys import Camera, key, run_job
 
@@ -111,7 +111,7 @@ class TestSteps:
         maps, _, _ = run_job(
             Bias(), {key("bias_readnoise", iso=100): low.astype(np.uint16)}, camera.sensor
         )
-        assert (maps["readnoise/iso100/mask"] & pixel_flag("undersampled")).all()
+        assert (maps["readnoise/iso100/mask"] & PixelFlag.UNDERSAMPLED.bit).all()
 
     def test_clipping_keeps_the_next_step(self):
         frames = np.full((12, 4, 4), 1600, np.uint16)
@@ -150,7 +150,7 @@ class TestDarkCurrent:
         maps, _, _ = self.run(stacks, STATED)
         found, mask = maps["dark_current/dark_current"], maps["dark_current/mask"]
         np.testing.assert_allclose(found[hot] / rate[hot], 1.0, atol=0.02)
-        assert (mask[hot] & pixel_flag("partly-saturated")).all()
+        assert (mask[hot] & PixelFlag.PARTLY_SATURATED.bit).all()
         assert not mask[~hot].any()
 
     def test_a_poor_fit_is_flagged(self):
@@ -160,9 +160,9 @@ class TestDarkCurrent:
             frames[:, 0, 0] = np.minimum(frames[:, 0, 0], 9000)
         maps, _, _ = self.run(stacks, 60_000)
         mask = maps["dark_current/mask"]
-        assert mask[0, 0] & pixel_flag("poor-fit")
+        assert mask[0, 0] & PixelFlag.POOR_FIT.bit
         mask[0, 0] = 0
-        assert not (mask & pixel_flag("poor-fit")).any()
+        assert not (mask & PixelFlag.POOR_FIT.bit).any()
         assert not mask[~hot].any()
 
     def test_good_pixels_are_not_flagged_however_few_frames_there_are(self):
@@ -178,7 +178,7 @@ class TestDarkCurrent:
             sensor = replace(Camera(shape=shape).sensor, saturation_dn=STATED)
             options = config.DarkCurrent(poor_fit=1e-3)
             maps, _, _ = run_job(DarkCurrent(options=options), stacks, sensor, tile_rows=160)
-            share = np.mean((maps["dark_current/mask"] & pixel_flag("poor-fit")) > 0)
+            share = np.mean((maps["dark_current/mask"] & PixelFlag.POOR_FIT.bit) > 0)
             assert share < 1e-3 + 4 * np.sqrt(1e-3 / 38_400) + 1e-3, (n, share)
 
 
@@ -214,7 +214,7 @@ def test_what_is_cut_off_below_the_stated_level_is_flagged_and_told(flat):
     maps = read_product(folder / "flat")
     cut = 14_500 * shade + 512 > CLIP + 300
     mask = maps.rows("flatfield/mask")
-    assert (mask[cut] & pixel_flag("saturated")).all()
+    assert (mask[cut] & PixelFlag.SATURATED.bit).all()
     lit = mask == 0
     ratio = (maps.rows("flatfield/model") / shade)[lit]
     assert np.abs(ratio / np.median(ratio) - 1).max() < 0.01

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from calibdask.engine.protocol import WrongKind
-from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
+from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
 from calibdask.io.frames import FrameInfo, inspect_frame
 from calibdask.io.spectacle import CameraFile, write_camera_file
 from calibdask.sensor.config import FrameRow, Frames

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibdask.flags import PixelFlag
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.tiles import SensorFacts, TileStacks
 
@@ -58,7 +59,7 @@ def test_it_says_what_the_map_holds(example):
     assert n == good.sum()
     assert mean == pytest.approx(values[good].mean())
     assert std == pytest.approx(values[good].std(ddof=1))
-    assert one.n_flagged == {"hot": int((mask > 0).sum())}
+    assert one.n_flagged == {PixelFlag.HOT: int((mask > 0).sum())}
     assert one.n_bad == (~good).sum()
     block = values[:2, :2][good[:2, :2]]
     assert one.thumbnail[0, 0] == pytest.approx(block.mean())
