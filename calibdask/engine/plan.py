@@ -308,7 +308,7 @@ class Plan:
         store = f"{few.results} files a stage, about {format_bytes(few.result_bytes)} in all"
         metadata = f"about {few.metadata} operations a stage (stat, open, mkdir, link, unlink)"
         calls = [
-            f"with {workers} workers {cost.calls} calls and {cost.driver_seconds:.1f} s of the driver"
+            f"with {workers} workers {cost.calls} calls, {cost.driver_seconds:.1f} s of the driver"
             for cost, workers in zip((few, many), _FEW_AND_MANY, strict=True)
         ]
         tasks = f"{few.tasks} a stage: {'; '.join(calls)}"

@@ -275,7 +275,7 @@ def test_the_costs_of_a_plan_are_those_of_its_tasks(paths, tmp_path):
     assert plan.estimate(200).calls == cost.tasks, "nobody waits for another's batch"
     assert f"{cost.results} files a stage" in str(plan)
     assert f"about {cost.metadata} operations" in str(plan)
-    assert f"112 a stage: {cost.calls} calls" in str(plan)
+    assert f"112 a stage: with 2 workers {cost.calls} calls" in str(plan)
     one = make_plan(Scripted(), paths[:1]).estimate(2)
     assert (one.tasks, one.calls) == (3, 3)
     assert one.driver_bytes < cost.driver_bytes
