@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.pixels import Pixels
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["Bias", "ReadNoise", "bias_flags", "noise_flags"]
 
@@ -86,7 +86,7 @@ class _FromBiasFrames(MapCalibration):
             near_saturation=self.options.near_saturation,
         )
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {}
+        facts: dict[FactKey, NDArray[Any]] = {}
         for setting, pixels in stacks.items():
             n_sigma = self.options.outlier_sigma
             noise, noise_error, noise_mask = noise_flags(tile, pixels, n_sigma)
@@ -96,9 +96,9 @@ class _FromBiasFrames(MapCalibration):
                 f"{group}/readnoise_error": noise_error,
                 f"{group}/mask": noise_mask,
             }
-            scalars |= overview(f"{group}/readnoise", tile, noise, noise_mask)
-            scalars |= overview(f"{group}/variance", tile, pixels.variance, noise_mask)
-            scalars[f"n_frames:{setting.name}"] = np.array(
+            facts |= overview(f"{group}/readnoise", tile, noise, noise_mask)
+            facts |= overview(f"{group}/variance", tile, pixels.variance, noise_mask)
+            facts["n_frames", setting.name] = np.array(
                 [len(pixels.frame_means), tile.sensor.step_dn]
             )
             if self.writes_bias:
@@ -109,16 +109,16 @@ class _FromBiasFrames(MapCalibration):
                     f"{group}/bias_error": np.sqrt(pixels.mean_variance),
                     f"{group}/mask": mask,
                 }
-                scalars |= overview(f"{group}/bias", tile, pixels.mean, mask)
-                scalars |= overview(f"{group}/variance", tile, pixels.mean_variance, mask)
-        return TileFit(maps, scalars)
+                facts |= overview(f"{group}/bias", tile, pixels.mean, mask)
+                facts |= overview(f"{group}/variance", tile, pixels.mean_variance, mask)
+        return TileFit(maps, facts)
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Sum up the tiles: one row per ISO speed, and the maps in short."""
-        tiles = list(scalars.values())
+        tiles = list(facts.values())
         maps = overviews(tiles)
         rows = []
-        settings = [one for one in self.settings if f"n_frames:{one.name}" in tiles[0]]
+        settings = [one for one in self.settings if ("n_frames", one.name) in tiles[0]]
         if not settings:
             raise NotEnoughData(
                 f"{self.name}: no bias frames among the inputs; name them in the section Frames"
@@ -126,7 +126,7 @@ class _FromBiasFrames(MapCalibration):
             )
         for setting in settings:
             group = setting.name
-            n_frames, step = tiles[0][f"n_frames:{group}"].tolist()
+            n_frames, step = tiles[0]["n_frames", group].tolist()
             row: dict[str, Any] = {**setting.columns(settings), "n_frames": n_frames}
             if self.writes_bias:
                 short = maps[f"bias/{group}/bias"]

@@ -78,12 +78,13 @@ if TYPE_CHECKING:
 
     from calibdask.config import Campaign, Configuration
     from calibdask.sensor.settings import Setting
+    from calibdask.sensor.tiles import Facts
 
 __all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", "sensor_facts"]
 
 _PIXEL_BYTES = {True: 18, False: 36}  # of a summary: exact sums, or moments of floats
 _SMALLEST_RATIO = 4  # bytes read for each byte of summary, where there are frames enough
-_LEVELS = "sensor:levels"  # scalars of a tile: saturation (0 for none) and step
+_LEVELS = ("sensor levels",)  # facts of a tile: saturation (0 for none) and step
 _PRODUCTS = ("bias", "readnoise", "iso", "dark", "flat", "gain", "defects")  # options that name one
 _BATCH = 4  # frames in memory while they are folded: the sums are read and written less often
 
@@ -317,7 +318,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     title: ClassVar[str]
     """What the product is."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     patterns: ClassVar[tuple[str, ...]] = FRAME_PATTERNS
     writes_directory: ClassVar[bool] = True
     rejects_copies: ClassVar[bool] = True
@@ -776,9 +777,9 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
         """Fit one tile: maps, and small numbers to be joined. Pure."""
         raise NotImplementedError
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Join the small numbers of all tiles, from the first row on, into the result."""
-        return scalars
+        return facts
 
     def finish_tile(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
         """Change the maps of one tile with what is known of all, before they are written."""
@@ -894,7 +895,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
         tile = self.tile(cell, total)
         fitted = self.fit_tile(tile)
         levels = np.array([tile.sensor.saturation_dn or 0, tile.sensor.step_dn])
-        return replace(fitted, scalars={**fitted.scalars, _LEVELS: levels})
+        return replace(fitted, facts={**fitted.facts, _LEVELS: levels})
 
     def _levels(self, total: StackSummary) -> SensorFacts:
         """Complete what is stated about the sensor by what the frames show."""
@@ -935,7 +936,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
     def _found(self, states: Mapping[Cell, TileFit]) -> tuple[int | None, int]:
         """Give saturation and step that the fits went by."""
         known = [cell for cell in self.cells if cell in states]
-        top, step = states[known[0]].scalars[_LEVELS].tolist() if known else (0, 1)
+        top, step = states[known[0]].facts[_LEVELS].tolist() if known else (0, 1)
         return int(top) or None, int(step)
 
     def tile(self, cell: Cell, total: StackSummary) -> TileStacks:
@@ -966,7 +967,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
 
     def combine(self, states: Mapping[Cell, TileFit]) -> Any:
         """Join the small numbers of the tiles."""
-        return self.join({cell: states[cell].scalars for cell in self.cells if cell in states})
+        return self.join({cell: states[cell].facts for cell in self.cells if cell in states})
 
     # -- maps -------------------------------------------------------------------------------------
 

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.model import DarkCurrent as Fit
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.settings import Setting
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["DarkCurrent", "average_normalised", "dark_flags", "dark_series", "fit_series"]
 
@@ -176,7 +176,7 @@ class DarkCurrent(MapCalibration):
             )
         several = len({temperature for _, temperature in series}) > 1
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {}
+        facts: dict[FactKey, NDArray[Any]] = {}
         parts = []
         reference = self._reference_temperature(series)
         table = self.iso_table
@@ -194,25 +194,25 @@ class DarkCurrent(MapCalibration):
                 f"{group}/offset_error": fit.offset_error,
                 f"{group}/mask": mask,
             }
-            scalars |= overview(f"{group}/dark_current", tile, fit.rate, mask)
-            scalars |= self._facts(tile, group, setting, one, fit, mask)
-            scalars[f"temperature:{group}"] = np.array([temperature])
+            facts |= overview(f"{group}/dark_current", tile, fit.rate, mask)
+            facts |= self._facts(tile, group, setting, one, fit, mask)
+            facts["temperature", group] = np.array([temperature])
             if temperature == reference and (table is not None or len(settings) == 1):
                 factor = table(setting.iso)[0] if table is not None else 1.0
                 parts.append((fit.rate, fit.rate_error, mask, factor))
         for (setting, temperature), times in short.items():
             at = "" if temperature == NOT_STATED else f", {temperature:g} deg C"
-            scalars[f"short:{setting.label}{at}"] = np.array(times)
+            facts["short", f"{setting.label}{at}"] = np.array(times)
         if parts:
             rate, error, mask = average_normalised(parts)
-            scalars["temperature"] = np.array([reference])
+            facts["reference",] = np.array([reference])
             maps |= {
                 "dark_current/dark_current": rate,
                 "dark_current/dark_current_error": error,
                 "dark_current/mask": mask,
             }
-            scalars |= overview("dark_current/dark_current", tile, rate, mask)
-        return TileFit(maps, scalars)
+            facts |= overview("dark_current/dark_current", tile, rate, mask)
+        return TileFit(maps, facts)
 
     @staticmethod
     def _reference_temperature(series: Mapping[tuple[Setting, float], Series]) -> float:
@@ -231,7 +231,7 @@ class DarkCurrent(MapCalibration):
         series: Series,
         fit: Fit,
         mask: NDArray[np.uint16],
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[FactKey, NDArray[Any]]:
         """Sum up what the row of a series needs besides the map in short."""
         good = (mask == 0) & np.isfinite(fit.rate)
         bias = bias_level(tile, setting)
@@ -253,8 +253,8 @@ class DarkCurrent(MapCalibration):
         ]
         exposures = list(series)
         return {
-            f"sums:{group}": np.array(sums, np.float64),
-            f"series:{group}": np.array(
+            ("sums", group): np.array(sums, np.float64),
+            ("series", group): np.array(
                 [
                     len(exposures),
                     min(exposures),
@@ -265,24 +265,24 @@ class DarkCurrent(MapCalibration):
             ),
         }
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Make a row of each series, and fit the law of temperature."""
-        tiles = list(scalars.values())
+        tiles = list(facts.values())
         maps = overviews(tiles)
         rows = []
         about: dict[str, dict[str, Any]] = {}
-        groups = [one[12:] for one in tiles[0] if one.startswith("temperature:")]
+        groups = [str(group) for what, *of in tiles[0] if what == "temperature" for group in of]
         settings = {
             name: settings_of([f"{name}/dark_current"], "dark_current")[0] for name in groups
         }
         for name in groups:
-            (temperature,) = tiles[0][f"temperature:{name}"].tolist()
+            (temperature,) = tiles[0]["temperature", name].tolist()
             if temperature != NOT_STATED:
                 about[name] = {"temperature_c": temperature}
-            sums = sum((tile[f"sums:{name}"] for tile in tiles), np.zeros(9))
+            sums = sum((tile["sums", name] for tile in tiles), np.zeros(9))
             n, error2, n_checked, difference, pull2, n_all, total, chi2, ndf = sums.tolist()
-            n_times, shortest, longest, n_frames, _ = tiles[0][f"series:{name}"].tolist()
-            source = max(int(tile[f"series:{name}"][4]) for tile in tiles)
+            n_times, shortest, longest, n_frames, _ = tiles[0]["series", name].tolist()
+            source = max(int(tile["series", name][4]) for tile in tiles)
             short = maps[f"{name}/dark_current"]
             _, mean, std = short.total
             checked = n_checked > 0 and source != len(BIAS_SOURCES) - 1
@@ -306,9 +306,10 @@ class DarkCurrent(MapCalibration):
                     **count_columns(short),
                 }
             )
-        if "temperature" in tiles[0] and tiles[0]["temperature"][0] != NOT_STATED:
-            about["dark_current"] = {"temperature_c": float(tiles[0]["temperature"][0])}
-        left_out = sorted(one[6:] for one in tiles[0] if one.startswith("short:"))
+        reference = tiles[0].get(("reference",), np.array([NOT_STATED])).item()
+        if reference != NOT_STATED:
+            about["dark_current"] = {"temperature_c": reference}
+        left_out = sorted(str(label) for what, *of in tiles[0] if what == "short" for label in of)
         return {
             "rows": rows,
             "temperature": self._temperature_rows(rows),

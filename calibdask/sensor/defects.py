@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from astropy.table import QTable
+    from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.report import Section
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["DEFECTS", "Defects"]
 
@@ -90,22 +91,22 @@ class Defects(MapCalibration):
         defect = np.where(tile.lit, mask & sum(flag.bit for flag in DEFECTS), np.uint16(0))
         y, x = np.nonzero(defect)
         listed = np.stack([y + tile.y0, x, tile.channel[y, x], defect[y, x]], axis=1)
-        scalars = {
-            "applied": np.array([flag in applied for flag in DEFECTS]),
-            "listed": listed[:_LISTED].astype(np.int64),
-            "n_defects": np.array([len(listed)]),
+        facts: dict[FactKey, NDArray[Any]] = {
+            ("applied",): np.array([flag in applied for flag in DEFECTS]),
+            ("listed",): listed[:_LISTED].astype(np.int64),
+            ("n_defects",): np.array([len(listed)]),
         }
         # The share of defect pixels, for a figure: no pixel is left out of it.
         share = (defect > 0).astype(np.float64)
-        scalars |= overview("defects/share", tile, share, np.zeros_like(defect))
-        scalars |= overview("defects/mask", tile, share, defect)
-        return TileFit({"defects/mask": defect}, scalars)
+        facts |= overview("defects/share", tile, share, np.zeros_like(defect))
+        facts |= overview("defects/mask", tile, share, defect)
+        return TileFit({"defects/mask": defect}, facts)
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Count the defects of all tiles, and list them."""
-        tiles = list(scalars.values())
+        tiles = list(facts.values())
         maps = overviews(tiles)
-        applied = tiles[0]["applied"].tolist()
+        applied = tiles[0]["applied",].tolist()
         counts = maps["defects/mask"].n_flagged
         n_pixels = maps["defects/mask"].n_pixels
         rows = [
@@ -117,7 +118,7 @@ class Defects(MapCalibration):
             }
             for flag, used in zip(DEFECTS, applied, strict=True)
         ]
-        n_all = int(sum(tile["n_defects"][0] for tile in tiles))
+        n_all = int(sum(tile["n_defects",][0] for tile in tiles))
         rows.append(
             {
                 "criterion": "any",
@@ -126,7 +127,7 @@ class Defects(MapCalibration):
                 "fraction": n_all / n_pixels,
             }
         )
-        listed = np.concatenate([tile["listed"] for tile in tiles])
+        listed = np.concatenate([tile["listed",] for tile in tiles])
         return {
             "rows": rows,
             "listed": listed,

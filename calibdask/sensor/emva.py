@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.report import Section
     from calibdask.sensor.pixels import Pixels
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["Emva1288"]
 
@@ -63,7 +63,7 @@ class Emva1288(MapCalibration):
         """
         lit = tile.lit
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {"step": np.array([tile.sensor.step_dn])}
+        facts: dict[FactKey, NDArray[Any]] = {("step",): np.array([tile.sensor.step_dn])}
         for kind in (*PAIRS, *SPATIAL):
             stacks = gather(
                 tile,
@@ -73,13 +73,13 @@ class Emva1288(MapCalibration):
             )
             for key in sorted(stacks):
                 pixels = stacks[key]
-                name = f"{kind}:{key[0].name}:{key[1]!r}:{key[2]!r}"
-                scalars[name] = np.array(
+                name = (kind, key[0].name, *key[1:])
+                facts["sums", *name] = np.array(
                     [lit.sum(), pixels.mean[lit].sum(), pixels.variance[lit].sum()]
                 )
-                scalars[f"frames:{name}"] = pixels.frame_means * lit.sum()
+                facts["frames", *name] = pixels.frame_means * lit.sum()
                 if kind in SPATIAL:
-                    scalars |= _spatial_sums(name, pixels)
+                    facts |= {(what, *name): one for what, one in _spatial_sums(pixels).items()}
                     what = kind.removeprefix("emva_").removesuffix("_spatial")
                     group = f"emva1288/{key[0].name}_{key[1]:g}s/{what}"
                     mask = pixels.mask()
@@ -88,23 +88,25 @@ class Emva1288(MapCalibration):
                     maps[f"{group}_mask"] = mask
                     # Dark frames may touch zero: that is no reason to leave pixels out of a figure.
                     shown = mask & ~PixelFlag.CLIPPED.bit
-                    scalars |= overview(group, tile, pixels.mean, shown)
-        return TileFit(maps, scalars)
+                    facts |= overview(group, tile, pixels.mean, shown)
+        return TileFit(maps, facts)
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Evaluate the standard at each ISO speed."""
-        tiles = list(scalars.values())
-        stacks: dict[str, dict[Key, str]] = {kind: {} for kind in (*PAIRS, *SPATIAL)}
-        for name in tiles[0]:
-            kind, *rest = name.split(":")
-            if kind in stacks and len(rest) == 3 and (own := Setting.parse(rest[0])):
-                stacks[kind][own, float(rest[1]), float(rest[2])] = name
+        tiles = list(facts.values())
+        stacks: dict[str, dict[Key, FactKey]] = {kind: {} for kind in (*PAIRS, *SPATIAL)}
+        own = {setting.name: setting for setting in self.settings}
+        for what, *name in tiles[0]:
+            if what == "sums":
+                kind, setting_name, exposure_s, photons = name
+                key = own[str(setting_name)], float(exposure_s), float(photons)
+                stacks[str(kind)][key] = tuple(name)
         rows, points = [], []
         settings = sorted({key[0] for key in stacks["emva_bright"]})
         for setting in settings:
             series, unpaired = _series(tiles, stacks, setting)
             spatial, split = _nonuniformity(tiles, stacks, setting)
-            result = emva1288(series, *spatial, int(tiles[0]["step"][0]))
+            result = emva1288(series, *spatial, int(tiles[0]["step",][0]))
             rows.append(
                 {
                     **setting.columns(settings),
@@ -148,36 +150,36 @@ class Emva1288(MapCalibration):
         return emva_sections(result, tables)
 
 
-def _spatial_sums(name: str, pixels: Pixels) -> dict[str, NDArray[Any]]:
+def _spatial_sums(pixels: Pixels) -> dict[str, NDArray[Any]]:
     mean, lit = pixels.mean, pixels.lit
     values = mean[lit]
     moments = Moments.from_groups(np.zeros(values.size, np.int64), values, 1)
     # Rows and columns without light are no part of the sensor.
     inside, across = lit.any(axis=1), np.count_nonzero(lit, axis=1)
     return {
-        f"moments:{name}": np.array([moments.n[0], moments.mean[0], moments.m2[0]]),
-        f"left:{name}": np.array([pixels.mean_variance[lit].sum()]),
-        f"rows:{name}": np.where(lit, mean, 0.0).sum(axis=1)[inside] / across[inside],
-        f"columns:{name}": np.where(lit, mean, 0.0).sum(axis=0),
-        f"heights:{name}": np.count_nonzero(lit, axis=0),
+        "moments": np.array([moments.n[0], moments.mean[0], moments.m2[0]]),
+        "left": np.array([pixels.mean_variance[lit].sum()]),
+        "rows": np.where(lit, mean, 0.0).sum(axis=1)[inside] / across[inside],
+        "columns": np.where(lit, mean, 0.0).sum(axis=0),
+        "heights": np.count_nonzero(lit, axis=0),
     }
 
 
-def _temporal(tiles: Sequence[Arrays], name: str) -> tuple[float, float]:
+def _temporal(tiles: Sequence[Facts], name: FactKey) -> tuple[float, float]:
     """Mean and temporal variance of a stack.
 
     The variance of the frames' means is no noise of pixels: EMVA 1288, eq. 25, takes
     (mean of A - mean of B)^2/2 out of that of a pair.
     """
-    n, mean, variance = sum((tile[name] for tile in tiles), np.zeros(3)).tolist()
+    n, mean, variance = sum((tile["sums", *name] for tile in tiles), np.zeros(3)).tolist()
     frames = sum(
-        (tile[f"frames:{name}"] for tile in tiles), np.zeros_like(tiles[0][f"frames:{name}"])
+        (tile["frames", *name] for tile in tiles), np.zeros_like(tiles[0]["frames", *name])
     )
     return mean / n, variance / n - float((frames / n).var(ddof=1))
 
 
 def _series(
-    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], setting: Setting
+    tiles: Sequence[Facts], stacks: Mapping[str, Mapping[Key, FactKey]], setting: Setting
 ) -> tuple[EmvaPoints, int]:
     """Put bright and dark pairs of the same exposure together."""
     dark = {key[1]: name for key, name in stacks["emva_dark"].items() if key[0] == setting}
@@ -205,7 +207,7 @@ def _series(
 
 
 def _nonuniformity(
-    tiles: Sequence[Arrays], stacks: Mapping[str, Mapping[Key, str]], setting: Setting
+    tiles: Sequence[Facts], stacks: Mapping[str, Mapping[Key, FactKey]], setting: Setting
 ) -> tuple[tuple[SpatialSums | None, SpatialSums | None], dict[str, float]]:
     """Join the spatial stacks: of several the one with most frames, and its dark."""
     found: list[SpatialSums | None] = []
@@ -221,22 +223,21 @@ def _nonuniformity(
             names,
             key=lambda one: (
                 0.0 if wanted is None else abs(one[1] - wanted),
-                -len(tiles[0][f"frames:{names[one]}"]),
+                -len(tiles[0]["frames", *names[one]]),
                 one,
             ),
         )
         exposure, name = key[1], names[key]
         moments = Moments.identity(1)
         for tile in tiles:
-            n, mean, m2 = (tile[f"moments:{name}"][i : i + 1] for i in range(3))
+            n, mean, m2 = (tile["moments", *name][i : i + 1] for i in range(3))
             moments = moments.merge(Moments(n.astype(np.int64), mean, m2))
-        left = float(sum(tile[f"left:{name}"][0] for tile in tiles))
+        left = float(sum(tile["left", *name][0] for tile in tiles))
         sums = SpatialSums(int(moments.n[0]), float(moments.mean[0]), float(moments.m2[0]), left)
         found.append(sums)
-        rows = np.concatenate([tile[f"rows:{name}"] for tile in tiles])
+        rows = np.concatenate([tile["rows", *name] for tile in tiles])
         columns, heights = (
-            np.sum([tile[f"{what}:{name}"] for tile in tiles], axis=0)
-            for what in ("columns", "heights")
+            np.sum([tile[what, *name] for tile in tiles], axis=0) for what in ("columns", "heights")
         )
         parts = split_nonuniformity(sums, rows, columns[heights > 0] / heights[heights > 0])
         what = kind.removeprefix("emva_").removesuffix("_spatial")

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.settings import Setting
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
     type Floats = NDArray[np.float64]
     type Mask = NDArray[np.uint16]
@@ -219,21 +219,21 @@ class FlatField(MapCalibration):
             "flatfield/flatfield_error": np.sqrt(light.variance),
             "flatfield/mask": mask,
         }
-        scalars = {
-            "blocks": blocks,
-            "scatter": scatter,
-            "frames": np.array([light.n_frames, light.n_stacks, light.bias_source], np.int64),
+        facts: dict[FactKey, NDArray[Any]] = {
+            ("blocks",): blocks,
+            ("scatter",): scatter,
+            ("frames",): np.array([light.n_frames, light.n_stacks, light.bias_source], np.int64),
         }
-        scalars |= overview("flatfield/signal", tile, light.signal, mask)
-        scalars |= overview("flatfield/deviation", tile, deviation, mask)
-        return TileFit(maps, scalars)
+        facts |= overview("flatfield/signal", tile, light.signal, mask)
+        facts |= overview("flatfield/deviation", tile, deviation, mask)
+        return TileFit(maps, facts)
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Fit the radial model to the blocks of all tiles."""
-        tiles = list(scalars.values())
+        tiles = list(facts.values())
         maps = overviews(tiles)
-        blocks = np.concatenate([tile["blocks"] for tile in tiles])
-        scatter = sum((tile["scatter"] for tile in tiles), np.zeros((N_CHANNELS, 3)))
+        blocks = np.concatenate([tile["blocks",] for tile in tiles])
+        scatter = sum((tile["scatter",] for tile in tiles), np.zeros((N_CHANNELS, 3)))
         with np.errstate(divide="ignore", invalid="ignore"):
             prnu = np.sqrt((scatter[:, 0] - scatter[:, 1]) / scatter[:, 2])
         known = prnu[np.isfinite(prnu)]
@@ -245,8 +245,8 @@ class FlatField(MapCalibration):
             pixel_scatter=float(known.mean()) if known.size else 0.0,
             lit=self._sensor.lit_box,
         )
-        n_frames, n_stacks, _ = tiles[0]["frames"].tolist()
-        source = max(int(tile["frames"][2]) for tile in tiles)
+        n_frames, n_stacks, _ = tiles[0]["frames",].tolist()
+        source = max(int(tile["frames",][2]) for tile in tiles)
         y0, x0, y1, x1 = self._sensor.lit_box
         corner_y, corner_x = np.meshgrid([y0, y1 - 1], [x0, x1 - 1])
         corners = model.radius2(corner_y, corner_x)

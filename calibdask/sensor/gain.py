@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.pixels import BiasLevel, Pixels
     from calibdask.sensor.settings import Setting
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
     type Floats = NDArray[np.float64]
     type Level = tuple[str, float, float]
@@ -110,20 +110,20 @@ class Gain(MapCalibration):
                 f" speed, there are {there or 'no frames of kind gain'}"
             )
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {}
+        facts: dict[FactKey, NDArray[Any]] = {}
         table = self.iso_table
         parts = []
         for setting in sorted(levels):
-            fitted, facts = self._fit_setting(tile, setting, levels[setting])
+            fitted, of_setting = self._fit_setting(tile, setting, levels[setting])
             maps |= fitted
-            scalars |= facts
+            facts |= of_setting
             group = f"gain/{setting.name}"
             gain, error, mask = (fitted[f"{group}/{n}"] for n in ("gain", "gain_error", "mask"))
-            scalars |= overview(f"{group}/gain", tile, gain, mask, _BY_VALUE)
-            scalars |= overview(f"{group}/gain_variance", tile, error**2, mask, _BY_VALUE)
+            facts |= overview(f"{group}/gain", tile, gain, mask, _BY_VALUE)
+            facts |= overview(f"{group}/gain_variance", tile, error**2, mask, _BY_VALUE)
             for axis in ("columns", "rows"):
                 good = np.isfinite(gain) & (mask & ~np.uint16(_BY_VALUE) == 0)
-                scalars[f"{axis}:{setting.name}"] = np.stack(
+                facts[axis, setting.name] = np.stack(
                     [
                         _profile(gain, good & (tile.channel == channel), axis)
                         for channel in range(N_CHANNELS)
@@ -133,17 +133,17 @@ class Gain(MapCalibration):
                 factor = 1.0 if table is None else table(setting.iso)[0]
                 parts.append((gain, error, mask & ~np.uint16(_BY_VALUE), factor))
         for setting, n in short.items():
-            scalars[f"short:{setting.label}"] = np.array([n])
+            facts["short", setting.label] = np.array([n])
         if parts:
             gain, error, mask = average_normalised(parts)
             mask[gain <= 0] |= PixelFlag.UNPHYSICAL.bit
             maps |= {"gain/gain": gain, "gain/gain_error": error, "gain/mask": mask}
-            scalars |= overview("gain/gain", tile, gain, mask, _BY_VALUE)
-        return TileFit(maps, scalars)
+            facts |= overview("gain/gain", tile, gain, mask, _BY_VALUE)
+        return TileFit(maps, facts)
 
     def _fit_setting(
         self, tile: TileStacks, setting: Setting, points: list[Pixels]
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    ) -> tuple[dict[str, NDArray[Any]], dict[FactKey, NDArray[Any]]]:
         bias = bias_level(tile, setting)
         signal = np.stack([one.mean - bias.value for one in points])
         if self.options.flicker:
@@ -208,9 +208,9 @@ class Gain(MapCalibration):
             f"{group}/mask": mask,
         }
         frames = sum(len(one.frame_means) for one in points)
-        facts = {
-            f"sums:{setting.name}": sums,
-            f"levels:{setting.name}": np.array(
+        facts: dict[FactKey, NDArray[Any]] = {
+            ("sums", setting.name): sums,
+            ("levels", setting.name): np.array(
                 [len(points), frames, bias.source, tile.sensor.step_dn], np.int64
             ),
         }
@@ -241,24 +241,24 @@ class Gain(MapCalibration):
         used: NDArray[np.bool_] = level <= self.options.fit_fraction * min(limits, default=np.inf)
         return used
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Fit the curve of each channel, and make its row."""
-        tiles = list(scalars.values())
+        tiles = list(facts.values())
         maps = overviews(tiles)
         rows: list[dict[str, Any]] = []
         points: list[dict[str, Any]] = []
         amplifiers: list[dict[str, Any]] = []
         notices: list[str] = []
         step = 1
-        settings = [one for one in self.settings if f"levels:{one.name}" in tiles[0]]
+        settings = [one for one in self.settings if ("levels", one.name) in tiles[0]]
         for setting in settings:
             of_setting = setting.columns(settings)
             name = setting.name
             total = sum(
-                (tile[f"sums:{name}"] for tile in tiles), np.zeros(tiles[0][f"sums:{name}"].shape)
+                (tile["sums", name] for tile in tiles), np.zeros(tiles[0]["sums", name].shape)
             )
-            n_levels, n_frames, _, step = tiles[0][f"levels:{name}"].tolist()
-            source = max(int(tile[f"levels:{name}"][2]) for tile in tiles)
+            n_levels, n_frames, _, step = tiles[0]["levels", name].tolist()
+            source = max(int(tile["levels", name][2]) for tile in tiles)
             short = maps[f"gain/{name}/gain"]
             noise = maps[f"gain/{name}/gain_variance"]
             for channel, channel_name in enumerate(channel_names(self._sensor)):
@@ -289,7 +289,7 @@ class Gain(MapCalibration):
             parts = self._amplifier_rows(tiles, setting)
             notices += self._amplifier_notices(setting, parts)
             amplifiers += [{**of_setting, **one} for one in parts]
-        left_out = [name[6:] for name in tiles[0] if name.startswith("short:")]
+        left_out = [str(label) for what, *of in tiles[0] if what == "short" for label in of]
         return {
             "rows": rows,
             "points": points,
@@ -300,11 +300,11 @@ class Gain(MapCalibration):
             "overviews": maps,
         }
 
-    def _amplifier_rows(self, tiles: Sequence[Arrays], setting: Setting) -> list[dict[str, Any]]:
+    def _amplifier_rows(self, tiles: Sequence[Facts], setting: Setting) -> list[dict[str, Any]]:
         """Tell amplifiers by their gains, along columns and along rows; none for a single one."""
         rows = []
         for axis in ("columns", "rows"):
-            parts = [tile[f"{axis}:{setting.name}"] for tile in tiles]
+            parts = [tile[axis, setting.name] for tile in tiles]
             # shape (channels, columns or rows, 3)
             sums = np.sum(parts, axis=0) if axis == "columns" else np.concatenate(parts, axis=1)
             seams = steps_along(*_relative(sums))

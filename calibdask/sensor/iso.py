@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.pixels import Pixels
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
     type Floats = NDArray[np.float64]
 
@@ -76,7 +76,7 @@ class IsoNormalisation(MapCalibration):
         settings = sorted(stacks)
         speeds = [setting.iso for setting in settings]
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {"iso": np.array(speeds, np.int64)}
+        facts: dict[FactKey, NDArray[Any]] = {("iso",): np.array(speeds, np.int64)}
         sums = np.zeros((len(speeds), len(_SUMS)))
         sources = np.zeros(len(speeds), np.int64)
         signals: dict[int, tuple[Floats, Floats, NDArray[np.uint16]]] = {}
@@ -118,9 +118,9 @@ class IsoNormalisation(MapCalibration):
                 f"{group}/ratio_error": error,
                 f"{group}/mask": mask,
             }
-            scalars |= overview(f"{group}/ratio", tile, ratio, mask)
-            scalars[f"n_frames:{iso}"] = np.array([len(pixels.frame_means)])
-        return TileFit(maps, scalars | {"sums": sums, "sources": sources})
+            facts |= overview(f"{group}/ratio", tile, ratio, mask)
+            facts["n_frames", iso] = np.array([len(pixels.frame_means)])
+        return TileFit(maps, facts | {("sums",): sums, ("sources",): sources})
 
     @staticmethod
     def _flags(
@@ -145,11 +145,11 @@ class IsoNormalisation(MapCalibration):
         mask[high] |= PixelFlag.SATURATED.bit
         return mask
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> Any:
+    def join(self, facts: Mapping[Cell, Facts]) -> Any:
         """Add the tiles, divide, and fit the curve."""
-        tiles = list(scalars.values())
-        speeds = tiles[0]["iso"]
-        sums = sum((tile["sums"] for tile in tiles), np.zeros_like(tiles[0]["sums"]))
+        tiles = list(facts.values())
+        speeds = tiles[0]["iso",]
+        sums = sum((tile["sums",] for tile in tiles), np.zeros_like(tiles[0]["sums",]))
         numbers = dict(zip(_SUMS, sums.T, strict=True))
         if not len(speeds):
             raise NotEnoughData(
@@ -181,8 +181,8 @@ class IsoNormalisation(MapCalibration):
                 "model_error": fitted_error[i],
                 "signal_dn": numbers["numerator"][i] / count[i],
                 "n_used": int(numbers["n_pixels"][i]),
-                "n_frames": int(tiles[0][f"n_frames:{iso}"][0]),
-                "bias_source": BIAS_SOURCES[max(int(tile["sources"][i]) for tile in tiles)],
+                "n_frames": int(tiles[0]["n_frames", iso][0]),
+                "bias_source": BIAS_SOURCES[max(int(tile["sources",][i]) for tile in tiles)],
                 **count_columns(maps[f"iso_normalisation/{names[iso]}/ratio"]),
             }
             for i, iso in enumerate(speeds.tolist())

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["N_CHANNELS", "Overview", "StackRecord", "overview", "overviews"]
 
@@ -27,6 +26,8 @@ N_CHANNELS = 4
 
 _THUMBNAIL = 360
 """Most rows or columns of the image of a map in a report."""
+
+_OVERVIEW = "overview"  # first part of the keys of its facts
 
 _SAMPLE = 20_000
 """About how many pixels of a map a histogram in a report is made of."""
@@ -85,7 +86,7 @@ def overview(
     values: NDArray[Any],
     mask: NDArray[np.uint16],
     ignored: int = 0,
-) -> dict[str, NDArray[Any]]:
+) -> dict[FactKey, NDArray[Any]]:
     """Summarise the part of a map that lies in a tile; good is what has no flag.
 
     Parameters
@@ -104,8 +105,8 @@ def overview(
 
     Returns
     -------
-    dict of str to ndarray
-        Scalars for a `TileFit`; `overviews` reads them.
+    dict of tuple to ndarray
+        Facts for a `TileFit`; `overviews` reads them.
     """
     known = np.isfinite(values) & tile.lit
     good = known & (mask & ~np.uint16(ignored) == 0)
@@ -141,7 +142,7 @@ def overview(
         "sum": total,
         "sample": sample.astype(np.float64),
     }
-    return {f"overview:{name}:{field}": value for field, value in fields.items()}
+    return {(_OVERVIEW, name, field): value for field, value in fields.items()}
 
 
 def _channel_moments(
@@ -173,13 +174,13 @@ def _picked(first: int, stop: int, stride: int) -> NDArray[np.int64]:
     return picked
 
 
-def overviews(tiles: Iterable[Arrays]) -> dict[str, Overview]:
+def overviews(tiles: Iterable[Facts]) -> dict[str, Overview]:
     """Join the summaries of all tiles, in their order.
 
     Parameters
     ----------
     tiles : iterable of mapping
-        Scalars of each tile, with what `overview` put there.
+        Facts of each tile, with what `overview` put there.
 
     Returns
     -------
@@ -187,11 +188,11 @@ def overviews(tiles: Iterable[Arrays]) -> dict[str, Overview]:
         By the name of the map.
     """
     parts: dict[str, list[dict[str, NDArray[Any]]]] = {}
-    for scalars in tiles:
+    for facts in tiles:
         of_tile: dict[str, dict[str, NDArray[Any]]] = {}
-        for key, value in scalars.items():
-            if key.startswith("overview:"):
-                _, name, field = key.split(":")
+        for (what, *of), value in facts.items():
+            if what == _OVERVIEW:
+                name, field = map(str, of)
                 of_tile.setdefault(name, {})[field] = value
         for name, fields in of_tile.items():
             parts.setdefault(name, []).append(fields)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.engine.protocol import Arrays, Cell
+    from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.tiles import TileStacks
+    from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["StackImages", "StackRecord", "group_of", "spectacle_stem"]
 
@@ -104,7 +104,7 @@ class StackImages(StackCalibration):
     def fit_tile(self, tile: TileStacks) -> TileFit:
         """Finalise the sums."""
         maps: dict[str, NDArray[Any]] = {}
-        scalars: dict[str, NDArray[Any]] = {}
+        facts: dict[FactKey, NDArray[Any]] = {}
         for key, stack in tile.stacks.items():
             group = self.groups[key]
             mean, variance = stack.moments()
@@ -120,26 +120,26 @@ class StackImages(StackCalibration):
                 maps[f"{group}/n_clipped"] = np.uint16(stack.n_frames) - stack.n
             saturated = saturated_in(stack, tile.sensor) & tile.lit
             mask = np.where(saturated, PixelFlag.SATURATED.bit, np.uint16(0)).astype(np.uint16)
-            scalars |= overview(f"{group}/mean", tile, mean, mask)
-            scalars |= overview(f"{group}/variance", tile, variance, mask)
+            facts |= overview(f"{group}/mean", tile, mean, mask)
+            facts |= overview(f"{group}/variance", tile, variance, mask)
             frames = tile.frames[key]
-            scalars[f"total {group}"] = np.array([one.total for one in frames])
-            scalars[f"clipped {group}"] = np.array([one.n_clipped for one in frames], np.int64)
-            scalars[f"name {group}"] = np.array([one.name for one in frames], np.uint64)
-            scalars[f"saturated {group}"] = np.array(np.count_nonzero(saturated))
-        return TileFit(maps, scalars)
+            facts["total", group] = np.array([one.total for one in frames])
+            facts["clipped", group] = np.array([one.n_clipped for one in frames], np.int64)
+            facts["name", group] = np.array([one.name for one in frames], np.uint64)
+            facts["saturated", group] = np.array(np.count_nonzero(saturated))
+        return TileFit(maps, facts)
 
-    def join(self, scalars: Mapping[Cell, Arrays]) -> tuple[StackRecord, ...]:
+    def join(self, facts: Mapping[Cell, Facts]) -> tuple[StackRecord, ...]:
         """Add up what is known of the frames."""
-        tiles = list(scalars.values())
+        tiles = list(facts.values())
         maps = overviews(tiles)
         n_pixels = self._sensor.n_lit
         records = []
         for key, planned in self.plan_frames:
             group = self.groups[key]
-            if f"name {group}" not in tiles[0]:
+            if ("name", group) not in tiles[0]:
                 continue
-            names = tiles[0][f"name {group}"]
+            names = tiles[0]["name", group]
             frames = [self._frames_by_name[int(name)][1] for name in names]
             records.append(
                 StackRecord(
@@ -149,10 +149,10 @@ class StackImages(StackCalibration):
                     tuple(frame.info.path for frame in frames),
                     np.array([frame.index for frame in frames]),
                     tuple(frame.info.time for frame in frames),
-                    np.sum([tile[f"total {group}"] for tile in tiles], axis=0) / n_pixels,
-                    np.sum([tile[f"clipped {group}"] for tile in tiles], axis=0),
+                    np.sum([tile["total", group] for tile in tiles], axis=0) / n_pixels,
+                    np.sum([tile["clipped", group] for tile in tiles], axis=0),
                     len(planned) - len(frames),
-                    sum(int(tile[f"saturated {group}"]) for tile in tiles),
+                    sum(int(tile["saturated", group]) for tile in tiles),
                     maps[f"{group}/mean"],
                     maps[f"{group}/variance"],
                 )

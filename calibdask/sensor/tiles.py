@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from calibdask.engine.protocol import Arrays
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.summary import Stack
+
+    type FactKey = tuple[str | int | float, ...]
+    type Facts = Mapping[FactKey, NDArray[Any]]
 
 __all__ = ["FrameSum", "SensorFacts", "SideArray", "TileFit", "TileStacks"]
 
@@ -204,14 +208,15 @@ class TileFit:
     ----------
     maps : mapping of str to ndarray, shape (rows, columns)
         By name: group in the Zarr directory and variable, as in ``bias/iso100/bias``.
-    scalars : mapping of str to ndarray
-        Small arrays that are joined over all tiles.
+    facts : mapping of tuple to ndarray
+        Small arrays that are joined over all tiles, by what they are and of what: for instance
+        ``("levels", "iso100")``.
     bounds : mapping of str to Bounds
         By stack: what to keep of each pixel in the next pass.
     """
 
     maps: Arrays = field(default_factory=dict)
-    scalars: Arrays = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
 
     @property
@@ -222,7 +227,7 @@ class TileFit:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Give the arrays, named by what they are."""
         arrays = {f"map {name}": np.asarray(one) for name, one in self.maps.items()}
-        arrays |= {f"scalar {name}": np.asarray(one) for name, one in self.scalars.items()}
+        arrays |= {f"fact {json.dumps(key)}": np.asarray(one) for key, one in self.facts.items()}
         for name, one in self.bounds.items():
             arrays |= {f"low {name}": one.low, f"high {name}": one.high}
         return arrays
@@ -241,4 +246,5 @@ class TileFit:
 
         high = named("high")
         bounds = {name: Bounds(low, high[name]) for name, low in named("low").items()}
-        return cls(named("map"), named("scalar"), bounds)
+        facts = {tuple(json.loads(key)): one for key, one in named("fact").items()}
+        return cls(named("map"), facts, bounds)

@@ -152,7 +152,7 @@ def run_job(calibration, stacks, sensor, *, tile_rows=16, given=None, tables=Non
             for name, maps in (given or {}).items()
         }
         fits[cell] = calibration.fit_tile(replace(tile, given=products))
-    result = calibration.join({cell: fit.scalars for cell, fit in fits.items()})
+    result = calibration.join({cell: fit.facts for cell, fit in fits.items()})
     finished = [calibration.finished(cell, fit.maps, result) for cell, fit in fits.items()]
     maps = {name: np.concatenate([one[name] for one in finished]) for name in finished[0]}
     return maps, result, calibration
