@@ -53,8 +53,8 @@ class Failure:
         return text if self.kind in errors.__all__ else f"{text} ({self.kind})"
 
     def error(self, more: str = "") -> CalibdaskError:
-        """Give an exception with this failure's message and exit code."""
-        for name in errors.__all__:
+        """Return an exception with this failure's message and exit code."""
+        for name in (self.kind, *errors.__all__) if self.kind in errors.__all__ else errors.__all__:
             known = getattr(errors, name)
             if known.exit_code == self.exit_code and known is not CalibdaskError:
                 return known(self.describe() + more)  # type: ignore[no-any-return]

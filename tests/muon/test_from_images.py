@@ -266,7 +266,7 @@ def test_the_report_says_how_many_and_why(troubled, run):
         if isinstance(block, Notice) and "left out" in block.text
     ]
     assert notice.level == "warning"
-    assert "that the model does not fit" in notice.text
+    assert "the model does not describe them" in notice.text
 
 
 def test_the_model_is_recorded(images, run):
