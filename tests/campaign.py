@@ -99,7 +99,7 @@ class Campaign:
 
     def done(self) -> int:
         """How many shards are stored (merges too, later)."""
-        return sum(1 for _ in (self.workdir / "store").glob("*/*.npz"))
+        return sum(1 for _ in (self.workdir / "store").glob("*/*.pack"))
 
     def begun(self) -> int:
         """How many times a shard was begun."""

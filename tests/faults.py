@@ -27,6 +27,7 @@ from tiny import MeanCounts, Sums
 
 from calibdask import api, errors
 from calibdask.config import JobSection, option
+from calibdask.engine import store
 from calibdask.engine.protocol import ALL, Calibration, Piece, Reduced, Survey, Tables, Values
 from calibdask.errors import NotEnoughData
 from calibdask.registry import Job
@@ -124,7 +125,7 @@ def _break_the_store(journal: str) -> None:
         def fail(*_args: object, **_options: object) -> None:
             raise OSError(int(number), os.strerror(int(number)))
 
-        np.savez = fail
+        store._write = fail
 
 
 # -- calibrations -------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def test_signals_keep_what_was_computed_and_say_how_to_carry_on(
         signal.signal(number, before)
     store = tmp_path / "out.h5.work" / "store"
     try:
-        wait_for(lambda: len(list(store.rglob("*.npz"))) >= 1)
+        wait_for(lambda: len(list(store.rglob("*.pack"))) >= 1)
     finally:
         process.send_signal(number)
     found, _, err = finish(process)
@@ -224,7 +224,7 @@ def test_signals_keep_what_was_computed_and_say_how_to_carry_on(
     assert "Traceback" not in err
     assert not (tmp_path / "out.h5").exists()
     assert not (tmp_path / "out.h5.work" / "lock.json").exists()
-    n_stored = len(list(store.rglob("*.npz")))
+    n_stored = len(list(store.rglob("*.pack")))
     assert n_stored >= 1
     found, out, err = call(*job, "--cluster", "serial", "--set", "Scripted.script={}")
     assert found == 0, err

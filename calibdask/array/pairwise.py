@@ -144,19 +144,22 @@ def join_layouts(layouts: Sequence[tuple[str, ArrayLayout]]) -> Layout:
     telescopes: dict[int, tuple[str, str, tuple[float, float, float]]] = {}
     first: dict[int, tuple[str, ArrayLayout]] = {}
     for path, layout in layouts:
+        numbers = layout.tel_id.tolist()
+        owners = dict(first[number] for number in numbers if number in first)
+        for other, known in owners.items():
+            if what := known.contradiction(layout):
+                raise ConfigError(
+                    f"{other} and {path} are of different arrays: {what}; calibrate each array"
+                    " by itself"
+                )
         for number, kind, description, (x, y, z) in zip(
-            layout.tel_id.tolist(),
+            numbers,
             layout.tel_type,
             layout.tel_description,
             layout.position_m.tolist(),
             strict=True,
         ):
-            known = first.setdefault(number, (path, layout))
-            if known[1] is not layout and (what := known[1].contradiction(layout)):
-                raise ConfigError(
-                    f"{known[0]} and {path} are of different arrays: {what}; calibrate each array"
-                    " by itself"
-                )
+            first.setdefault(number, (path, layout))
             telescopes.setdefault(number, (kind, description, (x, y, z)))
     order = sorted(telescopes, key=lambda number: (telescopes[number][0], number))
     return Layout(

@@ -8,6 +8,7 @@ thousand workers. What cannot work is refused here, before the first byte of dat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections import Counter
@@ -132,6 +133,10 @@ class Plan:
         """Name of the calibration."""
         return self.calibration.name
 
+    @functools.cached_property
+    def _map_config(self) -> Mapping[str, Any]:
+        return self.calibration.map_config()  # once, not for every address
+
     @property
     def cells(self) -> dict[Cell, tuple[int, ...]]:
         """The shards that contribute to each cell, in plan order."""
@@ -197,7 +202,7 @@ class Plan:
                 "schema": SCHEMA,
                 "job": self.job,
                 "version": self.calibration.version,
-                "map": self.calibration.map_config(),
+                "map": self._map_config,
                 "fit": self.calibration.fit_config(),
                 "fan_in": self.fan_in,
                 "shards": [_shard_identity(shard) for shard in self.shards],
@@ -224,7 +229,7 @@ class Plan:
                 "job": (stage == 0 and self.calibration.map_name) or self.job,
                 "version": self.calibration.version,
                 "stage": stage,
-                "map": self.calibration.map_config(),
+                "map": self._map_config,
                 "shard": _shard_identity(shard),
                 "given": [[list(cell), given[cell]] for cell in shard.cells if cell in given],
             }
@@ -237,7 +242,7 @@ class Plan:
                 "digest": self.digest,
                 "job": self.job,
                 "version": self.calibration.version,
-                "map": self.calibration.map_config(),
+                "map": self._map_config,
                 "fit": self.calibration.fit_config(),
                 "fan_in": self.fan_in,
                 "peak_bytes": self.peak_bytes,

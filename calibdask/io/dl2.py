@@ -762,6 +762,8 @@ class _Reader:
         if table.field(name, "TRANSFORM_SCALE") is not None:
             msg = f"{self.path}: {table.path} has {name} as scaled integers: not supported"
             raise CorruptedInput(msg)
+        if name in _TELESCOPE_KEYS:  # numbers of events and telescopes have no unit
+            return 1.0, ""
         unit = table.unit(name)
         expected = _expected_unit(name)
         factor, standard = standard_unit(unit)

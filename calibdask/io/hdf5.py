@@ -119,8 +119,8 @@ class File:
             return None
         with _Reading(self.path):
             node = h5o.open(self._fid, path.encode())
-            if _is_table(node):
-                return self._tables.setdefault(path, Table(self.path, path, node))
+            if table := _table_of(self.path, path, node):
+                return self._tables.setdefault(path, table)
         kind = "a group" if isinstance(node, h5g.GroupID) else "an array"
         raise CorruptedInput(f"{self.path}: {path} is not a table but {kind}")
 
@@ -156,7 +156,7 @@ class File:
         for name in sorted(names):
             with _Reading(self.path):
                 node = h5o.open(self._fid, name)
-                table = Table(self.path, f"/{name.decode()}", node) if _is_table(node) else None
+                table = _table_of(self.path, f"/{name.decode()}", node)
             if table is not None:
                 yield table
 
@@ -175,15 +175,16 @@ class Table:
         booleans, text of variable length is an object.
     """
 
-    def __init__(self, file: Path, path: str, node: h5d.DatasetID) -> None:
+    def __init__(
+        self, file: Path, path: str, node: h5d.DatasetID, stored: h5t.TypeCompoundID, n_rows: int
+    ) -> None:
         self.file, self.path = file, path
         self._node = node
-        stored = node.get_type()
         self.dtype = _dtype_of(stored.encode())
         # Rows are read as they are stored: no conversion in the HDF5 library, except of text of
         # variable length, which HDF5 can only give as pointers.
         self._type = h5t.py_create(self.dtype) if self.dtype.hasobject else stored
-        self.n_rows = int(node.shape[0])
+        self.n_rows = n_rows
         self._check_extent()
 
     def _check_extent(self) -> None:
@@ -489,12 +490,14 @@ def _reason(trace: str) -> str:
     return inner[1] if inner else trace.strip()
 
 
-def _is_table(node: object) -> bool:
-    return (
-        isinstance(node, h5d.DatasetID)
-        and isinstance(node.get_type(), h5t.TypeCompoundID)
-        and len(node.shape) == 1
-    )
+def _table_of(file: Path, path: str, node: object) -> Table | None:
+    """Return the table that a node of a file is, None where it is something else."""
+    if not isinstance(node, h5d.DatasetID):
+        return None
+    stored, shape = node.get_type(), node.shape
+    if not isinstance(stored, h5t.TypeCompoundID) or len(shape) != 1:
+        return None
+    return Table(file, path, node, stored, int(shape[0]))
 
 
 def _attribute(node: h5g.GroupID | h5d.DatasetID, name: str) -> Any:

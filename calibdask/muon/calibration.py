@@ -219,7 +219,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
     description: ClassVar[str]
     version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 3
-    small_bytes: ClassVar[int] = 8_000
+    small_bytes: ClassVar[int] = 6_000
     map_name: ClassVar[str] = "muon-rings"
     state: ClassVar[type[State]] = CellState
     bins_time: ClassVar[bool] = True

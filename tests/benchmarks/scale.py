@@ -96,7 +96,7 @@ def run_once(inputs: str, output: str, seconds: float) -> dict[str, float]:
         Timed(seconds=seconds), [inputs], output,
         cluster="local", workers=WORKERS, report=False, dashboard=False, listener=listen,
     )  # fmt: skip
-    files = list(Path(f"{output}.work/store").rglob("*.npz"))
+    files = list(Path(f"{output}.work/store").rglob("*.pack"))
     map_wall = marks["mapped"] - marks["StageStarted"]
     cost = result.plan.estimate(WORKERS)
     return {

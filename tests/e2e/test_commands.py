@@ -116,7 +116,7 @@ def test_init_gives_a_configuration_that_runs_and_stores_what_the_plan_states(
     if job in STATED:
         stated = package.plan(job, inputs, config=path).estimate(2).result_bytes
         store = tmp_path / "out.work" / "store"
-        written = sum(one.stat().st_size for one in store.rglob("*.npz"))
+        written = sum(one.stat().st_size for one in store.rglob("*.pack"))
         assert stated / 1.5 < written < 1.5 * stated, (stated, written)
 
 

@@ -124,7 +124,7 @@ def test_killed_and_run_again(muons, run, tmp_path):
     store = tmp_path / "out.h5.work" / "store"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 400
-    while len(list(store.rglob("*.npz"))) < 3:
+    while len(list(store.rglob("*.pack"))) < 3:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)

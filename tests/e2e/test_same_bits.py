@@ -174,7 +174,7 @@ def test_killed_and_run_again(paths, config, reference, tmp_path, number):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 400
-    while len(list(store.rglob("*.npz"))) < 3:
+    while len(list(store.rglob("*.pack"))) < 3:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -186,7 +186,7 @@ def test_killed_and_run_again(paths, config, reference, tmp_path, number):
         assert b"run the same command again to carry on" in complaint
         assert b"Traceback" not in complaint
     assert not (tmp_path / "out.h5").exists()
-    done = len(list(store.rglob("*.npz")))
+    done = len(list(store.rglob("*.pack")))
     assert 3 <= done < len(reference.plan.shards)
 
     # What was there is there still, and was not written again: first valid result wins.

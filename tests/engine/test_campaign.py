@@ -137,7 +137,7 @@ def test_shards_are_counted_in_the_store(tmp_path, paths, workdir):
     addresses = [shard["address"] for shard in plan["shards"]]
     assert addresses == [result.plan.address(0, shard, {}) for shard in result.plan.shards]
     for address in addresses[:5]:
-        (workdir / "store" / address[:2] / f"{address}.npz").unlink()
+        (workdir / "store" / address[:2] / f"{address}.pack").unlink()
     assert read_status(workdir).stored == 7
 
 

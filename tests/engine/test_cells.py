@@ -146,13 +146,13 @@ def test_rows_that_break_between_stages_are_made_again(data, output, journal):
             if (stage, cell) == (0, ("object", CALM)):
                 for path in _map_packs(output, with_rows=True):
                     content = bytearray(path.read_bytes())
-                    content[content.index(b"rows/values.npy") + 400] ^= 1
+                    content[-1] ^= 1  # the rows are the last of its arrays
                     path.write_bytes(content)
             return super().fit(stage, cell, total, given)
 
     for path in _map_packs(output, with_rows=False):
         path.unlink()
-    for path in (output.with_name("out.h5.work") / "store").rglob("*.npz"):
+    for path in (output.with_name("out.h5.work") / "store").rglob("*.pack"):
         with Store(path.parents[1]).open(path.stem) as pack:
             is_fit = "done" in pack.header
         if is_fit:

@@ -107,8 +107,8 @@ def test_the_size_of_calls_changes_no_bit(tmp_path, cluster, monkeypatch):
         )  # fmt: skip
         assert result.digest == truth.digest
         assert result.account.total.shards == ((0, 90),)
-        names = {path.name for path in (tmp_path / f"{most}.h5.work/store").rglob("*.npz")}
-        stored = {path.name for path in (tmp_path / "truth.h5.work/store").rglob("*.npz")}
+        names = {path.name for path in (tmp_path / f"{most}.h5.work/store").rglob("*.pack")}
+        stored = {path.name for path in (tmp_path / "truth.h5.work/store").rglob("*.pack")}
         assert names == stored
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from faults import Keyed, Scripted, calls, run, write_inputs
 
-from calibdask.engine import events, products, tasks
+from calibdask.engine import events, products, store, tasks
 from calibdask.engine.products import digest_output
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import WorkContext
@@ -172,9 +172,9 @@ def _truncate(path):
 
 
 def _flip(path):
-    """Flip a bit in the largest member's numbers, leaving the header readable."""
+    """Flip a bit in the first array's numbers, leaving the header readable."""
     content = bytearray(path.read_bytes())
-    content[content.index(b"\x93NUMPY") + 128] ^= 1
+    content[20 + int.from_bytes(content[12:20], "little")] ^= 1
     path.write_bytes(content)
 
 
@@ -367,7 +367,7 @@ def test_a_failing_fit_is_told_although_a_loss_is_allowed(paths, output, journal
 
 def _full_after(monkeypatch, count, *, once=False):
     """Let the disk fill up after so many stored results, for ever or for one of them."""
-    whole = np.savez
+    whole = store._write
     saved = itertools.count()
 
     def filling(*arguments, **options):
@@ -376,7 +376,7 @@ def _full_after(monkeypatch, count, *, once=False):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(np, "savez", filling)
+    monkeypatch.setattr(store, "_write", filling)
 
 
 @pytest.mark.parametrize("count", [0, 3, 6, 7, 8, 9, 10, 11])
@@ -524,7 +524,7 @@ def test_broken_keys_are_computed_again(tmp_path, output):
     first = run(Keyed(), [one, two], output)
     for path in _packs(output, "map"):
         content = bytearray(path.read_bytes())
-        content[content.index(b"keys/keys.npy") + 13 + 140] ^= 1
+        content[-1] ^= 1  # the keys are the last of its arrays
         path.write_bytes(content)
         assert not Store(path.parents[1]).is_sound(path.stem)
     assert run(Keyed(), [one, two], output, overwrite=True).digest == first.digest

@@ -389,7 +389,7 @@ def test_killed_in_the_middle_and_started_again(reference, images, tmp_path):
     )
     store = tmp_path / "out.work" / "store"
     try:
-        wait_for(lambda: sum(1 for _ in store.glob("*/*.npz")) >= 2, 60)
+        wait_for(lambda: sum(1 for _ in store.glob("*/*.pack")) >= 2, 60)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

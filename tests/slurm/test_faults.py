@@ -276,7 +276,7 @@ def test_a_stored_result_is_broken(slurm, tmp_path, check):
     os.killpg(process.pid, signal.SIGTERM)
     stopped = one.finish(process)
     assert stopped.code == 143
-    stored = sorted((one.workdir / "store").glob("*/*.npz"))
+    stored = sorted((one.workdir / "store").glob("*/*.pack"))
     content = bytearray(stored[0].read_bytes())
     content[len(content) // 2] ^= 0xFF
     stored[0].write_bytes(content)
