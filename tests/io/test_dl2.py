@@ -752,9 +752,9 @@ def opened(monkeypatch):
     paths = []
     made = Table.__init__
 
-    def recorded(self, file, path, node):
+    def recorded(self, file, path, *rest):
         paths.append(path)
-        made(self, file, path, node)
+        made(self, file, path, *rest)
 
     monkeypatch.setattr(Table, "__init__", recorded)
     return paths
