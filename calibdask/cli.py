@@ -380,7 +380,7 @@ def _run_job(
 
 
 def _screen_width() -> int | None:
-    """Give the columns of the terminal; None where output goes elsewhere and may be long."""
+    """Return the columns of the terminal; None where output goes elsewhere and may be long."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -407,7 +407,7 @@ def _job_help(name: str, summary: str) -> str:
     What would be done:         calibdask plan {name} -c config.yaml -i DATA
     Do it, or carry on:         calibdask {name} -c config.yaml -i DATA -o OUTPUT
 
-    Exit codes: 0 done, 2 configuration or command line, 100 a fault that may pass, 104 an input is
+    Exit codes: 0 done, 2 configuration or command line, 100 a transient failure, 104 an input is
     broken, 105 an input is missing, 106 not enough data, 130 Ctrl-C, 143 SIGTERM or SIGHUP, 1
     anything else.
     After any of them the same command carries on from what is stored.
@@ -871,7 +871,7 @@ def _spread_inputs(arguments: Sequence[str]) -> list[str]:
 
 
 def _ensure_home() -> None:
-    """Give libraries that look for their configuration at home a place to find none.
+    """Return libraries that look for their configuration at home a place to find none.
 
     A user id without an entry in passwd has no home where HOME is not set, as in containers.
     """

@@ -92,8 +92,8 @@ class Flag(Enum):
     FEW_PAIR_EVENTS = "S", _NOTE, "some pair of it was dropped for few events (n < n_min)"
     NO_ERROR = "B", _UNUSABLE, "bad: too few events for an error of its own (no error quoted)"
     UNMEASURED_PAIR = "U", _NOTE, (
-        "some pair of it was dropped because its centre or scatter cannot be had (no scatter, "
-        "scatter below one histogram bin, or median outside the histogram)")
+        "some pair of it was dropped because its centre or scatter could not be determined (no "
+        "scatter, scatter below one histogram bin, or median outside the histogram)")
     INVALID_EVENTS = "I", _NOTE, (
         "some of its pair events were left out: a value was not finite and positive, or a time "
         "was too far off")

@@ -76,7 +76,7 @@ Every table of the result files, with its columns in their order.
 {_WRITTEN}
 
 Types are those of NumPy; *text* is UTF-8 of fixed width; *time* is what ctapipe stores as
-`ctao_high_res` in TAI. Text and whole numbers that do not fit make their column wider. Columns in
+`ctao_high_res` in TAI. Text and integers that do not fit make their column wider. Columns in
 brackets are not in all tables. `ctapipe.io.read_table` reads all of them with units and times.
 What the letters in `flags` mean: [flags](flags.md)."""
 

@@ -229,7 +229,7 @@ class Simulation:
     module: str
 
     def options(self) -> Any:
-        """Give the class of the options."""
+        """Return the class of the options."""
         return import_module(self.module).Options
 
     def simulate(
@@ -276,7 +276,7 @@ def all_sections() -> dict[str, type[Section]]:
 
 
 def find_job(name: str) -> Job:
-    """Give a job by its name.
+    """Return a job by its name.
 
     Raises
     ------

@@ -48,7 +48,7 @@ def round_to_error(value: float, error: float) -> tuple[str, str]:
 
 
 def error_columns(names: Sequence[str]) -> dict[str, str]:
-    """Give the error of each column that has one among them, by the names that products use."""
+    """Return the error of each column that has one among them, by the names that products use."""
     known = {"value": "error", "mean": "sem"}
     found = {}
     for name in names:

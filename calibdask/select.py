@@ -363,7 +363,7 @@ class _Compiler:
             if inexact and (x.max() > _LARGEST_EXACT or x.min() < -_LARGEST_EXACT):
                 raise self._error(
                     value.node,
-                    f"'{self._text(value.node)}' holds whole numbers above 2**53, with which "
+                    f"'{self._text(value.node)}' holds integers above 2**53, with which "
                     "arithmetic is not exact: compare it directly",
                 )
             x = x.astype(np.float64, copy=False)
@@ -729,7 +729,7 @@ class QualityCriteria:
     An expression may hold columns (any name; one with a dash in backquotes), numbers, ``True`` and
     ``False``, comparisons (also chained), ``and or not & | ~``, ``+ - * / % **``, units as
     ``u.GeV``, and the functions that an error message lists. Comparing and adding converts
-    units; arithmetic is done in float64; whole numbers are compared exactly. ``and``,
+    units; arithmetic is done in float64; integers are compared exactly. ``and``,
     ``or`` and ``not`` act row by row.
 
     Attributes
@@ -941,7 +941,7 @@ class TelescopePatterns:
         return cls(tuple(_read_pattern(entry, read_value) for entry in value))
 
     def to_plain(self) -> list[list[Any]]:
-        """Give back lists, strings and numbers, as for YAML and JSON."""
+        """Return back lists, strings and numbers, as for YAML and JSON."""
         return [
             [kind, which, list(value) if isinstance(value, tuple) else value]
             for kind, which, value in self.patterns

@@ -14,7 +14,7 @@ settings.load_profile("any machine")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Give the number of processes for ``-n auto``: one more than CPUs, for those that wait.
+    """Return the number of processes for ``-n auto``: one more than CPUs, for those that wait.
 
     By itself it would count cores: one on a machine of two threads.
     """

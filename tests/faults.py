@@ -67,7 +67,7 @@ def count(journal: str, what: str) -> int:
 
 
 def calls(journal: Path | str) -> Counter[str]:
-    """Give the number of calls of each kind."""
+    """Return the number of calls of each kind."""
     if not Path(journal).exists():
         return Counter()
     return Counter({one.name: one.stat().st_size for one in Path(journal).iterdir()})

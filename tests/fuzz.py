@@ -226,7 +226,7 @@ def _digest(text: str) -> str:
 
 
 def judge(code: int | None, text: str, sound: str, *, checked: bool, cut: bool) -> tuple[str, str]:
-    """Give the outcome of a case, and why where it is a breach."""
+    """Return the outcome of a case, and why where it is a breach."""
     if code is None:
         return "BREACH", "hangs"
     if code < 0:

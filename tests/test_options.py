@@ -28,7 +28,7 @@ FURTHER = {
 
 
 def options(model: type[Section], path: str):
-    """Give path, option and its value unless given of a section and those inside of it."""
+    """Return path, option and its value unless given of a section and those inside of it."""
     for name, field in options_of(model).items():
         inner = section_type(field.annotation)
         if inner is not None and stage_of(field) is None:
@@ -38,7 +38,7 @@ def options(model: type[Section], path: str):
 
 
 def words(annotation: Any):
-    """Give the choices of a Literal, however deep it lies in an annotation."""
+    """Return the choices of a Literal, however deep it lies in an annotation."""
     annotation = getattr(annotation, "__value__", annotation)
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
@@ -48,7 +48,7 @@ def words(annotation: Any):
 
 
 def others(value: Any, field: Any):
-    """Give values that may be valid and are not the given one, as a YAML file would have them."""
+    """Return values that may be valid and are not the given one, as a YAML file would have them."""
     yield from (word for word in words(field.annotation) if word != value)
     match value:
         case bool():
@@ -73,7 +73,7 @@ def others(value: Any, field: Any):
 
 
 def flips(field: Any, default: Any):
-    """Give pairs of values, None for an option that is not given, of which one may be refused."""
+    """Return pairs of values, None for an option that is not given, of which one may be refused."""
     examples = [*(field.examples or [])]
     yield from ((None, one) for one in examples if one != default)
     yield from ((None, one) for one in others(default, field))
@@ -82,7 +82,7 @@ def flips(field: Any, default: Any):
 
 
 def planned(job: str, overrides: dict[str, Any]) -> Plan | None:
-    """Give a plan of one shard, or None where the configuration is refused."""
+    """Return a plan of one shard, or None where the configuration is refused."""
     try:
         calibration: Calibration = JOBS[job].prepare((), overrides).calibration
     except ConfigError:

@@ -33,7 +33,7 @@ type AsymmetryLabel = Literal["energy_asymmetry", "image_asymmetry"]
 
 def _two_numbers(value: object) -> tuple[float, ...]:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ConfigError(f"{value!r} was given, expected are two numbers [p0, p1]")
+        raise ConfigError(f"expected two numbers [p0, p1], got {value!r}")
     return tuple(finite_number(number) for number in value)
 
 
@@ -146,7 +146,7 @@ def energy_section(
 
 
 def energy_name(document: Configuration) -> str:
-    """Give the name under which the section of the energy asymmetry stands, or would stand."""
+    """Return the name under which the section of the energy asymmetry stands, or would stand."""
     given = [name for name in _ENERGY_NAMES if name in document.sections]
     return given[0] if given else _ENERGY_NAMES[0]
 

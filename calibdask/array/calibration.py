@@ -445,7 +445,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
             )
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what pair events and their first summary depend on."""
+        """Return what pair events and their first summary depend on."""
         config = {**super().map_config(), "value_column": self.options.value_column}
         if self.of_images:
             config |= {"distance_term": self.distance_term, "selections": list(self.selections)}
@@ -454,7 +454,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         return config
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give what only the fit depends on, the telescopes without data among it."""
+        """Return what only the fit depends on, the telescopes without data among it."""
         return {**super().fit_config(), "telescopes": self.fit_telescopes()}
 
     def warnings(self) -> Sequence[str]:
@@ -609,7 +609,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         impact_2_m: NDArray[np.float64] | None,
         limit: NDArray[np.float64] | None,
     ) -> dict[str, NDArray[Any]]:
-        """Give what is kept of pairs of images: distances, and which pass harder selections."""
+        """Return what is kept of pairs of images: distances, and which pass harder selections."""
         least = self._least(layout, tel_id_1, tel_id_2)
         passed = harder_selections(pair_size(x_1, x_2), least, impact_1_m, impact_2_m, limit)
         rows: dict[str, NDArray[Any]] = {name: passed[name] for name in self.selections}
@@ -619,15 +619,15 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         return rows
 
     def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
-        """Give the kept rows that pass harder selections."""
+        """Return the kept rows that pass harder selections."""
         return {name: rows[name] for name in self.selections}
 
     def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
-        """Give the energies (TeV), or the image sizes (photoelectrons)."""
+        """Return the energies (TeV), or the image sizes (photoelectrons)."""
         return data.columns[self.options.value_column]
 
     def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
-        """Give what is kept of each pair event for the later stages."""
+        """Return what is kept of each pair event for the later stages."""
         rows = super().rows_of(data, pairs)
         if not self.of_images:
             return rows
@@ -651,14 +651,14 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
     # -- products -------------------------------------------------------------------------------
 
     def combine(self, states: Mapping[Cell, NetworkFit]) -> dict[Cell, NetworkFit]:
-        """Give the fits in the order of time, and after them those of harder selections."""
+        """Return the fits in the order of time, and after them those of harder selections."""
         counted = {cell: fit for cell, fit in states.items() if selection_of(cell) is None}
         fits = super().combine(counted)
         harder = sorted(cell for cell in states.keys() - counted.keys() if cell[:-1] in counted)
         return {**fits, **{cell: states[cell] for cell in harder}}
 
     def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
-        """Give the columns of the tables, with what harder selections say about the values."""
+        """Return the columns of the tables, with what harder selections say about the values."""
         named = super().columns_of(cell, result)
         if self.selections and all(fit.done for fit in result.values()):
             harder = {name: result.get((*cell, name)) for name in self.selections}
@@ -675,7 +675,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
         return THROUGHPUT
 
     def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
-        """Give the sections of the report: coefficients, residuals, map, components."""
+        """Return the sections of the report: coefficients, residuals, map, components."""
         from calibdask.array.image_report import image_size_section
         from calibdask.array.report import inter_calibration_sections
 
@@ -709,7 +709,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
 
 
 def _layout_of_rows(table: Asymmetries) -> Layout:
-    """Give what asymmetries know of the telescopes: their types, which stand for descriptions."""
+    """Return what asymmetries know of the telescopes: their types, which stand for descriptions."""
     ids = np.concatenate([table.tel_id_1, table.tel_id_2])
     tel_id, first = np.unique(ids, return_index=True)
     types = np.concatenate([table.tel_type, table.tel_type])[first].astype(np.str_)

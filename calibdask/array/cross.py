@@ -286,7 +286,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                 yield Piece((one.source,), _TABLES, cells=cells, n_bytes=size, peak_bytes=size)
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give what only the fit depends on, the ratios within types among it."""
+        """Return what only the fit depends on, the ratios within types among it."""
         given = self.given
         return {
             **super().fit_config(),
@@ -394,13 +394,13 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         )
 
     def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
-        """Give the energies, TeV."""
+        """Return the energies, TeV."""
         return data.columns[self.options.value_column]
 
     # -- fit ------------------------------------------------------------------------------------
 
     def _given_for(self, tel_id: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
-        """Give ln c, shape (T,), and its covariance, (T, T), from the inter-calibration."""
+        """Return ln c, shape (T,), and its covariance, (T, T), from the inter-calibration."""
         given = self.given
         log_value, covariance = np.full(len(tel_id), np.nan), np.zeros((len(tel_id), len(tel_id)))
         if given is None:
@@ -431,7 +431,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     # -- products -------------------------------------------------------------------------------
 
     def columns_of(self, cell: Cell, result: Mapping[Cell, NetworkFit]) -> dict[str, Columns]:
-        """Give coefficients, scaling factors, agreement with muons, and the network."""
+        """Return coefficients, scaling factors, agreement with muons, and the network."""
         fit, named = result[cell], super().columns_of(cell, result)
         scales = None
         if self.given is not None:
@@ -663,7 +663,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         return CROSS_THROUGHPUT
 
     def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
-        """Give the sections of the report: types, muons, coefficients, pairs, map, network."""
+        """Return the sections of the report: types, muons, coefficients, pairs, map, network."""
         from calibdask.array.cross_report import cross_calibration_sections
 
         return cross_calibration_sections(

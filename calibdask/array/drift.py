@@ -240,7 +240,7 @@ def _two_sided(
 
 
 def _two_sided_sigma(p_value: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give the standard deviations of a normal distribution with the same probability."""
+    """Return the standard deviations of a normal distribution with the same probability."""
     from scipy.special import ndtri
 
     return np.asarray(-ndtri(np.maximum(0.5 * p_value, 1e-300)))

@@ -155,7 +155,7 @@ def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
 def _deviations(
     main: QTable, quantity: Quantity
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give the deviation of each row from the mean of its telescope, and its error, shape (N,).
+    """Return the deviation of each row from the mean of its telescope, and its error, shape (N,).
 
     In percent of the mean, or in the unit of a difference. The mean is weighted with the errors,
     where there are any.
@@ -264,7 +264,7 @@ def _limit_of(
     deviation: NDArray[np.float64],
     bars: NDArray[np.float64],
 ) -> float:
-    """Give the scale of a type's panels, which holds every point, and all but very long errors."""
+    """Return the limits of a type's panels: every point, and all but very long errors."""
     rows = np.isin(tel_id, numbers) & np.isfinite(deviation)
     bar = np.nan_to_num(bars[rows])
     if (bar > 0).any():

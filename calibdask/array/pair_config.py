@@ -383,7 +383,7 @@ def _compiled(
 
 
 def _algorithms(document: Configuration) -> set[str]:
-    """Give the names of all algorithms that are configured."""
+    """Return the names of all algorithms that are configured."""
     options = [f"{kind}_reconstructor" for kind in ("energy", "geometry", "gammaness")]
     values = (
         getattr(section, option, None)

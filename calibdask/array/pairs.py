@@ -247,7 +247,7 @@ def _limit(
 def number_events(
     obs_id: NDArray[np.integer[Any]], event_id: NDArray[np.integer[Any]]
 ) -> NDArray[np.int64]:
-    """Give each row the number of its event, counted in the order of (obs_id, event_id)."""
+    """Return each row the number of its event, counted in the order of (obs_id, event_id)."""
     order = np.lexsort((event_id, obs_id))
     new = np.zeros(len(order), np.int64)
     if len(order):
@@ -261,6 +261,6 @@ def number_events(
 def event_keys(
     event: NDArray[np.int64], obs_id: NDArray[np.integer[Any]], event_id: NDArray[np.integer[Any]]
 ) -> NDArray[np.int64]:
-    """Give (obs_id, event_id) of each event that occurs, shape (E, 2), by event number."""
+    """Return (obs_id, event_id) of each event that occurs, shape (E, 2), by event number."""
     _, first = np.unique(event, return_index=True)
     return np.stack([obs_id[first], event_id[first]], axis=1).astype(np.int64)

@@ -124,7 +124,7 @@ class SurveyedDl2:
 
 
 def layout_of_file(array: ArrayLayout) -> Layout:
-    """Give the layout as it stands in one file."""
+    """Return the layout as it stands in one file."""
     return Layout(
         tuple(array.tel_id.tolist()),
         array.tel_type,
@@ -337,7 +337,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         return events
 
     def of_events(self, data: TelescopeEvents) -> dict[str, NDArray[np.bool_]]:
-        """Give what the events of rows have to fulfil, by the name of the step in the cut flow."""
+        """Return the criteria on the events of rows, by their name in the cut flow."""
         conditions: dict[str, NDArray[np.bool_]] = {}
         accepted = self.options.event_types
         if accepted and data.event_type is not None:
@@ -419,22 +419,22 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         raise NotImplementedError
 
     def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
-        """Give the x of each telescope event that its pairs compare."""
+        """Return the x of each telescope event that its pairs compare."""
         raise NotImplementedError
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Give scores in the last stage, moments of pairs before."""
+        """Return scores in the last stage, moments of pairs before."""
         last = stage == n_stages(self.network) - 1
         return ScoreSummary if last else PairSummary
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what pair events and their first summary depend on."""
+        """Return what pair events and their first summary depend on."""
         robust = self.network.estimator in ("log-median", "log-clipped")
         bins = {} if self.bins is None else {"time_bins": self.bins.config()}
         return {**super().map_config(), "histogram": robust, **bins}
 
     def fit_telescopes(self) -> list[list[Any]]:
-        """Give the telescopes without data among them, which the fit depends on, for JSON."""
+        """Return the telescopes without data among them, which the fit depends on, for JSON."""
         return [] if self.layout is None else [list(self.layout.tel_id), list(self.layout.tel_type)]
 
     # -- map ------------------------------------------------------------------------------------
@@ -444,7 +444,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         return PairData(self.pair_events(rows), rows.get("time_bin"), self.harder(rows))
 
     def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
-        """Give the kept rows that pass harder selections; there are none unless overridden."""
+        """Return the kept rows that pass harder selections; there are none unless overridden."""
         del rows
         return {}
 
@@ -467,7 +467,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         )
 
     def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
-        """Give what is kept of each pair event for the later stages."""
+        """Return what is kept of each pair event for the later stages."""
         one, two = pairs.row_1, pairs.row_2
         x = self.compare(data)
         rows: dict[str, NDArray[Any]] = {
@@ -501,7 +501,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         )
 
     def split(self, data: PairData, cells: Iterable[Cell]) -> dict[Cell, PairEvents]:
-        """Give each cell its pair events; a cell that has none gets none."""
+        """Return each cell its pair events; a cell that has none gets none."""
         order = np.arange(len(data.events.event))
         if data.time_bin is not None:
             order = np.argsort(data.time_bin, kind="stable")
@@ -556,7 +556,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         return replace(fitted, done=True) if empty else fitted
 
     def combine(self, states: Mapping[Cell, NetworkFit]) -> dict[Cell, NetworkFit]:
-        """Give the fits in the order of time.
+        """Return the fits in the order of time.
 
         Raises
         ------
@@ -571,7 +571,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         return {cell: states[cell] for cell in sorted(states)}
 
     def tables(self, result: Mapping[Cell, Any]) -> dict[str, QTable]:
-        """Give coefficients, pairs, covariance and components, or the values of a fit not done."""
+        """Return coefficients, pairs, covariance and components; empty where no fit was done."""
         counted = {cell: fit for cell, fit in result.items() if selection_of(cell) is None}
         if not counted:  # before anything can be fitted
             return {}
@@ -592,15 +592,15 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         return [Tables(self.tables(result), CtaReference(self.title, "DL2", self.process_type))]
 
     def network_of(self, fit: Any) -> NetworkFit:
-        """Give the fit of the network in the state of a cell: itself, unless overridden."""
+        """Return the fit of the network in the state of a cell: itself, unless overridden."""
         return cast("NetworkFit", fit)
 
     def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
-        """Give the columns of the tables, by path, that a finished fit makes."""
+        """Return the columns of the tables, by path, that a finished fit makes."""
         return coefficients(self.network_of(result[cell]), self.table)
 
     def values_so_far(self, cell: Cell, result: Mapping[Cell, Any]) -> Columns:
-        """Give the columns of the telescopes' table before all fits are finished."""
+        """Return the columns of the telescopes' table before all fits are finished."""
         fit = self.network_of(result[cell])
         begun = values_so_far(replace(fit, done=False))
         if not fit.done:
@@ -676,11 +676,11 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         raise NotImplementedError
 
     def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
-        """Give the sections of the report about one fit."""
+        """Return the sections of the report about one fit."""
         raise NotImplementedError
 
     def report(self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the report; of all time bins their drift, and the last one."""
+        """Return the sections of the report; of all time bins their drift, and the last one."""
         from calibdask.array.drift_report import drift_sections, last_bin
 
         del result
@@ -690,7 +690,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         return [*drift_sections(tables, self.quantity), *self.report_sections(last)]
 
     def places(self, tables: Mapping[str, QTable]) -> TelescopeLayout:
-        """Give the positions of the telescopes in the tables, for the report."""
+        """Return the positions of the telescopes in the tables, for the report."""
         from calibdask.array.report import TelescopeLayout
 
         tel_id, first = np.unique(np.asarray(tables[self.table]["tel_id"]), return_index=True)
@@ -704,7 +704,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
 
 
 def selection_of(cell: Cell) -> str | None:
-    """Give the harder selection that a cell is of; None for the rows that count."""
+    """Return the harder selection that a cell is of; None for the rows that count."""
     return cell[-1] if cell and isinstance(cell[-1], str) else None
 
 

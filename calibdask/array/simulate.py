@@ -201,7 +201,7 @@ def _reference_metadata(options: ArraySimulation, block: int) -> dict[str, str]:
 
 
 def _describe_telescopes(array: SimulatedArray) -> list[TelescopeDescription]:
-    """Give the telescopes in the order of the array; their cameras are invented."""
+    """Return the telescopes in the order of the array; their cameras are invented."""
     from calibdask.io.dl1 import OpticsDescription, TelescopeDescription, square_camera
 
     optics, cameras = {}, {}

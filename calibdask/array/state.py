@@ -140,7 +140,7 @@ class NetworkFit:
 
     @property
     def bread(self) -> NDArray[np.float64]:
-        """Inverse normal matrix, shape (T, T), with 0 for what cannot be had."""
+        """Inverse normal matrix, shape (T, T), with 0 where it could not be determined."""
         return np.where(np.isfinite(self.covariance_independent), self.covariance_independent, 0.0)
 
     @property

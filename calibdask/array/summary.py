@@ -311,7 +311,7 @@ def _sum_by_number(one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreSummary:
-    """Sum of the outer products of the events' scores: the filling of the sandwich.
+    """Sum of the outer products of the events' scores: the inner matrix of the covariance.
 
     Attributes
     ----------
@@ -410,7 +410,7 @@ def reduce_stage(
 
 
 def n_stages(options: NetworkOptions) -> int:
-    """Give the number of stages."""
+    """Return the number of stages."""
     return STAGES[options.estimator] + (options.symmetric and options.estimator == "log-mean")
 
 
@@ -725,7 +725,7 @@ def _oriented(
 def _compare(
     kind: str, x_1: NDArray[np.float64], x_2: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Give d of an observable of this kind, and whether both values can be used."""
+    """Return d of an observable of this kind, and whether both values can be used."""
     if kind == "difference":
         with np.errstate(invalid="ignore", over="ignore"):
             d = x_1 - x_2

@@ -237,7 +237,7 @@ class CalculateCrossCalibration(EnergyPairSection):
 
 
 def top_fitter(document: Configuration, default: Estimator) -> RelativeThroughputFitter:
-    """Give the fitter at top level, with an estimator."""
+    """Return the fitter at top level, with an estimator."""
     fitter = document.get("RelativeThroughputFitter", RelativeThroughputFitter)
     return fitter.model_copy(update={"estimator": fitter.estimator or default})
 

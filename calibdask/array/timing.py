@@ -186,7 +186,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return dict(zip(self.telescopes.tel_id, self.telescopes.tel_type, strict=True))
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Give scores in the last stage, moments of pairs or the time walk before."""
+        """Return scores in the last stage, moments of pairs or the time walk before."""
         if self.walks and stage == 1:
             return WalkSummary
         return TimingScores if stage == n_stages(self.timing) - 1 else PairSummary
@@ -208,7 +208,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return Needs(base, tuple(sorted(columns - {base})))
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give what only the fit depends on, the telescopes without data among it."""
+        """Return what only the fit depends on, the telescopes without data among it."""
         return {**super().fit_config(), "telescopes": self.fit_telescopes()}
 
     # -- planning -------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return summaries, sum(cell in one.cells for one in shards) * summaries + states
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what the rows and their first summary depend on."""
+        """Return what the rows and their first summary depend on."""
         return {**super().map_config(), "time_walk": self.walks}
 
     def _altitude_m(self, layout: ArrayLayout, path: str) -> float:
@@ -439,7 +439,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return replace(fitted, network=replace(network, done=True))
 
     def combine(self, states: Mapping[Cell, Any]) -> Any:
-        """Give the fits in the order of time.
+        """Return the fits in the order of time.
 
         Raises
         ------
@@ -452,14 +452,14 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return {cell: states[cell] for cell in sorted(states)}
 
     def network_of(self, fit: TimingFit) -> NetworkFit:
-        """Give the network of the offsets, which there is from the second stage on."""
+        """Return the network of the offsets, which there is from the second stage on."""
         network = offset_network(fit)
         if network is None:
             raise ValueError("the fit has only begun: it knows rough offsets")
         return network
 
     def columns_of(self, cell: Cell, result: Mapping[Cell, Any]) -> dict[str, Columns]:
-        """Give offsets, pairs, covariance and components of a finished fit.
+        """Return offsets, pairs, covariance and components of a finished fit.
 
         Beside what every network has: the systematic and the total error of each offset, the
         covariance of the former, the residuals by impact distance, and the time walk.
@@ -488,7 +488,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return named
 
     def values_so_far(self, cell: Cell, result: Mapping[Cell, Any]) -> Columns:
-        """Give offsets before all fits are finished, rough ones before the second stage.
+        """Return offsets before all fits are finished, rough ones before the second stage.
 
         Those are good to some nanoseconds.
         """
@@ -514,7 +514,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return OFFSET
 
     def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
-        """Give the sections of the report: offsets, systematic error, residuals, map, network."""
+        """Return the sections of the report: offsets, systematic error, residuals, map, network."""
         from calibdask.array.timing_report import timing_sections
 
         return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
@@ -530,7 +530,7 @@ def _events_of(rows: Rows) -> TimingEvents:
 
 
 def _split(data: TimingData, cells: Iterable[Cell]) -> dict[Cell, TimingEvents]:
-    """Give each cell its pairs; the rows that they point to stay together."""
+    """Return each cell its pairs; the rows that they point to stay together."""
     events = data.events
     if data.time_bin is None:
         return dict.fromkeys(cells, events)

@@ -31,7 +31,7 @@ type Normalisation = Literal["reference", "weighted-mean"]
 
 def _rising(value: object) -> tuple[float, ...]:
     if not isinstance(value, list | tuple) or len(value) < 3:
-        raise ConfigError(f"{value!r} was given, expected are at least three rising numbers")
+        raise ConfigError(f"expected at least three increasing numbers, got {value!r}")
     numbers = tuple(finite_number(number) for number in value)
     if numbers[0] < 0 or any(b <= a for a, b in itertools.pairwise(numbers)):
         raise ConfigError(f"{value!r} does not rise, or begins below 0")

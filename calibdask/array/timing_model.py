@@ -55,7 +55,7 @@ _WGS84_FLATTENING = 1 / 298.257223563
 def since_first_ns(
     time: NDArray[Any], event: NDArray[np.int64], n_events: int
 ) -> NDArray[np.float64]:
-    """Give the times since the first one of their event, exact to the stored quarter of a ns.
+    """Return the times since the first one of their event, exact to the stored quarter of a ns.
 
     A second of TAI and a float do not go together (1.7e9 s are resolved to 240 ns), so all is
     subtracted as integers. A time more than a second from the middle of its event's times is a

@@ -245,7 +245,7 @@ _WALK = ("walk_ns", "walk_response", "walk_covariance", "walk_effect")
 
 
 def n_stages(options: TimingOptions) -> int:
-    """Give the number of stages: rough offsets, perhaps the time walk, and the network's."""
+    """Return the number of stages: rough offsets, perhaps the time walk, and the network's."""
     return 1 + options.walk + network_stages(options.network)
 
 
@@ -469,7 +469,7 @@ def _rough_fit(
 
 
 def offset_network(fit: TimingFit) -> NetworkFit | None:
-    """Give the network of the offsets themselves, at whatever stage; None before the second."""
+    """Return the network of the offsets themselves, at whatever stage; None before the second."""
     if fit.network is None or fit.done:
         return fit.network
     return _with_rough(fit.network, fit.rough_ns)

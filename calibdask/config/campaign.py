@@ -104,7 +104,7 @@ class Campaign(Section):
         2,
         stage="run",
         ge=0,
-        help="How often a shard is tried again after a fault that may pass.",
+        help="How often a shard is tried again after a transient failure.",
     )
     verify_inputs: Annotated[Literal["fast", "full"], caseless("fast", "full")] = option(
         "fast",

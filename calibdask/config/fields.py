@@ -62,7 +62,7 @@ def between(low: float, high: float = math.inf) -> Callable[[object], float]:
         number = finite_number(value)
         if not low <= number <= high:
             limit = f"between {low} and {high}" if math.isfinite(high) else f"of at least {low}"
-            raise ConfigError(f"{value!r} was given, expected is a number {limit}")
+            raise ConfigError(f"expected a number {limit}, got {value!r}")
         return number
 
     return read
@@ -72,7 +72,7 @@ def positive(value: object) -> float:
     """Read a number above 0."""
     number = finite_number(value)
     if number <= 0.0:
-        raise ConfigError(f"{value!r} was given, expected is a number above 0")
+        raise ConfigError(f"expected a number above 0, got {value!r}")
     return number
 
 
@@ -82,7 +82,7 @@ def patterns(read_value: Callable[[object], float | tuple[float, ...]] = finite_
 
 
 def for_all(value: float) -> TelescopePatterns:
-    """Give one value for all telescopes."""
+    """Return one value for all telescopes."""
     return TelescopePatterns((("type", "*", value),))
 
 
@@ -121,8 +121,8 @@ def _event_types(value: object) -> tuple[int, ...]:
         number = EVENT_TYPES.get(one.upper()) if isinstance(one, str) else one
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 255:
             raise ConfigError(
-                f"{one!r} is not a type of events: expected is a number, or one of"
-                f" {', '.join(EVENT_TYPES)}"
+                f"expected a number or one of {', '.join(EVENT_TYPES)} as the event type,"
+                f" got {one!r}"
             )
         found.append(number)
     return tuple(sorted(set(found)))

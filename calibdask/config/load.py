@@ -47,7 +47,7 @@ class Configuration:
     sources: tuple[Source, ...] = dataclasses.field(repr=False)
 
     def get[S: Section](self, name: str, model: type[S]) -> S:
-        """Give the section of this name, with its defaults if it was not given.
+        """Return the section of this name, with its defaults if it was not given.
 
         Parameters
         ----------
@@ -65,7 +65,7 @@ class Configuration:
         return model() if section is None else section
 
     def find[S: Section](self, name: str, model: type[S]) -> S | None:
-        """Give the section of this name, or None if it was not given.
+        """Return the section of this name, or None if it was not given.
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class Configuration:
         return section
 
     def first[S: Section](self, model: type[S]) -> S:
-        """Give the section of a type, under whichever of its names it was given, or its defaults.
+        """Return the section of a type, under whichever of its names it was given, or its defaults.
 
         Parameters
         ----------
@@ -249,21 +249,21 @@ def _remedy(
 
 
 _EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
-    "string_type": "text",
+    "string_type": "a string",
     "dict_type": "a mapping of names to values",
     "list_type": "a list",
     "tuple_type": "a list",
-    "model_type": "options, each on a line of its own as 'name: value'",
+    "model_type": "a mapping of options, each on its own line as 'name: value'",
     "greater_than": "a number above {gt}",
     "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number below {lt}",
     "less_than_equal": "a number of at most {le}",
-    "string_too_short": "text that is not empty",
+    "string_too_short": "a string that is not empty",
     "literal_error": "one of {expected}",
 }
 
@@ -286,4 +286,4 @@ def _explain(details: Any, path: OptionPath, schema: Schema) -> str:
     words = re.findall(r"'([^']*)'", expected) if kind == "literal_error" else []
     close = difflib.get_close_matches(str(value), words, n=1)
     suggestion = f"; did you mean '{close[0]}'?" if close else ""
-    return f"{short(value)} was given, expected is {expected}{suggestion}"
+    return f"expected {expected}, got {short(value)}{suggestion}"

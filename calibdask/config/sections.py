@@ -141,7 +141,7 @@ class Section(BaseModel):
         return {} if values is None else values
 
     def staged(self, stage: Stage) -> dict[str, Any]:
-        """Give the options of one stage, those of sections inside among them, ready for JSON.
+        """Return the options of one stage, those of sections inside among them, ready for JSON.
 
         Parameters
         ----------

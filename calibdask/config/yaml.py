@@ -100,7 +100,7 @@ class Source:
     root: yaml.Node | None = None
 
     def where(self, path: OptionPath) -> str | None:
-        """Give file and line of an option, or None if it is not in here."""
+        """Return file and line of an option, or None if it is not in here."""
         if self.root is None:
             value: Any = self.values
             for key in path:

@@ -31,7 +31,7 @@ class Account:
     stopped: float = 0.0
 
     def missing(self, plan: Plan) -> list[tuple[int | None, Failure]]:
-        """Give what is not in the product, in plan order, with the shard where it is a whole one.
+        """Return what is not in the product, in plan order, with the shard where it is a whole one.
 
         First the inputs that were rejected, then shards that failed, then inputs that were lost
         from shards that did not.

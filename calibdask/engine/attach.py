@@ -95,7 +95,7 @@ class Campaign:
         return None if link is None else tunnel_command(link, self._described["host"])
 
     def preliminary(self) -> Preliminary:
-        """Give the coefficients from what is stored now; no input is read, nothing is written.
+        """Return the coefficients from what is stored now; no input is read, nothing is written.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Campaign:
         )
 
     def facts(self) -> list[tuple[str, str]]:
-        """Give what there is to say, with names, for printing."""
+        """Return what there is to say, with names, for printing."""
         facts = self.status().facts()
         try:
             workers = self.workers()

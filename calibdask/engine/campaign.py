@@ -158,7 +158,7 @@ class Status:
         return "; ".join(part for part in parts if part)
 
     def facts(self) -> list[tuple[str, str]]:
-        """Give what there is to say, with names, for printing."""
+        """Return what there is to say, with names, for printing."""
         told = self.progress or Progress()
         stored = f"{_bar(self.stored, self.shards)} {self.stored} of {self.shards} stored"
         if self.rejected:
@@ -183,7 +183,7 @@ class Status:
         return [(name, value) for name, value in facts if value]
 
     def _groups(self) -> list[Group]:
-        """Give the stages as the run told them, which a killed run did some time before its end."""
+        """Return the stages as last reported by the run (a killed run: before its end)."""
         groups = [] if self.progress is None else self.progress.groups
         if self.state == "running" or not self.shards:
             return groups
@@ -207,7 +207,7 @@ class Status:
         return text
 
     def _since(self, moment: float) -> float:
-        """Give how long ago it was by the clock of the run: that of this machine may be another."""
+        """Return the age by the clock of the run, which may differ from this machine's."""
         told = self.progress or Progress()
         return max(max(self.seen or 0.0, told.updated) - moment, 0.0)
 
@@ -292,7 +292,7 @@ def _duration(seconds: float) -> str:
 
 
 def _read_plan(workdir: Path, digest: str | None) -> tuple[set[str], int, int]:
-    """Give the first stage's addresses, the number of shards, and that of rejected inputs.
+    """Return the first stage's addresses, the number of shards, and that of rejected inputs.
 
     There are none while the last run is still planning, or where it failed to: what lies there is
     the plan of a run before it.
@@ -341,7 +341,7 @@ def _judge(holder: Holder | None, told: Progress | None) -> tuple[State, str]:
     if told is None and holder is None:
         return "never started", ""
     if told is None or (holder is not None and (holder.host, holder.pid) != (told.host, told.pid)):
-        return "stopped", "killed before it told anything"
+        return "stopped", "terminated before reporting progress"
     if told.ended is None:
         return "stopped", "killed without warning, or its last words could not be written"
     if told.exit_code == 0:

@@ -84,12 +84,12 @@ def canonical_json(value: Any) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """Give the sha256 (hex) of a value's canonical JSON."""
+    """Return the sha256 (hex) of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
 def digest_arrays(arrays: Arrays) -> str:
-    """Give the sha256 (hex) of named arrays: names, types, shapes and bytes."""
+    """Return the sha256 (hex) of named arrays: names, types, shapes and bytes."""
     total = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(arrays[name])

@@ -63,7 +63,7 @@ def available_cpus() -> int:
 
 
 def available_memory() -> int:
-    """Give the bytes of memory that are free now, within the control group's limit."""
+    """Return the bytes of memory that are free now, within the control group's limit."""
     import psutil
 
     free: int = psutil.virtual_memory().available
@@ -148,7 +148,7 @@ def check_cluster(where: str, site: Site) -> None:
 
 
 def ipv4_interfaces() -> dict[str, list[str]]:
-    """Give the IPv4 addresses of the network interfaces of this machine, by name."""
+    """Return the IPv4 addresses of the network interfaces of this machine, by name."""
     import psutil
 
     return {
@@ -297,7 +297,7 @@ def _dask_executor(where: str, site: Site) -> Iterator[tuple[DaskExecutor, Clien
 
 
 def security_of(session: Session) -> Security:
-    """Give Dask the certificate of a run, for every role."""
+    """Return Dask the certificate of a run, for every role."""
     from distributed import Security
 
     certificate, key = str(session.certificate), str(session.key)
@@ -394,7 +394,7 @@ def _path_for_workers(modules: Sequence[str]) -> Iterator[None]:
 
 
 def _python_environment() -> dict[str, str]:
-    """Give the environment of a Python that does not look into the current directory."""
+    """Return the environment of a Python that does not look into the current directory."""
     named = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     environment = {"PYTHONSAFEPATH": "1"}
     if named:
@@ -733,7 +733,7 @@ class WorkerJob:
         return re.sub(r"^(#SBATCH -[eo]) (.* .*)$", r'\1 "\2"', script, flags=re.MULTILINE)
 
     def walltime_seconds(self) -> float | None:
-        """Give the jobs' time limit, None if there is none."""
+        """Return the jobs' time limit, None if there is none."""
         lines = self.script("tls://", "worker").splitlines()
         given = [line for line in lines if line.startswith(("#SBATCH -t ", "#SBATCH --time="))]
         if not given:
@@ -755,7 +755,7 @@ def lifetime_arguments(walltime_seconds: float | None) -> list[str]:
 
 
 def _worker_arguments(session: Session) -> list[str]:
-    """Give what every ``dask worker`` of ours is told."""
+    """Return what every ``dask worker`` of ours is told."""
     certificate, key = str(session.certificate.absolute()), str(session.key.absolute())
     return [
         *("--protocol", "tls"),
@@ -767,7 +767,7 @@ def _worker_arguments(session: Session) -> list[str]:
 
 
 def _worker_environment(scratch: Path) -> dict[str, str]:
-    """Give the environment that every ``dask worker`` needs, also where none is passed on."""
+    """Return the environment that every ``dask worker`` needs, also where none is passed on."""
     from calibdask.engine.provenance import code_digest
 
     inherited = ("NPY_DISABLE_CPU_FEATURES", "NUMBA_CACHE_DIR", "OPENBLAS_CORETYPE")
@@ -784,7 +784,7 @@ def _worker_environment(scratch: Path) -> dict[str, str]:
 
 
 def worker_exports(job: WorkerJob, scratch: Path) -> list[str]:
-    """Give the same as lines of a job script.
+    """Return the same as lines of a job script.
 
     Parameters
     ----------
@@ -810,7 +810,7 @@ BESIDE_OTHERS = ("--overlap", "--mem=0", "--kill-on-bad-exit=0", "--export=ALL")
 
 
 def step_environment(scratch: Path) -> dict[str, str]:
-    """Give the environment of srun for a step of workers that keep their files in `scratch`."""
+    """Return the environment of srun for a step of workers that keep their files in `scratch`."""
     # The step's ntasks and memory are its own, not those of the job.
     jobs = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE")
     mine = {name: value for name, value in os.environ.items() if name not in jobs}
@@ -938,7 +938,7 @@ class _Steps:
         return {name: "RUNNING" for name in jobs if self._steps[name][1].poll() is None}
 
     def explain(self, job: str) -> str:
-        """Give exit code and the end of the log."""
+        """Return exit code and the end of the log."""
         host, step, log = self._steps[job]
         tail = slurm.tail(log) or slurm.tail(log.with_suffix(".srun"))
         text = f"SLURM job {job} on {host}: ended with code {step.poll()}"

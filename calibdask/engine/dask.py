@@ -85,7 +85,7 @@ def run_call(shared: bytes, packed: bytes, needed: Sequence[bytes]) -> bytes:
 
 
 def _by_value() -> Callable[..., bytes | str]:
-    """Give the function that workers are sent: it answers with outcomes, or says why it cannot.
+    """Return the function that workers are sent: it answers with outcomes, or says why it cannot.
 
     It is nested so that it travels by value, as a worker with other code must be able to run it.
     """
@@ -114,7 +114,7 @@ def _by_value() -> Callable[..., bytes | str]:
 
 
 def announced(client: Client) -> Any:
-    """Give what the run on a scheduler has announced; None if it has not, or is over."""
+    """Return what the run on a scheduler has announced; None if it has not, or is over."""
     found = client.get_dataset(_ANNOUNCED, default=None)
     return None if found is None else loads(found)
 
@@ -329,7 +329,7 @@ class DaskExecutor:
     def _answers(
         self, graph: dict[str, tuple[Any, ...]]
     ) -> Iterator[tuple[str, bytes | str | KilledWorker]]:
-        """Give each call's name and answer as it ends, and let go of it."""
+        """Return each call's name and answer as it ends, and let go of it."""
         import dask
         from dask.base import annotate
 

@@ -639,7 +639,7 @@ class _Post:
                 connection.sendall(b"\n")
 
     def answers(self) -> dict[str, dict[str, Any]]:
-        """Give the reports by node, with what could be told of how they came."""
+        """Return the reports by node, with what could be told of how they came."""
         found: dict[str, dict[str, Any]] = {}
         for path in self.directory.glob("answer-*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -117,7 +117,7 @@ class Envelope:
         )
 
     def to_header(self) -> dict[str, Any]:
-        """Give JSON values for a stored result's header."""
+        """Return JSON values for a stored result's header."""
         return {
             "shards": [list(one) for one in self.shards],
             "cut_flow": dict(self.cut_flow or {}),

@@ -185,7 +185,7 @@ class Running:
             self._slots.pop(slot, None)
 
     def __len__(self) -> int:
-        """Give how many run."""
+        """Return how many run."""
         return len(self._slots)
 
     @property

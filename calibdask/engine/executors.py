@@ -123,12 +123,12 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Return back what it holds."""
         ...
 
 
 def _guard_of(tasks: Sequence[Task], children: int) -> Guard:
-    """Give what runs a task by its place in a child process."""
+    """Return what runs a task by its place in a child process."""
 
     def call(place: int, *needed: Outcome) -> Outcome:
         return tasks[place].call(*tasks[place].args, *needed)

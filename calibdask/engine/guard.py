@@ -66,7 +66,7 @@ class Unforeseen(CalibdaskError):
 
 
 def unreadable(where: str, crash: Crashed) -> CorruptedInput:
-    """Give the error of an input whose reading ended the process that read it."""
+    """Return the error of an input whose reading ended the process that read it."""
     return CorruptedInput(
         f"{where}: damaged: what reads it was {crash}; copy or produce it again, or leave it out"
     )

@@ -119,7 +119,7 @@ def _check_readable(directory: Path, *, deep: bool) -> None:
 
 
 def lists_of(arguments: Iterable[str | Path]) -> list[Path]:
-    """Give the files behind ``@`` among what stood behind ``-i``."""
+    """Return the files behind ``@`` among what stood behind ``-i``."""
     texts = [os.fspath(one) for one in arguments]
     return [Path(text[1:]) for text in texts if text.startswith("@")]
 
@@ -147,7 +147,7 @@ def _files(path: Path) -> list[tuple[str, os.stat_result]]:
 
 
 def _status(path: Path) -> tuple[int, int]:
-    """Give bytes and time of last modification of a file, or of all that a store holds."""
+    """Return bytes and time of last modification of a file, or of all that a store holds."""
     status = path.stat()
     if not stat.S_ISDIR(status.st_mode):
         return status.st_size, status.st_mtime_ns

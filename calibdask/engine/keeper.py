@@ -27,7 +27,7 @@ _NAME = re.compile(r"(?:worker-)?(\d+)(-\d+)?")
 
 
 def unit_of(worker: str) -> int | None:
-    """Give the number of the unit that a worker of this name belongs to."""
+    """Return the number of the unit that a worker of this name belongs to."""
     match = _NAME.fullmatch(str(worker))
     return None if match is None else int(match[1])
 

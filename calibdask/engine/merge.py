@@ -33,7 +33,7 @@ class Node:
 
 
 def merge_tree(n_leaves: int, fan_in: int) -> Iterator[Node]:
-    """Give the merges from the leaves up, ending with the root.
+    """Return the merges from the leaves up, ending with the root.
 
     A single leaf still has a root, so that every cell ends in a merge node.
 
@@ -55,7 +55,7 @@ def merge_tree(n_leaves: int, fan_in: int) -> Iterator[Node]:
 
 
 def merge_address(cell: Cell, level: int, children: Sequence[str | None]) -> str:
-    """Give the address of what a merge gives, from the addresses of what it merges.
+    """Return the address of what a merge gives, from the addresses of what it merges.
 
     Parameters
     ----------

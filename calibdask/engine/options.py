@@ -44,7 +44,7 @@ class RunOptions:
     verify_full : bool
         Hash inputs in full.
     retries : int
-        How often a shard is tried again after a fault that may pass.
+        How often a shard is tried again after a transient failure.
     fan_in : int
         How many results one merge takes.
     report : bool
@@ -82,7 +82,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.allow_missing <= 1:
-            msg = f"allow_missing: {self.allow_missing} was given, expected is a number from 0 to 1"
+            msg = f"allow_missing: expected a number from 0 to 1, got {self.allow_missing}"
             raise ConfigError(msg)
 
     def site(self, workdir: Path, emit: events.Listener, preload: Sequence[str]) -> Site:

@@ -47,7 +47,7 @@ _Identity = tuple[int, int]
 
 
 def companion(output: Path, ending: str) -> Path:
-    """Give the name of a file beside a product.
+    """Return the name of a file beside a product.
 
     A suffix that is the product's own gives way; any other is part of its name: those of ``v1.01``
     and ``v1.02`` are different.
@@ -57,7 +57,7 @@ def companion(output: Path, ending: str) -> Path:
 
 
 def workdir_of(output: Path) -> Path:
-    """Give the work directory of a product unless another is named."""
+    """Return the work directory of a product unless another is named."""
     return output.with_name(f"{output.name}.work")
 
 
@@ -291,7 +291,7 @@ class Places:
     # -- what is made ---------------------------------------------------------------------------
 
     def _told_by_provenance(self) -> set[str]:
-        """Give the names of what an earlier run of the same job wrote with this product.
+        """Return the names of what an earlier run of the same job wrote with this product.
 
         They outlive the work directory.
         """
@@ -346,7 +346,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _mode(path: Path) -> int:
-    """Give the mode of what a path leads to, 0 where it leads nowhere."""
+    """Return the mode of what a path leads to, 0 where it leads nowhere."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:

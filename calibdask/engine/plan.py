@@ -210,7 +210,7 @@ class Plan:
         )
 
     def address(self, stage: int, shard: Shard, given: Mapping[Cell, str]) -> str:
-        """Give the address of a shard's result.
+        """Return the address of a shard's result.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class Plan:
         return "\n".join(f"{name:<12} {value}" for name, value in self.facts())
 
     def facts(self) -> list[tuple[str, str]]:
-        """Give the plan's main numbers with their names, for printing."""
+        """Return the plan's main numbers with their names, for printing."""
         facts = [
             ("job", f"{self.job} (version {self.calibration.version})"),
             ("inputs", f"{len(self.inputs)} files, {format_bytes(self.n_bytes)} to read"),
@@ -277,7 +277,7 @@ class Plan:
         return facts
 
     def skipped_alike(self) -> list[tuple[str, str]]:
-        """Give what was skipped and why for people: files of one reason together."""
+        """Return what was skipped and why for people: files of one reason together."""
         alike: dict[str, list[str]] = {}
         for path, reason in self.skipped:
             alike.setdefault(reason.removeprefix(f"{path}: "), []).append(path)
@@ -340,7 +340,7 @@ _NAMED_ALIKE = "copy it again if it should be one of them, else give it another 
 
 
 def _alike(paths: Sequence[str]) -> Callable[[str], bool]:
-    """Give what tells of a path whether two or more of these differ from it in one number alone.
+    """Return what tells of a path whether two or more of these differ from it in one number alone.
 
     What such a file holds cannot tell a damaged input from a file of another kind.
     """

@@ -62,7 +62,7 @@ def _problem() -> str | None:
 
 
 def _probe() -> Callable[[], dict[str, str]]:
-    """Give a function that tells what a worker would compute with.
+    """Return a function that tells what a worker would compute with.
 
     It is nested so that it travels by value: looked up by its name, it would be the worker's own
     version of it, or no function at all, and the worker would break off the connection.

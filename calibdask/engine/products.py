@@ -38,7 +38,7 @@ _PLAN = "CALIBDASK PLAN"  # attribute of a product
 
 
 def digest_output(path: Path) -> str:
-    """Give the digest of a product: of one file, or of all files in a directory.
+    """Return the digest of a product: of one file, or of all files in a directory.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def digest_output(path: Path) -> str:
 
 
 def _digest_part(path: Path) -> str:
-    """Give the digest of something in a product's directory: of its numbers, or of its bytes."""
+    """Return the digest of something in a product's directory: of its numbers, or of its bytes."""
     from calibdask.io.hdf5 import digest_hdf5
 
     if path.suffix in (".h5", ".hdf5"):
@@ -82,7 +82,7 @@ def _digest_part(path: Path) -> str:
 
 
 def plan_of_product(path: Path) -> str | None:
-    """Give the digest of the plan that a product was made by; None if it does not say so."""
+    """Return the digest of the plan that a product was made by; None if it does not say so."""
     from calibdask.io.hdf5 import open_hdf5
 
     try:
@@ -109,7 +109,7 @@ def _manifest(directory: Path) -> list[str]:
 
 
 def _name(path: str) -> str:
-    """Give the last part of a path: what a list names outside of its directory is not touched."""
+    """Return the last part of a path: what a list names outside of its directory is not touched."""
     name = Path(path).name
     return "" if name == ".." else name
 

@@ -180,7 +180,7 @@ class ProgressFile:
         self._thread = threading.Thread(target=self._keep, name="progress", daemon=True)
 
     def before(self, listener: events.Listener) -> events.Listener:
-        """Give a listener that notes each event before `listener` is told."""
+        """Return a listener that notes each event before `listener` is told."""
 
         def tell(event: events.Event) -> None:
             self(event)
@@ -304,7 +304,7 @@ class ProgressFile:
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
-    """Give the exit code and the words for what ends a run."""
+    """Return the exit code and the words for what ends a run."""
     match error:
         case CalibdaskError():
             return error.exit_code, str(error)

@@ -72,7 +72,7 @@ class Summary(Protocol):
         ...
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the arrays that stand for this summary in the store."""
+        """Return the arrays that stand for this summary in the store."""
         ...
 
     @classmethod
@@ -90,7 +90,7 @@ class State(Protocol):
         ...
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the arrays that stand for this state in the store."""
+        """Return the arrays that stand for this state in the store."""
         ...
 
     @classmethod
@@ -107,7 +107,7 @@ class Values:
     done: ClassVar[bool] = True
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the arrays."""
+        """Return the arrays."""
         return {name: np.asarray(value) for name, value in self.arrays.items()}
 
     @classmethod
@@ -356,7 +356,7 @@ class Calibration[Data, Fit: State, Result]:
 
     @classmethod
     def main(cls) -> type[JobSection]:
-        """Give the type of its main section."""
+        """Return the type of its main section."""
         first = next(iter(cls.sections.values()), JobSection)
         if not issubclass(first, JobSection):
             raise TypeError(f"{first.__name__} is not a JobSection")
@@ -382,7 +382,7 @@ class Calibration[Data, Fit: State, Result]:
         return cls()
 
     def _staged(self, stage: Stage) -> dict[str, Any]:
-        """Give the options of a stage of all sections that are fields of this calibration."""
+        """Return the options of a stage of all sections that are fields of this calibration."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
         staged = {
             name: value.staged(stage)
@@ -423,7 +423,7 @@ class Calibration[Data, Fit: State, Result]:
         return {}
 
     def planned(self, surveys: Sequence[Survey]) -> Self:
-        """Give this calibration with what it must know of all inputs together.
+        """Return this calibration with what it must know of all inputs together.
 
         Raises
         ------
@@ -452,7 +452,7 @@ class Calibration[Data, Fit: State, Result]:
         return self.small_bytes, self.small_bytes
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what :meth:`read` and :meth:`reduce` depend on beside the shard (JSON values only).
+        """Return what :meth:`read` and :meth:`reduce` depend on beside the shard (JSON only).
 
         That is the options of the stage "map" of all sections among the fields. Override it to add
         what is no option: digests of other products, what planning found.
@@ -460,7 +460,7 @@ class Calibration[Data, Fit: State, Result]:
         return self._staged("map")
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give what only fits and products depend on, likewise by the stage "fit"."""
+        """Return what only fits and products depend on, likewise by the stage "fit"."""
         return self._staged("fit")
 
     def warnings(self) -> Sequence[str]:
@@ -501,7 +501,7 @@ class Calibration[Data, Fit: State, Result]:
         return f"event {identifier} of observation {group}"
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Give the type of the summaries of a stage."""
+        """Return the type of the summaries of a stage."""
         del stage
         return self.summary
 

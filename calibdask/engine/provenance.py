@@ -86,7 +86,7 @@ def make_portable() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of Python, calibdask and the libraries that make the numbers."""
+    """Return the versions of Python, calibdask and the libraries that make the numbers."""
     found = {"python": platform.python_version(), "calibdask": __version__}
     for package in _PACKAGES:
         try:
@@ -142,7 +142,7 @@ def describe_activity(
 
 
 def user_name() -> str:
-    """Give the name of the user, or the number where there is none, as in some containers."""
+    """Return the name of the user, or the number where there is none, as in some containers."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

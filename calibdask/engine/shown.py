@@ -191,7 +191,7 @@ def tables_html(tables: Mapping[str, QTable]) -> str:
 
 
 def _rounded(table: QTable) -> Table:
-    """Give a table of the texts of another, with the units in its head."""
+    """Return a table of the texts of another, with the units in its head."""
     from astropy.table import Column, Table
 
     units = {name: getattr(table[name], "unit", None) for name in table.colnames}

@@ -232,7 +232,7 @@ def cancel(jobs: Iterable[str]) -> None:
 
 
 def describe(job: str) -> Mapping[str, str]:
-    """Give what scontrol knows of a job; nothing if SLURM has forgotten it."""
+    """Return what scontrol knows of a job; nothing if SLURM has forgotten it."""
     try:
         answer = _call(["scontrol", "show", "job", "--oneliner", job])
     except CalibdaskError:
@@ -247,7 +247,7 @@ def describe(job: str) -> Mapping[str, str]:
 
 
 def tail(path: Path) -> str:
-    """Give the last lines of a log, indented; nothing if it cannot be read."""
+    """Return the last lines of a log, indented; nothing if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 8192))
@@ -293,7 +293,7 @@ _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 def parse_walltime(text: str) -> float | None:
-    """Give the seconds of a time limit in SLURM's notation; None where there is no limit.
+    """Return the seconds of a time limit in SLURM's notation; None where there is no limit.
 
     Parameters
     ----------
@@ -322,7 +322,7 @@ def parse_walltime(text: str) -> float | None:
 
 
 def hosts_of_allocation() -> list[tuple[str, int]]:
-    """Give the nodes of the batch job that this process is in, and the tasks meant for each.
+    """Return the nodes of the batch job that this process is in, and the tasks meant for each.
 
     Raises
     ------

@@ -107,7 +107,7 @@ def _create(path: Path) -> BinaryIO:
 
 
 def _bytes_of(array: NDArray[Any], order: str) -> NDArray[np.uint8]:
-    """Give the bytes of a contiguous array as they lie in memory, without copying them."""
+    """Return the bytes of a contiguous array as they lie in memory, without copying them."""
     flat = (array.T if order == "F" else array).reshape(-1)
     return flat.view(np.uint8) if flat.nbytes else np.empty(0, np.uint8)
 
@@ -219,7 +219,7 @@ class Store:
         self.root = root
 
     def path(self, address: str) -> Path:
-        """Give the place of a result: 256 directories keep each of them small."""
+        """Return the place of a result: 256 directories keep each of them small."""
         return self.root / address[:2] / f"{address}{SUFFIX}"
 
     def scan(self) -> set[str]:

@@ -85,7 +85,7 @@ class Memory:
         return os.path.relpath(real_path(path), self.path.parent.resolve())
 
     def of(self, output: Path) -> Written | None:
-        """Give what was written for an output, None where nothing was."""
+        """Return what was written for an output, None where nothing was."""
         return self._all.get(self._name(output))
 
     def is_of(self, job: str, path: Path) -> bool:
@@ -116,7 +116,7 @@ class Memory:
 
 
 def real_path(path: Path) -> Path:
-    """Give a path without links in its directory; the name itself is kept, as it is replaced."""
+    """Return a path without links in its directory; the name itself is kept, as it is replaced."""
     absolute = path.absolute()
     if absolute.name in ("", ".."):
         return absolute.resolve()

@@ -138,7 +138,7 @@ class Asymmetries:
         return len(self.event_id)
 
     def take(self, rows: NDArray[np.integer]) -> Asymmetries:
-        """Give some of the rows."""
+        """Return some of the rows."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(
             self, **{name: values[rows] for name, values in columns.items() if values is not None}

@@ -56,7 +56,7 @@ class FrameHeader:
     products: Mapping[str, str] | None = None
 
     def attributes(self, name: str) -> dict[str, Any]:
-        """Give the attributes of one of the arrays."""
+        """Return the attributes of one of the arrays."""
         if name == "mask":
             return ImageFlag.attributes()
         meaning = {"value": "calibrated signal", "error": "standard error of the signal"}[name]

@@ -91,7 +91,7 @@ class TelescopeDescription:
 def square_camera(
     name: str, n_side: int, pixel_size_m: float, n_channels: int = 1
 ) -> CameraDescription:
-    """Give a camera of square pixels on a square grid."""
+    """Return a camera of square pixels on a square grid."""
     centre_m = (np.arange(n_side) - (n_side - 1) / 2) * pixel_size_m
     x_m, y_m = np.meshgrid(centre_m, centre_m)
     area_m2 = np.full(n_side**2, pixel_size_m**2)

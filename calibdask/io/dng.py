@@ -166,7 +166,7 @@ def _text(text: str) -> bytes:
 
 
 def _directory(start: int, tags: Sequence[tuple[int, int, Sequence[Any]]]) -> bytes:
-    """Give a TIFF directory that begins at a place of the file, with its long values behind it."""
+    """Return a TIFF directory that begins at an offset of the file, with its long values."""
     entries, values = b"", b""
     behind = start + 2 + 12 * len(tags) + 4
     for tag, kind, value in sorted(tags):

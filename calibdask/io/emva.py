@@ -62,7 +62,7 @@ class EmvaDescriptor:
 
 
 def find_emva_descriptor(folder: Path) -> Path | None:
-    """Give the descriptor in a folder, None where there is none (ConfigError for several)."""
+    """Return the descriptor in a folder, None where there is none (ConfigError for several)."""
     found = sorted(one for one in folder.glob("EMVA1288*.txt") if one.is_file())
     if len(found) > 1:
         raise ConfigError(

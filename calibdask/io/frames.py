@@ -390,7 +390,7 @@ def libraries_of(paths: Iterable[Path]) -> list[str]:
 
 
 def _dtype(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Give the type that pixels of a type are read as: no value (up to 2^53) changes."""
+    """Return the type that pixels of a type are read as: no value (up to 2^53) changes."""
     if dtype.kind == "u" and dtype.itemsize <= 2:
         return np.dtype(np.uint16)
     if dtype.kind in "iu":
@@ -410,7 +410,7 @@ def _bits(white_level: int) -> int:
 
 
 def _finite(value: Any) -> float | None:
-    """Give a number of a header, or None where it says nothing."""
+    """Return a number of a header, or None where it says nothing."""
     try:
         number = float(value)
     except (TypeError, ValueError, ZeroDivisionError):
@@ -424,14 +424,14 @@ def _positive(value: Any) -> float | None:
 
 
 def _ratio(value: Any) -> Any:
-    """Give a TIFF rational as one number."""
+    """Return a TIFF rational as one number."""
     if isinstance(value, tuple):
         return value[0] / value[1] if len(value) == 2 and value[1] else None
     return value
 
 
 def _exif(tags: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what the tags of a TIFF directory and its EXIF say about a frame."""
+    """Return what the tags of a TIFF directory and its EXIF say about a frame."""
 
     def of[T](name: str, read: Callable[[Any], T | None]) -> T | None:
         return stated(tags, KEYWORDS[name].exif, read)
@@ -449,7 +449,7 @@ def _exif(tags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _exif_time(value: Any) -> str:
-    """Give ``YYYY:MM:DD HH:MM:SS`` in ISO 8601; empty where it is no time."""
+    """Return ``YYYY:MM:DD HH:MM:SS`` in ISO 8601; empty where it is no time."""
     try:
         return datetime.strptime(str(value).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()  # noqa: DTZ007  cameras know no zone
     except ValueError:
@@ -557,7 +557,7 @@ def _inspect_libraw(path: Path, tags: Mapping[str, Any]) -> FrameInfo:
 
 
 def _visible(sizes: Any) -> tuple[Area, ...]:
-    """Give what LibRaw's margins leave."""
+    """Return what LibRaw's margins leave."""
     top, left = int(sizes.top_margin), int(sizes.left_margin)
     area = (top, left, top + int(sizes.height), left + int(sizes.width))
     return () if area == (0, 0, sizes.raw_height, sizes.raw_width) else (area,)
@@ -580,7 +580,7 @@ def _read_raw(path: Path) -> NDArray[Any]:
 
 
 def _raw_tags(path: Path) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Give the tags of a raw file's first directory and its EXIF, and the layout of its images.
+    """Return the tags of a raw file's first directory and its EXIF, and the layout of its images.
 
     Both are empty where it is no TIFF, or an odd one: LibRaw may still know it.
     """
@@ -731,7 +731,7 @@ def _runs(offsets: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, int
 
 
 def _several(value: Any) -> tuple[Any, ...]:
-    """Give the numbers of a tag that may hold one or several, rationals as numbers."""
+    """Return the numbers of a tag that may hold one or several, rationals as numbers."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, (tuple, list, bytes)) else (value,)
@@ -744,7 +744,7 @@ def _several(value: Any) -> tuple[Any, ...]:
 def _fits(
     path: Path, wanted: int | str | None = None, *, whole: bool = False
 ) -> Iterator[tuple[Any, int | None]]:
-    """Give the HDU with the frame, and its number where there are several and one is wanted.
+    """Return the HDU with the frame, and its number where there are several and one is wanted.
 
     Of a `whole` file all checksums it has are compared.
     """
@@ -853,17 +853,17 @@ class _Header:
         self._cards = cards
 
     def get(self, name: str) -> Any:
-        """Give the value of a card that is declared to be read; None where it is not there."""
+        """Return the value of a card that is declared to be read; None where it is not there."""
         if name not in self._known:
             raise AssertionError(f"{name} is read, but KEYWORDS does not say so")
         return self._cards.get(name)
 
     def text(self, name: str) -> str | None:
-        """Give the text of a card."""
+        """Return the text of a card."""
         return header_text(self.get(name))
 
     def of[T](self, name: str, read: Callable[[Any], T | None]) -> T | None:
-        """Give the first usable value among the keywords of one thing."""
+        """Return the first usable value among the keywords of one thing."""
         return stated(self._cards, KEYWORDS[name].fits, read)
 
 
@@ -877,7 +877,7 @@ def _refuse_last_axis(path: Path, axes: Sequence[int]) -> None:
 
 
 def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
-    """Give the colours of the first 2 x 2 pixels as BAYERPAT, its offsets and ROWORDER tell."""
+    """Return the colours of the first 2 x 2 pixels as BAYERPAT, its offsets and ROWORDER tell."""
     order = (header.text("ROWORDER") or "").upper()
     if order not in ("", "TOP-DOWN", "BOTTOM-UP"):
         raise WrongKind(f"{path}: ROWORDER {order!r} is neither 'TOP-DOWN' nor 'BOTTOM-UP'")
@@ -891,7 +891,7 @@ def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
         offset = _finite(header.get(name)) if header.text(name) is not None else 0.0
         if offset is None or offset != round(offset):
             raise CorruptedInput(
-                f"{path}: {name} is {header.get(name)!r}, expected a whole number of pixels by"
+                f"{path}: {name} is {header.get(name)!r}, expected an integer number of pixels by"
                 " which the colour pattern is shifted: correct the card"
             )
         shift.append(round(offset) % 2)
@@ -906,7 +906,7 @@ def _fits_pattern(path: Path, header: _Header, n_rows: int) -> str:
 
 
 def _fits_time(header: _Header) -> str:
-    """Give DATE-OBS in ISO 8601, with the time of day from another card where it has none."""
+    """Return DATE-OBS in ISO 8601, with the time of day from another card where it has none."""
     date = header.text("DATE-OBS") or ""
     if found := _OLD_DATE.fullmatch(date):  # dd/mm/yy, before 1999
         date = f"19{found[3]}-{found[2]}-{found[1]}"
@@ -920,7 +920,7 @@ def _fits_time(header: _Header) -> str:
 
 
 def _pair(header: _Header, first: str, second: str, both: str | None = None) -> tuple[int, ...]:
-    """Give two whole numbers of two cards, or of one; nothing unless both are there."""
+    """Return two integers of two cards, or of one; nothing unless both are there."""
     values: Sequence[Any] = (header.get(first), header.get(second))
     if None in values and both is not None:
         values = (header.text(both) or "").split()
@@ -929,7 +929,7 @@ def _pair(header: _Header, first: str, second: str, both: str | None = None) -> 
 
 
 def _unit(text: str | None) -> str:
-    """Give the unit of the values; the names of converter counts are one."""
+    """Return the unit of the values; the names of converter counts are one."""
     if text is None:
         return ""
     known = text.lower().rstrip("s") in ("adu", "dn", "count", "ct")
@@ -1031,7 +1031,7 @@ def _compression(path: Path, code: int) -> str:
 
 
 def _n_tiff_frames(path: Path, tiff: tifffile.TiffFile) -> int:
-    """Give the number of frames of a TIFF file.
+    """Return the number of frames of a TIFF file.
 
     ImageJ writes one directory for a stack of more than 4 GB: its description counts the images,
     which lie one behind the other.
@@ -1158,7 +1158,7 @@ def _open_npy(path: Path) -> NDArray[Any]:
 
 
 def _open_zarr(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Give the stack of a Zarr store: the store itself, its array "frames", or its only array."""
+    """Return the stack of a Zarr store: the store itself, its array "frames", or its only array."""
     import zarr
     from zarr.errors import BaseZarrError
 

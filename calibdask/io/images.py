@@ -462,7 +462,7 @@ def _check_table(table: Table, path: Path | str, camera: Camera) -> None:
 def _keys(
     rows: NDArray[Any], table: Table, path: Path | str, tel_id: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give observation and event of rows of an image table; each must be there once."""
+    """Return observation and event of rows of an image table; each must be there once."""
     others = rows["tel_id"][rows["tel_id"] != tel_id]
     if len(others):
         raise CorruptedInput(f"{path}: {table.path} has rows of telescope {others[0]}")
@@ -496,7 +496,7 @@ def _all_keys(
 def _charges(
     block: NDArray[Any], table: Table
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """Give images and masks; what was stored as fixed point becomes p.e. again."""
+    """Return images and masks; what was stored as fixed point becomes p.e. again."""
     stored = block["image"]
     fixed_point = table.field("image", "TRANSFORM") == "fixed_point"
     image = np.array(stored, np.float32)
@@ -625,7 +625,7 @@ def _source_camera(path: Path | str, source: Any, tel_id: int, choice: str) -> C
 
 
 def _time_ns(event: Any, tel_id: int) -> int:
-    """Give the time of a telescope's trigger, in whole ns as ctapipe's files have it."""
+    """Return the time of a telescope's trigger, in whole ns as ctapipe's files have it."""
     trigger = event.trigger
     return int(ns_of_time(trigger.tel[tel_id].time if tel_id in trigger.tel else trigger.time))
 
@@ -707,7 +707,7 @@ def _read_events(
 
 
 def _event_image(event: Any, tel_id: int) -> NDArray[np.float32]:
-    """Give the calibrated image; ctapipe fills broken pixels from others, here they stay out."""
+    """Return the calibrated image; ctapipe fills broken pixels from others, here they stay out."""
     image: NDArray[np.float32]
     image = np.atleast_2d(np.array(event.dl1.tel[tel_id].image, np.float32))[0]
     selected = event.dl0.tel[tel_id].selected_gain_channel

@@ -37,7 +37,7 @@ def whole_numbers(values: NDArray[Any], what: str) -> NDArray[np.int64]:
     if values.dtype.kind not in "iuf":
         raise CorruptedInput(f"{what} as {values.dtype}: not a number")
     if values.dtype.kind == "f":
-        # Above 2**53 a float does not tell two whole numbers apart.
+        # Above 2**53 a float does not tell two integers apart.
         good = (np.abs(values) <= 2**53) & (values == np.floor(values))
     elif values.dtype == np.uint64:
         good = values < 2**63
@@ -47,6 +47,6 @@ def whole_numbers(values: NDArray[Any], what: str) -> NDArray[np.int64]:
         row = int(np.flatnonzero(~good)[0])
         raise CorruptedInput(
             f"{what} with {values[row]} in row {row} of those read ({int((~good).sum())} such"
-            " rows): expected whole numbers that fit 64 bits with a sign; write the file again"
+            " rows): expected integers that fit 64 bits with a sign; write the file again"
         )
     return values.astype(np.int64)

@@ -1,6 +1,6 @@
 """Pixel maps in Zarr: one group for each kind of map, readable with xarray.
 
-Workers write bands of rows, each a whole number of chunks, so none waits for another and none
+Workers write bands of rows, each a multiple of the chunk height, so none waits for another and none
 reads what another wrote. Names are paths: the last part is the variable, what stands before it the
 group, as in ``bias/iso100/bias_error``.
 """
@@ -231,7 +231,7 @@ def read_product(path: Path | str) -> ProductMaps:
 
 
 def digest_maps(path: Path) -> str:
-    """Give the sha256 (hex) of all arrays: names, types, shapes, units and values.
+    """Return the sha256 (hex) of all arrays: names, types, shapes, units and values.
 
     How they are cut into chunks and compressed does not matter.
 

@@ -253,7 +253,7 @@ def _write_attributes(node: tables.Node, attributes: Mapping[str, object]) -> No
 
 @contextmanager
 def _name_for_pytables(path: Path) -> Iterator[str]:
-    """Give the name to open a file by: PyTables would look for another one that is not UTF-8."""
+    """Return the name to open a file by: PyTables would look for another one that is not UTF-8."""
     try:
         os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:

@@ -108,7 +108,7 @@ def is_product(path: Path) -> bool:
 
 
 def camera_file_of(path: Path) -> Path | None:
-    """Give the camera file of a frame in ``images``, beside which it lies; None without one.
+    """Return the camera file of a frame in ``images``, beside which it lies; None without one.
 
     Raises
     ------
@@ -290,7 +290,7 @@ def write_camera_file(path: Path, camera: CameraFile) -> None:
 
 
 def settings_path(root: Path, camera: CameraFile) -> Path:
-    """Give the place of a camera's settings below its root folder."""
+    """Return the place of a camera's settings below its root folder."""
     return root / "calibration" / f"{camera.short_name}_settings.json"
 
 

@@ -31,7 +31,7 @@ _YCBCR: Final = 6
 
 
 def tiff_pages(path: Path, file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
-    """Give the directories of a file one after the other.
+    """Return the directories of a file one after the other.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def tiff_pages(path: Path, file: tifffile.TiffFile) -> Iterator[tifffile.TiffPag
 
 
 def tag_value(page: tifffile.TiffPage, name: str) -> Any:
-    """Give the value of a tag, None where it is missing."""
+    """Return the value of a tag, None where it is missing."""
     tag = page.tags.get(name)
     return None if tag is None else tag.value
 
@@ -96,7 +96,7 @@ class _Pieces:
         return cls(offsets, counts, planes * of_plane, of_plane, height * row, last * row)
 
     def n_bytes(self, place: int) -> int:
-        """Give the bytes of pixels in one of them."""
+        """Return the bytes of pixels in one of them."""
         return self.last if (place + 1) % self.of_plane == 0 else self.each
 
 
@@ -182,7 +182,7 @@ def check_decoded(path: Path, page: tifffile.TiffPage) -> None:
 
 
 def _n_decoded(method: int, data: bytes) -> int | None:
-    """Give the number of bytes that come of compressed ones; None where they make no sense."""
+    """Return the number of bytes that come of compressed ones; None where they make no sense."""
     from tifffile import TIFF
 
     try:

@@ -44,7 +44,7 @@ _FORMATS = {
 
 
 def time_format(table: Table, name: str) -> tuple[str, str]:
-    """Give format and scale of a column of times, as its attributes or else its type say.
+    """Return format and scale of a column of times, as its attributes or else its type say.
 
     Parameters
     ----------

@@ -256,7 +256,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
         return self.options.chunk_size is not None
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Give the type of the first stage; jobs give those of the others."""
+        """Return the type of the first stage; jobs give those of the others."""
         del stage
         return ChunkKeys if self.by_number else RingSummary
 
@@ -409,7 +409,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
                 )
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what the rings and their first summary depend on."""
+        """Return what the rings and their first summary depend on."""
         bins = self.options.bins
         config = dict(super().map_config())
         if not self.fits_rings:
@@ -451,7 +451,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
         return _RingTable(rings.columns, rings.units, read_times(path, *keys))
 
     def _ring_options(self, images: TelescopeImages) -> RingOptions:
-        """Give the options of the ring fit for a telescope."""
+        """Return the options of the ring fit for a telescope."""
         from calibdask.muon.rings import RingOptions
 
         camera = images.camera
@@ -625,7 +625,7 @@ class _FromRings(Calibration[_RingTable | _Images, CellState, Mapping[Cell, Cell
     # -- products -------------------------------------------------------------------------------
 
     def combine(self, states: Mapping[Cell, CellState]) -> Mapping[Cell, CellState]:
-        """Give the states of all telescopes and bins.
+        """Return the states of all telescopes and bins.
 
         Raises
         ------
@@ -677,7 +677,7 @@ def _places_of(rows: Rows) -> dict[Cell, slice]:
 
 
 def _cells_of(rows: Rows) -> dict[Cell, Rings]:
-    """Give the rings of each cell."""
+    """Return the rings of each cell."""
     return {
         cell: Rings(*(rows[name][place] for name in _ROWS))
         for cell, place in _places_of(rows).items()
@@ -707,7 +707,7 @@ def _picture(
     limit: int,
     key: Sequence[Any],
 ) -> Gallery:
-    """Give a gallery of one image."""
+    """Return a gallery of one image."""
     camera = images.camera
     fields = (
         *("muonring_center_fov_lon", "muonring_center_fov_lat", "muonring_radius"),
@@ -738,7 +738,7 @@ class ThroughputFromMuons(_FromRings):
     description: ClassVar[str] = "Optical throughput"
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Give efficiencies within bounds, after the first stage."""
+        """Return efficiencies within bounds, after the first stage."""
         return super().summary_type(stage) if stage == 0 else EfficiencySummary
 
     def summarise(self, stage: int, rings: Rings, given: CellState) -> EfficiencySummary:
@@ -782,13 +782,13 @@ class ThroughputFromMuons(_FromRings):
         )
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
-        """Give throughputs by telescope, their trends and their residuals."""
+        """Return throughputs by telescope, their trends and their residuals."""
         return throughput_tables(
             result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
         )
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the report."""
+        """Return the sections of the report."""
         from calibdask.muon.report import throughput_sections
 
         return throughput_sections(tables, _pictures(result))
@@ -825,7 +825,7 @@ def _cut_into_chunks(total: ChunkKeys, options: MuonOptions) -> CellState:
 
 
 def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOptions) -> CellState:
-    """Give the moments of what is within the bounds, and the next bounds."""
+    """Return the moments of what is within the bounds, and the next bounds."""
     before = given.arrays
     total = total.over(0, len(before["n"]))
     moments = total.efficiency.moments()
@@ -878,7 +878,7 @@ class PsfFromMuons(_FromRings):
     description: ClassVar[str] = "Optical point spread function"
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Give widths within bounds, after the first stage."""
+        """Return widths within bounds, after the first stage."""
         return super().summary_type(stage) if stage == 0 else WidthSummary
 
     def summarise(self, stage: int, rings: Rings, given: CellState) -> WidthSummary:
@@ -934,13 +934,13 @@ class PsfFromMuons(_FromRings):
         )
 
     def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
-        """Give the lines by telescope, and the points they are fitted to."""
+        """Return the lines by telescope, and the points they are fitted to."""
         return psf_tables(
             result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
         )
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the report."""
+        """Return the sections of the report."""
         from calibdask.muon.report import psf_sections
 
         return psf_sections(tables, _pictures(result))

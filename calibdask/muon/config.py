@@ -493,7 +493,7 @@ class RingFitOptions:
     patterns: tuple[tuple[str, TelescopePatterns], ...]
 
     def of_telescope(self, tel_id: int, description: str) -> dict[str, float]:
-        """Give the values for one telescope."""
+        """Return the values for one telescope."""
         return {
             name: float(patterns.resolve([tel_id], [description], option=name)[0])
             for name, patterns in self.patterns

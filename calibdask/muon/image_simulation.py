@@ -140,7 +140,7 @@ class MuonImageSimulation:
     def __post_init__(self) -> None:
         if self.pixel_shape not in _SHAPES:
             raise ConfigError(
-                f"pixel_shape: {self.pixel_shape!r} was given, expected: {', '.join(_SHAPES)}"
+                f"pixel_shape: expected one of {', '.join(_SHAPES)}, got {self.pixel_shape!r}"
             )
         for option in fields(self):
             value = getattr(self, option.name)
@@ -149,18 +149,18 @@ class MuonImageSimulation:
             if isinstance(value, bool) != (option.type == "bool") or (
                 option.type == "int" and not isinstance(value, int)
             ):
-                raise ConfigError(f"{option.name}: {value!r} was given, expected: {option.type}")
+                raise ConfigError(f"{option.name}: expected {option.type}, got {value!r}")
             low, high = _RANGES.get(option.name, (0, 1))
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise ConfigError(
-                    f"{option.name}: {value!r} was given, expected: between {low:g} and {high:g}"
+                    f"{option.name}: expected a value between {low:g} and {high:g}, got {value!r}"
                 )
         for what in ("radius_deg", "impact_m"):
             if getattr(self, f"min_{what}") > getattr(self, f"max_{what}"):
                 raise ConfigError(f"min_{what} is larger than max_{what}")
         if self.pedestal_pe**2 < self.night_sky_pe * (1.0 + self.spe_width**2):
             raise ConfigError(
-                f"pedestal_pe: {self.pedestal_pe:g} was given, but the night sky alone makes"
+                f"pedestal_pe: got {self.pedestal_pe:g}, but the night sky alone makes"
                 f" {math.sqrt(self.night_sky_pe * (1.0 + self.spe_width**2)):.3g}"
             )
 
@@ -184,7 +184,7 @@ class Focal(NamedTuple):
 
 
 def pixels_of(n_pixels: int, pitch: float, shape: str, gap: float) -> tuple[Vector, Vector, Vector]:
-    """Give a round camera: x, y and area of its pixels.
+    """Return a round camera: x, y and area of its pixels.
 
     Parameters
     ----------

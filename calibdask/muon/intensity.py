@@ -166,7 +166,7 @@ def _half_chord(q: float, radius: float) -> float:
 def chord(
     q: float, c: float, distance: float, radius: float, step: float
 ) -> tuple[float, float, float]:
-    """Give the path of light across a circle, seen from the impact of a muon, and its derivatives.
+    """Return the chord of the mirror seen from the impact of a muon, and its derivatives.
 
     With h = √(A² - q²) it is h + c from an impact inside of the circle of radius A, and 2h if c > 0
     from one outside (Vacanti et al. 1994, eq. 6 and 7).
@@ -202,7 +202,7 @@ def chord(
 
 @compiled
 def profile_points(radius: float, optics: Optics) -> int:
-    """Give the number of points around a ring, as ctapipe's `create_profile` has them."""
+    """Return the number of points around a ring, as ctapipe's `create_profile` has them."""
     n_pixels = int(2.0 * math.pi * radius / optics.pixel_width_rad)
     return n_pixels * int(optics.oversampling)
 
@@ -211,7 +211,7 @@ def profile_points(radius: float, optics: Optics) -> int:
 def _paths(
     impact_x: float, impact_y: float, n: int, delta: float, optics: Optics, smoothing: float
 ) -> Vector:
-    """Give the path of light on the mirror at n azimuths from -π on: P, ∂P/∂x, ∂P/∂y, (3, n)."""
+    """Return the path of light on the mirror at n azimuths from -π on: P, ∂P/∂x, ∂P/∂y, (3, n)."""
     distance = math.hypot(impact_x, impact_y)
     # A point moves across the edge of a circle by a square root, and the likelihood has a cusp
     # there. The mean of the derivative over the spacing of the points knows no cusps.
@@ -236,7 +236,7 @@ def _paths(
 
 @compiled
 def _profile(parameters: Vector, n: int, optics: Optics, smoothing: float) -> Vector:
-    """Give the path of light against azimuth, smoothed: P, ∂P/∂x, ∂P/∂y and ∂P/∂(variance), (n, 4).
+    """Return the smoothed chord by azimuth: P, ∂P/∂x, ∂P/∂y and ∂P/∂(variance), (n, 4).
 
     It is smoothed by a Gaussian whose variance is that of the blur and of a pixel along the ring,
     less that of the spline between the points (`_expected`). In ctapipe's form (`create_profile`)
@@ -289,7 +289,7 @@ def _profile(parameters: Vector, n: int, optics: Optics, smoothing: float) -> Ve
 
 @compiled
 def _variance(parameters: Vector, n: int, optics: Optics) -> tuple[float, bool]:
-    """Give the variance in azimuth by which the profile is smoothed, besides the spline's.
+    """Return the variance in azimuth by which the profile is smoothed, besides the spline's.
 
     And tell whether it is the least, half the spacing squared: points show no narrower Gaussian.
     """
@@ -301,7 +301,7 @@ def _variance(parameters: Vector, n: int, optics: Optics) -> tuple[float, bool]:
 
 @compiled
 def _photons(radius: float, optics: Optics) -> float:
-    """Give the photons in a pixel on the ring per m of path.
+    """Return the photons in a pixel on the ring per m of path.
 
     Cherenkov light of a charge e per unit of path and azimuth is α/(2π) sin(2θ) (1/λ₁ - 1/λ₂)
     after the projection of the mirror (Vacanti et al. 1994; the 2π cancel out).
@@ -321,7 +321,7 @@ def _expected(
     n_free: int,
     d: Vector,
 ) -> float:
-    """Give the expected charge of a pixel, and write its first `n_free` derivatives into `d`.
+    """Return the expected charge of a pixel, and write its first `n_free` derivatives into `d`.
 
     Between the points of the profile runs a quadratic spline, so that the derivatives by the centre
     have no jumps; in ctapipe's form a straight line.
@@ -417,7 +417,7 @@ def likelihood(
     smoothing: float,
     poisson: float,
 ) -> tuple[float, Vector, Vector]:
-    """Give the negative log-likelihood of a ring, its gradient and the information matrix.
+    """Return the negative log-likelihood of a ring, its gradient and the information matrix.
 
     A charge s has the variance V = σ² + μ (1 + σ₁²) about the prediction μ, with the pedestal σ and
     the width σ₁ of one photoelectron. The Gaussian approximation of its likelihood is
@@ -497,7 +497,7 @@ def likelihood(
 def predict(
     parameters: Vector, distance: Vector, azimuth: Vector, n_points: int, optics: Optics
 ) -> Vector:
-    """Give the predicted image of a ring.
+    """Return the predicted image of a ring.
 
     Parameters
     ----------
@@ -524,7 +524,7 @@ def predict(
 def misfit(
     fit: Fit, x: Vector, y: Vector, charge: Vector, optics: Optics, n_free: int, pedestal: float
 ) -> float:
-    """Give χ² over degrees of freedom of the charges about what a fit expects.
+    """Return χ² over degrees of freedom of the charges about what a fit expects.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class CellState:
         return bool(self.arrays["done"])
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the arrays."""
+        """Return the arrays."""
         return dict(self.arrays)
 
     @classmethod
@@ -152,7 +152,7 @@ def throughput_tables(
     *,
     from_images: bool,
 ) -> dict[str, QTable]:
-    """Give the trends, the throughputs of each telescope, and the residuals.
+    """Return the trends, the throughputs of each telescope, and the residuals.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ def psf_tables(
     *,
     from_images: bool,
 ) -> dict[str, QTable]:
-    """Give the lines of all telescopes, those of each, and the points.
+    """Return the lines of all telescopes, those of each, and the points.
 
     Parameters
     ----------

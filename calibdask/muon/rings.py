@@ -318,7 +318,7 @@ class _Cuts(NamedTuple):
 
 
 def optics_of(camera: _Camera, options: RingOptions) -> Optics:
-    """Give what the model must know of a telescope."""
+    """Return what the model must know of a telescope."""
     shape, width = _SHAPES[camera.pixel_shape], float(camera.pixel_width_rad[0])
     if options.of_ctapipe:
         across, along = width, width * shape.factor_of_ctapipe
@@ -420,7 +420,7 @@ def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.
 def predicted_image(
     camera: _Camera, options: RingOptions, ring: Mapping[str, Any]
 ) -> NDArray[np.float64]:
-    """Give the image that the model predicts for a fitted ring.
+    """Return the image that the model predicts for a fitted ring.
 
     Parameters
     ----------
@@ -462,7 +462,7 @@ def predicted_image(
 
 
 def _nothing() -> Vector:
-    """Give a row of an image without a ring."""
+    """Return a row of an image without a ring."""
     row = np.full(_N_RING + _N_LIGHT + _N_EFFICIENCY, np.nan)
     row[_N_RING + 6] = -1.0  # n_pixels_in_ring
     # is_valid, parameters_at_limit, n_iterations, n_starts, n_saturated_pixels

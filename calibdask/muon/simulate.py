@@ -229,11 +229,11 @@ class MuonSimulation:
             if isinstance(value, bool) != (option.type == "bool") or (
                 option.type == "int" and not isinstance(value, int)
             ):
-                raise ConfigError(f"{option.name}: {value!r} was given, expected: {option.type}")
+                raise ConfigError(f"{option.name}: expected {option.type}, got {value!r}")
             low, high = _RANGES.get(option.name, (0, 1))
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise ConfigError(
-                    f"{option.name}: {value!r} was given, expected: between {low:g} and {high:g}"
+                    f"{option.name}: expected a value between {low:g} and {high:g}, got {value!r}"
                 )
 
     @property
@@ -267,7 +267,7 @@ def true_efficiency(
 
 
 def describe_telescopes(options: MuonSimulation) -> list[TelescopeDescription]:
-    """Give the telescopes of the layout; the cameras are invented."""
+    """Return the telescopes of the layout; the cameras are invented."""
     from calibdask.io.dl1 import OpticsDescription, TelescopeDescription, square_camera
 
     known = options.effective_focal_length
@@ -287,7 +287,7 @@ def describe_telescopes(options: MuonSimulation) -> list[TelescopeDescription]:
 
 
 def ring_columns(n_rows: int, **given: ArrayLike) -> Columns:
-    """Give all columns of ctapipe's muon table; those not given as for an image without a ring.
+    """Return all columns of ctapipe's muon table; those not given as for an image without a ring.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ _UNITS: Final = {
 
 
 def describe_camera(tel_id: int, options: MuonImageSimulation) -> Camera:
-    """Give a telescope like an LST: a mirror of 387 m², pixels every 0.1°."""
+    """Return a telescope like an LST: a mirror of 387 m², pixels every 0.1°."""
     from calibdask.io.images import Camera
 
     optics = (1, _MIRROR_AREA_M2, _FOCAL_LENGTH_M)

@@ -1,6 +1,6 @@
 """Summaries of muon rings: what is merged, and what each stage makes of the rings of a cell.
 
-Values are summed in whole numbers (`calibdask.stats.exact`), so every summary has the same bits
+Values are summed in integers (`calibdask.stats.exact`), so every summary has the same bits
 however the rings were cut into shards, and a ring at a clipping bound falls on one side of it.
 """
 
@@ -128,7 +128,7 @@ class Gallery:
 
     @classmethod
     def identity(cls, limit: int = 0) -> Self:
-        """Give one without images."""
+        """Return one without images."""
         return cls(
             limit,
             np.empty((0, 3), np.int64),
@@ -210,7 +210,7 @@ class RingSummary:
 
     @classmethod
     def identity(cls) -> Self:
-        """Give one without rings."""
+        """Return one without rings."""
         return cls(
             ExactMoments.identity(1),
             np.full(2, _LATEST),
@@ -284,7 +284,7 @@ class ChunkKeys:
 
     @classmethod
     def identity(cls) -> Self:
-        """Give one without rings."""
+        """Return one without rings."""
         return cls(np.empty((0, 3), np.int64), Gallery.identity())
 
     @classmethod
@@ -343,7 +343,7 @@ class EfficiencySummary:
 
     @classmethod
     def identity(cls) -> Self:
-        """Give one without rings."""
+        """Return one without rings."""
         profiles = {name: ExactMoments.identity(0) for name in PROFILES}
         return cls(
             0,
@@ -442,7 +442,7 @@ class EfficiencySummary:
         )
 
     def over(self, first: int, stop: int) -> Self:
-        """Give the same over a larger range of chunks, of which the others have no ring."""
+        """Return the same over a larger range of chunks, of which the others have no ring."""
         before, after = self.first - first, stop - self.first - len(self.n_all)
         if not before and not after:
             return self

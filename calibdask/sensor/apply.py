@@ -52,7 +52,7 @@ class Term:
     bad: NDArray[np.bool_] | None = None
 
     def rows(self, first: int, stop: int) -> Term:
-        """Give some rows of it."""
+        """Return some rows of it."""
         bad = None if self.bad is None else self.bad[first:stop]
         return Term(_rows(self.value, first, stop), _rows(self.error, first, stop), bad)
 
@@ -103,7 +103,7 @@ class Corrections:
         return "DN" if self.gain is None else "electron"
 
     def rows(self, first: int, stop: int) -> Corrections:
-        """Give some rows of all maps."""
+        """Return some rows of all maps."""
         terms = (self.bias, self.iso_factor, self.dark, self.flat, self.gain)
         bias, iso_factor, dark, flat, gain = (
             None if one is None else one.rows(first, stop) for one in terms

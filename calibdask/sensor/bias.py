@@ -50,7 +50,7 @@ def bias_flags(tile: TileStacks, pixels: Pixels, n_sigma: float) -> NDArray[np.u
 def noise_flags(
     tile: TileStacks, pixels: Pixels, n_sigma: float
 ) -> tuple[Floats, Floats, NDArray[np.uint16]]:
-    """Give read noise, its error, and flags where it is no good or far above the median."""
+    """Return read noise, its error, and flags where it is no good or far above the median."""
     noise, error, undersampled = read_noise(pixels.variance, pixels.n, tile.sensor.step_dn)
     mask = pixels.mask()
     mask[undersampled] |= PixelFlag.UNDERSAMPLED.bit
@@ -156,7 +156,7 @@ class _FromBiasFrames(MapCalibration):
         return {schema.path: build(schema, self._sensor, result["rows"])}
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import bias_sections
 
         return bias_sections(result, tables)

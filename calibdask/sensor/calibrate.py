@@ -87,7 +87,7 @@ class CalibratedFrames:
         return type(self)(joined, shown)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the columns, and what is shown."""
+        """Return the columns, and what is shown."""
         return {**self.columns, **{f"{_SHOWN}{name}": one for name, one in self.shown.items()}}
 
     @classmethod
@@ -210,7 +210,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
     def _dark_temperature(
         self, maps: ProductMaps, setting: Setting, temperature_c: float | None
     ) -> float | None:
-        """Give the temperature of the dark current that is subtracted at a temperature."""
+        """Return the temperature of the dark current that is subtracted at a temperature."""
         if any(name == "iso" for name, _ in self.products) and _is_normalised(maps, "dark_current"):
             return maps.about("dark_current").get("temperature_c")
         series = _series(maps, "dark_current")
@@ -247,7 +247,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
                     )
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give what calibrated frames depend on."""
+        """Return what calibrated frames depend on."""
         return {
             **super().map_config(),
             "products": [list(one) for one in self.product_digests],
@@ -257,7 +257,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
     # -- map --------------------------------------------------------------------------------------
 
     def read(self, shard: Shard) -> Batch:
-        """Give the frames of a shard and the maps to correct them with."""
+        """Return the frames of a shard and the maps to correct them with."""
         stream = self.frames_of(replace(shard, part=shard.part[:3]))
         corrections = {}
         for _, frame in stream.frames:
@@ -321,16 +321,16 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
     # -- products ---------------------------------------------------------------------------------
 
     def fit(self, stage: int, cell: Cell, total: CalibratedFrames, given: Values | None) -> Values:
-        """Give the rows: there is nothing to fit."""
+        """Return the rows: there is nothing to fit."""
         del stage, cell, given
         return Values(total.to_arrays())
 
     def combine(self, states: Mapping[Cell, Values]) -> CalibratedFrames:
-        """Give the rows of all frames, and the one that is shown."""
+        """Return the rows of all frames, and the one that is shown."""
         return CalibratedFrames.from_arrays(states[ALL].arrays)
 
     def tables(self, result: CalibratedFrames) -> Mapping[str, QTable]:
-        """Give one row for each frame."""
+        """Return one row for each frame."""
         rows = self._rows(result.columns)
         return {CALIBRATED.path: build(CALIBRATED, self._sensor, rows)}
 
@@ -422,7 +422,7 @@ class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
         writer(path, header, parts)
 
     def report(self, result: CalibratedFrames, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import calibrated_sections
 
         frame = self._frames_by_name[self._shown_frame][1]
@@ -451,7 +451,7 @@ def _clipping(
 
 
 def _metadata(info: FrameInfo) -> Iterator[tuple[str, str]]:
-    """Give what a calibrated frame depends on and its file may not tell: it is in the address."""
+    """Return what a calibrated frame depends on and its file may not tell: it is in the address."""
     if info.iso is not None:
         yield "iso", str(info.iso)
     if info.exposure_s is not None:

@@ -197,7 +197,7 @@ class FrameStream:
         self.n_read = 0
 
     def __iter__(self) -> Iterator[tuple[str, int, NDArray[Any]]]:
-        """Give label of the stack, name and values of each frame.
+        """Return label of the stack, name and values of each frame.
 
         Raises
         ------
@@ -588,7 +588,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         return found
 
     def given_tables(self, product: str) -> Mapping[str, Mapping[str, NDArray[Any]]]:
-        """Give the tables of another calibration by their path; none where it is not configured."""
+        """Return the tables of another calibration by path; none where not configured."""
         return self.product_tables.get(product, {})
 
     @cached_property
@@ -678,7 +678,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         return int(merged), int(merged * self.state_ratio)
 
     def map_config(self) -> Mapping[str, Any]:
-        """Give options, and what is stated about the sensor."""
+        """Return options, and what is stated about the sensor."""
         stated = None if self.sensor is None else self.sensor.saturation_dn
         lit_areas = () if self.sensor is None else self.sensor.lit_areas
         return {
@@ -688,7 +688,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         }
 
     def fit_config(self) -> Mapping[str, Any]:
-        """Give options, other products and what is stated about the sensor."""
+        """Return options, other products and what is stated about the sensor."""
         sensor = self.sensor
         return {
             **super().fit_config(),
@@ -787,17 +787,17 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
         return maps
 
     def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give the attributes of a map: units, long_name, ..."""
+        """Return the attributes of a map: units, long_name, ..."""
         del name
         return {}
 
     def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
-        """Give the attributes of groups of maps."""
+        """Return the attributes of groups of maps."""
         del result
         return {}
 
     def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
-        """Give small arrays to be written beside the maps."""
+        """Return small arrays to be written beside the maps."""
         del result
         return {}
 
@@ -883,7 +883,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
     # -- fit --------------------------------------------------------------------------------------
 
     def fit(self, stage: int, cell: Cell, total: StackSummary, given: TileFit | None) -> TileFit:
-        """Give bounds for another pass, or fit the tile."""
+        """Return bounds for another pass, or fit the tile."""
         del given
         sigma = self.stacks.clip_sigma
         if sigma is not None and stage < self.stacks.clip_iterations:
@@ -934,7 +934,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
         return told
 
     def _found(self, states: Mapping[Cell, TileFit]) -> tuple[int | None, int]:
-        """Give saturation and step that the fits went by."""
+        """Return saturation and step that the fits went by."""
         known = [cell for cell in self.cells if cell in states]
         top, step = states[known[0]].facts[_LEVELS].tolist() if known else (0, 1)
         return int(top) or None, int(step)
@@ -1024,7 +1024,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
             write_rows(path, name, 0, one.values)
 
     def finished(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
-        """Give the maps of one tile as they are written: masks say where no light falls."""
+        """Return the maps of one tile as they are written: masks say where no light falls."""
         dark = ~self._sensor.lit(*_tile_of(cell))
         border = PixelFlag.BORDER.bit
         return {
@@ -1098,7 +1098,7 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _untyped(value: Any) -> Any:
-    """Give what JSON made a list of as it was."""
+    """Return what JSON made a list of as it was."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -27,12 +27,12 @@ __all__ = ["LEAST_FRAMES", "clip_bounds", "trimmed_variance_factor"]
 LEAST_FRAMES = 5
 """With fewer values nothing is clipped: too little is left to tell what is usual."""
 
-_QUANTISATION = 1 / 12  # variance of rounding to whole numbers (DN^2)
+_QUANTISATION = 1 / 12  # variance of rounding to integers (DN^2)
 
 
 @lru_cache(maxsize=4096)
 def trimmed_variance_factor(n: int) -> float:
-    """Give what is left of the variance of normal noise without the two extremes of n values.
+    """Return what is left of the variance of normal noise without the two extremes of n values.
 
     With order statistics Z_1 <= ... <= Z_n of the standard normal distribution (David & Nagaraja
     2003, eqs. 2.1.6 and 2.2.1), and because each has covariance 1 with the sum of all::
@@ -73,7 +73,7 @@ def _reach(n: int, n_sigma: float) -> float:
 
 
 def clip_bounds(stack: Stack, n_sigma: float, step_dn: int = 1) -> Bounds:
-    """Give the bounds of what to keep of each pixel.
+    """Return the bounds of what to keep of each pixel.
 
     Parameters
     ----------

@@ -448,7 +448,7 @@ class FrameRow(Section):
     )
 
     def values(self) -> dict[str, object]:
-        """Give what it says, without the path."""
+        """Return what it says, without the path."""
         return {name: getattr(self, name) for name in type(self).model_fields if name != "path"}
 
 
@@ -663,5 +663,5 @@ SECTIONS: Mapping[str, type[Section]] = {
 
 
 def sections_of(main: type[Section]) -> Mapping[str, type[Section]]:
-    """Give the sections of a job: its own, and those that all have."""
+    """Return the sections of a job: its own, and those that all have."""
     return {main.__name__: main, "Frames": Frames, "Stacks": Stacks}

@@ -216,7 +216,7 @@ class DarkCurrent(MapCalibration):
 
     @staticmethod
     def _reference_temperature(series: Mapping[tuple[Setting, float], Series]) -> float:
-        """Give the temperature with most frames; of equals the lowest."""
+        """Return the temperature with most frames; of equals the lowest."""
         frames: dict[float, int] = {}
         for (_, temperature), one in series.items():
             n = sum(len(pixels.frame_means) for pixels in one.values())
@@ -367,7 +367,7 @@ class DarkCurrent(MapCalibration):
         return about
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import dark_sections
 
         return dark_sections(result, tables)

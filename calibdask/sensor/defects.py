@@ -137,7 +137,7 @@ class Defects(MapCalibration):
         }
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the counts, and the list of pixels."""
+        """Return the counts, and the list of pixels."""
         listed = [
             {
                 "row": int(row),
@@ -154,7 +154,7 @@ class Defects(MapCalibration):
         return tables
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import defect_sections
 
         return defect_sections(result, tables)

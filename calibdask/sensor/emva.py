@@ -144,7 +144,7 @@ class Emva1288(MapCalibration):
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import emva_sections
 
         return emva_sections(result, tables)

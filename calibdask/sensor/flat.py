@@ -101,7 +101,7 @@ def light_of(tile: TileStacks, near_saturation: float) -> Light | None:
 
 
 def _steady_variance(pixels: Pixels, signal: Floats, tile: TileStacks) -> Floats:
-    """Give the variance of the pixels' means, without what flicker adds to all of them alike.
+    """Return the variance of the pixels' means, without what flicker adds to all of them alike.
 
     That moves the signal as a whole, which a relative response does not hold. Where it shows, a
     pixel's own variance has too much of it to tell the rest: then it is that of its neighbours.
@@ -298,7 +298,7 @@ class FlatField(MapCalibration):
         }
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give the monitoring table, and the parameters of the radial model."""
+        """Return the monitoring table, and the parameters of the radial model."""
         model = result["model"]
         errors = np.sqrt(np.diag(model.covariance))
         names = [f"k{i}" for i in range(len(model.coefficients))] + ["centre_x", "centre_y"]
@@ -313,7 +313,7 @@ class FlatField(MapCalibration):
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import flat_sections
 
         return flat_sections(result, tables)
@@ -328,7 +328,7 @@ class FlatField(MapCalibration):
 
 
 def _reach(model: Any, block: int) -> float:
-    """Give the squared radius up to which the model holds: a block beyond the last one fitted."""
+    """Return the squared radius up to which the model holds: a block beyond the last one fitted."""
     height, width = model.shape
     far_x = max(model.centre[0], 1 - model.centre[0]) * width
     far_y = max(model.centre[1], 1 - model.centre[1]) * height

@@ -398,7 +398,7 @@ class Gain(MapCalibration):
         return {schema.path: build(schema, self._sensor, one) for schema, one in rows.items()}
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import gain_sections
 
         return gain_sections(result, tables)
@@ -481,17 +481,17 @@ class _Curve:
         self.order = np.argsort(self.signal, kind="stable")
 
     def all_levels(self) -> tuple[Floats, Floats, Floats]:
-        """Give signal, variance and its error of all pixels, by rising signal."""
+        """Return signal, variance and its error of all pixels, by rising signal."""
         order = self.order[self.n[self.order] > 0]
         return self.signal[order], self.variance[order], self.error[order]
 
     def used_levels(self) -> tuple[Floats, Floats, Floats]:
-        """Give signal, variance and its error of what the fit may use, by rising signal."""
+        """Return signal, variance and its error of what the fit may use, by rising signal."""
         order = self.order[self.used[self.order]]
         return self.signal_used[order], self.variance_used[order], self.error_used[order]
 
     def points(self) -> list[dict[str, Any]]:
-        """Give the points for a table and a figure."""
+        """Return the points for a table and a figure."""
         return [
             {
                 "signal_dn": self.signal[i],

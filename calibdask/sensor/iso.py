@@ -208,7 +208,7 @@ class IsoNormalisation(MapCalibration):
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import iso_sections
 
         return iso_sections(result, tables)

@@ -83,7 +83,7 @@ class IsoTable:
         )
 
     def __call__(self, iso: int) -> tuple[float, float]:
-        """Give the factor of an ISO speed and its standard error."""
+        """Return the factor of an ISO speed and its standard error."""
         (measured,) = np.nonzero(self.iso == iso)
         if len(measured):
             return float(self.factor[measured[0]]), float(self.factor_error[measured[0]])

@@ -38,7 +38,7 @@ class MapCalibration(StackCalibration):
         return IsoTable.from_tables(tables) if tables else None
 
     def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
+        """Return units and meaning of a map."""
         last = name.rpartition("/")[2]
         if last.endswith("mask"):
             return PixelFlag.attributes()

@@ -382,7 +382,7 @@ def _stack_moments(
 def stack_moments(
     stack: NDArray[Any], *, ddof: int = 1, dtype: type[np.floating[Any]] = np.float32
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Give mean and variance over the frames of a stack in memory.
+    """Return mean and variance over the frames of a stack in memory.
 
     Nothing but the two results is allocated: the sums live in the cache, tile by tile.
 

@@ -470,7 +470,7 @@ def _level(info: FrameInfo) -> str:
 
 
 def _exposures(infos: Sequence[FrameInfo], tolerance: float) -> list[float | None]:
-    """Give the exposure of each frame's stack: exposures within the tolerance are one."""
+    """Return the exposure of each frame's stack: exposures within the tolerance are one."""
     result: list[float | None] = [None] * len(infos)
     alike: dict[tuple[str, Setting], list[int]] = {}
     for place, info in enumerate(infos):

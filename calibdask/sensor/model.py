@@ -63,7 +63,7 @@ BOLTZMANN_EV = 8.617333262e-5
 def variance_of_variance(
     variance: Floats, n: ArrayLike, gain: ArrayLike = 0.0, signal: ArrayLike = 0.0
 ) -> Floats:
-    """Give the variance of an unbiased sample variance.
+    """Return the variance of an unbiased sample variance.
 
     Var(s^2) = 2 sigma^4/(n - 1) + kappa_4/n (Kenney & Keeping 1951, eq. 7.20), where the fourth
     cumulant of Poisson electrons seen through a gain K is K^4 N = K^3 S and that of Gaussian noise
@@ -112,7 +112,7 @@ def robust_centre(values: Floats, good: Mask) -> tuple[float, float]:
 
 
 def chi2_probability(chi2: ArrayLike, ndf: ArrayLike) -> Floats:
-    """Give the probability of a chi2 at least this large; NaN without degrees of freedom."""
+    """Return the probability of a chi2 at least this large; NaN without degrees of freedom."""
     from scipy.special import gammaincc
 
     ndf = np.asarray(ndf, np.float64)
@@ -121,7 +121,7 @@ def chi2_probability(chi2: ArrayLike, ndf: ArrayLike) -> Floats:
 
 
 def variance_fit_probability(chi2: ArrayLike, ndf: ArrayLike, n: ArrayLike) -> Floats:
-    """Give the probability of a chi2 at least this large for a fit to sample variances.
+    """Return the probability of a chi2 at least this large for a fit to sample variances.
 
     The squared pull of a variance of n frames has itself the variance 2 + 12/(n - 1), not 2, so
     chi2 is taken as a scaled chi2 of fewer degrees of freedom with equal mean and variance
@@ -254,7 +254,7 @@ def read_noise(
 
 
 def _spread_of_deviation(n: NDArray[Any]) -> Floats:
-    """Give the rms of (s - sigma)/(s/sqrt(2 nu)), nu = n - 1, for normal noise.
+    """Return the rms of (s - sigma)/(s/sqrt(2 nu)), nu = n - 1, for normal noise.
 
     The usual error of a standard deviation s goes with s itself, so that one that is low by chance
     has a small error, too. With s^2 = sigma^2 chi2_nu/nu, E[sigma/s] = sqrt(nu/2)
@@ -345,7 +345,7 @@ class IsoCurve:
     bic_knee: float
 
     def __call__(self, iso: ArrayLike) -> tuple[Floats, Floats]:
-        """Give the relative signal at ISO speeds, and its standard error."""
+        """Return the relative signal at ISO speeds, and its standard error."""
         iso = np.asarray(iso, np.float64)
         step = np.minimum(iso, self.knee) - self.iso_min
         beyond = iso > self.knee
@@ -508,7 +508,7 @@ class DarkCurrent:
     freedom: Floats
 
     def p_value(self) -> Floats:
-        """Give the probability of a chi2 at least this large; NaN with fewer than three points.
+        """Return the probability of a chi2 at least this large; NaN with fewer than three points.
 
         Both the line's residuals and the noise that scales them are from the same few frames, so
         that their ratio follows Fisher's F.

@@ -148,7 +148,7 @@ def overview(
 def _channel_moments(
     channel: NDArray[np.int8], filled: NDArray[np.float64], good: NDArray[np.bool_]
 ) -> Moments:
-    """Give the moments of each channel; the four places of the filter pattern one by one."""
+    """Return the moments of each channel; the four places of the filter pattern one by one."""
     total = Moments.identity(N_CHANNELS)
     for place in np.ndindex(*np.minimum(channel.shape, 2)):
         here = tuple(slice(one, None, 2) for one in place)

@@ -148,7 +148,7 @@ def gather[K](
             variance,
             stack.n.astype(np.int64),
             saturated,
-            # Only whole numbers end at zero.
+            # Only integers end at zero.
             (stack.minimum == 0) if stack.minimum.dtype.kind == "u" else np.zeros(mean.shape, bool),
             stuck,
             stack.frames.frame_sum / max(float(np.count_nonzero(tile.lit)), 1.0),
@@ -167,7 +167,7 @@ def saturated_in(stack: Stack, sensor: SensorFacts) -> Mask:
 
 
 def saturation_dn(sensor: SensorFacts) -> int | None:
-    """Give the value at which pixels saturate: as stated, or the converter's largest."""
+    """Return the value at which pixels saturate: as stated, or the converter's largest."""
     if sensor.saturation_dn is None and sensor.bit_depth is not None:
         return int(2**sensor.bit_depth - 1)
     return sensor.saturation_dn
@@ -195,7 +195,7 @@ class BiasLevel:
 
 
 def bias_level(tile: TileStacks, setting: Setting) -> BiasLevel:
-    """Give the best bias there is for a setting of the camera: see `BIAS_SOURCES`.
+    """Return the best bias there is for a setting of the camera: see `BIAS_SOURCES`.
 
     Another ISO speed's bias leaves fixed pattern behind (a peer that uses the lowest ISO's bias at
     all of them keeps 7 DN rms at ISO 1600 in its own simulation), so results say when it was used.

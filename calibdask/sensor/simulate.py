@@ -128,7 +128,7 @@ def simulate_sensor(
 
 
 def _name(options: SensorSimulation, spec: FrameSpec) -> Path:
-    """Give a frame's place in the output."""
+    """Return a frame's place in the output."""
     if spec.kind.startswith("emva"):
         kind = spec.kind.removeprefix("emva_")
         return Path("emva1288", "images", f"{kind}_{spec.stack:03}_{spec.index:03}.png")
@@ -194,7 +194,7 @@ def _write_camera(output: Path, options: SensorSimulation) -> list[Path]:
 
 
 def _channel_index(pattern: str) -> list[int]:
-    """Give LibRaw's colour indices of a pattern: R 0, G beside R 1, B 2, G beside B 3."""
+    """Return LibRaw's colour indices of a pattern: R 0, G beside R 1, B 2, G beside B 3."""
     rows = pattern[:2], pattern[2:]
     return [{"R": 0, "B": 2}.get(colour, 1 if "R" in row else 3) for row in rows for colour in row]
 

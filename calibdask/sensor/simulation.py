@@ -334,12 +334,12 @@ class SensorSimulation:
         )
 
     def amplification(self, iso: int) -> float:
-        """Give g: the signal at an ISO speed over that at the lowest one."""
+        """Return g: the signal at an ISO speed over that at the lowest one."""
         knee = self.isos[-1] if self.iso_knee is None else self.iso_knee
         return min(iso, knee) / min(self.isos[0], knee)
 
     def saturation_e(self, iso: int) -> float:
-        """Give the electrons at which a mean pixel saturates."""
+        """Return the electrons at which a mean pixel saturates."""
         swing_dn = self.white_level - max(self.black_level)
         return min(self.full_well_e, swing_dn / (self.amplification(iso) * self.gain_dn_e))
 
@@ -397,22 +397,22 @@ class SensorTruth:
     scene_e: Map
 
     def bias_dn(self, iso: int) -> Map:
-        """Give the mean of a frame without light and exposure, before it is digitised."""
+        """Return the mean of a frame without light and exposure, before it is digitised."""
         return self.black_dn + self.options.amplification(iso) * self.fpn_dn
 
     def read_noise_dn(self, iso: int, rows: slice = slice(None)) -> Map:
-        """Give the standard deviation of such a frame; digitising adds 1/12 DN^2 in the square."""
+        """Return the standard deviation of such a frame, with that of digitisation (1/12 DN^2)."""
         before = self.gain_dn_e[rows] * self.read_noise_e[rows]
         before *= self.options.amplification(iso)
         noise: Map = np.hypot(before, self.options.read_noise_dn)
         return noise
 
     def warmth(self, temperature_c: float) -> float:
-        """Give the dark current at a temperature over that at 20 degrees Celsius."""
+        """Return the dark current at a temperature over that at 20 degrees Celsius."""
         return float(2.0 ** ((temperature_c - _REFERENCE_C) / self.options.dark_doubling_c))
 
     def maps(self) -> dict[str, NDArray[Any]]:
-        """Give the maps by name, as they are written: with 7 digits."""
+        """Return the maps by name, as they are written: with 7 digits."""
         maps = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "options"}
         return {
             name: values.astype(np.float32) if values.dtype == float else values
@@ -470,7 +470,7 @@ def _vignetting(options: SensorSimulation) -> Map:
 
 
 def _scene(options: SensorSimulation) -> Map:
-    """Give a smooth scene with bars of several widths, from 5 to 70 % of saturation."""
+    """Return a smooth scene with bars of several widths, from 5 to 70 % of saturation."""
     y, x = np.mgrid[0 : options.rows, 0 : options.columns]
     across, down = x / options.columns, y / options.rows
     scene: Map = 0.3 + 0.2 * np.cos(3 * across) * np.sin(2 * down + 0.5)
@@ -528,7 +528,7 @@ class FrameSpec:
         return zlib.crc32(text.encode())
 
     def photons(self, options: SensorSimulation) -> float | None:
-        """Give the photons of a frame of the EMVA 1288 series; None for others."""
+        """Return the photons of a frame of the EMVA 1288 series; None for others."""
         if not self.kind.startswith("emva"):
             return None
         return self.light_e / options.quantum_efficiency
@@ -680,7 +680,7 @@ def _expose_band(
 
 
 def _cosmic_rays(options: SensorSimulation, spec: FrameSpec) -> tuple[NDArray[Any], ...]:
-    """Give rows, columns and electrons of the hits of one frame."""
+    """Return rows, columns and electrons of the hits of one frame."""
     rng = _stream(options, _COSMIC, spec.stream_key, spec.index)
     number = rng.poisson(options.cosmic_rays)
     rows = rng.integers(0, options.rows, number)

@@ -94,7 +94,7 @@ class RadialModel:
         return radial_gain(self.radius2(y, x), self.coefficients)
 
     def gain_error(self, y: ArrayLike, x: ArrayLike) -> Floats:
-        """Give the standard error of g, from the covariance of all parameters."""
+        """Return the standard error of g, from the covariance of all parameters."""
         y, x = np.broadcast_arrays(np.asarray(y, np.float64), np.asarray(x, np.float64))
         r2, by_x, by_y = _radius2_slopes(y, x, self.shape, self.centre)
         slope = _radial_slope(r2, self.coefficients)
@@ -200,7 +200,7 @@ def local_response(
 def _block_cells(
     shape: tuple[int, ...], channel: NDArray[Any], block: int
 ) -> tuple[NDArray[Any], int, NDArray[Any], NDArray[Any]]:
-    """Give the block cell of each pixel, the number of cells, and rows and columns."""
+    """Return the block cell of each pixel, the number of cells, and rows and columns."""
     height, width = shape
     rows, columns = np.indices((height, width))
     n_across = -(-width // block)
@@ -209,7 +209,7 @@ def _block_cells(
 
 
 def block_means(values: Floats, good: Mask, channel: NDArray[Any], block: int) -> Floats:
-    """Give each pixel the mean of the good ones of its channel in its block; NaN without any.
+    """Return each pixel the mean of the good ones of its channel in its block; NaN without any.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ def _place(directory: Path, calibration: StackCalibration, name: str) -> Path:
 
 
 def _camera_name(calibration: StackCalibration) -> str:
-    """Give the camera's name as SPECTACLE writes it: from its file beside the frames, if any."""
+    """Return the camera's name as SPECTACLE writes it: from its file beside the frames, if any."""
     path = calibration.plan_frames[0][1][0].source.path
     found = camera_file_of(Path(path))
     if found is not None:

@@ -160,7 +160,7 @@ class StackImages(StackCalibration):
         return tuple(records)
 
     def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Give units and meaning of a map."""
+        """Return units and meaning of a map."""
         return _MAPS[name.rpartition("/")[2]]
 
     def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
@@ -185,7 +185,7 @@ class StackImages(StackCalibration):
         }
 
     def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
-        """Give what is known of each frame, along a dimension of its own."""
+        """Return what is known of each frame, along a dimension of its own."""
         arrays = {}
         for one in result:
             columns = {
@@ -201,7 +201,7 @@ class StackImages(StackCalibration):
         return arrays
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
-        """Give one row for each stack, and one for each frame."""
+        """Return one row for each stack, and one for each frame."""
         stacks: list[dict[str, Any]] = []
         frames: list[dict[str, Any]] = []
         for one in result:
@@ -243,7 +243,7 @@ class StackImages(StackCalibration):
         }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
-        """Give the sections of the HTML report."""
+        """Return the sections of the HTML report."""
         from calibdask.sensor.report import stack_sections
 
         return stack_sections(result, tables)

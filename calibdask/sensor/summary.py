@@ -173,7 +173,7 @@ class PixelSums:
         )
 
     def moments(self, ddof: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Give mean and variance of every pixel; NaN where there are too few values."""
+        """Return mean and variance of every pixel; NaN where there are too few values."""
         mean, variance = np.empty(self.n.size), np.empty(self.n.size)
         sums = (self.n, self.s1, self.s2)
         n, s1, s2 = (np.ascontiguousarray(one).reshape(-1) for one in sums)
@@ -182,11 +182,11 @@ class PixelSums:
         return mean.reshape(self.shape), variance.reshape(self.shape)
 
     def mean(self) -> NDArray[np.float64]:
-        """Give the mean of every pixel; NaN where there is no value."""
+        """Return the mean of every pixel; NaN where there is no value."""
         return self.moments()[0]
 
     def variance(self, ddof: int = 1) -> NDArray[np.float64]:
-        """Give the variance of every pixel; NaN where there are not more than `ddof` values."""
+        """Return the variance of every pixel; NaN where there are not more than `ddof` values."""
         return self.moments(ddof)[1]
 
 
@@ -246,18 +246,18 @@ class PixelMoments:
         )
 
     def moments(self, ddof: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Give mean and variance of every pixel; NaN where there are too few values."""
+        """Return mean and variance of every pixel; NaN where there are too few values."""
         n = self.n.astype(np.int64)
         mean = np.where(n > 0, self.average, np.nan)
         variance = np.where(n > ddof, self.m2 / np.maximum(n - ddof, 1), np.nan)
         return mean, variance
 
     def mean(self) -> NDArray[np.float64]:
-        """Give the mean of every pixel; NaN where there is no value."""
+        """Return the mean of every pixel; NaN where there is no value."""
         return self.moments()[0]
 
     def variance(self, ddof: int = 1) -> NDArray[np.float64]:
-        """Give the variance of every pixel; NaN where there are not more than `ddof` values."""
+        """Return the variance of every pixel; NaN where there are not more than `ddof` values."""
         return self.moments(ddof)[1]
 
 
@@ -299,7 +299,7 @@ class StackSummary:
         return StackSummary(joined)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the arrays, named by place and field; the keys are one of them."""
+        """Return the arrays, named by place and field; the keys are one of them."""
         arrays: dict[str, NDArray[Any]] = {
             "keys": np.array(list(self.stacks), dtype=np.str_).reshape(-1),
             "exact": np.array([isinstance(one, PixelSums) for one in self.stacks.values()], bool),
@@ -426,7 +426,7 @@ class _Sums:
                 clipped += outside.sum(axis=(1, 2), dtype=np.uint32)
 
     def stacks(self, tiles: Sequence[Tile]) -> Iterator[Stack]:
-        """Give the sums of each tile: views, so that nothing is held twice."""
+        """Return the sums of each tile: views, so that nothing is held twice."""
         ids = np.array(self.ids, np.uint64)
         order = np.argsort(ids, kind="stable")
         if (ids[order][1:] == ids[order][:-1]).any():
@@ -442,7 +442,7 @@ class _Sums:
 
 
 def frame_facts(frame: NDArray[Any], areas: Areas = ()) -> NDArray[np.float64]:
-    """Give what is known of a whole frame, or of some areas of it: see `FACTS`."""
+    """Return what is known of a whole frame, or of some areas of it: see `FACTS`."""
     areas = areas or ((0, 0, *frame.shape),)
     facts = np.array([0, np.inf, -np.inf, 0, -np.inf, 0, 0, 0, 0, 0], np.float64)
     if frame.dtype.kind == "u":

@@ -225,7 +225,7 @@ class TileFit:
         return not self.bounds
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the arrays, named by what they are."""
+        """Return the arrays, named by what they are."""
         arrays = {f"map {name}": np.asarray(one) for name, one in self.maps.items()}
         arrays |= {f"fact {json.dumps(key)}": np.asarray(one) for key, one in self.facts.items()}
         for name, one in self.bounds.items():

@@ -31,7 +31,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def cache_directory(package: Path) -> Path:
-    """Give the place where the compiled kernels of a package are kept.
+    """Return the place where the compiled kernels of a package are kept.
 
     It is in the user's own cache directory (``XDG_CACHE_HOME``, else ``~/.cache``). Set
     ``NUMBA_CACHE_DIR`` for a disk of the node's own; it is used in the same way.

@@ -1,4 +1,4 @@
-"""Count, mean and scatter of many groups in whole numbers: the same bits in whatever order.
+"""Count, mean and scatter of many groups in integers: the same bits in whatever order.
 
 A sum of floats depends on the order of its terms, so a value that lies at a clipping bound may fall
 inside or outside of it depending on how the data were cut. Here values are rounded once, to whole
@@ -118,7 +118,7 @@ class ExactMoments:
         return type(self)(self.exponent, pad(self.n), pad(self.s1), pad(self.s2))
 
     def moments(self) -> Moments:
-        """Give n, mean and M2 as floats, each rounded once."""
+        """Return n, mean and M2 as floats, each rounded once."""
         mean, m2 = np.zeros(len(self.n)), np.zeros(len(self.n))
         for i in np.flatnonzero(self.n).tolist():
             n = int(self.n[i])

@@ -115,7 +115,7 @@ def histogram(
 def exact_sums(
     group: NDArray[np.int64], units: NDArray[np.int64], n_groups: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Sum whole numbers and their squares by group, in limbs of 16 bits.
+    """Sum integers and their squares by group, in limbs of 16 bits.
 
     Parameters
     ----------

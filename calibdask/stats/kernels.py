@@ -64,7 +64,7 @@ def histogram(
 def exact_sums(
     group: NDArray[Any], units: NDArray[Any], n_groups: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return sums of whole numbers and of their squares, by limbs of 16 bits."""
+    """Return sums of integers and of their squares, by limbs of 16 bits."""
     n = np.zeros(n_groups, np.int64)
     s1, s2 = np.zeros((n_groups, 3), np.int64), np.zeros((n_groups, 5), np.int64)
     for i in range(len(units)):

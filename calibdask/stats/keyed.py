@@ -47,7 +47,7 @@ def union_keys(
 
 
 def obs_id_array(numbers: Iterable[int]) -> NDArray[np.int64] | NDArray[np.uint64]:
-    """Give observation blocks for the metadata of a product, as uint64 like in the data model.
+    """Return observation blocks for the metadata of a product, as uint64 like in the data model.
 
     Only where one is negative, as ctapipe's -1 for "unknown", they are int64.
     """

@@ -140,7 +140,7 @@ class CoMoments:
     def from_groups(
         cls, group: NDArray[np.integer], x: NDArray[np.float64], y: NDArray[np.float64], n: int
     ) -> Self:
-        """Give the moments of the points of each of n groups, in two passes.
+        """Return the moments of the points of each of n groups, in two passes.
 
         Parameters
         ----------

@@ -46,7 +46,7 @@ class TimeBins:
             raise ValueError(f"a time bin of {self.width_ns} ns")
 
     def index(self, time_ns: ArrayLike) -> NDArray[np.int64]:
-        """Give the number of each time's bin; negative before the epoch.
+        """Return the number of each time's bin; negative before the epoch.
 
         Parameters
         ----------
@@ -62,12 +62,12 @@ class TimeBins:
         return np.where(known, number, NO_TIME)
 
     def edges_ns(self, index: int) -> tuple[int, int]:
-        """Give where bin `index` begins and ends, in ns of TAI since 1970."""
+        """Return where bin `index` begins and ends, in ns of TAI since 1970."""
         start = self.epoch_ns + index * self.width_ns
         return start, start + self.width_ns
 
     def config(self) -> dict[str, int]:
-        """Give what identifies the bins, for the address of what is computed from them."""
+        """Return what identifies the bins, for the address of what is computed from them."""
         return {"width_ns": self.width_ns, "epoch_ns": self.epoch_ns}
 
 

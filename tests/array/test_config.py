@@ -430,12 +430,12 @@ def test_what_is_wrong_with_another_job_stops_none(job: str, tmp_path: Path) -> 
         ),
         ("CalculateAsymmetry: {log_level: INFO}", ["use --log-level on the command line"]),
         ("EventPreprocessor: {features: [a]}", ["leave it out"]),
-        ("EventPreprocessor: {feature_set: dl2_irf}", ["expected is one of 'custom'"]),
+        ("EventPreprocessor: {feature_set: dl2_irf}", ["expected one of 'custom'"]),
         (
             "CalculateAsymmetry: {chunk_size: 0}",
-            ["0 was given, expected is a number of at least 1"],
+            ["expected a number of at least 1, got 0"],
         ),
-        ("CalculateAsymmetry: {chunk_size: 1.5}", ["expected is a whole number"]),
+        ("CalculateAsymmetry: {chunk_size: 1.5}", ["expected an integer"]),
         ("CalculateAsymmetry: {energy_reconstructor: ../x}", ["not the name of a reconstruction"]),
         ("CalculateAsymmetry: {energy_reconstructor: 3}", ["3 is not the name"]),
         (
@@ -449,7 +449,7 @@ def test_what_is_wrong_with_another_job_stops_none(job: str, tmp_path: Path) -> 
         ("CalculateAsymmetry: {event_filters: {min_gammaness: 50}}", ["between 0.0 and 1.0"]),
         (
             "CalculateAsymmetry: {event_filters: {max_distance_asymmetry: 0}}",
-            ["expected is a number above 0"],
+            ["expected a number above 0"],
         ),
         (
             'CalculateAsymmetry: {event_filters: {max_distance_asymmetry: [type, "*", 0.05]}}',
@@ -461,7 +461,7 @@ def test_what_is_wrong_with_another_job_stops_none(job: str, tmp_path: Path) -> 
         ),
         (
             "CalculateImageAsymmetry: {event_filters: {equidistant_event_selection: 0.1}}",
-            ["0.1 was given, expected are two numbers [p0, p1]"],
+            ["expected two numbers [p0, p1], got 0.1"],
         ),
         (
             "CalculateImageAsymmetry: {event_filters: {equidistant_event_selection: [1, 2, 3]}}",
@@ -477,14 +477,14 @@ def test_what_is_wrong_with_another_job_stops_none(job: str, tmp_path: Path) -> 
             ["reference_telescopes.LST: 'one' is not a telescope number such as 5"],
         ),
         ("RelativeThroughputFitter: {reference_telescopes: {LST: 1.0}}", ["1.0 is not a tele"]),
-        ("RelativeThroughputFitter: {reference_telescopes: 1}", ["expected is options"]),
+        ("RelativeThroughputFitter: {reference_telescopes: 1}", ["expected a mapping of options"]),
         (
             "RelativeThroughputFitter: {throughput_normalisation: {LST: 0}}",
-            ["expected is a number above 0"],
+            ["expected a number above 0"],
         ),
         (
             'RelativeThroughputFitter: {throughput_normalisation: {"MST x/Flash": -1}}',
-            ["MST x/Flash: ", "expected is a number above 0"],
+            ["MST x/Flash: ", "expected a number above 0"],
         ),
         (
             "RelativeThroughputFitter: {reference_telescopes: {UNKNOWN: x}}",
@@ -495,8 +495,8 @@ def test_what_is_wrong_with_another_job_stops_none(job: str, tmp_path: Path) -> 
             ["the result is a number"],
         ),
         ("RelativeThroughputFitter: {estimator: logmean}", ["did you mean 'log-mean'?"]),
-        ("RelativeThroughputFitter: {n_min: 1}", ["expected is a number of at least 2"]),
-        ("RelativeThroughputFitter: {clip_sigma: 0}", ["expected is a number above 0"]),
+        ("RelativeThroughputFitter: {n_min: 1}", ["expected a number of at least 2"]),
+        ("RelativeThroughputFitter: {clip_sigma: 0}", ["expected a number above 0"]),
         ("RelativeThroughputFitter: {normalisation: mean}", ["'reference' or 'weighted-mean'"]),
         (
             (

@@ -409,7 +409,7 @@ def test_outliers_in_one_telescope_do_not_draw_it(altered, simulated, tmp_path):
 
 
 def _energies(*values, every=4):
-    """Give the first telescopes of the types energies that nothing measures, in some events."""
+    """Return the first telescopes of the types energies that nothing measures, in some events."""
 
     def change(file):
         for table in file.get_node(ENERGY)._f_iter_nodes("Table"):

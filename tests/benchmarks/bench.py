@@ -87,7 +87,7 @@ class Row:
         return "met" if self.ratio <= self.most else "NOT MET"
 
     def cells(self) -> list[str]:
-        """Give the columns of the table."""
+        """Return the columns of the table."""
         known = not math.isnan(self.ratio)
         return [
             self.name,
@@ -282,7 +282,7 @@ class Bench:
     repeats: int
 
     def simulated(self, n_files: int, n_telescope_events: float) -> list[Path]:
-        """Give files of the mixed array (36 telescopes), made when they are not there yet."""
+        """Return files of the mixed array (36 telescopes), made when they are not there yet."""
         events = max(int(n_telescope_events * self.scale), 100 * n_files)
         source = Path(simulate.__file__).read_bytes()
         version = hashlib.sha256(source).hexdigest()[:8]
@@ -297,7 +297,7 @@ class Bench:
         return sorted(folder.glob("*.h5"))
 
     def folder(self, name: str) -> Path:
-        """Give a new folder to work in."""
+        """Return a new folder to work in."""
         return Path(tempfile.mkdtemp(dir=self.scratch, prefix=f"{name}-"))
 
     def inter_calibration(
@@ -534,12 +534,12 @@ class Bench:
 
 
 def _job(paths: Iterable[Path], output: Path, config: Path = CONFIG) -> Command:
-    """Give the command of the inter-calibration."""
+    """Return the command of the inter-calibration."""
     return [CALIBDASK, "inter-calibration", "-c", config, "-o", output, "-i", *paths]
 
 
 def _off_scale(result: Path, folder: Path) -> float:
-    """Give the largest deviation of a type's scaling factor from the truth, in percent."""
+    """Return the largest deviation of a type's scaling factor from the truth, in percent."""
     true = json.loads((folder / "truth.json").read_text("utf-8"))["throughput"]
     with tables.open_file(result) as file:
         rows = file.get_node("/dl2/monitoring/subarray/cross_calibration/scaling_factors").read()

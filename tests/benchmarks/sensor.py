@@ -32,7 +32,7 @@ TURNS = 3
 
 
 def make_stack(n: int, shape: tuple[int, int]) -> np.ndarray:
-    """Give frames of a noisy sensor."""
+    """Return frames of a noisy sensor."""
     random = np.random.default_rng(1)
     stack = np.empty((n, *shape), np.uint16)
     pattern = random.normal(800.0, 20.0, shape).astype(np.float32)
@@ -64,7 +64,7 @@ def write_frames(folder: Path, n: int, shape: tuple[int, int]) -> None:
 
 
 def _memory_mb(what: str) -> float:
-    """Give resident memory now (VmRSS) or at most since the last reset (VmHWM)."""
+    """Return resident memory now (VmRSS) or at most since the last reset (VmHWM)."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(what):
             return int(line.split()[1]) / 1024

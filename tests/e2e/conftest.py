@@ -131,7 +131,7 @@ def products(camera, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def inputs_of(request):
-    """Give the inputs of a job: ``inputs_of("inter-calibration")``."""
+    """Return the inputs of a job: ``inputs_of("inter-calibration")``."""
 
     def find(job: str) -> tuple[Path, ...]:
         if JOBS[job].calibration.startswith("calibdask.muon"):

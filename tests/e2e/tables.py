@@ -28,7 +28,7 @@ def read_table(path: Any, where: str = COEFFICIENTS) -> QTable:
 
 
 def by_telescope(table: QTable, column: str) -> dict[int, Any]:
-    """Give a column by telescope number."""
+    """Return a column by telescope number."""
     return dict(zip(table["tel_id"].tolist(), table[column].tolist(), strict=True))
 
 

@@ -253,7 +253,7 @@ def peer():
         )
 
     def run(tool, *arguments, cwd):
-        """Give what it printed; fail with its complaint."""
+        """Return what it printed; fail with its complaint."""
         command = [str(tools / tool), *map(str, arguments)]
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def commands_of(text: str) -> list[str]:
-    """Give the commands in the shell blocks of a README that begin with ``calibdask``.
+    """Return the commands in the shell blocks of a README that begin with ``calibdask``.
 
     A line that ends in a backslash goes on in the next. A block with a comment
     ``<!-- not run: reason -->`` on the line before is left out, as is one with
@@ -74,7 +74,7 @@ calibdask.run()
 
 
 def sections_of(text: str) -> dict[str, list[str]]:
-    """Give the commands of each section by its title: they share a directory."""
+    """Return the commands of each section by its title: they share a directory."""
     parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)[1:]
     found = {title: commands_of(body) for title, body in zip(parts[::2], parts[1::2], strict=True)}
     return {title: commands for title, commands in found.items() if commands}

@@ -535,7 +535,7 @@ def test_broken_keys_are_computed_again(tmp_path, output):
 
 @dataclass(frozen=True)
 class Stray(Scripted):
-    """Gives a cell that it did not plan."""
+    """Return a cell that it did not plan."""
 
     def reduce(self, shard, data):
         reduced = super().reduce(shard, data)

@@ -194,7 +194,7 @@ def test_an_array_described_as_another_is_noticed(filled, one, other):
 
 
 def _sealed(header):
-    """Give a file with a header that has the right checksum."""
+    """Return a file with a header that has the right checksum."""
     text = json.dumps(header).encode()
     checksum = zlib.crc32(text).to_bytes(4, "little")
     return store_module._MAGIC + checksum + len(text).to_bytes(8, "little") + text

@@ -177,7 +177,7 @@ class Frozen:
         return (simulate_sensor(self.folder / "emva", EMVA).root,)
 
     def inputs(self, data: str) -> Sequence[Path]:
-        """Give files of a simulation, or one of its folders."""
+        """Return files of a simulation, or one of its folders."""
         kind, _, below = data.partition("/")
         paths: Sequence[Path] = getattr(self, f"_{kind}")
         return [paths[0] / below] if below else paths
@@ -189,7 +189,7 @@ class Frozen:
         return self._found[run]
 
     def output(self, run: str) -> Path:
-        """Give the place of a campaign's product."""
+        """Return the place of a campaign's product."""
         return self.folder / "products" / run.replace(" ", "_")
 
     def _run(self, run: str) -> dict[str, Any]:
@@ -360,7 +360,7 @@ def summarise(values: np.ndarray[Any, Any], unit: str, folder: str = "") -> list
 
 
 def _si(unit: str) -> tuple[float, str]:
-    """Give the factor to SI, and the unit there; (1, unit) where astropy does not know it."""
+    """Return the factor to SI, and the unit there; (1, unit) where astropy does not know it."""
     parsed = u.Unit(unit, parse_strict="silent")
     if isinstance(parsed, u.UnrecognizedUnit) or not isinstance(parsed, u.UnitBase):
         return 1.0, unit

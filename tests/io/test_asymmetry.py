@@ -297,7 +297,7 @@ def test_numbers_too_large_for_the_format(tmp_path):
     assert (read_asymmetries(path).obs_id == 2**40).all()
     columns |= {"obs_id": np.full(100, 2**63, np.uint64)}
     path = hand_made(tmp_path / "b.h5", columns, header_with("TeV"))
-    with pytest.raises(CorruptedInput, match="expected whole numbers that fit 64 bits"):
+    with pytest.raises(CorruptedInput, match="expected integers that fit 64 bits"):
         read_asymmetries(path)
 
 

@@ -368,7 +368,7 @@ TIMED = Needs("Forest_tel_energy", event_time=True)
 
 
 def with_times(tables, rng=None):
-    """Give each event a time of the array's trigger, and tell it by key."""
+    """Return each event a time of the array's trigger, and tell it by key."""
     trigger = tables[TRIGGER]
     n = len(trigger["event_id"])
     second = 1_700_000_000 + np.arange(n) if rng is None else rng.integers(0, 2**32, n)

@@ -189,7 +189,7 @@ def test_an_odd_offset_of_the_pattern_is_named(tmp_path, value):
     hdu = fits.PrimaryHDU(np.zeros((4, 6), np.uint16))
     hdu.header.update({"BAYERPAT": "RGGB", "XBAYROFF": value})
     hdu.writeto(tmp_path / "one.fits")
-    message = rf"one\.fits: XBAYROFF is {value!r}, expected a whole number of pixels"
+    message = rf"one\.fits: XBAYROFF is {value!r}, expected an integer number of pixels"
     with pytest.raises(CorruptedInput, match=message):
         inspect_frame(tmp_path / "one.fits")
 

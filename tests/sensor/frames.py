@@ -21,7 +21,7 @@ BEGIN = datetime(2026, 3, 1, 20, tzinfo=UTC)
 
 
 def make_frames(n: int, shape=(37, 24), *, seed: int = 1, level: float = 800.0, rms: float = 6.0):
-    """Give frames of a sensor with a pattern of its own and normal noise, shape (n, rows, cols)."""
+    """Return frames with a fixed pattern and normal noise, shape (n, rows, cols)."""
     random = np.random.default_rng(seed)
     pattern = level + np.random.default_rng(7).normal(0.0, 20.0, shape)
     frames = random.normal(pattern, rms, (n, *shape))

@@ -25,7 +25,7 @@ STATED = 16383
 
 
 def width(pulls):
-    """Give the root mean square."""
+    """Return the root mean square."""
     return float(np.sqrt(np.mean(np.square(pulls))))
 
 
@@ -67,7 +67,7 @@ class Sensor:
         )
 
     def frames(self, n, light=0.0, exposure_s=0.0):
-        """Give frames with so many electrons of light."""
+        """Return frames with so many electrons of light."""
         true, rng = self.truth, self.rng
         lamp = 1 + (self.flicker if light else 0.0) * rng.normal(size=(n, 1, 1))
         expected = (light * lamp * true["response"] + true["dark"] * exposure_s) * self.lit

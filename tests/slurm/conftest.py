@@ -58,7 +58,7 @@ class OneMachine:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[OneMachine]:
-    """Give the SLURM under test, or say why there is none."""
+    """Return the SLURM under test, or say why there is none."""
     if os.environ.get("CALIBDASK_TEST_SLURM") != "1":
         pytest.skip("set CALIBDASK_TEST_SLURM=1 after slurm/one-machine/start.sh")
     one = OneMachine(f"calibdask-{uuid4().hex[:12]}")

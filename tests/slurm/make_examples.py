@@ -22,7 +22,7 @@ MUONS = (
 
 
 def examples() -> dict[str, str]:
-    """Give the scripts by file name."""
+    """Return the scripts by file name."""
     setup = ("source .venv/bin/activate",)
     inside = BatchJob(
         (*WORDS, "--cluster", "allocation"), 2, 4, "02:00:00", "2G", requeue=True, setup=setup
