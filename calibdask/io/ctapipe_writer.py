@@ -147,7 +147,6 @@ def write_reference_metadata(
             "CTA PRODUCT DATA ASSOCIATION": "Subarray",
             "CTA PRODUCT DATA MODEL NAME": "ASWG",
             "CTA PRODUCT DATA MODEL VERSION": "v7.6.0",
-            "CTA PRODUCT DATA MODEL URL": "",
             "CTA PRODUCT FORMAT": "hdf5",
             "CTA PROCESS TYPE": "Simulation",
             "CTA PROCESS SUBTYPE": "",
