@@ -121,17 +121,17 @@ JOBS: dict[str, Job] = {
         Job(
             "energy-asymmetry-estimation",
             "Event-wise energy asymmetries of telescope pairs, one file per DL2 file.",
-            "calibdask.array.calibration:EnergyAsymmetryEstimation",
+            "calibdask.array.asymmetry_estimation:EnergyAsymmetryEstimation",
         ),
         Job(
             "image-asymmetry-estimation",
             "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file.",
-            "calibdask.array.calibration:ImageAsymmetryEstimation",
+            "calibdask.array.asymmetry_estimation:ImageAsymmetryEstimation",
         ),
         Job(
             "inter-calibration",
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
-            "calibdask.array.calibration:InterCalibration",
+            "calibdask.array.inter_calibration:InterCalibration",
         ),
         Job(
             "cross-calibration",
