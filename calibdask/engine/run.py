@@ -553,8 +553,9 @@ def run_calibration(
             executor.announce((plan, context))
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
-            result = calibration.combine(states)
-            for notice in calibration.notices(states, result):
+            needed = states.only(calibration.combines)
+            result = calibration.combine(needed)
+            for notice in calibration.notices(needed, result):
                 account.notes.append(notice)
                 emit(events.Message("WARNING", notice))
             outputs = calibration.outputs(result)

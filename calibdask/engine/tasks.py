@@ -133,11 +133,15 @@ def _cell_group(cell: Cell) -> str:
     return "cell " + canonical_json(list(cell))
 
 
-def load_state(context: WorkContext, address: str) -> State:
-    """Read the state of a cell from the store."""
+def load_state(context: WorkContext, address: str, prefix: str = "") -> State:
+    """Read the state of a cell from the store: of its arrays those whose names begin so."""
+
+    def wanted(names: Iterable[str]) -> Iterable[str]:
+        return (name for name in names if name.startswith(prefix))
+
     try:
         with context.store.open(address) as pack:
-            return context.calibration.state.from_arrays(pack.group("state"))
+            return context.calibration.state.from_arrays(pack.group("state", wanted))
     except CorruptResult:
         context.store.discard(address)
         raise
@@ -146,12 +150,18 @@ def load_state(context: WorkContext, address: str) -> State:
 class States(Mapping["Cell", "State"]):
     """States of cells in the store, each read when it is asked for and not held."""
 
-    def __init__(self, context: WorkContext, addresses: Mapping[Cell, str]) -> None:
-        self._context = context
+    def __init__(
+        self, context: WorkContext, addresses: Mapping[Cell, str], prefix: str = ""
+    ) -> None:
+        self._context, self._prefix = context, prefix
         self.addresses = addresses
 
+    def only(self, prefix: str) -> States:
+        """Return the same states, of whose arrays those are read whose names begin so."""
+        return States(self._context, self.addresses, prefix)
+
     def __getitem__(self, cell: Cell) -> State:
-        return load_state(self._context, self.addresses[cell])
+        return load_state(self._context, self.addresses[cell], self._prefix)
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.addresses)

@@ -68,7 +68,7 @@ from calibdask.sensor.metadata import (
 from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import differences, nearest, settings_of
 from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
-from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, TileStacks
+from calibdask.sensor.tiles import FACT, FrameSum, SensorFacts, SideArray, TileFit, TileStacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -195,9 +195,10 @@ class FrameStream:
         self.lost: list[tuple[str, CalibdaskError]] = []
         self.odd: list[str] = []
         self.n_read = 0
+        self._memory: NDArray[Any] | None = None  # of the last frame
 
     def __iter__(self) -> Iterator[tuple[str, int, NDArray[Any]]]:
-        """Return label of the stack, name and values of each frame.
+        """Return label of the stack, name and values of each frame; the next overwrites them.
 
         Raises
         ------
@@ -219,8 +220,9 @@ class FrameStream:
         """Read frames that lie side by side in one file."""
         done = 0
         try:
-            for frame, values in zip(frames, _values(path, frames), strict=True):
+            for frame, values in zip(frames, _values(path, frames, self._memory), strict=True):
                 _check_values(frame, values)
+                self._memory = values if values.flags.writeable else None
                 done += 1
                 if values.dtype.kind == "f" and not self._has_numbers(frame, values):
                     continue
@@ -250,13 +252,15 @@ class FrameStream:
         return n_bad < values.size
 
 
-def _values(path: str, frames: Sequence[Frame]) -> Iterator[NDArray[Any]]:
+def _values(
+    path: str, frames: Sequence[Frame], memory: NDArray[Any] | None = None
+) -> Iterator[NDArray[Any]]:
+    """Read frames that lie side by side; each may overwrite the one before if there is `memory`."""
     first = frames[0]
-    chosen = {} if first.info.hdu is None else {"hdu": first.info.hdu}
     if first.info.n_frames == 1:
-        yield read_frame(path, **chosen)
+        yield read_frame(path, 0, first.info.hdu, memory)
     else:
-        yield from read_frames(path, first.index, frames[-1].index + 1, **chosen)
+        yield from read_frames(path, first.index, frames[-1].index + 1, first.info.hdu, memory)
 
 
 def _check_values(frame: Frame, values: NDArray[Any]) -> None:
@@ -770,6 +774,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
 
     summary: ClassVar[type[Summary]] = StackSummary
     state: ClassVar[type[State]] = TileFit
+    combines: ClassVar[str] = FACT
 
     # -- what a calibration says ------------------------------------------------------------------
 
@@ -983,7 +988,8 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
     def create_maps(self, path: Path, states: Mapping[Cell, TileFit], *, result: Any) -> None:
         """Make the maps that the first tile has, at the sensor's size."""
         cell = self.cells[0]
-        maps = self.finished(cell, states[cell].maps, result)
+        first = states[cell]
+        maps = self.finished(cell, first.maps, result)
         layouts = {
             name: MapLayout(
                 self._sensor.shape,
@@ -1007,7 +1013,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
             "version": self.version,
             "camera": sensor.camera,
             "pattern": sensor.pattern,
-            "saturation_dn": self._found(states)[0],
+            "saturation_dn": self._found({cell: first})[0],
             "serial_number": sensor.serial_number,
             "binning": list(sensor.binning),
             "window": list(sensor.window),

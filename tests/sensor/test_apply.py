@@ -364,10 +364,10 @@ def test_a_frame_that_cannot_be_read_does_not_stop_the_others(
 ):  # fmt: skip
     read = calibration.read_frame
 
-    def reads(path, index=0):
+    def reads(path, *more):
         if "night400/frame_0001" in str(path):
             raise CorruptedInput(f"{path}: cannot be decoded")
-        return read(path, index)
+        return read(path, *more)
 
     monkeypatch.setattr(calibration, "read_frame", reads)
     job = _job(made, *ALL_OF_THEM)

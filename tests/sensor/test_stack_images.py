@@ -169,13 +169,13 @@ def unreadable(monkeypatch):
     broken: dict[str, Exception] = {}
     read = calibration.read_frame
 
-    def reads(path, index=0):
+    def reads(path, *more):
         for name, error in list(broken.items()):
             if name in str(path):
                 if isinstance(error, TransientError):
                     del broken[name]
                 raise error
-        return read(path, index)
+        return read(path, *more)
 
     monkeypatch.setattr(calibration, "read_frame", reads)
     return broken
@@ -214,8 +214,8 @@ def test_a_file_system_that_stutters_loses_no_frame(reference, images, tmp_path,
 def test_pixels_that_are_not_what_the_metadata_promise(images, tmp_path, monkeypatch):
     read = calibration.read_frame
 
-    def reads(path, index=0):
-        values = read(path, index)
+    def reads(path, *more):
+        values = read(path, *more)
         return values[:, :-2] if "frame_0004" in str(path) else values
 
     monkeypatch.setattr(calibration, "read_frame", reads)
@@ -273,7 +273,7 @@ def test_a_cube_that_breaks_off_gives_the_frames_before(tmp_path, monkeypatch):
     frames = make_frames(9)
     np.save(tmp_path / "cube.npy", frames)
 
-    def reads(path, start, stop):
+    def reads(path, start, stop, *more):
         yield from frames[start : min(stop, 6)]
         raise CorruptedInput(f"{path}: frame 6 is damaged")
 
@@ -367,9 +367,9 @@ _SLOW = """
 import sys, time
 from calibdask.sensor import calibration
 read = calibration.read_frame
-def slow(path, index=0):
+def slow(path, *more):
     time.sleep(0.1)
-    return read(path, index)
+    return read(path, *more)
 calibration.read_frame = slow
 from calibdask.cli import main
 main()
