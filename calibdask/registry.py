@@ -218,26 +218,40 @@ class Simulation:
         Its name on the command line.
     summary : str
         What it makes, in one line.
-    module : str
-        A module with ``Options``, a frozen dataclass of plain values that has at least `seed` and
-        whose docstring lists the options, and ``simulate(output, options, progress)``, which
-        writes into a directory, calls ``progress(done, total)`` and gives the paths it wrote.
+    where : str
+        Module and class of its options (see `calibdask.simulation`), as ``module:Class``.
+    writer : str
+        Module and function ``write(output, options, progress)`` that writes into a directory, calls
+        ``progress(done, total)``, and returns the paths it wrote, or what has them as ``paths``.
     """
 
     name: str
     summary: str
-    module: str
+    where: str
+    writer: str
 
     def options(self) -> Any:
         """Return the class of the options."""
-        return import_module(self.module).Options
+        return _imported(self.where)
 
     def simulate(
         self, output: Path, options: Any, progress: Callable[[int, int], None]
     ) -> Sequence[Path]:
-        """Write the data and give their paths (ConfigError where an option or a place is wrong)."""
-        paths: Sequence[Path] = import_module(self.module).simulate(output, options, progress)
+        """Write the data and return their paths.
+
+        Raises
+        ------
+        ConfigError
+            An option is wrong, or a file exists.
+        """
+        made = _imported(self.writer)(output, options, progress)
+        paths: Sequence[Path] = made if isinstance(made, tuple) else made.paths
         return paths
+
+
+def _imported(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
 
 
 SIMULATIONS: dict[str, Simulation] = {
@@ -246,22 +260,26 @@ SIMULATIONS: dict[str, Simulation] = {
         Simulation(
             "array",
             "DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them.",
-            "calibdask.array.simulate",
+            "calibdask.array.simulation:ArraySimulation",
+            "calibdask.array.simulate:simulate_array",
         ),
         Simulation(
             "sensor",
             "Raw frames of a camera as DNG or FITS in SPECTACLE's folders, with truth.npz beside.",
-            "calibdask.sensor.simulate",
+            "calibdask.sensor.simulation:SensorSimulation",
+            "calibdask.sensor.simulate:simulate_sensor",
         ),
         Simulation(
             "muon-tables",
             "DL1 files with tables of muon rings in ctapipe's format, with truth.json beside them.",
-            "calibdask.muon.simulate",
+            "calibdask.muon.simulate:MuonSimulation",
+            "calibdask.muon.simulate:simulate",
         ),
         Simulation(
             "muon-images",
             "DL1 files with images of muon rings in ctapipe's format, with truth.json beside them.",
-            "calibdask.muon.simulate_images",
+            "calibdask.muon.image_simulation:MuonImageSimulation",
+            "calibdask.muon.simulate_images:simulate",
         ),
     )
 }

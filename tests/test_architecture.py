@@ -30,6 +30,7 @@ FOR_DOMAINS = {
     "engine.protocol",
     "flags",
     "schema",
+    "simulation",
     "version",
 }
 MORE_FOR_GLUE = {

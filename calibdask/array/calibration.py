@@ -16,7 +16,6 @@ from calibdask.array.asymmetry_config import (
     image_section,
 )
 from calibdask.array.config import FURTHER, OLD_NAME, SELECTION
-from calibdask.array.goodness import event_group
 from calibdask.array.image_size import (
     HIGHER_CUT,
     NARROWER_WINDOW,
@@ -24,7 +23,10 @@ from calibdask.array.image_size import (
     pair_size,
     systematic,
 )
-from calibdask.array.model import NetworkOptions, asymmetry, asymmetry_uncertainty, log_ratio
+from calibdask.array.model import asymmetry, asymmetry_uncertainty, log_ratio
+from calibdask.array.network.goodness import event_group
+from calibdask.array.network.model import NetworkOptions
+from calibdask.array.network.pairs import PairEvents, PairSummary, distance_range, summarise_pairs
 from calibdask.array.pairs import (
     Layout,
     PairRows,
@@ -44,7 +46,6 @@ from calibdask.array.pairwise import (
     type_of,
     unknown_types,
 )
-from calibdask.array.summary import PairEvents, PairSummary, distance_range, summarise_pairs
 from calibdask.array.tables import INTER, INTER_CALIBRATION
 from calibdask.array.throughput_config import (
     ENERGY_ESTIMATOR,
@@ -84,10 +85,10 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.network.state import NetworkFit
     from calibdask.array.pair_config import PairSection
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
-    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
     from calibdask.schema import TableSchema

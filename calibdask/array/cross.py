@@ -21,9 +21,10 @@ import numpy as np
 
 from calibdask import flags
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
-from calibdask.array.coefficients import MIN_EVENTS_FOR_ERROR, has_error, student_factor
 from calibdask.array.config import FURTHER, SELECTION
-from calibdask.array.model import NetworkOptions
+from calibdask.array.network.coefficients import MIN_EVENTS_FOR_ERROR, has_error, student_factor
+from calibdask.array.network.model import NetworkOptions
+from calibdask.array.network.stages import n_stages
 from calibdask.array.pair_config import resolved
 from calibdask.array.pairs import PairRows, select_pairs
 from calibdask.array.pairwise import (
@@ -33,7 +34,6 @@ from calibdask.array.pairwise import (
     layout_of_file,
     unknown_types,
 )
-from calibdask.array.summary import n_stages
 from calibdask.array.tables import (
     CONSISTENCY,
     CONTRASTS,
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
+    from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
-    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
     from calibdask.schema import TableSchema

@@ -12,21 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import numpy as np
 
 from calibdask import flags
-from calibdask.array.coefficients import coefficients, values_so_far
-from calibdask.array.drift import find_drift
-from calibdask.array.goodness import event_group
-from calibdask.array.model import NetworkOptions, Telescopes, pair_types
-from calibdask.array.network import fit_stage
+from calibdask.array.model import Telescopes, pair_types
+from calibdask.array.network.coefficients import coefficients, values_so_far
+from calibdask.array.network.drift import find_drift
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.goodness import event_group
+from calibdask.array.network.pairs import PairEvents, PairSummary, with_lacking
+from calibdask.array.network.scores import ScoreSummary
+from calibdask.array.network.stages import n_stages, reduce_stage
+from calibdask.array.network.state import NetworkFit
 from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
-from calibdask.array.state import NetworkFit
-from calibdask.array.summary import (
-    PairEvents,
-    PairSummary,
-    ScoreSummary,
-    n_stages,
-    reduce_stage,
-    with_lacking,
-)
 from calibdask.engine.protocol import (
     ALL,
     Calibration,
@@ -66,6 +61,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.network.model import NetworkOptions
     from calibdask.array.pair_config import PairSection
     from calibdask.array.report import Quantity, TelescopeLayout
     from calibdask.report import Section

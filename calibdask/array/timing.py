@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from calibdask import flags
-from calibdask.array.coefficients import together
 from calibdask.array.config import FURTHER, SELECTION
-from calibdask.array.goodness import event_group
-from calibdask.array.model import NetworkOptions, Observable, Telescopes
-from calibdask.array.network import fit_stage
+from calibdask.array.model import Telescopes
+from calibdask.array.network.coefficients import together
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.goodness import event_group
+from calibdask.array.network.model import NetworkOptions, Observable
+from calibdask.array.network.pairs import PairSummary
 from calibdask.array.pairs import event_keys, pairs_of, select_pairs
 from calibdask.array.pairwise import (
     PairwiseCalibration,
     SurveyedDl2,
     layout_of_file,
 )
-from calibdask.array.summary import PairSummary
 from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_config import CalculateTimingCalibration, timing_section
 from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
@@ -48,9 +49,9 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
-    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout
@@ -496,12 +497,12 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             return super().values_so_far(cell, result)
         fit, types = result[cell], self._types
         references = [number for _, number in self.network.reference_telescopes]
-        fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
+        fixed_ns = fit.rough_ns[np.isin(fit.rough_tel_id, references)]
         value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
         has_value = np.isfinite(value)
         return {
-            "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
-            "tel_id": fit.tel_id,
+            "tel_type": np.array([types[number] for number in fit.rough_tel_id.tolist()]),
+            "tel_id": fit.rough_tel_id,
             "value": value,
             "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
         }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from calibdask.io.dl1 import TelescopeDescription
+    from calibdask.io.ctapipe_writer import TelescopeDescription
 
     type Columns = dict[str, NDArray[Any]]
 
@@ -268,7 +268,7 @@ def true_efficiency(
 
 def describe_telescopes(options: MuonSimulation) -> list[TelescopeDescription]:
     """Return the telescopes of the layout; the cameras are invented."""
-    from calibdask.io.dl1 import OpticsDescription, TelescopeDescription, square_camera
+    from calibdask.io.ctapipe_writer import OpticsDescription, TelescopeDescription, square_camera
 
     known = options.effective_focal_length
     lst = OpticsDescription(effective_focal_length_m=29.3 if known else float("nan"))
@@ -413,7 +413,7 @@ def write_rings(
     ConfigError
         The file exists.
     """
-    from calibdask.io.dl1 import (
+    from calibdask.io.ctapipe_writer import (
         write_instrument,
         write_observation,
         write_reference_metadata,

@@ -163,7 +163,7 @@ def simulate(
 
 def _write_file(path: Path, options: MuonImageSimulation, number: int) -> None:
     """Write the file of one observation block."""
-    from calibdask.io.dl1 import (
+    from calibdask.io.ctapipe_writer import (
         CameraDescription,
         OpticsDescription,
         TelescopeDescription,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibdask.array.coefficients import coefficients
-from calibdask.array.model import NetworkOptions, Observable, Telescopes, find_pairs, pair_events
+from calibdask.array.model import Telescopes, find_pairs, pair_events
+from calibdask.array.network.coefficients import coefficients
+from calibdask.array.network.model import NetworkOptions, Observable
 from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
 from calibdask.array.timing_model import front_delay_ns, since_first_ns
 from calibdask.array.timing_summary import (
@@ -276,7 +277,7 @@ def test_no_image_triggers_early():
     events = replace(events, residual_ns=events.residual_ns - events.smallness)
     state = fit(options(walk=True), [events], telescopes)
     assert state.walk_ns.tolist() == [0.0, 0.0, 0.0]
-    assert len(array.tel_type) == len(state.tel_id)
+    assert len(array.tel_type) == len(state.rough_tel_id)
 
 
 # -- networks -----------------------------------------------------------------------------------
