@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 
     from calibdask.muon.intensity import Fit
     from calibdask.muon.ring import Mask, Vector
+    from calibdask.muon.ring_options import RingOptions
 
 __all__ = [
     "RING_COLUMNS",
     "RING_UNITS",
     "STATUS",
     "TROUBLED",
-    "RingOptions",
     "optics_of",
     "predicted_image",
     "rings_of",
@@ -224,84 +223,11 @@ class _Images(Protocol):
     def image_mask(self) -> NDArray[np.bool_] | None: ...
 
 
-@dataclass(frozen=True)
-class RingOptions:
-    """Cuts and model of the ring fit for one telescope; the defaults of the cuts are ctapipe's.
-
-    Attributes
-    ----------
-    picture_threshold, boundary_threshold : float
-        Charges that cleaning keeps, in p.e., where the images come without a mask.
-    min_picture_neighbors : int
-        Neighbours above `picture_threshold` that a pixel above it must have.
-    min_pixels : int
-        An image needs more cleaned pixels than this.
-    min_intensity : float
-        And more light in them, in p.e.
-    min_ring_pixels : int
-        The annulus needs more pixels than this.
-    min_containment : float
-        And the camera a larger part of the ring.
-    completeness_threshold : float
-        Light that fills a segment of the ring, in p.e.
-    ratio_width : float
-        Width of the ring for the intensity ratio, in pixels.
-    pedestal : float
-        Standard deviation of the noise in a pixel, in p.e.
-    ring_integration_width, outer_ring_width : float
-        Half width of the ring for its intensity, and width of the strips beside it, in radii.
-    spe_width : float
-        Standard deviation of the charge of one photoelectron, in p.e.
-    min_wavelength_m, max_wavelength_m : float
-        Range of the Cherenkov light, in m.
-    hole_radius_m : float
-        Radius of the hole in the mirror, in m.
-    oversampling : int
-        Points of the azimuth profile per pixel on the ring.
-    fit_circle : bool
-        Whether the likelihood may move the circle too (ctapipe fixes it): centre, radius and their
-        errors are then its own. The Taubin fit makes wide rings too large, and so the efficiency
-        too small, by 0.2 % at a width of 0.05° and 1.3 % at 0.2° in a camera with pixels of 0.1°.
-    of_ctapipe : bool
-        Whether the model is ctapipe's (`calibdask.muon.intensity`); the noise in its likelihood is
-        then `pedestal`, else what is measured off the ring.
-    saturation_pe : float
-        Largest charge that a pixel can read, in p.e.; 0 where that is not known.
-    max_noise : float
-        Rings beside noise above so many times `pedestal` are in trouble.
-    max_misfit : float
-        And so are those whose χ² over degrees of freedom is larger than this.
-    """
-
-    picture_threshold: float = 10.0
-    boundary_threshold: float = 5.0
-    min_picture_neighbors: int = 2
-    min_pixels: int = 100
-    min_intensity: float = 500.0
-    min_ring_pixels: int = 50
-    min_containment: float = 0.5
-    completeness_threshold: float = 30.0
-    ratio_width: float = 1.5
-    pedestal: float = 1.1
-    ring_integration_width: float = 0.25
-    outer_ring_width: float = 0.2
-    spe_width: float = 0.5
-    min_wavelength_m: float = 300e-9
-    max_wavelength_m: float = 600e-9
-    hole_radius_m: float = 0.0
-    oversampling: int = 3
-    fit_circle: bool = True
-    of_ctapipe: bool = False
-    saturation_pe: float = 0.0
-    max_noise: float = 2.0
-    max_misfit: float = 3.0
-
-
 class _Cuts(NamedTuple):
     """`RingOptions` for the kernel: floats, so that there is one specialisation."""
 
-    picture_threshold: float
-    boundary_threshold: float
+    picture_threshold_pe: float
+    boundary_threshold_pe: float
     min_picture_neighbors: float
     min_pixels: float
     min_intensity: float
@@ -330,8 +256,8 @@ def optics_of(camera: _Camera, options: RingOptions) -> Optics:
         hole_radius_m=float(options.hole_radius_m),
         pixel_width_rad=across,
         pixel_length_rad=along,
-        min_wavelength_m=float(options.min_wavelength_m),
-        max_wavelength_m=float(options.max_wavelength_m),
+        min_wavelength_m=float(options.min_lambda_m),
+        max_wavelength_m=float(options.max_lambda_m),
         oversampling=float(options.oversampling),
         pedestal=float(options.pedestal),
         spe_width=float(options.spe_width),
@@ -403,7 +329,7 @@ def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.
     field = float(camera.fov_radius_rad)
     optics = optics_of(camera, options)
     cuts = _Cuts(*(float(getattr(options, name)) for name in _Cuts._fields))
-    thresholds = (cuts.picture_threshold, cuts.boundary_threshold, cuts.min_picture_neighbors)
+    thresholds = (cuts.picture_threshold_pe, cuts.boundary_threshold_pe, cuts.min_picture_neighbors)
     rows = np.tile(_nothing(), (len(images.image), 1))
     status = np.empty(len(rows), np.int8)
     # The loop is Python's: compiled, it would be compiled with all that it calls once more.

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from calibdask.io.images import read_images
-from calibdask.muon.rings import RING_COLUMNS, STATUS, RingOptions, optics_of, rings_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import RING_COLUMNS, STATUS, optics_of, rings_of
 
 OPTIONS = RingOptions(hole_radius_m=0.74, of_ctapipe=True, fit_circle=False)
 SADDLE, INVALID = 400, 1800

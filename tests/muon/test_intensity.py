@@ -17,7 +17,8 @@ from calibdask.muon.intensity import (
     predict,
     profile_points,
 )
-from calibdask.muon.rings import RingOptions, optics_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import optics_of
 from calibdask.muon.simulate_images import describe_camera
 
 FOCAL_LENGTH_M = 28.0
