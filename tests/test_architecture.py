@@ -51,7 +51,10 @@ MORE_FOR_GLUE = {
 }
 
 # Formulas that fill more than one file.
-MORE_MODELS = ("muon/intensity.py", "muon/ring.py", "sensor/spatial.py", "sensor/standard.py")
+MORE_MODELS = (
+    *("muon/intensity.py", "muon/intensity_fit.py", "muon/ring.py"),
+    *("sensor/spatial.py", "sensor/standard.py"),
+)
 MODELS = sorted([*PACKAGE.rglob("model.py"), *(PACKAGE / name for name in MORE_MODELS)])
 PURE = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".") for path in MODELS}
 

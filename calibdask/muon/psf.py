@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Cell, Summary
-    from calibdask.muon.state import Columns, Telescope
+    from calibdask.muon.state import Columns
     from calibdask.report import Section
 
-__all__ = ["PsfFromMuons", "psf_tables"]
+__all__ = ["PsfFromMuons"]
 
 
 @dataclass(frozen=True)
@@ -105,84 +105,54 @@ class PsfFromMuons(RingCalibration):
             **{name: before[name] for name in ("edges_deg", "least", "greatest")},
         )
 
-    def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
-        """Return the lines by telescope, and the points they are fitted to."""
-        return psf_tables(
-            result,
-            self.telescopes,
-            self.metadata(),
-            min_rings=self.section.min_number_of_muon,
-            from_images=self.fits_rings,
-        )
+    def tables(self, result: Mapping[Cell, CellState]) -> dict[str, QTable]:
+        """Return the lines by telescope, and the points they are fitted to.
+
+        Raises
+        ------
+        NotEnoughData
+            There is none: only where a campaign that runs is looked at.
+        """
+        metadata, min_rings = self.metadata(), self.section.min_number_of_muon
+        lines: list[dict[str, Any]] = []
+        points: list[Columns] = []
+        for tel_id, bins in by_telescope(result).items():
+            for number, state in bins:
+                if "n_all" in state.arrays:
+                    line, own = _psf_line(tel_id, number, state.arrays, min_rings)
+                    lines.append(line)
+                    points.append(own)
+        if not lines:
+            raise NotEnoughData("no telescope has bins of ring radius yet")
+        tables = {}
+        for tel_id in sorted({line["tel_id"] for line in lines}):
+            rows = stacked([line for line in lines if line["tel_id"] == tel_id])
+            del rows["tel_id"]
+            tables[LINE.at(tel_id=tel_id)] = LINE.build(rows, metadata)
+        for cell, state in result.items():
+            if "n_all" not in state.arrays and state.arrays["gallery_troubled"].any():
+                lines.append(_no_line(int(cell[0]), Flag.NO_RING) | {"bin": cell[1]})
+        with_row = {line["tel_id"] for line in lines}
+        lines += [
+            _no_line(tel_id, no_value_flag(n_mirrors))
+            for tel_id, _, n_mirrors in self.telescopes
+            if tel_id not in with_row
+        ]
+        of_all = stacked(sorted(lines, key=lambda line: (line["tel_id"], line["bin"])))
+        if self.fits_rings:
+            keys = zip(of_all["tel_id"].tolist(), of_all["bin"].tolist(), strict=True)
+            of_all |= troubled_counts(list(keys), result)
+        return {
+            LINES.path: LINES.build(of_all, metadata),
+            **tables,
+            POINTS.path: POINTS.build(joined(points), metadata),
+        }
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Return the sections of the report."""
         from calibdask.muon.report import psf_sections
 
         return psf_sections(tables, self.pictures(result))
-
-
-def psf_tables(
-    states: Mapping[Cell, CellState],
-    telescopes: Sequence[Telescope],
-    metadata: Mapping[str, Any],
-    *,
-    min_rings: int,
-    from_images: bool,
-) -> dict[str, QTable]:
-    """Return the lines of all telescopes, those of each, and the points.
-
-    Parameters
-    ----------
-    states : mapping of Cell to CellState
-        Final states by (telescope, bin).
-    telescopes : sequence of (int, str, int)
-        All telescopes of the array.
-    metadata : mapping
-        Attributes of all tables.
-    min_rings : int
-        Fewest rings of a value that counts.
-    from_images : bool
-        Whether rings were fitted to images: the tables then tell of those in trouble.
-
-    Raises
-    ------
-    NotEnoughData
-        There is none: only where a campaign that runs is looked at.
-    """
-    lines: list[dict[str, Any]] = []
-    points: list[Columns] = []
-    for tel_id, bins in by_telescope(states).items():
-        for number, state in bins:
-            if "n_all" in state.arrays:
-                line, own = _psf_line(tel_id, number, state.arrays, min_rings)
-                lines.append(line)
-                points.append(own)
-    if not lines:
-        raise NotEnoughData("no telescope has bins of ring radius yet")
-    tables = {}
-    for tel_id in sorted({line["tel_id"] for line in lines}):
-        rows = stacked([line for line in lines if line["tel_id"] == tel_id])
-        del rows["tel_id"]
-        tables[LINE.at(tel_id=tel_id)] = LINE.build(rows, metadata)
-    for cell, state in states.items():
-        if "n_all" not in state.arrays and state.arrays["gallery_troubled"].any():
-            lines.append(_no_line(int(cell[0]), Flag.NO_RING) | {"bin": cell[1]})
-    with_row = {line["tel_id"] for line in lines}
-    lines += [
-        _no_line(tel_id, no_value_flag(n_mirrors))
-        for tel_id, _, n_mirrors in telescopes
-        if tel_id not in with_row
-    ]
-    of_all = stacked(sorted(lines, key=lambda line: (line["tel_id"], line["bin"])))
-    if from_images:
-        keys = zip(of_all["tel_id"].tolist(), of_all["bin"].tolist(), strict=True)
-        of_all |= troubled_counts(list(keys), states)
-    return {
-        LINES.path: LINES.build(of_all, metadata),
-        **tables,
-        POINTS.path: POINTS.build(joined(points), metadata),
-    }
 
 
 def _no_line(tel_id: int, why: Flag) -> dict[str, Any]:

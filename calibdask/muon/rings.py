@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from calibdask.muon.intensity import (
-    Optics,
-    average_over_hole,
-    fit_intensity,
-    misfit,
-    predict,
-    profile_points,
-)
+from calibdask.muon.columns import EFFICIENCY, LIGHT, MEASURED, RING
+from calibdask.muon.intensity import Optics, predict, profile_points
+from calibdask.muon.intensity_fit import average_over_hole, fit_intensity, misfit
 from calibdask.muon.ring import (
     completeness,
     containment,
@@ -31,7 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.muon.intensity import Fit
+    from calibdask.io.images import Camera, TelescopeImages
+    from calibdask.muon.intensity_fit import Fit
     from calibdask.muon.ring import Mask, Vector
     from calibdask.muon.ring_options import RingOptions
 
@@ -63,21 +59,8 @@ STATUS: Final = (
 )
 """What became of an image: the meaning of the column `status`."""
 
-(
-    _FITTED,
-    _FEW_PIXELS,
-    _LITTLE_LIGHT,
-    _NO_RING,
-    _FEW_ON_RING,
-    _OUTSIDE,
-    _NOT_VALID,
-    _DUAL_MIRROR,
-    _NO_IMAGE,
-    _NO_OPTICS,
-    _SATURATED,
-    _NOISY,
-    _POOR_FIT,
-) = range(len(STATUS))
+_FITTED, _FEW_PIXELS, _LITTLE_LIGHT, _NO_RING, _FEW_ON_RING, _OUTSIDE, _NOT_VALID = range(7)
+_DUAL_MIRROR, _NO_IMAGE, _NO_OPTICS, _SATURATED, _NOISY, _POOR_FIT = range(7, len(STATUS))
 
 TROUBLED: Final = (_SATURATED, _NOISY, _POOR_FIT)
 """Rings that were fitted, but whose efficiency is not to be trusted: none of them is used."""
@@ -107,57 +90,6 @@ _SHAPES: Final = {
     "circle": _Shape(math.pi / 4.0, 1.0 / 16.0, 1.0),
 }
 
-_RING: Final = (
-    ("center_fov_lon", "deg"),
-    ("center_fov_lat", "deg"),
-    ("radius", "deg"),
-    ("center_fov_lon_err", "deg"),
-    ("center_fov_lat_err", "deg"),
-    ("radius_err", "deg"),
-    ("center_phi", "deg"),
-    ("center_distance", "deg"),
-)
-_LIGHT: Final = (
-    ("containment", ""),
-    ("completeness", ""),
-    ("intensity_ratio", ""),
-    ("mean_squared_error", "deg2"),
-    ("ring_intensity", ""),
-    ("intensity_outside_ring", ""),
-    ("n_pixels_in_ring", ""),
-    ("mean_intensity_outside_ring", ""),
-    ("radial_std_dev", "deg"),
-    ("skewness", ""),
-    ("excess_kurtosis", ""),
-)
-_EFFICIENCY: Final = (
-    ("width", "deg"),
-    ("impact", "m"),
-    ("impact_x", "m"),
-    ("impact_y", "m"),
-    ("optical_efficiency", ""),
-    ("is_valid", ""),
-    ("parameters_at_limit", ""),
-    ("likelihood_value", ""),
-    # From here on what ctapipe's table has not.
-    ("width_err", "deg"),
-    ("impact_err", "m"),
-    ("phi_err", "rad"),
-    ("optical_efficiency_err", ""),
-    ("cov_efficiency_impact", "m"),
-    ("cov_efficiency_width", "deg"),
-    ("gradient_norm", ""),
-    ("n_iterations", ""),
-    ("n_starts", ""),
-    ("misfit", ""),
-    ("pedestal", ""),
-    ("n_saturated_pixels", ""),
-)
-_MEASURED: Final = (
-    *((f"muonring_{name}", unit) for name, unit in _RING),
-    *((f"muonparameters_{name}", unit) for name, unit in _LIGHT),
-    *((f"muonefficiency_{name}", unit) for name, unit in _EFFICIENCY),
-)
 _DTYPES: Final = {
     "muonparameters_n_pixels_in_ring": np.int64,
     "muonefficiency_is_valid": np.bool_,
@@ -169,58 +101,16 @@ _DTYPES: Final = {
 
 RING_COLUMNS: Final = (
     *("obs_id", "event_id", "tel_id", "time_ns"),
-    *(name for name, _ in _MEASURED),
+    *(name for name, _ in MEASURED),
     "n_broken_pixels",
     "status",
 )
 """The columns of `rings_of`, in order."""
 
-RING_UNITS: Final = {name: unit for name, unit in _MEASURED if unit} | {"time_ns": "ns"}
+RING_UNITS: Final = {name: unit for name, unit in MEASURED if unit} | {"time_ns": "ns"}
 """Unit of each column that has one."""
 
-_N_RING, _N_LIGHT, _N_EFFICIENCY = len(_RING), len(_LIGHT), len(_EFFICIENCY)
-
-
-class _Camera(Protocol):
-    """What is asked of a camera (see `calibdask.io.images.Camera`)."""
-
-    @property
-    def tel_id(self) -> int: ...
-    @property
-    def n_mirrors(self) -> int: ...
-    @property
-    def mirror_area_m2(self) -> float: ...
-    @property
-    def focal_length_m(self) -> float: ...
-    @property
-    def pixel_x_rad(self) -> NDArray[np.float64]: ...
-    @property
-    def pixel_y_rad(self) -> NDArray[np.float64]: ...
-    @property
-    def pixel_width_rad(self) -> NDArray[np.float64]: ...
-    @property
-    def pixel_shape(self) -> str: ...
-    @property
-    def fov_radius_rad(self) -> float: ...
-    @property
-    def neighbours(self) -> NDArray[np.int32]: ...
-
-
-class _Images(Protocol):
-    """What is asked of the images of a telescope (see `calibdask.io.images.TelescopeImages`)."""
-
-    @property
-    def camera(self) -> _Camera: ...
-    @property
-    def obs_id(self) -> NDArray[np.int64]: ...
-    @property
-    def event_id(self) -> NDArray[np.int64]: ...
-    @property
-    def time_ns(self) -> NDArray[np.int64]: ...
-    @property
-    def image(self) -> NDArray[np.float32]: ...
-    @property
-    def image_mask(self) -> NDArray[np.bool_] | None: ...
+_N_RING, _N_LIGHT, _N_EFFICIENCY = len(RING), len(LIGHT), len(EFFICIENCY)
 
 
 class _Cuts(NamedTuple):
@@ -243,7 +133,7 @@ class _Cuts(NamedTuple):
     max_misfit: float
 
 
-def optics_of(camera: _Camera, options: RingOptions) -> Optics:
+def optics_of(camera: Camera, options: RingOptions) -> Optics:
     """Return what the model must know of a telescope."""
     shape, width = _SHAPES[camera.pixel_shape], float(camera.pixel_width_rad[0])
     if options.of_ctapipe:
@@ -265,7 +155,7 @@ def optics_of(camera: _Camera, options: RingOptions) -> Optics:
     )
 
 
-def unusable(camera: _Camera) -> str | None:
+def unusable(camera: Camera) -> str | None:
     """Tell why no ring can be fitted in the images of a telescope: one of `STATUS`, or None."""
     if camera.n_mirrors != 1:
         return STATUS[_DUAL_MIRROR]
@@ -279,7 +169,7 @@ def unusable(camera: _Camera) -> str | None:
     return None if sound else STATUS[_NO_OPTICS]
 
 
-def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
+def rings_of(images: TelescopeImages, options: RingOptions) -> dict[str, NDArray[Any]]:
     """Fit a ring to each image of a telescope.
 
     Parameters
@@ -309,7 +199,7 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
         "tel_id": np.full(n, camera.tel_id, np.int16),
         "time_ns": np.asarray(images.time_ns, np.int64),
     }
-    for k, (name, unit) in enumerate(_MEASURED):
+    for k, (name, unit) in enumerate(MEASURED):
         values = measured[:, k]
         if unit in ("deg", "deg2"):
             values = values * math.degrees(1.0) ** (2 if unit == "deg2" else 1)
@@ -319,7 +209,7 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.int8]]:
+def _measure(images: TelescopeImages, options: RingOptions) -> tuple[Vector, NDArray[np.int8]]:
     """Fit all images of a telescope: rows of the measured columns (angles in rad), and status."""
     camera = images.camera
     x = np.ascontiguousarray(camera.pixel_x_rad, np.float64)
@@ -344,7 +234,7 @@ def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.
 
 
 def predicted_image(
-    camera: _Camera, options: RingOptions, ring: Mapping[str, Any]
+    camera: Camera, options: RingOptions, ring: Mapping[str, Any]
 ) -> NDArray[np.float64]:
     """Return the image that the model predicts for a fitted ring.
 

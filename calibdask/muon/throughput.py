@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from calibdask.muon.state import Columns, Telescope
     from calibdask.report import Section
 
-__all__ = ["ThroughputFromMuons", "throughput_tables"]
+__all__ = ["ThroughputFromMuons"]
 
 _REACH_UNCLIPPED = 8.0  # standard deviations that the histogram for the median covers
 _MS_PER_DAY = 86_400_000.0
@@ -131,16 +131,36 @@ class ThroughputFromMuons(RingCalibration):
             gallery=total.gallery,
         )
 
-    def tables(self, result: Mapping[Cell, CellState]) -> Mapping[str, QTable]:
-        """Return throughputs by telescope, their trends and their residuals."""
-        return throughput_tables(
-            result,
-            self.telescopes,
-            self.metadata(),
-            min_rings=self.section.min_number_of_muon,
-            by_number=self.by_number,
-            from_images=self.fits_rings,
-        )
+    def tables(self, result: Mapping[Cell, CellState]) -> dict[str, QTable]:
+        """Return throughputs by telescope, their trends and their residuals.
+
+        Raises
+        ------
+        NotEnoughData
+            There is none: only where a campaign that runs is looked at.
+        """
+        metadata, min_rings = self.metadata(), self.section.min_number_of_muon
+        own: dict[int, Columns] = {}
+        profiles: dict[int, dict[str, Moments]] = {}
+        for tel_id, bins in by_telescope(result).items():
+            rows, residuals = _throughput_rows(bins, min_rings, by_number=self.by_number)
+            if len(rows["n_events"]):
+                own[tel_id], profiles[tel_id] = rows, residuals
+        if not own:
+            raise NotEnoughData("no telescope has a throughput yet")
+        trends = _trends(own, self.telescopes)
+        if self.fits_rings:
+            trends |= troubled_counts([(one,) for one in trends["tel_id"].tolist()], result)
+        tables = {TREND.path: TREND.build(trends, metadata)}
+        for tel_id, rows in own.items():
+            columns = {name: values for name, values in rows.items() if name != "time_ms"}
+            columns["method"] = np.full(len(rows["mean"]), METHOD)
+            columns["time_mean"] = _ns_of(rows["time_ms"])
+            tables[MUON_THROUGHPUT.at(tel_id=tel_id)] = MUON_THROUGHPUT.build(columns, metadata)
+        for name, schema in PROFILE.items():
+            of_all = {tel_id: residuals[name] for tel_id, residuals in profiles.items()}
+            tables[schema.path] = schema.build(_profile(name, of_all), metadata)
+        return tables
 
     def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
         """Return the sections of the report."""
@@ -197,60 +217,6 @@ def _clip_efficiency(
         **profiles,
         **kept,
     )
-
-
-def throughput_tables(
-    states: Mapping[Cell, CellState],
-    telescopes: Sequence[Telescope],
-    metadata: Mapping[str, Any],
-    *,
-    min_rings: int,
-    by_number: bool,
-    from_images: bool,
-) -> dict[str, QTable]:
-    """Return the trends, the throughputs of each telescope, and the residuals.
-
-    Parameters
-    ----------
-    states : mapping of Cell to CellState
-        Final states by (telescope, bin).
-    telescopes : sequence of (int, str, int)
-        All telescopes of the array.
-    metadata : mapping
-        Attributes of all tables.
-    min_rings : int
-        Fewest rings of a value that counts.
-    by_number : bool
-        Whether rings were cut into chunks of equal number.
-    from_images : bool
-        Whether rings were fitted to images: the tables then tell of those in trouble.
-
-    Raises
-    ------
-    NotEnoughData
-        There is none: only where a campaign that runs is looked at.
-    """
-    own: dict[int, Columns] = {}
-    profiles: dict[int, dict[str, Moments]] = {}
-    for tel_id, bins in by_telescope(states).items():
-        rows, residuals = _throughput_rows(bins, min_rings, by_number=by_number)
-        if len(rows["n_events"]):
-            own[tel_id], profiles[tel_id] = rows, residuals
-    if not own:
-        raise NotEnoughData("no telescope has a throughput yet")
-    trends = _trends(own, telescopes)
-    if from_images:
-        trends |= troubled_counts([(one,) for one in trends["tel_id"].tolist()], states)
-    tables = {TREND.path: TREND.build(trends, metadata)}
-    for tel_id, rows in own.items():
-        columns = {name: values for name, values in rows.items() if name != "time_ms"}
-        columns["method"] = np.full(len(rows["mean"]), METHOD)
-        columns["time_mean"] = _ns_of(rows["time_ms"])
-        tables[MUON_THROUGHPUT.at(tel_id=tel_id)] = MUON_THROUGHPUT.build(columns, metadata)
-    for name, schema in PROFILE.items():
-        of_all = {tel_id: residuals[name] for tel_id, residuals in profiles.items()}
-        tables[schema.path] = schema.build(_profile(name, of_all), metadata)
-    return tables
 
 
 def _throughput_rows(
