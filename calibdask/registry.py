@@ -146,12 +146,12 @@ JOBS: dict[str, Job] = {
         Job(
             "calculate-throughput-muon",
             "Optical throughput of telescopes by time, from muon rings in DL1 files or images.",
-            "calibdask.muon.calibration:ThroughputFromMuons",
+            "calibdask.muon.throughput:ThroughputFromMuons",
         ),
         Job(
             "calculate-psf-muon",
             "Optical point spread function of telescopes, from muon rings in DL1 files or images.",
-            "calibdask.muon.calibration:PsfFromMuons",
+            "calibdask.muon.psf:PsfFromMuons",
         ),
         Job(
             "stack-images",
