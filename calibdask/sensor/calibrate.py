@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import SensorFacts
 
-__all__ = ["Batch", "CalibrateImages", "CalibratedFrames"]
+__all__ = ["Batch", "CalibrateImagesJob", "CalibratedFrames"]
 
 _OUT_BYTES = 10  # of a calibrated pixel: value, error, mask
 _SHOWN = "shown "
@@ -111,7 +111,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
+class CalibrateImagesJob(FromFrames[Batch, Values, CalibratedFrames]):
     """Corrects frames for bias, ISO speed, dark current, flat field and gain."""
 
     name: ClassVar[str] = "calibrate-images"

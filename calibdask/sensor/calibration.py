@@ -49,7 +49,7 @@ from calibdask.io.frames import (
 from calibdask.io.maps import TABLES, MapLayout, ProductMaps, create_maps, read_product, write_rows
 from calibdask.io.metadata import Description
 from calibdask.io.spectacle import camera_file_of
-from calibdask.sensor.clipping import clip_bounds
+from calibdask.sensor.clipping import stack_bounds
 from calibdask.sensor.config import Frames, ProductField, Stacks
 from calibdask.sensor.isotable import READ
 from calibdask.sensor.kernel import check_frame_count
@@ -59,7 +59,7 @@ from calibdask.sensor.metadata import (
     Conflict,
     StackKey,
     conflict_warnings,
-    describe,
+    describe_frame,
     misfits,
     stack_keys,
     temperature_warnings,
@@ -392,7 +392,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
                 f"{source.path}: is a cube of three planes, which may be the colours of a picture:"
                 " if they are frames, say so by Frames.planes: frames"
             )
-        info, conflicts = describe(found, self.frames)
+        info, conflicts = describe_frame(found, self.frames)
         if not info.kind:
             info = replace(info, kind=self.own_kind)
         if info.kind and info.kind not in KINDS and not self.any_kind:
@@ -894,7 +894,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
         if sigma is not None and stage < self.stacks.clip_iterations:
             step = self._levels(total).step_dn
             bounds = {
-                label: clip_bounds(stack, sigma, step) for label, stack in total.stacks.items()
+                label: stack_bounds(stack, sigma, step) for label, stack in total.stacks.items()
             }
             return TileFit(bounds=bounds)
         tile = self.tile(cell, total)

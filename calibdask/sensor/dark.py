@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.model import DarkCurrent as Fit
+    from calibdask.sensor.model import DarkFit as Fit
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
-__all__ = ["DarkCurrent", "average_normalised", "dark_flags", "dark_series", "fit_series"]
+__all__ = ["DarkCurrentJob", "average_normalised", "dark_flags", "dark_series", "fit_series"]
 
 _SETTING = ("iso", "gain_setting", "offset_setting", "readout_mode")
 """Columns of a row that tell the setting, those that are there."""
@@ -145,7 +145,7 @@ def _group(setting: Setting, temperature: float, *, several: bool) -> str:
 
 
 @dataclass(frozen=True)
-class DarkCurrent(MapCalibration):
+class DarkCurrentJob(MapCalibration):
     """Dark current by pixel."""
 
     name: ClassVar[str] = "dark-current"

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     type Floats = NDArray[np.float64]
     type Level = tuple[str, float, float]
 
-__all__ = ["Gain"]
+__all__ = ["GainJob"]
 
 # Sums over the pixels of a channel at one level: of all, and of those that the fit may use.
 _SUMS = (
@@ -73,7 +73,7 @@ _BY_VALUE = PixelFlag.UNPHYSICAL.value
 
 
 @dataclass(frozen=True)
-class Gain(MapCalibration):
+class GainJob(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     type Floats = NDArray[np.float64]
 
-__all__ = ["IsoNormalisation"]
+__all__ = ["IsoNormalisationJob"]
 
 _BLOCK = 16  # rows and columns of the blocks that are taken or left as a whole
 
@@ -47,7 +47,7 @@ _SUMS = ("numerator", "numerator_variance", "reference", "reference_variance", "
 
 
 @dataclass(frozen=True)
-class IsoNormalisation(MapCalibration):
+class IsoNormalisationJob(MapCalibration):
     """Factor of every ISO speed relative to the lowest one."""
 
     name: ClassVar[str] = "iso-normalisation"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
-__all__ = ["StackImages", "StackRecord", "group_of", "spectacle_stem"]
+__all__ = ["StackImagesJob", "StackRecord", "group_of", "spectacle_stem"]
 
 _MAPS: dict[str, dict[str, Any]] = {
     "mean": {"units": "DN", "long_name": "mean over the frames"},
@@ -76,7 +76,7 @@ def spectacle_stem(paths: Sequence[str], key: StackKey) -> Path:
 
 
 @dataclass(frozen=True)
-class StackImages(StackCalibration):
+class StackImagesJob(StackCalibration):
     """Exact moments of every pixel over the frames of each stack."""
 
     name: ClassVar[str] = "stack-images"

@@ -22,7 +22,7 @@ from calibdask.sensor.apply import (
     Term,
     calibrate,
 )
-from calibdask.sensor.calibrate import CalibrateImages
+from calibdask.sensor.calibrate import CalibrateImagesJob
 from calibdask.sensor.config import Frames
 from tests.sensor.frames import write_stack
 
@@ -223,7 +223,7 @@ def lights(sensor, tmp_path_factory):
 
 def _job(made, *names, **options):
     products = tuple((name, made[{"readnoise": "bias"}.get(name, name)]) for name in names)
-    return CalibrateImages(products=products, options=config.CalibrateImages(**options))
+    return CalibrateImagesJob(products=products, options=config.CalibrateImages(**options))
 
 
 ALL_OF_THEM = ("bias", "readnoise", "iso", "dark", "flat", "gain")
@@ -287,7 +287,7 @@ def test_a_cube_of_frames_stays_a_cube(sensor, made, tmp_path):
     results = []
     for shard_bytes in (1, 1 << 30):
         output = tmp_path / f"out{shard_bytes}"
-        job = CalibrateImages(
+        job = CalibrateImagesJob(
             products=(("bias", made["bias"]), ("gain", made["gain"])),
             frames=Frames.model_validate({"table": (row,)}),
             shard_bytes=shard_bytes,
@@ -346,11 +346,11 @@ def test_a_product_of_another_sensor(made, tmp_path):
 
 
 def test_a_product_that_is_not_there(lights, tmp_path):
-    job = CalibrateImages(products=(("bias", str(tmp_path / "nothing")),))
+    job = CalibrateImagesJob(products=(("bias", str(tmp_path / "nothing")),))
     with pytest.raises(MissingInput, match="nothing: holds no pixel maps"):
         run(job, [lights], tmp_path / "out")
     with pytest.raises(ConfigError, match="nothing to correct frames for"):
-        run(CalibrateImages(), [lights], tmp_path / "out")
+        run(CalibrateImagesJob(), [lights], tmp_path / "out")
 
 
 def test_dark_current_needs_the_exposure_of_each_frame(made, sensor, tmp_path):
@@ -394,7 +394,7 @@ def test_another_exposure_in_the_configuration_is_other_work(made, lights, tmp_p
     digests = []
     for exposure_s in (0.5, 0.5, 5.0):
         table = ({"path": "*.dng", "exposure_s": exposure_s},)
-        job = CalibrateImages(
+        job = CalibrateImagesJob(
             products=(("bias", made["bias"]), ("dark", made["dark"])),
             frames=Frames.model_validate({"table": table}),
         )
