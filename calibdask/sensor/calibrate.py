@@ -637,10 +637,7 @@ def _cached(read: Any, path: str, _stamp: int) -> Any:
 
 @lru_cache(maxsize=2)
 def _load(
-    choice: _Choice,
-    _digests: tuple[tuple[str, str], ...],
-    shape: tuple[int, int],
-    pattern: str,
+    choice: _Choice, _digests: tuple[tuple[str, str], ...], shape: tuple[int, int], pattern: str
 ) -> Corrections:
     """Read maps, in single precision; a worker keeps them for its next frames."""
     terms: dict[str, Term] = {}

@@ -49,12 +49,7 @@ def dark_series(tile: TileStacks, near_saturation: float) -> dict[tuple[Setting,
     def key_of(key: StackKey) -> tuple[Setting, float, float]:
         return key.setting, key.temperature_c, key.exposure_s
 
-    stacks = gather(
-        tile,
-        "dark_current",
-        key_of,
-        near_saturation=near_saturation,
-    )
+    stacks = gather(tile, "dark_current", key_of, near_saturation=near_saturation)
     series: dict[tuple[Setting, float], Series] = {}
     for setting, temperature, exposure in sorted(stacks):
         if exposure >= 0:

@@ -62,10 +62,7 @@ class DefectsJob(MapCalibration):
         mask = np.zeros(tile.shape, np.uint16)
         applied: set[PixelFlag] = set()
         stacks = gather(
-            tile,
-            "bias_readnoise",
-            lambda key: key.setting,
-            near_saturation=options.near_saturation,
+            tile, "bias_readnoise", lambda key: key.setting, near_saturation=options.near_saturation
         )
         for pixels in stacks.values():
             applied |= {PixelFlag.BAD_BIAS, PixelFlag.NOISY, PixelFlag.FEW_FRAMES}
@@ -119,12 +116,7 @@ class DefectsJob(MapCalibration):
         ]
         n_all = int(sum(tile["n_defects",][0] for tile in tiles))
         rows.append(
-            {
-                "criterion": "any",
-                "applied": True,
-                "n_defects": n_all,
-                "fraction": n_all / n_pixels,
-            }
+            {"criterion": "any", "applied": True, "n_defects": n_all, "fraction": n_all / n_pixels}
         )
         listed = np.concatenate([tile["listed",] for tile in tiles])
         return {

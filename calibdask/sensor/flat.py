@@ -164,10 +164,7 @@ class FlatFieldJob(MapCalibration):
     own_kind: ClassVar[str] = "flatfield"
     single: ClassVar[Mapping[str, Sequence[str]]] = {"flatfield": ("filter",)}
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "flatfield": (
-            "1",
-            "response relative to the optical centre: divide by it",
-        ),
+        "flatfield": ("1", "response relative to the optical centre: divide by it"),
         "flatfield_error": ("1", "standard error of the flat field from noise"),
         "model": ("1", "radial model of the vignetting"),
         "model_error": ("1", "standard error of the model"),

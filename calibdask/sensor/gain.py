@@ -24,13 +24,7 @@ from calibdask.sensor.model import (
     variance_fit_probability,
 )
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
-from calibdask.sensor.pixels import (
-    BIAS_SOURCES,
-    bias_level,
-    gather,
-    saturation_dn,
-    without_flicker,
-)
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, saturation_dn, without_flicker
 from calibdask.sensor.spatial import steps_along
 from calibdask.sensor.tables import AMPLIFIERS, CURVE, GAIN, build, channel_names, count_columns
 from calibdask.sensor.tiles import TileFit

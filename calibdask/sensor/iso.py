@@ -14,12 +14,7 @@ from calibdask.sensor.isotable import CURVE_COLUMNS
 from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import chi2_probability, fit_iso_curve, iso_ratios
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import (
-    BIAS_SOURCES,
-    bias_level,
-    gather,
-    saturation_dn,
-)
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, saturation_dn
 from calibdask.sensor.spatial import within_range
 from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS, build, count_columns
 from calibdask.sensor.tiles import TileFit
@@ -113,11 +108,7 @@ class IsoNormalisationJob(MapCalibration):
             if i == 0:
                 error = np.zeros_like(error)  # it is 1 by definition
             group = f"iso_normalisation/{setting.name}"
-            maps |= {
-                f"{group}/ratio": ratio,
-                f"{group}/ratio_error": error,
-                f"{group}/mask": mask,
-            }
+            maps |= {f"{group}/ratio": ratio, f"{group}/ratio_error": error, f"{group}/mask": mask}
             facts |= overview(f"{group}/ratio", tile, ratio, mask)
             facts["n_frames", iso] = np.array([len(pixels.frame_means)])
         return TileFit(maps, facts | {("sums",): sums, ("sources",): sources})

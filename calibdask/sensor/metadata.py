@@ -648,11 +648,7 @@ _COMMON: Final[dict[str, Callable[[FrameInfo], str]]] = {
 
 
 def _minority(
-    infos: Sequence[FrameInfo],
-    places: Sequence[int],
-    what: str,
-    texts: Sequence[str],
-    among: str,
+    infos: Sequence[FrameInfo], places: Sequence[int], what: str, texts: Sequence[str], among: str
 ) -> dict[int, CalibdaskError]:
     counts: Counter[str] = Counter()
     for place in places:

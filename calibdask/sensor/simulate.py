@@ -62,9 +62,7 @@ class SimulatedSensor:
 
 
 def simulate_sensor(
-    output: Path,
-    options: SensorSimulation,
-    progress: Callable[[int, int], None] = ignore_progress,
+    output: Path, options: SensorSimulation, progress: Callable[[int, int], None] = ignore_progress
 ) -> SimulatedSensor:
     """Write the frames of all series, ``truth.npz`` (maps) and ``truth.json`` (all else).
 
@@ -228,10 +226,7 @@ def _write_emva_descriptor(
 
 
 def _to_json(
-    output: Path,
-    truth: SensorTruth,
-    frames: Mapping[Path, FrameSpec],
-    faults: Mapping[Path, str],
+    output: Path, truth: SensorTruth, frames: Mapping[Path, FrameSpec], faults: Mapping[Path, str]
 ) -> str:
     options = truth.options
     return json.dumps(
