@@ -275,13 +275,13 @@ SIMULATIONS: dict[str, Simulation] = {
             "muon-tables",
             "DL1 files with tables of muon rings in ctapipe's format, with truth.json beside them.",
             "calibdask.muon.simulate:MuonSimulation",
-            "calibdask.muon.simulate:simulate",
+            "calibdask.muon.simulate:simulate_ring_tables",
         ),
         Simulation(
             "muon-images",
             "DL1 files with images of muon rings in ctapipe's format, with truth.json beside them.",
             "calibdask.muon.image_simulation:MuonImageSimulation",
-            "calibdask.muon.simulate_images:simulate",
+            "calibdask.muon.simulate_images:simulate_ring_images",
         ),
     )
 }

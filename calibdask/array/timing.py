@@ -26,7 +26,7 @@ from calibdask.array.timing_summary import (
     TimingOptions,
     TimingScores,
     fit_timing,
-    n_stages,
+    n_timing_stages,
     offset_network,
     reduce_timing,
     residual_columns,
@@ -158,7 +158,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         """Return scores in the last stage, moments of pairs or the time walk before."""
         if self.walks and stage == 1:
             return WalkSummary
-        return TimingScores if stage == n_stages(self.timing) - 1 else PairSummary
+        return TimingScores if stage == n_timing_stages(self.timing) - 1 else PairSummary
 
     @property
     def needs(self) -> Needs:

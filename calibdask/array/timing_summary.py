@@ -48,7 +48,7 @@ __all__ = [
     "TimingOptions",
     "TimingScores",
     "fit_timing",
-    "n_stages",
+    "n_timing_stages",
     "offset_network",
     "reduce_timing",
     "residual_columns",
@@ -190,7 +190,7 @@ class TimingFit(ArrayRecord):
         return self.network is not None and self.network.done
 
 
-def n_stages(options: TimingOptions) -> int:
+def n_timing_stages(options: TimingOptions) -> int:
     """Return the number of stages: rough offsets, perhaps the time walk, and the network's."""
     return 1 + options.walk + network_stages(options.network)
 
@@ -207,7 +207,7 @@ def reduce_timing(
     Parameters
     ----------
     stage : int
-        0 <= stage < n_stages(options).
+        0 <= stage < n_timing_stages(options).
     options : TimingOptions
         How times become offsets.
     events : TimingEvents

@@ -844,7 +844,7 @@ def _clip_efficiency(total: EfficiencySummary, given: CellState, options: MuonOp
         if name in ("starts", "stop") or name.startswith("gallery")
     }
     profiles = {}
-    for name, sums in total.profiles.items():
+    for name, sums in total.profiles.items() if settled else ():
         residual = residuals(sums.moments(), moments.mean)
         for part, values in residual.to_arrays().items():
             profiles[f"{name}_{part}"] = values

@@ -225,7 +225,7 @@ def _throughput_rows(
         for name, values in columns.items():
             parts.setdefault(name, []).append(values[filled])
         for name, total in residuals.items():
-            if f"{name}_n" not in a:  # a campaign that runs: nothing is clipped yet
+            if f"{name}_n" not in a:  # a campaign that runs: clipping goes on
                 continue
             own = Moments(*(a[f"{name}_{field}"] for field in ("n", "mean", "m2")))
             residuals[name] = total.merge(own)

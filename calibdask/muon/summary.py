@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from calibdask.muon.model import PROFILES
+from calibdask.stats import grouped
 from calibdask.stats.exact import ExactMoments
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ def _extent(
     np.minimum.at(least, chunk, values)
     np.maximum.at(greatest, chunk, values)
     return least, greatest
+
+
+def _closed_bins(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the bin of each value; half open bins but for the last, which holds its upper edge."""
+    bins = grouped.bin_of(values, edges).astype(np.int64, copy=False) - 1
+    bins[values == edges[-1]] = len(edges) - 2
+    return bins
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -295,8 +303,10 @@ class ChunkKeys:
     def merge(self, other: Self) -> Self:
         """Join the keys of different rings."""
         keys = np.concatenate([self.keys, other.keys])
-        order = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))
-        return type(self)(keys[order], self.gallery.merge(other.gallery))
+        # Shards mostly follow each other in time.
+        if len(self.keys) and len(other.keys) and self.keys[-1, 0] >= other.keys[0, 0]:
+            keys = keys[np.lexsort(keys.T[::-1])]
+        return type(self)(keys, self.gallery.merge(other.gallery))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Fields by name, for storage without pickle."""
@@ -398,17 +408,13 @@ class EfficiencySummary:
         index = np.flatnonzero(keep)[inside]
         unit = np.where(std > 0, std, 1.0)
         edges = np.linspace(-reach, reach, N_BINS + 1)
-        place = np.searchsorted(edges, (value - mean[own]) / unit[own], side="right")
-        cells = own * (N_BINS + 2) + place
-        counts = np.bincount(cells, minlength=n_chunks * (N_BINS + 2))
+        counts = grouped.histogram(own, (value - mean[own]) / unit[own], n_chunks, edges)
         profiles = {}
         for name, (_, bin_edges) in PROFILES.items():
-            n_bins = len(bin_edges) - 1
-            bins = np.searchsorted(bin_edges, rings.profile[name][index], side="right") - 1
-            bins[rings.profile[name][index] == bin_edges[-1]] = n_bins - 1
-            seen = (bins >= 0) & (bins < n_bins)
-            group = own[seen] * n_bins + bins[seen]
-            profiles[name] = ExactMoments.from_groups(group, value[seen], n_chunks * n_bins)
+            bins, n_bins = _closed_bins(rings.profile[name][index], bin_edges), len(bin_edges) - 1
+            group, seen = own * n_bins + bins, (bins >= 0) & (bins < n_bins)
+            of_group = (group, value) if seen.all() else (group[seen], value[seen])
+            profiles[name] = ExactMoments.from_groups(*of_group, n_chunks * n_bins)
         time_ms = rings.time_ns[index] // _NS_PER_MS - MILLISECONDS_OF_2020
         return cls(
             first,
@@ -417,7 +423,7 @@ class EfficiencySummary:
             n_all,
             np.stack([times[0], observations[0]]),
             np.stack([times[1], observations[1]]),
-            counts.reshape(n_chunks, N_BINS + 2).astype(np.int64),
+            counts,
             profiles,
         )
 
@@ -532,9 +538,7 @@ class WidthSummary:
         low, high : ndarray of float64, shape (B,)
             Bounds of width over radius, both included.
         """
-        n_bins = len(low)
-        bins = np.searchsorted(edges_deg, rings.radius_deg, side="right").astype(np.int64) - 1
-        bins[rings.radius_deg == edges_deg[-1]] = n_bins - 1
+        n_bins, bins = len(low), _closed_bins(rings.radius_deg, edges_deg)
         keep = (bins >= 0) & (bins < n_bins)
         own, radius_deg = bins[keep], rings.radius_deg[keep]
         ratio = ExactMoments.rounded(rings.width_deg[keep] / radius_deg)

@@ -12,8 +12,8 @@ from calibdask.io.muon import MUON_GROUP
 from calibdask.muon.image_simulation import MuonImageSimulation
 from calibdask.muon.report import Picture
 from calibdask.muon.rings import RingOptions, rings_of
-from calibdask.muon.simulate import MuonSimulation, simulate
-from calibdask.muon.simulate_images import simulate as simulate_images
+from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
+from calibdask.muon.simulate_images import simulate_ring_images
 from calibdask.muon.tables import TABLES, TREND
 from calibdask.registry import JOBS
 from tests.muon.conftest import PSF, THROUGHPUT
@@ -25,7 +25,9 @@ CUT = {"Campaign.shard_bytes": "400 KiB"}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return simulate_images(tmp_path_factory.mktemp("images"), OPTIONS, lambda done, total: None)
+    return simulate_ring_images(
+        tmp_path_factory.mktemp("images"), OPTIONS, lambda done, total: None
+    )
 
 
 @pytest.fixture
@@ -118,9 +120,11 @@ def test_tables_of_rings_come_first(images, run, tmp_path):
 
 
 def test_images_and_tables_in_one_run(images, run, tmp_path):
-    rings = simulate(tmp_path / "rings", MuonSimulation(n_files=1, n_rings=300, n_telescopes=1))
+    rings = simulate_ring_tables(
+        tmp_path / "rings", MuonSimulation(n_files=1, n_rings=300, n_telescopes=1)
+    )
     other = MuonSimulation(n_files=1, n_rings=300, n_telescopes=1, n_dual_mirror=1)
-    contradicting = simulate(tmp_path / "other", other)
+    contradicting = simulate_ring_tables(tmp_path / "other", other)
     with pytest.raises(ConfigError, match="different arrays"):
         run("throughput", [*images[:1], *contradicting])
     result = run("throughput", [*images[:1], *rings])
@@ -133,7 +137,7 @@ def test_no_focal_length(run, tmp_path):
     options = MuonImageSimulation(
         n_files=1, n_rings_per_telescope=5, effective_focal_length=False, seed=1
     )
-    paths = simulate_images(tmp_path / "images", options, lambda done, total: None)
+    paths = simulate_ring_images(tmp_path / "images", options, lambda done, total: None)
     with pytest.raises(MissingInput, match="EQUIVALENT"):
         run("throughput", paths)
     overrides = {"EventSource.focal_length_choice": "EQUIVALENT"}
@@ -199,7 +203,7 @@ def troubled(tmp_path_factory):
     )
     saturated = MuonImageSimulation(n_rings_per_telescope=60, saturation_pe=15.0, seed=4)
     return {
-        name: simulate_images(directory / name, options, lambda done, total: None)
+        name: simulate_ring_images(directory / name, options, lambda done, total: None)
         for name, options in (("two", two), ("saturated", saturated))
     }
 
