@@ -26,7 +26,7 @@ from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.flags import ImageFlag
 from calibdask.sensor import config
 from calibdask.sensor.apply import Corrections, Term, calibrate
-from calibdask.sensor.calibration import FrameStream, FromFrames
+from calibdask.sensor.calibration import FromFrames
 from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.levels import step_of
 from calibdask.sensor.metadata import misfits, setting_of
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.settings import Setting
+    from calibdask.sensor.stream import FrameStream
     from calibdask.sensor.tiles import SensorFacts
 
 __all__ = ["Batch", "CalibrateImagesJob", "CalibratedFrames"]

@@ -12,10 +12,10 @@ import numpy as np
 
 from calibdask.flags import PixelFlag
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.overview import StackRecord, overview, overviews
 from calibdask.sensor.pixels import saturated_in
 from calibdask.sensor.settings import NOT_STATED
+from calibdask.sensor.stacked import StackCalibration
 from calibdask.sensor.tables import FRAMES, STACKS, build, count_columns
 from calibdask.sensor.tiles import SideArray, TileFit
 

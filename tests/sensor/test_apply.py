@@ -15,7 +15,7 @@ from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, Missin
 from calibdask.flags import ImageFlag
 from calibdask.io.maps import MAPS, TABLES, MapLayout, create_maps, write_rows
 from calibdask.io.pytables import create_hdf5, write_table
-from calibdask.sensor import calibration, config
+from calibdask.sensor import config, stream
 from calibdask.sensor.apply import (
     QUANTISATION_VARIANCE,
     Corrections,
@@ -252,7 +252,7 @@ def test_frames_of_all_speeds_come_out_in_electrons_with_their_errors(made, ligh
 
 def test_the_same_as_the_functions_on_arrays(sensor, made, lights, tmp_path):
     run(_job(made, "bias", "gain"), [lights / "night100"], tmp_path / "out")
-    raw = calibration.read_frame(lights / "night100/frame_0001.dng")
+    raw = stream.read_frame(lights / "night100/frame_0001.dng")
     corrections = Corrections(
         bias=Term(sensor.bias[100].astype(np.float32), np.float32(1e-3)),
         gain=Term(sensor.gain.astype(np.float32), np.float32(1e-3)),
@@ -362,14 +362,14 @@ def test_dark_current_needs_the_exposure_of_each_frame(made, sensor, tmp_path):
 def test_a_frame_that_cannot_be_read_does_not_stop_the_others(
     made, lights, tmp_path, monkeypatch
 ):  # fmt: skip
-    read = calibration.read_frame
+    read = stream.read_frame
 
     def reads(path, *more):
         if "night400/frame_0001" in str(path):
             raise CorruptedInput(f"{path}: cannot be decoded")
         return read(path, *more)
 
-    monkeypatch.setattr(calibration, "read_frame", reads)
+    monkeypatch.setattr(stream, "read_frame", reads)
     job = _job(made, *ALL_OF_THEM)
     with pytest.raises(CalibdaskError, match=r"night400/frame_0001\.dng: cannot be decoded"):
         run(job, [lights], tmp_path / "out")

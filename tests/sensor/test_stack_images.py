@@ -21,7 +21,7 @@ from calibdask.engine.products import digest_output
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
 from calibdask.io.hdf5 import read_tables
 from calibdask.io.maps import MAPS, TABLES, read_product
-from calibdask.sensor import calibration, config
+from calibdask.sensor import config, stream
 from calibdask.sensor.config import Frames, Stacks
 from calibdask.sensor.metadata import StackKey
 from calibdask.sensor.stack_images import StackImagesJob, group_of, spectacle_stem
@@ -167,7 +167,7 @@ def test_a_broken_frame_is_named_and_the_others_are_used(tmp_path):
 def unreadable(monkeypatch):
     """Frames that turn out to be broken only when their pixels are read."""
     broken: dict[str, Exception] = {}
-    read = calibration.read_frame
+    read = stream.read_frame
 
     def reads(path, *more):
         for name, error in list(broken.items()):
@@ -177,7 +177,7 @@ def unreadable(monkeypatch):
                 raise error
         return read(path, *more)
 
-    monkeypatch.setattr(calibration, "read_frame", reads)
+    monkeypatch.setattr(stream, "read_frame", reads)
     return broken
 
 
@@ -212,13 +212,13 @@ def test_a_file_system_that_stutters_loses_no_frame(reference, images, tmp_path,
 
 
 def test_pixels_that_are_not_what_the_metadata_promise(images, tmp_path, monkeypatch):
-    read = calibration.read_frame
+    read = stream.read_frame
 
     def reads(path, *more):
         values = read(path, *more)
         return values[:, :-2] if "frame_0004" in str(path) else values
 
-    monkeypatch.setattr(calibration, "read_frame", reads)
+    monkeypatch.setattr(stream, "read_frame", reads)
     with pytest.raises(CalibdaskError, match=r"frame_0004.dng.*\(37, 22\).*\(37, 24\)"):
         run(StackImagesJob(), [images / "gain/iso100/dark"], tmp_path / "out")
 
@@ -277,7 +277,7 @@ def test_a_cube_that_breaks_off_gives_the_frames_before(tmp_path, monkeypatch):
         yield from frames[start : min(stop, 6)]
         raise CorruptedInput(f"{path}: frame 6 is damaged")
 
-    monkeypatch.setattr(calibration, "read_frames", reads)
+    monkeypatch.setattr(stream, "read_frames", reads)
     result = run(
         StackImagesJob(), [tmp_path / "cube.npy"], tmp_path / "out",
         allow_missing=1.0,
@@ -365,12 +365,12 @@ def test_names_of_groups():
 
 _SLOW = """
 import sys, time
-from calibdask.sensor import calibration
-read = calibration.read_frame
+from calibdask.sensor import stream
+read = stream.read_frame
 def slow(path, *more):
     time.sleep(0.1)
     return read(path, *more)
-calibration.read_frame = slow
+stream.read_frame = slow
 from calibdask.cli import main
 main()
 """
