@@ -156,50 +156,52 @@ JOBS: dict[str, Job] = {
         Job(
             "stack-images",
             "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
-            "calibdask.sensor.stack_images:StackImages",
+            "calibdask.sensor.stack_images:StackImagesJob",
         ),
         Job(
-            "bias", "Bias and read noise of each pixel and ISO speed.", "calibdask.sensor.bias:Bias"
+            "bias",
+            "Bias and read noise of each pixel and ISO speed.",
+            "calibdask.sensor.bias:BiasJob",
         ),
         Job(
             "readnoise",
             "Read noise of each pixel and ISO speed.",
-            "calibdask.sensor.bias:ReadNoise",
+            "calibdask.sensor.bias:ReadNoiseJob",
         ),
         Job(
             "iso-normalisation",
             "Signal of a camera at each ISO speed relative to the lowest one.",
-            "calibdask.sensor.iso:IsoNormalisation",
+            "calibdask.sensor.iso:IsoNormalisationJob",
         ),
         Job(
             "dark-current",
             "Dark current of each pixel, hot pixels, and the law of its temperature.",
-            "calibdask.sensor.dark:DarkCurrent",
+            "calibdask.sensor.dark:DarkCurrentJob",
         ),
         Job(
             "gain",
             "Gain of each pixel and channel by photon transfer, read noise, full well.",
-            "calibdask.sensor.gain:Gain",
+            "calibdask.sensor.gain:GainJob",
         ),
         Job(
             "flatfield",
             "Relative response of each pixel: vignetting and pixel response (PRNU).",
-            "calibdask.sensor.flat:FlatField",
+            "calibdask.sensor.flat:FlatFieldJob",
         ),
         Job(
             "emva1288",
             "Characterisation of a sensor by the standard EMVA 1288.",
-            "calibdask.sensor.emva:Emva1288",
+            "calibdask.sensor.emva:Emva1288Job",
         ),
         Job(
             "defects",
             "Map of defect pixels from bias, dark and flat-field frames.",
-            "calibdask.sensor.defects:Defects",
+            "calibdask.sensor.defects:DefectsJob",
         ),
         Job(
             "calibrate-images",
             "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
-            "calibdask.sensor.calibrate:CalibrateImages",
+            "calibdask.sensor.calibrate:CalibrateImagesJob",
         ),
     )
 }

@@ -382,12 +382,7 @@ def _format(path: Path) -> str:
     )
 
 
-_LIBRARIES = {
-    "raw": "tifffile",
-    "fits": "astropy.io.fits",
-    "tiff": "tifffile",
-    "png": "PIL.Image",
-}
+_LIBRARIES = {"raw": "tifffile", "fits": "astropy.io.fits", "tiff": "tifffile", "png": "PIL.Image"}
 
 
 def libraries_of(paths: Iterable[Path]) -> list[str]:
