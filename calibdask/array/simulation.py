@@ -145,20 +145,18 @@ class ArraySimulation:
     n_files: int = option(
         2,
         "Files, each one observation block (obs_id 1001, 1002, ...) of block_duration_s.",
-        low=1,
-        high=20_000,
+        1,
+        20_000,
     )
-    n_events: int = option(
-        500, "Array events (two telescopes or more) in each file.", low=1, high=1e8
-    )
+    n_events: int = option(500, "Array events (two telescopes or more) in each file.", 1, 1e8)
     n_telescope_events: int | None = option(
         None,
         "Instead of n_events: telescope events in all files together. A file ends on an event, so"
         " there may be more by the telescopes of one event per file.",
-        low=1,
-        high=1e10,
+        1,
+        1e10,
     )
-    seed: int = option(0, "Of everything random.", low=0)
+    seed: int = option(0, "Of everything random.", 0)
     array: str = option(
         "mixed",
         "mixed (4 LST, 14 MST, 18 SST) or reduced (4 LST, 7 MST, 6 SST).",
@@ -167,46 +165,43 @@ class ArraySimulation:
     spacing_m: dict[str, float] = option(
         {"LST": 115.0, "MST": 150.0, "SST": 250.0},
         "Distance of neighbours: LSTs on a square, MSTs and SSTs on hexagonal grids.",
-        low=np.nextafter(0, 1),
-        high=1e9,
+        np.nextafter(0, 1),
+        1e9,
     )
     throughput_mean: dict[str, float] = option(
-        {"LST": 1.0, "MST": 1.0, "SST": 0.9},
-        "Median throughput.",
-        low=np.nextafter(0, 1),
-        high=1e9,
+        {"LST": 1.0, "MST": 1.0, "SST": 0.9}, "Median throughput.", np.nextafter(0, 1), 1e9
     )
     throughput_spread: dict[str, float] = option(
         {"LST": 0.1, "MST": 0.1, "SST": 0.1},
         "Standard deviation of the logarithm of the throughput.",
-        low=0,
-        high=1e9,
+        0,
+        1e9,
     )
     energy_range_tev: tuple[float, float] = option(
-        (0.15, 100.0), "Lowest and highest energy of a shower.", low=0.01, high=1e4
+        (0.15, 100.0), "Lowest and highest energy of a shower.", 0.01, 1e4
     )
-    spectral_index: float = option(2.0, "Of the power law dN/dE ~ E**-index.", low=-5, high=5)
+    spectral_index: float = option(2.0, "Of the power law dN/dE ~ E**-index.", -5, 5)
     energy_resolution: float = option(
-        0.15, "Scatter of ln energy of one telescope, for a very large image.", low=0, high=2
+        0.15, "Scatter of ln energy of one telescope, for a very large image.", 0, 2
     )
     photon_noise: float = option(
         1.0,
         "Further scatter of one telescope: this over the square root of its expected"
         " photoelectrons.",
-        low=0,
-        high=10,
+        0,
+        10,
     )
     shower_fluctuation: float = option(
         0.1,
         "Standard deviation of the logarithm of the light of a shower, shared by its telescopes.",
-        low=0,
-        high=2,
+        0,
+        2,
     )
     light_fall_m: float = option(
         60.0,
         "Beyond the pool's radius of 120 m the light falls by 1/e within this; 1e9 makes it flat.",
-        low=1,
-        high=1e9,
+        1,
+        1e9,
     )
     photon_statistics: bool = option(
         True, "Image sizes scatter by the Poisson law; else every image is its expectation."
@@ -214,65 +209,57 @@ class ArraySimulation:
     threshold_scale: float = option(
         1.0,
         "Multiplies the sizes at which telescopes trigger; 0 lets all telescopes see all showers.",
-        low=0,
-        high=10,
+        0,
+        10,
     )
     core_margin_m: float = option(
         150.0,
         "Showers fall on the rectangle around the telescopes, enlarged by this on each side.",
-        low=0,
-        high=5000,
+        0,
+        5000,
     )
     direction_spread_deg: float = option(
-        0.5,
-        "Scatter of the showers' directions around the pointing, in each coordinate.",
-        low=0,
-        high=5,
+        0.5, "Scatter of the showers' directions around the pointing, in each coordinate.", 0, 5
     )
     core_resolution_m: float = option(
         8.0,
         "Error of the reconstructed core, in each coordinate; all telescopes share it.",
-        low=0,
-        high=1000,
+        0,
+        1000,
     )
     direction_resolution_deg: float = option(
-        0.05, "Error of the reconstructed direction, in each coordinate.", low=0, high=5
+        0.05, "Error of the reconstructed direction, in each coordinate.", 0, 5
     )
     h_max_resolution: float = option(
-        0.05, "Relative error of the reconstructed height of the maximum.", low=0, high=1
+        0.05, "Relative error of the reconstructed height of the maximum.", 0, 1
     )
     pointing_alt_deg: float = option(
-        70.0, "Altitude to which the telescopes point at the start of a block.", low=30, high=89
+        70.0, "Altitude to which the telescopes point at the start of a block.", 30, 89
     )
-    pointing_az_deg: float = option(
-        180.0, "Azimuth to which the telescopes point.", low=-360, high=360
-    )
+    pointing_az_deg: float = option(180.0, "Azimuth to which the telescopes point.", -360, 360)
     pointing_drift_deg: float = option(
-        0.0, "By how much the altitude rises during a block.", low=-20, high=20
+        0.0, "By how much the altitude rises during a block.", -20, 20
     )
     observatory_altitude_m: float = option(
         2150.0,
         "Of the ground above the sea. As in ctapipe, the stored h_max counts from sea level.",
-        low=0,
-        high=4000,
+        0,
+        4000,
     )
     time_offset_spread_ns: float = option(
-        8.0, "Standard deviation of the telescopes' clock offsets.", low=0, high=1e6
+        8.0, "Standard deviation of the telescopes' clock offsets.", 0, 1e6
     )
     time_jitter_ns: float = option(
-        1.5, "Standard deviation of a telescope's single time stamps.", low=0, high=1e6
+        1.5, "Standard deviation of a telescope's single time stamps.", 0, 1e6
     )
     peak_delay_ns: dict[str, float] = option(
         {"LST": 20.0, "MST": 20.0, "SST": 20.0},
         "Position of a pulse in the readout window.",
-        low=0,
-        high=1e9,
+        0,
+        1e9,
     )
     block_duration_s: float = option(
-        1200.0,
-        "Length of an observation block; its events are uniform in time.",
-        low=1,
-        high=1e5,
+        1200.0, "Length of an observation block; its events are uniform in time.", 1, 1e5
     )
 
     # Faults
@@ -282,22 +269,19 @@ class ArraySimulation:
     invalid_fraction: float = option(
         0.02,
         "Of the telescope energies: NaN with is_valid False, as of failed reconstructions.",
-        low=0,
-        high=1,
+        0,
+        1,
     )
     nan_valid_fraction: float = option(
-        0.0, "Of the telescope energies: NaN although is_valid is True.", low=0, high=1
+        0.0, "Of the telescope energies: NaN although is_valid is True.", 0, 1
     )
     missing_uncertainty_fraction: float = option(
-        0.0, "Of the telescope energies: without an uncertainty (NaN).", low=0, high=1
+        0.0, "Of the telescope energies: without an uncertainty (NaN).", 0, 1
     )
     outlier_fraction: float = option(
-        0.0,
-        "Of the telescope energies: multiplied by outlier_factor; the uncertainty stays.",
-        low=0,
-        high=1,
+        0.0, "Of the telescope energies: multiplied by outlier_factor; the uncertainty stays.", 0, 1
     )
-    outlier_factor: float = option(3.0, "See outlier_fraction.", low=1e-3, high=1e3)
+    outlier_factor: float = option(3.0, "See outlier_fraction.", 1e-3, 1e3)
     silent_telescopes: tuple[int, ...] = option((), "In the layout, without data.")
     removed_telescopes: tuple[int, ...] = option((), "Neither in the layout nor in the data.")
     dead_types: tuple[str, ...] = option(
@@ -308,38 +292,32 @@ class ArraySimulation:
     sparse_telescopes: dict[int, int] = option(
         {},
         "tel_id: largest number of its telescope events in a file. With 1, its pairs have n = 1.",
-        low=1,
-        high=1e10,
+        1,
+        1e10,
     )
     disconnected_groups: tuple[tuple[int, ...], ...] = option(
-        (),
-        "Groups of telescopes that have no event in common. Telescopes in none see all events.",
+        (), "Groups of telescopes that have no event in common. Telescopes in none see all events."
     )
     shifted_telescopes: tuple[int, ...] = option((), "These stand shift_m farther North.")
-    shift_m: float = option(0.0, "See shifted_telescopes.", low=-1e5, high=1e5)
+    shift_m: float = option(0.0, "See shifted_telescopes.", -1e5, 1e5)
     jumping_telescope: int | None = option(
         None, "A telescope whose throughput changes once, as by cleaning its mirrors."
     )
     jump_time_s: float = option(
-        600.0, "When it changes, in seconds from the start of the first file.", low=0, high=1e12
+        600.0, "When it changes, in seconds from the start of the first file.", 0, 1e12
     )
-    jump_factor: float = option(
-        0.8, "Throughput after the jump over throughput before.", low=1e-3, high=1e3
-    )
+    jump_factor: float = option(0.8, "Throughput after the jump over throughput before.", 1e-3, 1e3)
     jump_offset_ns: float = option(
-        0.0, "How much later that telescope's time stamps are after the jump.", low=-1e6, high=1e6
+        0.0, "How much later that telescope's time stamps are after the jump.", -1e6, 1e6
     )
     time_drift_ns_per_h: float = option(
-        0.0,
-        "Standard deviation of the rates at which the telescopes' clock offsets grow.",
-        low=0,
-        high=1e6,
+        0.0, "Standard deviation of the rates at which the telescopes' clock offsets grow.", 0, 1e6
     )
     trigger_walk_ns: float = option(
         0.0,
         "Small images trigger late: by this times the square root of threshold over size.",
-        low=0,
-        high=1e3,
+        0,
+        1e3,
     )
     peak_follows_trigger: bool = option(
         False,
@@ -354,41 +332,30 @@ class ArraySimulation:
         0.0,
         "Of the telescopes' time stamps: moved by up to time_outlier_ns, as accidental triggers"
         " are.",
-        low=0,
-        high=1,
+        0,
+        1,
     )
-    time_outlier_ns: float = option(500.0, "See time_outlier_fraction.", low=0, high=1e6)
+    time_outlier_ns: float = option(500.0, "See time_outlier_fraction.", 0, 1e6)
     missing_time_fraction: float = option(
-        0.0,
-        "Of the telescopes' time stamps: zero, as ctapipe stores no time.",
-        low=0,
-        high=1,
+        0.0, "Of the telescopes' time stamps: zero, as ctapipe stores no time.", 0, 1
     )
     h_max_scale: float = option(
         1.0,
         "Reconstructed over true height of the shower's maximum above the ground, in the mean.",
-        low=0.1,
-        high=10,
+        0.1,
+        10,
     )
     failed_stereo_fraction: float = option(
-        0.0,
-        "Of the events: no direction, no core, no height, and is_valid False.",
-        low=0,
-        high=1,
+        0.0, "Of the events: no direction, no core, no height, and is_valid False.", 0, 1
     )
     shuffled_rows: bool = option(
         False, "Each telescope's DL2 tables have their rows in an order of their own."
     )
     pointing_levels: tuple[str, ...] = option(
-        ("dl0", "dl1"),
-        "Data levels under which the pointing tables stand.",
-        choices=["dl0", "dl1"],
+        ("dl0", "dl1"), "Data levels under which the pointing tables stand.", choices=["dl0", "dl1"]
     )
     pointing_coverage: float = option(
-        1.0,
-        "Part of a block, from its start, that the pointing tables cover.",
-        low=0,
-        high=1,
+        1.0, "Part of a block, from its start, that the pointing tables cover.", 0, 1
     )
     shared_obs_id: bool = option(
         False, "All files have obs_id 1001, with event numbers of their own."
@@ -418,8 +385,9 @@ class ArraySimulation:
         if len(grouped) != len(set(grouped)):
             refuse_option("disconnected_groups", self.disconnected_groups, "disjoint groups")
         if len(known - set(self.without_data)) < 2:
-            msg = "silent_telescopes, removed_telescopes, dead_types: leave at least two telescopes"
-            raise ConfigError(msg)
+            raise ConfigError(
+                "silent_telescopes, removed_telescopes, dead_types: leave at least two telescopes"
+            )
 
     @property
     def n_telescope_events_per_file(self) -> int | None:
@@ -695,11 +663,10 @@ def _triggered_events(
         n_fruitless = 0 if len(images["event"]) else n_fruitless + 1
         if n_fruitless == _FRUITLESS_CHUNKS:
             n_showers = _FRUITLESS_CHUNKS * _SHOWERS_PER_CHUNK
-            msg = (
+            raise ConfigError(
                 f"obs_id {options.obs_id(block)}: none of {n_showers} showers triggers two "
                 "telescopes; raise energy_range_tev or let more telescopes take part"
             )
-            raise ConfigError(msg)
         chunks.append((showers, images))
 
     first = np.cumsum([0, *(len(showers["time_s"]) for showers, _ in chunks)])
