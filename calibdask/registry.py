@@ -146,60 +146,62 @@ JOBS: dict[str, Job] = {
         Job(
             "calculate-throughput-muon",
             "Optical throughput of telescopes by time, from muon rings in DL1 files or images.",
-            "calibdask.muon.calibration:ThroughputFromMuons",
+            "calibdask.muon.throughput:ThroughputFromMuons",
         ),
         Job(
             "calculate-psf-muon",
             "Optical point spread function of telescopes, from muon rings in DL1 files or images.",
-            "calibdask.muon.calibration:PsfFromMuons",
+            "calibdask.muon.psf:PsfFromMuons",
         ),
         Job(
             "stack-images",
             "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
-            "calibdask.sensor.stack_images:StackImages",
+            "calibdask.sensor.stack_images:StackImagesJob",
         ),
         Job(
-            "bias", "Bias and read noise of each pixel and ISO speed.", "calibdask.sensor.bias:Bias"
+            "bias",
+            "Bias and read noise of each pixel and ISO speed.",
+            "calibdask.sensor.bias:BiasJob",
         ),
         Job(
             "readnoise",
             "Read noise of each pixel and ISO speed.",
-            "calibdask.sensor.bias:ReadNoise",
+            "calibdask.sensor.bias:ReadNoiseJob",
         ),
         Job(
             "iso-normalisation",
             "Signal of a camera at each ISO speed relative to the lowest one.",
-            "calibdask.sensor.iso:IsoNormalisation",
+            "calibdask.sensor.iso:IsoNormalisationJob",
         ),
         Job(
             "dark-current",
             "Dark current of each pixel, hot pixels, and the law of its temperature.",
-            "calibdask.sensor.dark:DarkCurrent",
+            "calibdask.sensor.dark:DarkCurrentJob",
         ),
         Job(
             "gain",
             "Gain of each pixel and channel by photon transfer, read noise, full well.",
-            "calibdask.sensor.gain:Gain",
+            "calibdask.sensor.gain:GainJob",
         ),
         Job(
             "flatfield",
             "Relative response of each pixel: vignetting and pixel response (PRNU).",
-            "calibdask.sensor.flat:FlatField",
+            "calibdask.sensor.flat:FlatFieldJob",
         ),
         Job(
             "emva1288",
             "Characterisation of a sensor by the standard EMVA 1288.",
-            "calibdask.sensor.emva:Emva1288",
+            "calibdask.sensor.emva:Emva1288Job",
         ),
         Job(
             "defects",
             "Map of defect pixels from bias, dark and flat-field frames.",
-            "calibdask.sensor.defects:Defects",
+            "calibdask.sensor.defects:DefectsJob",
         ),
         Job(
             "calibrate-images",
             "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
-            "calibdask.sensor.calibrate:CalibrateImages",
+            "calibdask.sensor.calibrate:CalibrateImagesJob",
         ),
     )
 }
@@ -273,13 +275,13 @@ SIMULATIONS: dict[str, Simulation] = {
             "muon-tables",
             "DL1 files with tables of muon rings in ctapipe's format, with truth.json beside them.",
             "calibdask.muon.simulate:MuonSimulation",
-            "calibdask.muon.simulate:simulate",
+            "calibdask.muon.simulate:simulate_ring_tables",
         ),
         Simulation(
             "muon-images",
             "DL1 files with images of muon rings in ctapipe's format, with truth.json beside them.",
             "calibdask.muon.image_simulation:MuonImageSimulation",
-            "calibdask.muon.simulate_images:simulate",
+            "calibdask.muon.simulate_images:simulate_ring_images",
         ),
     )
 }
