@@ -54,6 +54,7 @@ MORE_MODELS = (
     "array/timing_walk.py",
     "muon/intensity.py",
     "muon/ring.py",
+    "sensor/photon_transfer.py",
     "sensor/spatial.py",
     "sensor/standard.py",
 )

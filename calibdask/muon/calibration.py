@@ -34,13 +34,7 @@ from calibdask.engine.protocol import (
 )
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
 from calibdask.flags import Flag
-from calibdask.io.images import (
-    TelescopeImages,
-    has_images,
-    inspect_images,
-    is_hdf5,
-    read_images,
-)
+from calibdask.io.images import has_images, inspect_images, is_hdf5, read_images
 from calibdask.io.kinds import file_kind
 from calibdask.io.metadata import CtaReference
 from calibdask.io.muon import (
@@ -90,6 +84,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.config import Campaign, Configuration, JobSection
+    from calibdask.io.camera_images import TelescopeImages
     from calibdask.muon.config import MuonOptions
     from calibdask.muon.report import Picture
     from calibdask.muon.result import Telescope
