@@ -7,15 +7,15 @@ the meantime is not taken for its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from calibdask.engine.canonical import digest_json
+from calibdask.engine.canonical import canonical_json, digest_json
 from calibdask.engine.products import plan_of_product
 from calibdask.engine.written import Made
 from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from calibdask.engine.plan import Plan
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OwnProduct"]
 
+_SHOWN = 5  # options in a message
 _REMEDY = "choose another name with -o, or replace it with --overwrite"
 
 
@@ -44,14 +45,14 @@ class OwnProduct:
         self._memory = memory
         self._output = output
         self._job = calibration.name
-        self._options = digest_json(
-            {
-                "job": calibration.name,
-                "version": calibration.version,
-                "map": calibration.map_config(),
-                "fit": calibration.fit_config(),
-            }
-        )
+        settings = {
+            "job": calibration.name,
+            "version": calibration.version,
+            "map": calibration.map_config(),
+            "fit": calibration.fit_config(),
+        }
+        self._options = digest_json(settings)
+        self._settings = _flat(settings)
         remembered = memory.of(output)
         plan = plan_of_product(output) if remembered and output.exists() else None
         # Of a run that was killed before its product took its name, the product knows nothing.
@@ -96,8 +97,8 @@ class OwnProduct:
         for made in self._before.values():
             if made.options != self._options:
                 raise ConfigError(
-                    f"{self._output} was made by another job, with other options or by another"
-                    f" version of it; {_REMEDY}"
+                    f"{self._output} was made {_differences(made.settings, self._settings)};"
+                    f" {_REMEDY}"
                 )
             now = _inputs(plan)
             # One of the two may have been hashed in full (see `inputs`): the other begins it.
@@ -120,8 +121,36 @@ class OwnProduct:
         CalibdaskError
             The work directory cannot be written.
         """
-        made = {plan.digest: Made(self._options, _inputs(plan))}
+        made = {plan.digest: Made(self._options, _inputs(plan), self._settings)}
         self._memory.record(self._output, self._job, files, self._before | made)
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say by which job or with which other options or version of it a product was made."""
+    if not before:
+        return "by another job, with other options or by another version of it"
+    if before.get("job") != now["job"]:
+        return f"by another job, {before.get('job')}"
+    other = [
+        f"{name} was {before.get(name, 'unknown')} and is {now.get(name, 'unknown')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+    return f"with other options: {', '.join(other[:_SHOWN])}{more}"
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings as JSON by their names and those of what they are in, without the stage."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            inner = _flat(value)
+            stage = name in ("map", "fit")
+            found |= inner if stage else {f"{name}.{key}": one for key, one in inner.items()}
+        else:
+            found[name] = canonical_json(value)
+    return found
 
 
 def _inputs(plan: Plan) -> dict[str, str]:

@@ -19,10 +19,21 @@ __all__ = ["Made", "Memory", "Written", "real_path"]
 
 @dataclass(frozen=True)
 class Made:
-    """From what a product was made: a digest of the options; identities of inputs and paths."""
+    """From what a product was made.
+
+    Attributes
+    ----------
+    options : str
+        Digest of the settings.
+    inputs : dict of str to str
+        Paths by identity.
+    settings : dict of str to str
+        Job, version and options by their names, as JSON; empty in memories of earlier versions.
+    """
 
     options: str
     inputs: dict[str, str]
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

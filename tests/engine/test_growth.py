@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -64,9 +65,9 @@ def test_a_directory_of_inputs_that_grew_moved_to_another_place(tmp_path):
     ("calibration", "kept", "complaint"),
     [
         (Scripted(), slice(1, 5), "from 1 inputs that are not given now or have changed, e.g. .*0"),
-        (Scripted(scale=2.0), slice(5), "with other options"),
-        (Scripted(offset=2.0), slice(5), "with other options"),
-        (MeanCounts(), slice(5), "out.h5 was made by another job"),
+        (Scripted(scale=2.0), slice(5), "with other options: scale was 1.0 and is 2.0;"),
+        (Scripted(offset=2.0), slice(5), "with other options: offset was 0.0 and is 2.0;"),
+        (MeanCounts(), slice(5), 'out.h5 was made by another job, "scripted";'),
     ],
     ids=["an input is gone", "option of the fit", "option of the map", "another job"],
 )
@@ -158,3 +159,17 @@ def test_two_jobs_in_one_work_directory_know_their_own_products(tmp_path):
 def test_every_job_tells_its_options_before_it_is_planned(job, tmp_path):
     calibration = JOBS[job].prepare([], {}).calibration
     assert not OwnProduct(Memory(tmp_path), tmp_path / "out", calibration).is_there
+
+
+def test_a_memory_that_does_not_hold_the_options_still_refuses_others(tmp_path, output):
+    paths = write_inputs(tmp_path / "in", 1)
+    run(Scripted(), paths, output)
+    memory = output.with_name(f"{output.name}.work") / "products.json"
+    held = json.loads(memory.read_text())
+    for one in held.values():
+        for made in one["plans"].values():
+            del made["settings"]  # as versions before this one wrote it
+    memory.write_text(json.dumps(held))
+    with pytest.raises(ConfigError, match="another job, with other options or by another version"):
+        run(Scripted(scale=2.0), paths, output)
+    run(Scripted(), paths, output)
