@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from calibdask.array.report import Quantity
     from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
 __all__ = ["EnergyAsymmetryEstimation", "ImageAsymmetryEstimation", "InterCalibration"]
@@ -674,7 +674,7 @@ class InterCalibration(PairwiseCalibration[TelescopeEvents | Asymmetries]):
 
         return THROUGHPUT
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report: coefficients, residuals, map, components."""
         from calibdask.array.image_report import image_size_section
         from calibdask.array.report import inter_calibration_sections

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from calibdask.array.report import Quantity
     from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
 __all__ = ["CrossCalibration"]
@@ -662,7 +662,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
 
         return CROSS_THROUGHPUT
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report: types, muons, coefficients, pairs, map, network."""
         from calibdask.array.cross_report import cross_calibration_sections
 

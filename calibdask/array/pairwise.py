@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
     from calibdask.array.pair_config import PairSection
     from calibdask.array.report import Quantity, TelescopeLayout
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
     from calibdask.stats.timebins import TimeBins
 
@@ -675,11 +675,13 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         """What is calibrated, in words."""
         raise NotImplementedError
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report about one fit."""
         raise NotImplementedError
 
-    def report(self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(
+        self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]
+    ) -> Sequence[ReportSection]:
         """Return the sections of the report; of all time bins their drift, and the last one."""
         from calibdask.array.drift_report import drift_sections, last_bin
 

@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from calibdask.muon.report import Picture
     from calibdask.muon.result import Telescope
     from calibdask.muon.rings import RingOptions
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.stats.timebins import TimeBins
 
 __all__ = ["PsfFromMuons", "ThroughputFromMuons"]
@@ -787,7 +787,7 @@ class ThroughputFromMuons(_FromRings):
             result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
         )
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the report."""
         from calibdask.muon.report import throughput_sections
 
@@ -939,7 +939,7 @@ class PsfFromMuons(_FromRings):
             result, self.telescopes, self.options, self.obs_ids, from_images=self.fits_rings
         )
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the report."""
         from calibdask.muon.report import psf_sections
 
