@@ -42,7 +42,14 @@ if TYPE_CHECKING:
 
     type Columns = dict[str, NDArray[Any]]
 
-__all__ = ["THROUGHPUT", "Quantity", "TelescopeLayout", "inter_calibration_sections"]
+__all__ = [
+    "THROUGHPUT",
+    "Quantity",
+    "TelescopeLayout",
+    "correlation_of",
+    "inter_calibration_sections",
+    "take_rows",
+]
 
 _TELESCOPES = (
     "tel_type", "tel_id", "value", "error", "error_independent", "n_pairs", "n_events",
@@ -170,7 +177,9 @@ def inter_calibration_sections(
         ReportSection(quantity.title, _values(telescopes, quantity)),
     ]
     if truth is not None:
-        blocks = _truth(telescopes, pairs, covariance, truth, quantity)
+        from calibdask.array.truth_report import compare_with_truth
+
+        blocks = compare_with_truth(telescopes, pairs, covariance, truth, quantity)
         sections.append(ReportSection("Comparison with the truth", blocks))
     return [
         *sections,
@@ -194,10 +203,12 @@ def _columns(
     schema = quantity.schemas[path]
     columns = {name: schema.shown(tables[path], name) for name in names}
     keys = ("tel_type", "tel_id", "tel_id_1", "tel_id_2", "component")
-    return _take(columns, np.lexsort([columns[key] for key in reversed(keys) if key in columns]))
+    return take_rows(
+        columns, np.lexsort([columns[key] for key in reversed(keys) if key in columns])
+    )
 
 
-def _take(columns: Columns, rows: NDArray[Any]) -> Columns:
+def take_rows(columns: Columns, rows: NDArray[Any]) -> Columns:
     """Select rows, by mask or by index."""
     return {name: values[rows] for name, values in columns.items()}
 
@@ -316,111 +327,6 @@ def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
     ]
 
 
-def _truth(
-    telescopes: Columns,
-    pairs: Columns,
-    covariance: Columns,
-    truth: Mapping[int, float],
-    quantity: Quantity,
-) -> list[Block]:
-    """Compare with the true values, after putting these on the scale of each component."""
-    schema = quantity.schemas[quantity.table]
-    value, error = telescopes["value"], telescopes["error"]
-    expected = np.array([truth.get(tel, math.nan) for tel in telescopes["tel_id"].tolist()])
-    for component in np.unique(telescopes["component"]).tolist():
-        rows = telescopes["component"] == component
-        expected[rows] = _scaled_truth(_take(telescopes, rows), pairs, expected[rows], quantity)
-    pull = np.full(len(value), math.nan)
-    np.divide(value - expected, error, out=pull, where=error > 0)
-    tested = np.isfinite(pull)
-    if not tested.any():
-        text = f"No telescope has a true {quantity.name} and a value with an error."
-        return [Notice("warning", text)]
-    kind, unit = ("", f" {quantity.unit}") if quantity.unit else ("relative ", "%")
-    scale = 1.0 if quantity.unit else 100 / expected
-    deviation = scale * (value - expected)
-    rms = f"{math.sqrt(np.mean(deviation[tested] ** 2)):.3g}{unit}"
-    rms_pull = math.sqrt(np.mean(pull[tested] ** 2))
-    n_beyond = int((np.abs(pull[tested]) > 3).sum())
-    chi2, ndf = _correlated_chi2(
-        pull[tested], _correlation(telescopes["tel_id"][tested], covariance)
-    )
-    return [
-        Paragraph(
-            f"{int(tested.sum())} telescopes have a known true {quantity.name}. The root mean "
-            f"square of the {kind}deviation is {rms}, that of the pulls (deviation over "
-            f"error) {rms_pull:.2f}; {n_beyond} deviate by more than three errors. Telescopes of "
-            "one component share the error of its reference, so their pulls move together: with "
-            f"the full covariance chi2 is {chi2:.1f} for {ndf} degrees of freedom, and honest "
-            "errors make the two about equal. The truth is put on the scale of each component: "
-            "that of its reference, or of its weighted mean where that is what is fixed."
-        ),
-        draw_values(
-            telescopes,
-            deviation,
-            scale * error,
-            label=f"deviation, {unit.strip()}",
-            baseline=0.0,
-            alt=f"{kind.capitalize()}deviation from the true {quantity.name} by telescope: root "
-            f"mean square {rms}, of the pulls {rms_pull:.2f}.",
-            caption=f"Deviation from the true {quantity.name}, with its standard error.",
-        ),
-        table_block(
-            schema,
-            telescopes,
-            ("tel_type", "tel_id", "value", "error", "Truth", "Pull", "flags"),
-            "Value and truth of every telescope. Marked: more than three errors apart.",
-            derived={"Truth": expected, "Pull": pull},
-            formats={"Pull": "z.2f"},
-            error_of={"Truth": schema.by_name["error"].title},
-            marked=np.abs(pull) > 3,
-        ),
-    ]
-
-
-def _scaled_truth(
-    telescopes: Columns, pairs: Columns, expected: NDArray[np.float64], quantity: Quantity
-) -> NDArray[np.float64]:
-    """Truth of one component, on the scale of its values.
-
-    Without a reference the weighted mean of ln c (or of the offsets) is fixed, and the weight of a
-    telescope is that of its pairs, as in the fit.
-    """
-    value = telescopes["value"]
-    usable = np.isfinite(value) & np.isfinite(expected)
-    if not quantity.unit:
-        usable &= (value > 0) & (expected > 0)
-    if (usable & telescopes["is_reference"]).any():
-        usable &= telescopes["is_reference"]
-    error = pairs[f"{quantity.column}_error"]
-    used = pairs["used"] & (error > 0)
-    weights = np.zeros(len(expected))
-    for side in ("tel_id_1", "tel_id_2"):
-        ends = telescopes["tel_id"][:, None] == pairs[side][used]
-        weights += ends @ (error[used] ** -2.0)
-    if not weights[usable].any():
-        return np.full(len(expected), math.nan)
-    if quantity.unit:
-        shift = np.average(value[usable] - expected[usable], weights=weights[usable])
-        return np.asarray(expected + shift)
-    log_ratio = np.log(value[usable] / expected[usable])
-    return np.asarray(expected * math.exp(np.average(log_ratio, weights=weights[usable])))
-
-
-def _correlated_chi2(
-    pull: NDArray[np.float64], correlation: NDArray[np.float64]
-) -> tuple[float, int]:
-    """Sum of squared pulls along the independent directions of a correlation matrix.
-
-    Directions without variance, as the fixed mean of a component, count neither in chi2 nor in
-    the degrees of freedom.
-    """
-    eigenvalues, vectors = np.linalg.eigh(np.nan_to_num(correlation, nan=0.0))
-    free = eigenvalues > 1e-9 * eigenvalues[-1]
-    projected = vectors.T[free] @ pull
-    return float(np.sum(projected**2 / eigenvalues[free])), int(free.sum())
-
-
 def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout, quantity: Quantity) -> Block:
     n_placed = int(layout.placed.sum())
     if not n_placed:
@@ -446,7 +352,7 @@ def _pairs(pairs: Columns, quantity: Quantity) -> list[Block]:
     def table(rows: Columns, caption: str) -> TableBlock:
         return table_block(schema, rows, quantity.of_pairs, caption, marked=~rows["used"])
 
-    fitted = _take(pairs, pairs["used"] & np.isfinite(pairs["pull"]))
+    fitted = take_rows(pairs, pairs["used"] & np.isfinite(pairs["pull"]))
     n_fitted = len(fitted["pull"])
     blocks: list[Block] = []
     if n_fitted:
@@ -456,7 +362,7 @@ def _pairs(pairs: Columns, quantity: Quantity) -> list[Block]:
     if n_fitted > N_WORST_PAIRS:
         order = np.argsort(-np.abs(fitted["pull"]), kind="stable")[:N_WORST_PAIRS]
         caption = f"The {N_WORST_PAIRS} pairs that fit worst, by pull."
-        blocks.append(table(_take(fitted, order), caption))
+        blocks.append(table(take_rows(fitted, order), caption))
     return [*blocks, table(pairs, "Every pair. Marked: left out of the fit.")]
 
 
@@ -521,13 +427,13 @@ def _network(
             marked=p_value < P_VALUE_LIMIT,
         )
     ]
-    correlation = _correlation(telescopes["tel_id"], covariance)
+    correlation = correlation_of(telescopes["tel_id"], covariance)
     if np.isfinite(correlation[~np.eye(len(correlation), dtype=bool)]).any():
         blocks.append(_draw_correlation(telescopes["tel_id"], correlation, quantity))
     return blocks
 
 
-def _correlation(tel_id: NDArray[Any], covariance: Columns) -> NDArray[np.float64]:
+def correlation_of(tel_id: NDArray[Any], covariance: Columns) -> NDArray[np.float64]:
     """Correlation matrix of the values, shape (n_telescopes, n_telescopes).
 
     NaN across components, and for a fixed reference, which has no variance.
