@@ -507,6 +507,11 @@ def _list_simulation(ctx: click.Context, kind: Any) -> NoReturn:
     import dataclasses
     import inspect
 
+    if hasattr(kind, "__pydantic_fields__"):
+        from calibdask.simulation import describe_options
+
+        click.echo(describe_options(kind))
+        ctx.exit()
     click.echo(inspect.getdoc(kind))
     click.echo("\nDefaults")
     for field in dataclasses.fields(kind):

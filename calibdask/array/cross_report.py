@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.report import P_VALUE_LIMIT, Quantity, inter_calibration_sections
+from calibdask.array.report import P_VALUE_LIMIT, CalibratedQuantity, inter_calibration_sections
 from calibdask.array.tables import CONSISTENCY, CONTRASTS, CROSS, MUONS, SCALING_FACTORS
 from calibdask.flags import Flag, has
 from calibdask.report.blocks import Notice, Paragraph, ReportSection, table_block
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CROSS_THROUGHPUT", "cross_calibration_sections"]
 
-CROSS_THROUGHPUT = Quantity(
+CROSS_THROUGHPUT = CalibratedQuantity(
     job="cross-calibration",
     schemas=CROSS,
     name="throughput",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.drift import CHANCE
+from calibdask.array.network.drift import CHANCE
 from calibdask.flags import Flag, has, worst
 from calibdask.report.blocks import Notice, Paragraph, ReportSection, TableBlock, table_block
 from calibdask.report.figures import PALETTE, WIDTH_IN, draw_figure, mark_zero, plot_points
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from calibdask.array.report import Quantity
+    from calibdask.array.report_quantity import CalibratedQuantity
     from calibdask.report.blocks import Block, FigureBlock
 
 __all__ = ["drift_sections", "last_bin"]
@@ -53,14 +53,16 @@ def last_bin(tables: Mapping[str, QTable], table: str) -> tuple[str, dict[str, Q
     }
 
 
-def drift_sections(tables: Mapping[str, QTable], quantity: Quantity) -> list[ReportSection]:
+def drift_sections(
+    tables: Mapping[str, QTable], quantity: CalibratedQuantity
+) -> list[ReportSection]:
     """Describe how the values of all time bins hang together.
 
     Parameters
     ----------
     tables : mapping of str to QTable
         All tables of a calibration in time bins.
-    quantity : Quantity
+    quantity : CalibratedQuantity
         What was calibrated.
 
     Returns
@@ -81,7 +83,7 @@ def drift_sections(tables: Mapping[str, QTable], quantity: Quantity) -> list[Rep
     ]
 
 
-def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
+def _drift(main: QTable, drift: QTable, quantity: CalibratedQuantity) -> list[Block]:
     schema = quantity.schemas[f"{quantity.table}_drift"]
     blocks: list[Block] = []
     for row in drift[has(drift["flags"], Flag.JUMP)]:
@@ -128,7 +130,7 @@ def _drift(main: QTable, drift: QTable, quantity: Quantity) -> list[Block]:
 
 
 def _deviations(
-    main: QTable, quantity: Quantity
+    main: QTable, quantity: CalibratedQuantity
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the deviation of each row from the mean of its telescope, and its error, shape (N,).
 
@@ -149,7 +151,7 @@ def _deviations(
     return deviation, bars
 
 
-def _draw(main: QTable, drift: QTable, quantity: Quantity) -> FigureBlock:
+def _draw(main: QTable, drift: QTable, quantity: CalibratedQuantity) -> FigureBlock:
     """Draw how each telescope deviates from its mean, a panel for each, the suspect ones first."""
     start, end = main["time_start"], main["time_end"]
     middle_h = np.asarray((start - start.min()).sec + 0.5 * (end[0] - start[0]).sec) / 3600

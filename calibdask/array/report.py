@@ -8,12 +8,13 @@ the scale is arbitrary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.array.report_quantity import CalibratedQuantity, correlation_of, take_rows
 from calibdask.array.tables import INTER
+from calibdask.array.truth_report import compare_with_truth
 from calibdask.errors import MissingInput
 from calibdask.flags import Flag, Severity, has, present, remove, worst
 from calibdask.report.attention import attention_section, flag_notices, name_telescopes
@@ -37,18 +38,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from calibdask.array.report_quantity import Columns
     from calibdask.report.blocks import Block, FigureBlock
-    from calibdask.schema import TableSchema
 
-    type Columns = dict[str, NDArray[Any]]
 
 __all__ = [
     "THROUGHPUT",
-    "Quantity",
+    "CalibratedQuantity",
     "TelescopeLayout",
-    "correlation_of",
     "inter_calibration_sections",
-    "take_rows",
 ]
 
 _TELESCOPES = (
@@ -62,66 +60,7 @@ _COMPONENTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """What the telescopes are calibrated for, in words.
-
-    Attributes
-    ----------
-    job : str
-        Name of the job.
-    schemas : mapping of str to TableSchema
-        Tables of the result by path (see `calibdask.array.tables`), that of the telescopes first.
-    name, symbol : str
-        What a value is called in text, and at an axis.
-    text : str
-        What it is and how it was found.
-    baseline : float
-        Value of a telescope like its reference.
-    column : str
-        Column of what the pairs compare.
-    """
-
-    job: str
-    schemas: Mapping[str, TableSchema]
-    name: str
-    symbol: str
-    text: str
-    baseline: float
-    column: str
-
-    @property
-    def table(self) -> str:
-        """Path of the table of telescopes."""
-        return next(iter(self.schemas))
-
-    @property
-    def title(self) -> str:
-        """Its name as a heading."""
-        return self.name.capitalize()
-
-    @property
-    def unit(self) -> str:
-        """Unit of values and differences; "" for ratios, whose deviations are in percent."""
-        return self.schemas[self.table].by_name["value"].unit
-
-    @property
-    def difference(self) -> str:
-        """What the pairs compare, in words."""
-        return self.schemas[f"{self.table}_pairs"].by_name[self.column].heading
-
-    @property
-    def of_pairs(self) -> tuple[str, ...]:
-        """Columns of the pairs that are shown."""
-        d = self.column
-        return (
-            "tel_type", "tel_id_1", "tel_id_2", "n_events", d, f"{d}_error", f"model_{d}",
-            "residual", "pull", f"std_{d}",
-            *(() if self.unit else ("mean_asymmetry", "std_asymmetry")), "used", "flags",
-        )  # fmt: skip
-
-
-THROUGHPUT = Quantity(
+THROUGHPUT = CalibratedQuantity(
     job="inter-calibration",
     schemas=INTER,
     name="throughput",
@@ -141,7 +80,7 @@ def inter_calibration_sections(
     layout: TelescopeLayout,
     *,
     truth: Mapping[int, float] | None = None,
-    quantity: Quantity = THROUGHPUT,
+    quantity: CalibratedQuantity = THROUGHPUT,
 ) -> list[ReportSection]:
     """Describe an inter-calibration result, or that of another network of pairs.
 
@@ -153,7 +92,7 @@ def inter_calibration_sections(
         Positions of the telescopes of the array, whether or not they have a value.
     truth : mapping of int to float, optional
         True value by telescope number, where it is known from a simulation.
-    quantity : Quantity
+    quantity : CalibratedQuantity
         What was calibrated.
 
     Returns
@@ -177,8 +116,6 @@ def inter_calibration_sections(
         ReportSection(quantity.title, _values(telescopes, quantity)),
     ]
     if truth is not None:
-        from calibdask.array.truth_report import compare_with_truth
-
         blocks = compare_with_truth(telescopes, pairs, covariance, truth, quantity)
         sections.append(ReportSection("Comparison with the truth", blocks))
     return [
@@ -190,7 +127,7 @@ def inter_calibration_sections(
 
 
 def _columns(
-    tables: Mapping[str, QTable], quantity: Quantity, path: str, names: Sequence[str]
+    tables: Mapping[str, QTable], quantity: CalibratedQuantity, path: str, names: Sequence[str]
 ) -> Columns:
     """Plain arrays of a table's columns, its rows sorted by type, telescopes and component."""
     if path not in tables:
@@ -206,11 +143,6 @@ def _columns(
     return take_rows(
         columns, np.lexsort([columns[key] for key in reversed(keys) if key in columns])
     )
-
-
-def take_rows(columns: Columns, rows: NDArray[Any]) -> Columns:
-    """Select rows, by mask or by index."""
-    return {name: values[rows] for name, values in columns.items()}
 
 
 def _attention(
@@ -292,7 +224,7 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
     return notices
 
 
-def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
+def _values(telescopes: Columns, quantity: CalibratedQuantity) -> list[Block]:
     if not len(telescopes["tel_id"]):
         return [Notice("warning", "The result holds no telescopes.")]
     ranges = []
@@ -327,7 +259,9 @@ def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
     ]
 
 
-def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout, quantity: Quantity) -> Block:
+def _map(
+    telescopes: Columns, pairs: Columns, layout: TelescopeLayout, quantity: CalibratedQuantity
+) -> Block:
     n_placed = int(layout.placed.sum())
     if not n_placed:
         return Notice("warning", "No telescope has a known position.")
@@ -344,7 +278,7 @@ def _map(telescopes: Columns, pairs: Columns, layout: TelescopeLayout, quantity:
     )
 
 
-def _pairs(pairs: Columns, quantity: Quantity) -> list[Block]:
+def _pairs(pairs: Columns, quantity: CalibratedQuantity) -> list[Block]:
     if not len(pairs["used"]):
         return [Notice("warning", "No two telescopes of a type share an event.")]
     schema = quantity.schemas[f"{quantity.table}_pairs"]
@@ -366,7 +300,7 @@ def _pairs(pairs: Columns, quantity: Quantity) -> list[Block]:
     return [*blocks, table(pairs, "Every pair. Marked: left out of the fit.")]
 
 
-def _draw_residuals(pairs: Columns, quantity: Quantity) -> FigureBlock:
+def _draw_residuals(pairs: Columns, quantity: CalibratedQuantity) -> FigureBlock:
     """Draw the histogram of pulls, and the residuals against what was measured."""
     d, unit = quantity.difference, f", {quantity.unit}" if quantity.unit else ""
     pull = pairs["pull"]
@@ -401,7 +335,7 @@ def _draw_residuals(pairs: Columns, quantity: Quantity) -> FigureBlock:
 
 
 def _network(
-    telescopes: Columns, components: Columns, covariance: Columns, quantity: Quantity
+    telescopes: Columns, components: Columns, covariance: Columns, quantity: CalibratedQuantity
 ) -> list[Block]:
     chi2, ndf, p_value = components["chi2"], components["ndf"], components["p_value"]
     if not len(chi2):
@@ -433,24 +367,8 @@ def _network(
     return blocks
 
 
-def correlation_of(tel_id: NDArray[Any], covariance: Columns) -> NDArray[np.float64]:
-    """Correlation matrix of the values, shape (n_telescopes, n_telescopes).
-
-    NaN across components, and for a fixed reference, which has no variance.
-    """
-    row_of = {tel: row for row, tel in enumerate(tel_id.tolist())}
-    known = np.isin(covariance["tel_id_1"], tel_id) & np.isin(covariance["tel_id_2"], tel_id)
-    rows_1 = [row_of[tel] for tel in covariance["tel_id_1"][known].tolist()]
-    rows_2 = [row_of[tel] for tel in covariance["tel_id_2"][known].tolist()]
-    matrix = np.full((len(tel_id), len(tel_id)), math.nan)
-    matrix[rows_1, rows_2] = covariance["covariance"][known]
-    variance = np.diagonal(matrix)
-    sigma = np.sqrt(np.where(variance > 0, variance, math.nan))
-    return np.asarray(matrix / np.outer(sigma, sigma))
-
-
 def _draw_correlation(
-    tel_id: NDArray[Any], correlation: NDArray[np.float64], quantity: Quantity
+    tel_id: NDArray[Any], correlation: NDArray[np.float64], quantity: CalibratedQuantity
 ) -> FigureBlock:
     off_diagonal = correlation[~np.eye(len(correlation), dtype=bool)]
     low, high = np.nanmin(off_diagonal), np.nanmax(off_diagonal)

@@ -32,17 +32,18 @@ stored values or their order leaves all other values as they were.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from calibdask.errors import ConfigError
+from calibdask.simulation import START_TAI_S, random_stream, refuse_option, simulation_options
+from calibdask.simulation import simulation_option as option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -54,9 +55,9 @@ __all__ = [
     "TELESCOPE_TYPES",
     "ArraySimulation",
     "SimulatedArray",
-    "ctao_time",
     "fault_stream",
     "simulate_events",
+    "stored_time",
     "true_array",
 ]
 
@@ -127,332 +128,296 @@ _ATMOSPHERE_SCALE_HEIGHT_M: Final = 8000.0
 _NS_PER_M: Final = 1.00025 / 0.299792458  # mean refractive index of air along the path, over c
 _QUARTER_NS_PER_S: Final = 4_000_000_000
 _FIRST_OBS_ID: Final = 1001
-_START_TAI_S: Final = 1_700_000_037  # 2023-11-14T22:13:20 UTC
 _SHOWERS_PER_CHUNK: Final = 8192
 _FRUITLESS_CHUNKS: Final = 100
-
-# Least and greatest values of the options.
-_RANGES: Final = {
-    "n_files": (1, 20_000),
-    "n_events": (1, 1e8),
-    "n_telescope_events": (1, 1e10),
-    "seed": (0, np.inf),
-    "spectral_index": (-5, 5),
-    "energy_resolution": (0, 2),
-    "photon_noise": (0, 10),
-    "shower_fluctuation": (0, 2),
-    "core_margin_m": (0, 5000),
-    "direction_spread_deg": (0, 5),
-    "core_resolution_m": (0, 1000),
-    "direction_resolution_deg": (0, 5),
-    "h_max_resolution": (0, 1),
-    "pointing_alt_deg": (30, 89),
-    "pointing_az_deg": (-360, 360),
-    "pointing_drift_deg": (-20, 20),
-    "pointing_coverage": (0, 1),
-    "observatory_altitude_m": (0, 4000),
-    "time_offset_spread_ns": (0, 1e6),
-    "time_jitter_ns": (0, 1e6),
-    "light_fall_m": (1, 1e9),
-    "threshold_scale": (0, 10),
-    "block_duration_s": (1, 1e5),
-    "invalid_fraction": (0, 1),
-    "nan_valid_fraction": (0, 1),
-    "missing_uncertainty_fraction": (0, 1),
-    "outlier_fraction": (0, 1),
-    "outlier_factor": (1e-3, 1e3),
-    "shift_m": (-1e5, 1e5),
-    "jump_time_s": (0, 1e12),
-    "jump_factor": (1e-3, 1e3),
-    "jump_offset_ns": (-1e6, 1e6),
-    "time_drift_ns_per_h": (0, 1e6),
-    "trigger_walk_ns": (0, 1e3),
-    "time_outlier_fraction": (0, 1),
-    "time_outlier_ns": (0, 1e6),
-    "missing_time_fraction": (0, 1),
-    "h_max_scale": (0.1, 10),
-    "failed_stereo_fraction": (0, 1),
-}
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_int(value) or isinstance(value, float)
-
-
-def _are_ints(value: object) -> bool:
-    return isinstance(value, tuple) and all(_is_int(v) for v in value)
-
-
-def _is_map(value: object, is_key: Callable[[Any], bool], is_value: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(is_key(k) and is_value(v) for k, v in value.items())
-
-
-# By the annotation of an option: options also come from command lines, with any type.
-_IS_OF_TYPE: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "bool": lambda value: isinstance(value, bool),
-    "int": _is_int,
-    "int | None": lambda value: value is None or _is_int(value),
-    "float": _is_number,
-    "str": lambda value: isinstance(value, str),
-    "tuple[int, ...]": _are_ints,
-    "tuple[float, float]": lambda value: (
-        isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
-    ),
-    "tuple[str, ...]": lambda value: (
-        isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-    ),
-    "tuple[tuple[int, ...], ...]": lambda value: (
-        isinstance(value, tuple) and all(map(_are_ints, value))
-    ),
-    "dict[str, float]": lambda value: _is_map(value, lambda k: isinstance(k, str), _is_number),
-    "dict[int, int]": lambda value: _is_map(value, _is_int, _is_int),
-}
 
 # First numbers of the spawn keys.
 _TELESCOPE_STREAM, _LAYOUT_STREAM, _SHOWER_STREAM, _FAULT_STREAM = range(4)
 
 
-@dataclass(frozen=True)
+@simulation_options
 class ArraySimulation:
-    """What to simulate. Everything below "Faults" is off unless said otherwise.
+    """Showers seen by an array of telescopes; all faults are off unless said otherwise.
 
-    Parameters
-    ----------
-    n_files : int
-        Files, each one observation block (obs_id 1001, 1002, ...) of `block_duration_s`.
-    n_events : int
-        Array events (two telescopes or more) in each file.
-    n_telescope_events : int, optional
-        Instead of `n_events`: telescope events in all files together. A file ends on an event, so
-        there may be more by the telescopes of one event per file.
-    seed : int
-        Of everything random.
-    array : str
-        "mixed" (4 LST, 14 MST, 18 SST) or "reduced" (4 LST, 7 MST, 6 SST).
-    spacing_m : mapping of str to float
-        Distance of neighbours, per type: LSTs on a square, MSTs and SSTs on hexagonal grids.
-    throughput_mean, throughput_spread : mapping of str to float
-        Per type: median throughput, and the standard deviation of its logarithm.
-    energy_range_tev : tuple of float
-        Least and greatest energy of a shower.
-    spectral_index : float
-        Of the power law dN/dE ~ E**-index.
-    energy_resolution : float
-        Scatter of ln energy of one telescope, for a very large image.
-    photon_noise : float
-        Further scatter of one telescope: this over the square root of its expected photoelectrons.
-    shower_fluctuation : float
-        Standard deviation of the logarithm of the light of a shower, shared by its telescopes.
-    light_fall_m : float
-        Beyond the pool's radius of 120 m the light falls by 1/e within this; 1e9 makes it flat.
-    photon_statistics : bool
-        Image sizes scatter by the Poisson law; else every image is its expectation.
-    threshold_scale : float
-        Multiplies the sizes at which telescopes trigger; 0 lets all telescopes see all showers.
-    core_margin_m : float
-        Showers fall on the rectangle around the telescopes, enlarged by this on each side.
-    direction_spread_deg : float
-        Scatter of the showers' directions around the pointing, in each coordinate.
-    core_resolution_m, direction_resolution_deg, h_max_resolution : float
-        Errors of the stereo reconstruction (per coordinate; relative for h_max). The distances of
-        all telescopes to one shower share them.
-    pointing_alt_deg, pointing_az_deg : float
-        Where the telescopes point at the start of a block.
-    pointing_drift_deg : float
-        By how much the altitude rises during a block.
-    observatory_altitude_m : float
-        Of the ground above the sea. As in ctapipe, the stored h_max counts from sea level.
-    time_offset_spread_ns, time_jitter_ns : float
-        Standard deviations of a telescope's clock offset, and of its single time stamps.
-    peak_delay_ns : mapping of str to float
-        Per type: where in the readout window a pulse stands.
-    block_duration_s : float
-        Length of an observation block; its events are uniform in time.
-
-        **Faults**
-    unsorted_layout : bool
-        Telescopes stand in the layout in a random order, not by tel_id.
-    invalid_fraction : float
-        Of the telescope energies: NaN with ``is_valid`` False, as of failed reconstructions (2 %).
-    nan_valid_fraction : float
-        NaN although ``is_valid`` is True.
-    missing_uncertainty_fraction : float
-        Energies without an uncertainty (NaN).
-    outlier_fraction, outlier_factor : float
-        Of the telescope energies: multiplied by the factor, with an uncertainty that knows nothing.
-    silent_telescopes : tuple of int
-        In the layout, without data.
-    removed_telescopes : tuple of int
-        Neither in the layout nor in the data.
-    dead_types : tuple of str
-        Types of telescope that are in the layout, without data.
-    sparse_telescopes : mapping of int to int
-        tel_id: greatest number of its telescope events in a file. With 1, its pairs have n = 1.
-    disconnected_groups : tuple of tuple of int
-        Groups of telescopes that have no event in common. Telescopes in none see all events.
-    shifted_telescopes, shift_m : tuple of int, float
-        These stand so many metres further North.
-    jumping_telescope : int, optional
-        A telescope whose throughput changes once, as by cleaning its mirrors.
-    jump_time_s, jump_factor : float
-        When, in seconds from the start of the first file; throughput after over throughput before.
-    jump_offset_ns : float
-        By how much later the time stamps of that telescope are after the jump.
-    time_drift_ns_per_h : float
-        Standard deviation of the rates at which the telescopes' clock offsets grow.
-    trigger_walk_ns : float
-        Small images trigger late: by this times the square root of threshold over size.
-    peak_follows_trigger : bool
-        A late trigger opens the readout window late: what delays it is missing in the peak time.
-    pointing_delay_removed : bool
-        The delay of a plane front from the pointing is taken out of the telescopes' time stamps, as
-        sim_telarray does.
-    time_outlier_fraction, time_outlier_ns : float
-        Of the telescopes' time stamps: moved by anything up to this, as accidental triggers are.
-    missing_time_fraction : float
-        Of the telescopes' time stamps: zero, as ctapipe stores no time.
-    h_max_scale : float
-        Reconstructed over true height of the shower's maximum above the ground, in the mean.
-    failed_stereo_fraction : float
-        Of the events: no direction, no core, no height, and ``is_valid`` False.
-    shuffled_rows : bool
-        Each telescope's DL2 tables have their rows in an order of their own.
-    pointing_levels : tuple of str
-        Data levels under which the pointing tables stand, of "dl0" and "dl1"; both at first.
-    pointing_coverage : float
-        Part of a block, from its start, that the pointing tables cover.
-    shared_obs_id : bool
-        All files have obs_id 1001, with event numbers of their own.
-
-    Raises
-    ------
-    ConfigError
-        A value out of its range, or a telescope or type that the array does not have.
+    Types of telescopes are LST, MST and SST; mappings have a value for each of them.
     """
 
-    n_files: int = 2
-    n_events: int = 500
-    n_telescope_events: int | None = None
-    seed: int = 0
-    array: str = "mixed"
-    spacing_m: dict[str, float] = field(
-        default_factory=lambda: {"LST": 115.0, "MST": 150.0, "SST": 250.0}
+    n_files: int = option(
+        2,
+        "Files, each one observation block (obs_id 1001, 1002, ...) of block_duration_s.",
+        low=1,
+        high=20_000,
     )
-    throughput_mean: dict[str, float] = field(
-        default_factory=lambda: {"LST": 1.0, "MST": 1.0, "SST": 0.9}
+    n_events: int = option(
+        500, "Array events (two telescopes or more) in each file.", low=1, high=1e8
     )
-    throughput_spread: dict[str, float] = field(
-        default_factory=lambda: {"LST": 0.1, "MST": 0.1, "SST": 0.1}
+    n_telescope_events: int | None = option(
+        None,
+        "Instead of n_events: telescope events in all files together. A file ends on an event, so"
+        " there may be more by the telescopes of one event per file.",
+        low=1,
+        high=1e10,
     )
-    energy_range_tev: tuple[float, float] = (0.15, 100.0)
-    spectral_index: float = 2.0
-    energy_resolution: float = 0.15
-    photon_noise: float = 1.0
-    shower_fluctuation: float = 0.1
-    light_fall_m: float = 60.0
-    photon_statistics: bool = True
-    threshold_scale: float = 1.0
-    core_margin_m: float = 150.0
-    direction_spread_deg: float = 0.5
-    core_resolution_m: float = 8.0
-    direction_resolution_deg: float = 0.05
-    h_max_resolution: float = 0.05
-    pointing_alt_deg: float = 70.0
-    pointing_az_deg: float = 180.0
-    pointing_drift_deg: float = 0.0
-    observatory_altitude_m: float = 2150.0
-    time_offset_spread_ns: float = 8.0
-    time_jitter_ns: float = 1.5
-    peak_delay_ns: dict[str, float] = field(
-        default_factory=lambda: {"LST": 20.0, "MST": 20.0, "SST": 20.0}
+    seed: int = option(0, "Of everything random.", low=0)
+    array: str = option(
+        "mixed",
+        "mixed (4 LST, 14 MST, 18 SST) or reduced (4 LST, 7 MST, 6 SST).",
+        choices=[*ARRAYS],
     )
-    block_duration_s: float = 1200.0
-    unsorted_layout: bool = False
-    invalid_fraction: float = 0.02
-    nan_valid_fraction: float = 0.0
-    missing_uncertainty_fraction: float = 0.0
-    outlier_fraction: float = 0.0
-    outlier_factor: float = 3.0
-    silent_telescopes: tuple[int, ...] = ()
-    removed_telescopes: tuple[int, ...] = ()
-    dead_types: tuple[str, ...] = ()
-    sparse_telescopes: dict[int, int] = field(default_factory=dict)
-    disconnected_groups: tuple[tuple[int, ...], ...] = ()
-    shifted_telescopes: tuple[int, ...] = ()
-    shift_m: float = 0.0
-    jumping_telescope: int | None = None
-    jump_time_s: float = 600.0
-    jump_factor: float = 0.8
-    jump_offset_ns: float = 0.0
-    time_drift_ns_per_h: float = 0.0
-    trigger_walk_ns: float = 0.0
-    peak_follows_trigger: bool = False
-    pointing_delay_removed: bool = False
-    time_outlier_fraction: float = 0.0
-    time_outlier_ns: float = 500.0
-    missing_time_fraction: float = 0.0
-    h_max_scale: float = 1.0
-    failed_stereo_fraction: float = 0.0
-    shuffled_rows: bool = False
-    pointing_levels: tuple[str, ...] = ("dl0", "dl1")
-    pointing_coverage: float = 1.0
-    shared_obs_id: bool = False
+    spacing_m: dict[str, float] = option(
+        {"LST": 115.0, "MST": 150.0, "SST": 250.0},
+        "Distance of neighbours: LSTs on a square, MSTs and SSTs on hexagonal grids.",
+        low=np.nextafter(0, 1),
+        high=1e9,
+    )
+    throughput_mean: dict[str, float] = option(
+        {"LST": 1.0, "MST": 1.0, "SST": 0.9},
+        "Median throughput.",
+        low=np.nextafter(0, 1),
+        high=1e9,
+    )
+    throughput_spread: dict[str, float] = option(
+        {"LST": 0.1, "MST": 0.1, "SST": 0.1},
+        "Standard deviation of the logarithm of the throughput.",
+        low=0,
+        high=1e9,
+    )
+    energy_range_tev: tuple[float, float] = option(
+        (0.15, 100.0), "Lowest and highest energy of a shower.", low=0.01, high=1e4
+    )
+    spectral_index: float = option(2.0, "Of the power law dN/dE ~ E**-index.", low=-5, high=5)
+    energy_resolution: float = option(
+        0.15, "Scatter of ln energy of one telescope, for a very large image.", low=0, high=2
+    )
+    photon_noise: float = option(
+        1.0,
+        "Further scatter of one telescope: this over the square root of its expected"
+        " photoelectrons.",
+        low=0,
+        high=10,
+    )
+    shower_fluctuation: float = option(
+        0.1,
+        "Standard deviation of the logarithm of the light of a shower, shared by its telescopes.",
+        low=0,
+        high=2,
+    )
+    light_fall_m: float = option(
+        60.0,
+        "Beyond the pool's radius of 120 m the light falls by 1/e within this; 1e9 makes it flat.",
+        low=1,
+        high=1e9,
+    )
+    photon_statistics: bool = option(
+        True, "Image sizes scatter by the Poisson law; else every image is its expectation."
+    )
+    threshold_scale: float = option(
+        1.0,
+        "Multiplies the sizes at which telescopes trigger; 0 lets all telescopes see all showers.",
+        low=0,
+        high=10,
+    )
+    core_margin_m: float = option(
+        150.0,
+        "Showers fall on the rectangle around the telescopes, enlarged by this on each side.",
+        low=0,
+        high=5000,
+    )
+    direction_spread_deg: float = option(
+        0.5,
+        "Scatter of the showers' directions around the pointing, in each coordinate.",
+        low=0,
+        high=5,
+    )
+    core_resolution_m: float = option(
+        8.0,
+        "Error of the reconstructed core, in each coordinate; all telescopes share it.",
+        low=0,
+        high=1000,
+    )
+    direction_resolution_deg: float = option(
+        0.05, "Error of the reconstructed direction, in each coordinate.", low=0, high=5
+    )
+    h_max_resolution: float = option(
+        0.05, "Relative error of the reconstructed height of the maximum.", low=0, high=1
+    )
+    pointing_alt_deg: float = option(
+        70.0, "Altitude to which the telescopes point at the start of a block.", low=30, high=89
+    )
+    pointing_az_deg: float = option(
+        180.0, "Azimuth to which the telescopes point.", low=-360, high=360
+    )
+    pointing_drift_deg: float = option(
+        0.0, "By how much the altitude rises during a block.", low=-20, high=20
+    )
+    observatory_altitude_m: float = option(
+        2150.0,
+        "Of the ground above the sea. As in ctapipe, the stored h_max counts from sea level.",
+        low=0,
+        high=4000,
+    )
+    time_offset_spread_ns: float = option(
+        8.0, "Standard deviation of the telescopes' clock offsets.", low=0, high=1e6
+    )
+    time_jitter_ns: float = option(
+        1.5, "Standard deviation of a telescope's single time stamps.", low=0, high=1e6
+    )
+    peak_delay_ns: dict[str, float] = option(
+        {"LST": 20.0, "MST": 20.0, "SST": 20.0},
+        "Position of a pulse in the readout window.",
+        low=0,
+        high=1e9,
+    )
+    block_duration_s: float = option(
+        1200.0,
+        "Length of an observation block; its events are uniform in time.",
+        low=1,
+        high=1e5,
+    )
 
-    def __post_init__(self) -> None:
-        self._check_types()
-        self._check_numbers()
-        self._check_telescopes()
+    # Faults
+    unsorted_layout: bool = option(
+        False, "Telescopes stand in the layout in a random order, not by tel_id."
+    )
+    invalid_fraction: float = option(
+        0.02,
+        "Of the telescope energies: NaN with is_valid False, as of failed reconstructions.",
+        low=0,
+        high=1,
+    )
+    nan_valid_fraction: float = option(
+        0.0, "Of the telescope energies: NaN although is_valid is True.", low=0, high=1
+    )
+    missing_uncertainty_fraction: float = option(
+        0.0, "Of the telescope energies: without an uncertainty (NaN).", low=0, high=1
+    )
+    outlier_fraction: float = option(
+        0.0,
+        "Of the telescope energies: multiplied by outlier_factor; the uncertainty stays.",
+        low=0,
+        high=1,
+    )
+    outlier_factor: float = option(3.0, "See outlier_fraction.", low=1e-3, high=1e3)
+    silent_telescopes: tuple[int, ...] = option((), "In the layout, without data.")
+    removed_telescopes: tuple[int, ...] = option((), "Neither in the layout nor in the data.")
+    dead_types: tuple[str, ...] = option(
+        (),
+        "Types of telescope that are in the layout, without data.",
+        choices=["LST", "MST", "SST"],
+    )
+    sparse_telescopes: dict[int, int] = option(
+        {},
+        "tel_id: largest number of its telescope events in a file. With 1, its pairs have n = 1.",
+        low=1,
+        high=1e10,
+    )
+    disconnected_groups: tuple[tuple[int, ...], ...] = option(
+        (),
+        "Groups of telescopes that have no event in common. Telescopes in none see all events.",
+    )
+    shifted_telescopes: tuple[int, ...] = option((), "These stand shift_m farther North.")
+    shift_m: float = option(0.0, "See shifted_telescopes.", low=-1e5, high=1e5)
+    jumping_telescope: int | None = option(
+        None, "A telescope whose throughput changes once, as by cleaning its mirrors."
+    )
+    jump_time_s: float = option(
+        600.0, "When it changes, in seconds from the start of the first file.", low=0, high=1e12
+    )
+    jump_factor: float = option(
+        0.8, "Throughput after the jump over throughput before.", low=1e-3, high=1e3
+    )
+    jump_offset_ns: float = option(
+        0.0, "How much later that telescope's time stamps are after the jump.", low=-1e6, high=1e6
+    )
+    time_drift_ns_per_h: float = option(
+        0.0,
+        "Standard deviation of the rates at which the telescopes' clock offsets grow.",
+        low=0,
+        high=1e6,
+    )
+    trigger_walk_ns: float = option(
+        0.0,
+        "Small images trigger late: by this times the square root of threshold over size.",
+        low=0,
+        high=1e3,
+    )
+    peak_follows_trigger: bool = option(
+        False,
+        "A late trigger opens the readout window late: what delays it is missing in the peak time.",
+    )
+    pointing_delay_removed: bool = option(
+        False,
+        "The delay of a plane front from the pointing is taken out of the telescopes' time stamps,"
+        " as sim_telarray does.",
+    )
+    time_outlier_fraction: float = option(
+        0.0,
+        "Of the telescopes' time stamps: moved by up to time_outlier_ns, as accidental triggers"
+        " are.",
+        low=0,
+        high=1,
+    )
+    time_outlier_ns: float = option(500.0, "See time_outlier_fraction.", low=0, high=1e6)
+    missing_time_fraction: float = option(
+        0.0,
+        "Of the telescopes' time stamps: zero, as ctapipe stores no time.",
+        low=0,
+        high=1,
+    )
+    h_max_scale: float = option(
+        1.0,
+        "Reconstructed over true height of the shower's maximum above the ground, in the mean.",
+        low=0.1,
+        high=10,
+    )
+    failed_stereo_fraction: float = option(
+        0.0,
+        "Of the events: no direction, no core, no height, and is_valid False.",
+        low=0,
+        high=1,
+    )
+    shuffled_rows: bool = option(
+        False, "Each telescope's DL2 tables have their rows in an order of their own."
+    )
+    pointing_levels: tuple[str, ...] = option(
+        ("dl0", "dl1"),
+        "Data levels under which the pointing tables stand.",
+        choices=["dl0", "dl1"],
+    )
+    pointing_coverage: float = option(
+        1.0,
+        "Part of a block, from its start, that the pointing tables cover.",
+        low=0,
+        high=1,
+    )
+    shared_obs_id: bool = option(
+        False, "All files have obs_id 1001, with event numbers of their own."
+    )
 
-    def _check_types(self) -> None:
-        for option in fields(self):
-            if not _IS_OF_TYPE[str(option.type)](value := getattr(self, option.name)):
-                _refuse(option.name, repr(value), f"of type {option.type}")
-
-    def _check_numbers(self) -> None:
-        if self.array not in ARRAYS:
-            _refuse("array", self.array, f"one of {', '.join(ARRAYS)}")
-        for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= highest:
-                _refuse(name, value, f"between {lowest:g} and {highest:g}")
-        low_tev, high_tev = self.energy_range_tev
-        if not 0.01 <= low_tev < high_tev <= 1e4:
-            _refuse("energy_range_tev", self.energy_range_tev, "rising, within 0.01 and 10000 TeV")
-        if not set(self.pointing_levels) <= {"dl0", "dl1"}:
-            _refuse("pointing_levels", self.pointing_levels, "among dl0, dl1")
-
-    def _check_telescopes(self) -> None:
-        types = set(TELESCOPE_TYPES)
+    def check(self) -> None:
+        """Refuse options that contradict each other or the array."""
         for name in ("spacing_m", "throughput_mean", "throughput_spread", "peak_delay_ns"):
-            values: dict[str, float] = getattr(self, name)
-            may_be_zero = name in ("throughput_spread", "peak_delay_ns")
-            lowest = 0.0 if may_be_zero else np.nextafter(0, 1)
-            if set(values) != types or not all(lowest <= v < np.inf for v in values.values()):
-                _refuse(name, values, f"a positive number for each of {', '.join(TELESCOPE_TYPES)}")
-        if unknown := set(self.dead_types) - types:
-            _refuse("dead_types", sorted(unknown), f"among {', '.join(TELESCOPE_TYPES)}")
+            if set(getattr(self, name)) != set(TELESCOPE_TYPES):
+                types = ", ".join(TELESCOPE_TYPES)
+                refuse_option(name, getattr(self, name), f"a number for each of {types}")
+        if not self.energy_range_tev[0] < self.energy_range_tev[1]:
+            refuse_option("energy_range_tev", self.energy_range_tev, "increasing energies")
         known = set(_all_telescopes(self.array))
-        named: dict[str, Sequence[int]] = {
+        grouped = [tel_id for group in self.disconnected_groups for tel_id in group]
+        named: dict[str, Iterable[int]] = {
             "silent_telescopes": self.silent_telescopes,
             "removed_telescopes": self.removed_telescopes,
-            "sparse_telescopes": list(self.sparse_telescopes),
+            "sparse_telescopes": self.sparse_telescopes,
             "shifted_telescopes": self.shifted_telescopes,
-            "disconnected_groups": [t for group in self.disconnected_groups for t in group],
+            "disconnected_groups": grouped,
             "jumping_telescope": [] if self.jumping_telescope is None else [self.jumping_telescope],
         }
         for name, tel_ids in named.items():
-            if unknown_ids := sorted(set(tel_ids) - known):
-                _refuse(name, unknown_ids, f"telescopes of the array ({sorted(known)})")
-        grouped = named["disconnected_groups"]
+            if unknown := sorted(set(tel_ids) - known):
+                refuse_option(name, unknown, f"telescopes of the array ({sorted(known)})")
         if len(grouped) != len(set(grouped)):
-            _refuse("disconnected_groups", self.disconnected_groups, "disjoint")
-        if self.sparse_telescopes and min(self.sparse_telescopes.values()) < 1:
-            _refuse("sparse_telescopes", self.sparse_telescopes, "1 event or more each")
-        if len(known - set(self._without_data)) < 2:
+            refuse_option("disconnected_groups", self.disconnected_groups, "disjoint groups")
+        if len(known - set(self.without_data)) < 2:
             msg = "silent_telescopes, removed_telescopes, dead_types: leave at least two telescopes"
             raise ConfigError(msg)
 
@@ -469,7 +434,7 @@ class ArraySimulation:
 
     def start_tai_s(self, block: int) -> float:
         """Return when an observation block begins, in seconds of TAI since 1970."""
-        return _START_TAI_S + block * self.block_duration_s
+        return START_TAI_S + block * self.block_duration_s
 
     def pointing_alt_at(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the altitude in rad at which the telescopes point, so long after a block began."""
@@ -477,7 +442,8 @@ class ArraySimulation:
         return np.asarray(np.radians(self.pointing_alt_deg) + np.radians(drift_deg))
 
     @property
-    def _without_data(self) -> tuple[int, ...]:
+    def without_data(self) -> tuple[int, ...]:
+        """Telescopes that see nothing, or are not there."""
         dead = [t for t, kind in _all_telescopes(self.array).items() if kind in self.dead_types]
         return (*self.silent_telescopes, *self.removed_telescopes, *dead)
 
@@ -515,21 +481,18 @@ class SimulatedArray:
     paths: tuple[Path, ...] = ()
     n_telescope_events: int = 0
 
-    def to_json(self) -> str:
-        """Return the truth as JSON: what ``truth.json`` holds."""
-        return json.dumps(
-            {
-                "throughput": self.throughput,
-                "time_offset_ns": self.time_offset_ns,
-                "time_drift_ns_per_h": self.time_drift_ns_per_h,
-                "tel_type": self.tel_type,
-                "position_m": self.position_m,
-                "options": asdict(self.options),
-                "n_tel_events": self.n_telescope_events,
-                "files": [path.name for path in self.paths],
-            },
-            indent=1,
-        )
+    def to_plain(self) -> dict[str, Any]:
+        """Return the truth for JSON: what ``truth.json`` holds."""
+        return {
+            "throughput": self.throughput,
+            "time_offset_ns": self.time_offset_ns,
+            "time_drift_ns_per_h": self.time_drift_ns_per_h,
+            "tel_type": self.tel_type,
+            "position_m": self.position_m,
+            "options": asdict(self.options),
+            "n_tel_events": self.n_telescope_events,
+            "files": [path.name for path in self.paths],
+        }
 
 
 def true_array(options: ArraySimulation) -> SimulatedArray:
@@ -544,16 +507,18 @@ def true_array(options: ArraySimulation) -> SimulatedArray:
         if tel_id not in options.removed_telescopes
     }
     if options.unsorted_layout:
-        rng = _stream(options, _LAYOUT_STREAM)
+        rng = random_stream(options, _LAYOUT_STREAM)
         tel_type = {int(tel_id): tel_type[int(tel_id)] for tel_id in rng.permutation([*tel_type])}
     positions = _positions(options)
     throughput, time_offset_ns, time_drift = {}, {}, {}
     for tel_id, kind in tel_type.items():
-        z_throughput, z_offset = _stream(options, _TELESCOPE_STREAM, tel_id).standard_normal(2)
+        z_throughput, z_offset = random_stream(options, _TELESCOPE_STREAM, tel_id).standard_normal(
+            2
+        )
         log_throughput = options.throughput_spread[kind] * z_throughput
         throughput[tel_id] = float(options.throughput_mean[kind] * np.exp(log_throughput))
         time_offset_ns[tel_id] = float(options.time_offset_spread_ns * z_offset)
-        z_drift = _stream(options, _TELESCOPE_STREAM, tel_id, 1).standard_normal()
+        z_drift = random_stream(options, _TELESCOPE_STREAM, tel_id, 1).standard_normal()
         time_drift[tel_id] = float(options.time_drift_ns_per_h * z_drift)
     return SimulatedArray(
         options=options,
@@ -583,7 +548,7 @@ def simulate_events(array: SimulatedArray, block: int) -> tuple[Columns, Columns
     images : dict of str to array, (R,)
         Of the triggered telescopes, sorted by event and then by tel_id. "event" is the row in
         `events`, "column" the telescope's place in the layout. What belongs to ctapipe's
-        image parameters has their names and units. The "time" of both is as of `ctao_time`.
+        image parameters has their names and units. The "time" of both is as of `stored_time`.
 
     Raises
     ------
@@ -602,10 +567,10 @@ def simulate_events(array: SimulatedArray, block: int) -> tuple[Columns, Columns
 
 def fault_stream(options: ArraySimulation, block: int, *key: int) -> np.random.Generator:
     """Return random numbers for the faults of a block; each `key` gives others."""
-    return _stream(options, _FAULT_STREAM, block, *key)
+    return random_stream(options, _FAULT_STREAM, block, *key)
 
 
-def ctao_time(tai_s: NDArray[np.float64], delay_ns: NDArray[np.float64]) -> NDArray[np.uint32]:
+def stored_time(tai_s: NDArray[np.float64], delay_ns: NDArray[np.float64]) -> NDArray[np.uint32]:
     """Return times as ctapipe stores them ("ctao_high_res").
 
     Parameters
@@ -626,15 +591,6 @@ def ctao_time(tai_s: NDArray[np.float64], delay_ns: NDArray[np.float64]) -> NDAr
     quarters += np.rint(4 * delay_ns).astype(np.int64)
     carry, quarters = np.divmod(quarters, _QUARTER_NS_PER_S)
     return np.stack([second.astype(np.int64) + carry, quarters], axis=1).astype(np.uint32)
-
-
-def _refuse(name: str, value: object, wanted: str) -> None:
-    msg = f"{name}: must be {wanted}, is {value}"
-    raise ConfigError(msg)
-
-
-def _stream(options: ArraySimulation, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
 
 
 def _all_telescopes(array: str) -> dict[int, str]:
@@ -726,7 +682,7 @@ def _triggered_events(
     images : dict of str to array, (R,)
         Of the triggered telescopes, sorted by event; "event" and "telescope" are indices.
     """
-    rng = _stream(options, _SHOWER_STREAM, block)
+    rng = random_stream(options, _SHOWER_STREAM, block)
     n_sparse_seen = np.zeros(len(telescopes.tel_id), dtype=np.int64)
     least = options.n_telescope_events_per_file
     wanted = options.n_events if least is None else least
@@ -812,7 +768,7 @@ def _throw_showers(
     threshold_pe = options.threshold_scale * telescopes.of_type("threshold_pe")
     # Below a quarter of the threshold, a Poisson law reaches it once in 1e7 times at most.
     possible = expected_pe > threshold_pe / 4
-    possible[:, np.isin(telescopes.tel_id, options._without_data)] = False
+    possible[:, np.isin(telescopes.tel_id, options.without_data)] = False
     event, telescope = np.nonzero(possible)
     intensity_pe = expected_pe[event, telescope]
     if options.photon_statistics:
@@ -891,7 +847,7 @@ def _reconstruct(
 ) -> None:
     """Add what a reconstruction would say, and the time stamps."""
     # The stream of the showers is used up to a number that depends on their selection.
-    rng = _stream(options, _SHOWER_STREAM, block, 1)
+    rng = random_stream(options, _SHOWER_STREAM, block, 1)
     n_events, n_images = len(events["time_s"]), len(images["event"])
     event, telescope = images["event"], images["telescope"]
 
@@ -944,8 +900,8 @@ def _reconstruct(
         towards = np.array([level * np.cos(az), -level * np.sin(az), np.sin(alt)])
         delay_ns += position_m @ towards * _NS_PER_M
     start_s = options.start_tai_s(block)
-    events["time"] = ctao_time(start_s + events["time_s"], np.zeros(n_events))
-    images["time"] = ctao_time(start_s + events["time_s"][event], delay_ns)
+    events["time"] = stored_time(start_s + events["time_s"], np.zeros(n_events))
+    images["time"] = stored_time(start_s + events["time_s"][event], delay_ns)
     peak_delay_ns = np.array([options.peak_delay_ns[kind] for kind in telescopes.tel_type])
     images["peak_time_ns"] = peak_delay_ns[telescope] + 0.15 * rng.standard_normal(n_images)
     if options.peak_follows_trigger:

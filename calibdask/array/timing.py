@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from calibdask import flags
-from calibdask.array.coefficients import together
 from calibdask.array.config import FURTHER, SELECTION
-from calibdask.array.goodness import event_group
-from calibdask.array.model import NetworkOptions, Observable, Telescopes
-from calibdask.array.network import fit_stage
-from calibdask.array.pairs import event_keys, pairs_of, select_pairs
-from calibdask.array.pairwise import (
-    PairwiseCalibration,
-    SurveyedDl2,
-    layout_of_file,
-)
-from calibdask.array.summary import PairSummary
+from calibdask.array.from_dl2 import SurveyedDl2, layout_of_file
+from calibdask.array.network.coefficients import together
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.goodness import event_group
+from calibdask.array.network.model import NetworkOptions, Observable
+from calibdask.array.network.pairs import PairSummary
+from calibdask.array.pairs import pairs_of, select_pairs
+from calibdask.array.pairwise import PairedRows, PairwiseCalibration
 from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_config import CalculateTimingCalibration, timing_section
 from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
@@ -29,31 +26,30 @@ from calibdask.array.timing_summary import (
     TimingOptions,
     TimingScores,
     fit_timing,
-    n_stages,
+    n_timing_stages,
     offset_network,
     reduce_timing,
     residual_columns,
     systematic_covariance,
 )
 from calibdask.array.timing_walk import WalkSummary
-from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard, Summary, Survey
+from calibdask.engine.protocol import ALL, Cell, InputRef, Rows, Shard, Summary, Survey
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
 from calibdask.flags import Flag
-from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.pointing import read_block_pointing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
-    from calibdask.array.report import Quantity
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.report import CalibratedQuantity
     from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
-    from calibdask.io.dl2 import ArrayLayout
+    from calibdask.io.dl2 import ArrayLayout, Needs, TelescopeEvents
     from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
@@ -67,28 +63,6 @@ SIZE = "hillas_intensity"
 
 FINE_BIN_NS = 0.25
 """Bins for median and clipping: the resolution of the time stamps."""
-
-
-@dataclass(frozen=True)
-class TimingData:
-    """The times of a shard, with what the first stage says about them.
-
-    Attributes
-    ----------
-    events : TimingEvents
-        Telescope events and their pairs.
-    time_bin : ndarray of int64, shape (N,), or None
-        Time bin of each telescope event, if there are bins.
-    keys, cut_flow, rows, warnings
-        As in `Reduced`; only from the first stage.
-    """
-
-    events: TimingEvents
-    time_bin: NDArray[np.int64] | None
-    keys: NDArray[np.int64] | None = None
-    cut_flow: Mapping[str, int] | None = None
-    rows: Rows | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +106,6 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     title: ClassVar[str] = "Offsets of telescope times, to be subtracted"
     state: ClassVar[type[State]] = TimingFit
 
-    truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
     has_sizes: bool = True  # of the images, in all inputs
 
     sections: ClassVar = {"CalculateTimingCalibration": CalculateTimingCalibration, **SELECTION}
@@ -154,7 +127,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network, or one for each type."""
         options = self.options
-        types = {} if self.layout is None else self._types
+        types = self.type_of_telescope
         # The same one in all time bins, whichever has most events there.
         reference = options.reference_telescope
         if reference is None:
@@ -181,15 +154,11 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         rough = Observable("difference", -options.max_offset, options.max_offset, n_bins, "ns")
         return TimingOptions(self.network, rough, options.impact_bins, self.walks)
 
-    @property
-    def _types(self) -> dict[int, str]:
-        return dict(zip(self.telescopes.tel_id, self.telescopes.tel_type, strict=True))
-
     def summary_type(self, stage: int) -> type[Summary]:
         """Return scores in the last stage, moments of pairs or the time walk before."""
         if self.walks and stage == 1:
             return WalkSummary
-        return TimingScores if stage == n_stages(self.timing) - 1 else PairSummary
+        return TimingScores if stage == n_timing_stages(self.timing) - 1 else PairSummary
 
     @property
     def needs(self) -> Needs:
@@ -203,13 +172,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             columns.add(options.time)
         if self.walks:
             columns.add(SIZE)
-        columns |= options.columns
-        base = options.impact_column
-        return Needs(base, tuple(sorted(columns - {base})))
-
-    def fit_config(self) -> Mapping[str, Any]:
-        """Return what only the fit depends on, the telescopes without data among it."""
-        return {**super().fit_config(), "telescopes": self.fit_telescopes()}
+        return self.needs_besides(*columns)
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -291,7 +254,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and layout."""
         reference = self.options.reference_telescope
-        if self.layout is None or reference is None or reference in self._types:
+        if self.layout is None or reference is None or reference in self.type_of_telescope:
             return self.notes
         note = f"reference telescope {reference} is not among the inputs: another one is taken"
         return [*self.notes, f"{note} and flagged"]
@@ -358,72 +321,54 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             known["size known"] = np.isfinite(columns[SIZE]) & (columns[SIZE] > 0)
         return time_ns - delay_ns, known
 
-    def _pair_up(self, read: _Read) -> TimingData:
+    def pair_up(self, data: _Read) -> PairedRows:
         """Select the pairs of a shard, and keep the telescope events in them."""
-        data = read.events
-        residual_ns, known = self._arrival(read)
-        layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout, self.of_events(data), known)
+        events = data.events
+        residual_ns, known = self._arrival(data)
+        layout = layout_of_file(events.layout)
+        pairs = select_pairs(events, self.options, layout, self.of_events(events), known)
         kept, both = np.unique(np.concatenate([pairs.row_1, pairs.row_2]), return_inverse=True)
         row_1, row_2 = both.astype(np.int32).reshape(2, -1)
-        event = data.event[kept]
-        rows: dict[str, NDArray[Any]] = {
+        event, obs_id, event_id = events.event[kept], events.obs_id[kept], events.event_id[kept]
+        rows: Columns = {
             "event": event.astype(np.int32),
-            "tel_id": data.tel_id[kept],
+            "tel_id": events.tel_id[kept],
             "residual_ns": residual_ns[kept],
-            "impact_m": data.columns[self.options.impact_column][kept].astype(np.float32),
+            "impact_m": events.columns[self.options.impact_column][kept].astype(np.float32),
             "row_1": row_1,
             "row_2": row_2,
-            "group": event_group(data.obs_id[kept], data.event_id[kept]),
+            "group": event_group(obs_id, event_id),
         }
         if self.walks:
-            rows["smallness"] = np.sqrt(100.0 / data.columns[SIZE][kept])
-        if self.bins is not None and data.event_time_ns is not None:
-            rows["time_bin"] = self.bins.index(data.event_time_ns)[event]
-        keys = event_keys(event, data.obs_id[kept], data.event_id[kept])
-        flow = {**pairs.cut_flow, "events with a pair": len(keys)}
-        return TimingData(
-            _events_of(rows),
-            rows.get("time_bin"),
-            keys,
-            flow,
-            rows,
-            pairs.warnings,
-        )
+            rows["smallness"] = np.sqrt(100.0 / events.columns[SIZE][kept])
+        rows |= self.time_bins(events, event) | {"obs_id": obs_id, "event_id": event_id}
+        return PairedRows.of(events, rows, pairs.cut_flow, pairs.warnings)
 
-    def reduce(self, shard: Shard, data: _Read) -> Reduced:
-        """Summarise the times of pairs."""
-        pairs = self._pair_up(data)
-        summaries = self._summarise(0, pairs, dict.fromkeys(shard.cells))
-        return Reduced(summaries, pairs.cut_flow or {}, pairs.rows, pairs.keys, pairs.warnings)
+    def bins_of(self, rows: Rows) -> NDArray[np.int64] | None:
+        """Return the time bin of each pair, if there are bins."""
+        return rows["time_bin"][rows["row_1"]] if "time_bin" in rows else None
 
-    def refine(
-        self, stage: int, shard: Shard, data: Rows | _Read, given: Mapping[Cell, Any]
-    ) -> Reduced:
+    def events_of(self, rows: Rows) -> TimingEvents:
+        """Return the telescope events that were kept, with their pairs."""
+        names = [one.name for one in fields(TimingEvents) if one.name in rows]
+        return TimingEvents(**{name: rows[name] for name in names})
+
+    def take(self, events: TimingEvents, mine: NDArray[np.integer]) -> TimingEvents:
+        """Take some of the pairs; the rows that they point to stay together."""
+        return replace(events, row_1=events.row_1[mine], row_2=events.row_2[mine])
+
+    def summarise(
+        self, stage: int, events: TimingEvents, given: Any, n_lacking: Mapping[int, int]
+    ) -> Summary:
         """Summarise the times near the rough offsets, or the events' scores about a fit."""
-        del shard
-        if isinstance(data, _Read):
-            raise TypeError("the first stage keeps the times of every shard")
-        kept = TimingData(_events_of(data), data.get("time_bin"))
-        return Reduced(self._summarise(stage, kept, given))
-
-    def _summarise(
-        self, stage: int, data: TimingData, given: Mapping[Cell, Any]
-    ) -> dict[Cell, Summary]:
-        telescopes = self._fit_rows()
-        return {
-            cell: reduce_timing(stage, self.timing, events, telescopes, given[cell])
-            for cell, events in _split(data, given).items()
-        }
-
-    def _fit_rows(self) -> Telescopes:
-        return Telescopes(np.array(self.telescopes.tel_id), np.array(self.telescopes.tel_type))
+        del n_lacking
+        return reduce_timing(stage, self.timing, events, self.fit_rows(), given)
 
     # -- fit and products -----------------------------------------------------------------------
 
     def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> Any:
         """Fit rough offsets, then the network, then finish it with its errors."""
-        options, telescopes = self.timing, self._fit_rows()
+        options, telescopes = self.timing, self.fit_rows()
         fitted = fit_timing(stage, options, total, given, telescopes)
         if stage > 0 or total.difference.n.sum():
             return fitted
@@ -494,20 +439,20 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         """
         if all(fit.network is not None for fit in result.values()):
             return super().values_so_far(cell, result)
-        fit, types = result[cell], self._types
+        fit, types = result[cell], self.type_of_telescope
         references = [number for _, number in self.network.reference_telescopes]
-        fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
+        fixed_ns = fit.rough_ns[np.isin(fit.rough_tel_id, references)]
         value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
         has_value = np.isfinite(value)
         return {
-            "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
-            "tel_id": fit.tel_id,
+            "tel_type": np.array([types[number] for number in fit.rough_tel_id.tolist()]),
+            "tel_id": fit.rough_tel_id,
             "value": value,
             "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
         }
 
     @property
-    def quantity(self) -> Quantity:
+    def quantity(self) -> CalibratedQuantity:
         """What is calibrated, in words."""
         from calibdask.array.timing_report import OFFSET
 
@@ -521,25 +466,3 @@ class TimingCalibration(PairwiseCalibration[_Read]):
 
 
 _RADIANS = {"deg": np.pi / 180, "rad": 1.0}
-
-
-def _events_of(rows: Rows) -> TimingEvents:
-    names = ("event", "tel_id", "residual_ns", "impact_m", "row_1", "row_2")
-    events = TimingEvents(*(rows[name] for name in names))
-    return replace(events, smallness=rows.get("smallness"), group=rows.get("group"))
-
-
-def _split(data: TimingData, cells: Iterable[Cell]) -> dict[Cell, TimingEvents]:
-    """Return each cell its pairs; the rows that they point to stay together."""
-    events = data.events
-    if data.time_bin is None:
-        return dict.fromkeys(cells, events)
-    of_pair = data.time_bin[events.row_1]
-    order = np.argsort(of_pair, kind="stable")
-    sorted_bins = of_pair[order]
-    parts = {}
-    for cell in cells:
-        begin, end = np.searchsorted(sorted_bins, [cell[0], int(cell[0]) + 1])
-        mine = order[begin:end]
-        parts[cell] = replace(events, row_1=events.row_1[mine], row_2=events.row_2[mine])
-    return parts

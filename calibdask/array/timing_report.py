@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.report import Quantity, inter_calibration_sections
+from calibdask.array.report import CalibratedQuantity, inter_calibration_sections
 from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_summary import MIN_EVENTS_PER_IMPACT_BIN
 from calibdask.report.blocks import Notice, Paragraph, ReportSection, table_block
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OFFSET", "timing_sections"]
 
-OFFSET = Quantity(
+OFFSET = CalibratedQuantity(
     job="timing-calibration",
     schemas=TIMING,
     name="offset",

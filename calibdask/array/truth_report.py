@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibdask.array.report import correlation_of, take_rows
+from calibdask.array.report_quantity import correlation_of, take_rows
 from calibdask.report.blocks import Notice, Paragraph, table_block
 from calibdask.report.telescopes import draw_values
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.report import Columns, Quantity
+    from calibdask.array.report_quantity import CalibratedQuantity, Columns
     from calibdask.report.blocks import Block
 
 __all__ = ["compare_with_truth"]
@@ -27,7 +27,7 @@ def compare_with_truth(
     pairs: Columns,
     covariance: Columns,
     truth: Mapping[int, float],
-    quantity: Quantity,
+    quantity: CalibratedQuantity,
 ) -> list[Block]:
     """Compare with the true values, after putting these on the scale of each component."""
     schema = quantity.schemas[quantity.table]
@@ -85,7 +85,7 @@ def compare_with_truth(
 
 
 def _scaled_truth(
-    telescopes: Columns, pairs: Columns, expected: NDArray[np.float64], quantity: Quantity
+    telescopes: Columns, pairs: Columns, expected: NDArray[np.float64], quantity: CalibratedQuantity
 ) -> NDArray[np.float64]:
     """Truth of one component, on the scale of its values.
 

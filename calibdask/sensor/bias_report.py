@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from calibdask.report.attention import attention_section
 from calibdask.report.blocks import Paragraph, ReportSection
-from calibdask.sensor.report import draw_map, map_notices, settings_table
+from calibdask.sensor.report import draw_sensor_map, map_notices, settings_table
 from calibdask.sensor.tables import BIAS, READ_NOISE
 
 if TYPE_CHECKING:
@@ -45,5 +45,5 @@ def bias_sections(result: Row, tables: Tables) -> list[ReportSection]:
                 ),
             ],
         ),
-        ReportSection("Maps", [draw_map(maps[name], name, label) for name, label in shown]),
+        ReportSection("Maps", [draw_sensor_map(maps[name], name, label) for name, label in shown]),
     ]

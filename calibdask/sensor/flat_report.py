@@ -17,7 +17,7 @@ from calibdask.report.figures import (
     legend_above,
     show_image,
 )
-from calibdask.sensor.report import draw_map, map_notices
+from calibdask.sensor.report import draw_sensor_map, map_notices
 from calibdask.sensor.tables import FLAT_FIELD
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def flat_sections(result: Row, tables: Tables) -> list[ReportSection]:
         ReportSection(
             "Maps",
             [
-                draw_map(maps[f"flatfield/{name}"], f"flatfield/{name}", label)
+                draw_sensor_map(maps[f"flatfield/{name}"], f"flatfield/{name}", label)
                 for name, label in labels.items()
             ],
         ),

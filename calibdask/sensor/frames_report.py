@@ -11,7 +11,7 @@ from calibdask.flags import ImageFlag, PixelFlag
 from calibdask.report.attention import attention_section
 from calibdask.report.blocks import Notice, Paragraph, ReportSection, table_block
 from calibdask.report.figures import WIDTH_IN, draw_figure, legend_above, plot_points
-from calibdask.sensor.report import MANY_FLAGGED, draw_map, settings_table, show_frame
+from calibdask.sensor.report import MANY_FLAGGED, draw_sensor_map, settings_table, show_frame
 from calibdask.sensor.tables import CALIBRATED, DEFECTS, STACKS
 
 if TYPE_CHECKING:
@@ -58,9 +58,11 @@ def stack_sections(result: Sequence[StackRecord], tables: Tables) -> list[Report
         text = f"The first {_MOST_MAPS} of {len(result)} stacks; the product holds all of them."
         shown.append(Paragraph(text))
     for one in result[:_MOST_MAPS]:
-        shown.append(draw_map(one.mean_map, f"{one.group}/mean", "mean (DN)"))
+        shown.append(draw_sensor_map(one.mean_map, f"{one.group}/mean", "mean (DN)"))
         if one.variance_map.total[0]:
-            shown.append(draw_map(one.variance_map, f"{one.group}/variance", "variance (DN²)"))
+            shown.append(
+                draw_sensor_map(one.variance_map, f"{one.group}/variance", "variance (DN²)")
+            )
     return [
         attention_section(notices),
         ReportSection("Stacks", [table, _draw_means(result[:_MOST_MAPS])]),
@@ -115,7 +117,7 @@ def defect_sections(result: Row, tables: Tables) -> list[ReportSection]:
         "Defect pixels by what is wrong with them; some have several faults.",
         derived={"Meaning": [meanings.get(row["criterion"], "any of them") for row in rows]},
     )
-    figure = draw_map(
+    figure = draw_sensor_map(
         result["overviews"]["defects/share"], "defects", "share of defect pixels", histogram=False
     )
     return [

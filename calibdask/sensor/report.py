@@ -29,7 +29,7 @@ __all__ = [
     "MANY_FLAGGED",
     "SETTING",
     "columns_of",
-    "draw_map",
+    "draw_sensor_map",
     "map_notices",
     "maps_section",
     "settings_table",
@@ -89,10 +89,10 @@ def columns_of(rows: Iterable[Row], *names: str) -> list[NDArray[np.float64]]:
 
 def maps_section(maps: Mapping[str, Overview], label: str) -> ReportSection:
     """Return the section of maps of one quantity."""
-    return ReportSection("Maps", [draw_map(one, name, label) for name, one in maps.items()])
+    return ReportSection("Maps", [draw_sensor_map(one, name, label) for name, one in maps.items()])
 
 
-def draw_map(one: Overview, name: str, label: str, *, histogram: bool = True) -> FigureBlock:
+def draw_sensor_map(one: Overview, name: str, label: str, *, histogram: bool = True) -> FigureBlock:
     """Draw a map in short, and the histogram of its pixels."""
     finite = one.thumbnail[np.isfinite(one.thumbnail)]
     limits = None if histogram else (0.0, float(finite.max(initial=0.0)) or 1.0)

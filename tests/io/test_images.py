@@ -8,7 +8,7 @@ import pytest
 import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
-from calibdask.io.dl1 import (
+from calibdask.io.ctapipe_writer import (
     OpticsDescription,
     TelescopeDescription,
     square_camera,
