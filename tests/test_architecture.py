@@ -17,7 +17,7 @@ import calibdask
 
 PACKAGE = Path(calibdask.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-SHARED = {"config", "engine", "io", "stats"}
+SHARED = {"config", "engine", "io", "report", "select", "stats"}
 DOMAINS = sorted(
     path.name
     for path in PACKAGE.iterdir()
