@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from calibdask.array.network.model import NetworkOptions
     from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
-    from calibdask.array.report import Quantity
+    from calibdask.array.report import CalibratedQuantity
     from calibdask.config import Campaign, Configuration
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
 __all__ = ["CrossCalibration"]
@@ -597,13 +597,13 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
         return int(np.argmax(np.where(usable, fit.n_events, -1)))
 
     @property
-    def quantity(self) -> Quantity:
+    def quantity(self) -> CalibratedQuantity:
         """What is calibrated, in words."""
         from calibdask.array.cross_report import CROSS_THROUGHPUT
 
         return CROSS_THROUGHPUT
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report: types, muons, coefficients, pairs, map, network."""
         from calibdask.array.cross_report import cross_calibration_sections
 
