@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.io.images import Camera, TelescopeImages
+    from calibdask.io.camera_images import Camera, TelescopeImages
     from calibdask.muon.intensity_fit import Fit
     from calibdask.muon.ring import Mask, Vector
     from calibdask.muon.ring_options import RingOptions
