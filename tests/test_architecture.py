@@ -53,6 +53,7 @@ MORE_MODELS = (
     "array/timing_model.py",
     "array/timing_walk.py",
     "muon/intensity.py",
+    "muon/intensity_fit.py",
     "muon/ring.py",
     "sensor/photon_transfer.py",
     "sensor/spatial.py",

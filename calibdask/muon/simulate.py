@@ -33,6 +33,7 @@ from calibdask.io.ctapipe_writer import (
     write_triggers,
 )
 from calibdask.io.pytables import create_hdf5
+from calibdask.muon.columns import CTAPIPE
 from calibdask.simulation import (
     START_TAI_S,
     ignore_progress,
@@ -45,7 +46,7 @@ from calibdask.simulation import (
 from calibdask.simulation import simulation_option as option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
@@ -68,39 +69,8 @@ _SECONDS_PER_DAY: Final = 86_400.0
 _TELESCOPES_STREAM, _FILE_STREAM = range(2)  # first numbers of the spawn keys
 _SCATTER_OF_RADIUS_DEG: Final = 0.05
 
-UNITS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(
-        (
-            *(f"muonring_{name}" for name in ("center_fov_lon", "center_fov_lat", "radius")),
-            *(f"muonring_{name}_err" for name in ("center_fov_lon", "center_fov_lat", "radius")),
-            *("muonring_center_phi", "muonring_center_distance"),
-            *("muonparameters_radial_std_dev", "muonefficiency_width"),
-        ),
-        "deg",
-    ),
-    "muonparameters_mean_squared_error": "deg**2",
-    **dict.fromkeys((f"muonefficiency_impact{axis}" for axis in ("", "_x", "_y")), "m"),
-}
+UNITS: Final = {name: unit.replace("deg2", "deg**2") for name, unit in CTAPIPE if unit}
 """Units of ctapipe's muon table."""
-
-_COLUMNS: Final = (
-    *(name for name in UNITS if name.startswith("muonring")),
-    *(
-        f"muonparameters_{name}"
-        for name in (
-            *("containment", "completeness", "intensity_ratio", "mean_squared_error"),
-            *("ring_intensity", "intensity_outside_ring", "n_pixels_in_ring"),
-            *("mean_intensity_outside_ring", "radial_std_dev", "skewness", "excess_kurtosis"),
-        )
-    ),
-    *(
-        f"muonefficiency_{name}"
-        for name in (
-            *("width", "impact", "impact_x", "impact_y", "optical_efficiency", "is_valid"),
-            *("parameters_at_limit", "likelihood_value"),
-        )
-    ),
-)
 
 
 @simulation_options
@@ -249,7 +219,7 @@ def ring_columns(n_rows: int, **given: ArrayLike) -> Columns:
         Columns, with or without the rows of ``obs_id``, ``event_id`` and so on.
     """
     columns: Columns = {}
-    for name in _COLUMNS:
+    for name, _ in CTAPIPE:
         empty: Any = np.nan
         if name in ("muonefficiency_is_valid", "muonefficiency_parameters_at_limit"):
             empty = False
@@ -381,7 +351,7 @@ def write_rings(
         write_triggers(file, telescopes, {name: columns[name][timed] for name in keys})
         for tel_id in np.unique(columns["tel_id"]).tolist():
             own = columns["tel_id"] == tel_id
-            rows = {name: columns[name][own] for name in ("obs_id", "event_id", *_COLUMNS)}
+            rows = {name: columns[name][own] for name in ("obs_id", "event_id", *dict(CTAPIPE))}
             write_telescope_table(file, "/dl1/event/telescope/muon", tel_id, rows, UNITS)
 
 

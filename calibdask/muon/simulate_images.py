@@ -33,7 +33,7 @@ from calibdask.muon.image_simulation import (
     pixels_of,
 )
 from calibdask.muon.ring import tailcuts
-from calibdask.muon.rings import RingOptions
+from calibdask.muon.ring_options import RingOptions
 from calibdask.simulation import (
     START_TAI_S,
     ignore_progress,
@@ -115,7 +115,7 @@ def simulate_images(
     image = draw_images(options, truth, focal, math.sqrt(_MIRROR_AREA_M2 / math.pi), chance)
     image[:, broken.random(options.n_pixels) < options.broken] = 0.0
     cuts = RingOptions()
-    thresholds = (cuts.picture_threshold, cuts.boundary_threshold, cuts.min_picture_neighbors)
+    thresholds = (cuts.picture_threshold_pe, cuts.boundary_threshold_pe, cuts.min_picture_neighbors)
     mask = np.array(
         [tailcuts(one, camera.neighbours, *thresholds) for one in image.astype(np.float64)]
     )

@@ -18,7 +18,8 @@ import numpy as np
 
 from calibdask.io.images import inspect_images, read_images
 from calibdask.muon.image_simulation import MuonImageSimulation
-from calibdask.muon.rings import RingOptions, rings_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
 from calibdask.muon.simulate_images import simulate_ring_images
 
 OPTIONS = RingOptions(hole_radius_m=0.74)

@@ -21,11 +21,12 @@ from typing import NamedTuple
 import numpy as np
 
 from calibdask.muon.image_simulation import MuonImageSimulation
-from calibdask.muon.rings import RingOptions, rings_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
 from calibdask.muon.simulate_images import simulate_images
 
 LOOSE = RingOptions(
-    hole_radius_m=0.74, picture_threshold=5.0, boundary_threshold=2.5, min_pixels=50
+    hole_radius_m=0.74, picture_threshold_pe=5.0, boundary_threshold_pe=2.5, min_pixels=50
 )
 FITS = {
     "default": LOOSE,

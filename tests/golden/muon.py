@@ -26,8 +26,9 @@ import numpy as np
 import tables as pytables
 
 import calibdask
-from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons
+from calibdask.muon.psf import PsfFromMuons
 from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
+from calibdask.muon.throughput import ThroughputFromMuons
 
 GOLDEN: Final = Path(__file__).with_name("muon.json")
 PEER: Final = Path(__file__).with_name("muon_peer.json")

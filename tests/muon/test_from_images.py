@@ -9,9 +9,11 @@ import tables
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.images import read_images
 from calibdask.io.muon import MUON_GROUP
+from calibdask.muon.gallery import pictures as pictures_of
 from calibdask.muon.image_simulation import MuonImageSimulation
 from calibdask.muon.report import Picture
-from calibdask.muon.rings import RingOptions, rings_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
 from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
 from calibdask.muon.simulate_images import simulate_ring_images
 from calibdask.muon.tables import TABLES, TREND
@@ -81,9 +83,8 @@ def test_rings_are_fitted_once_for_both_jobs(images, run, tmp_path, monkeypatch)
 
 
 def test_a_few_images_are_kept_for_people(result):
-    from calibdask.muon.calibration import _pictures
-
-    pictures = _pictures(result.result)
+    found = {cell: state.gallery for cell, state in result.result.items()}
+    pictures = pictures_of(found)
     assert len(pictures) == 6
     assert all(isinstance(one, Picture) for one in pictures)
     assert [one.tel_id for one in pictures] == [1, 2, 1, 2, 1, 2]

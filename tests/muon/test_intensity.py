@@ -9,15 +9,10 @@ from hypothesis import assume, example, given, reject, settings
 from hypothesis import strategies as st
 
 from calibdask.muon.image_simulation import MuonImageSimulation, pixels_of
-from calibdask.muon.intensity import (
-    chord,
-    fit_intensity,
-    likelihood,
-    polar,
-    predict,
-    profile_points,
-)
-from calibdask.muon.rings import RingOptions, optics_of
+from calibdask.muon.intensity import chord, likelihood, polar, predict, profile_points
+from calibdask.muon.intensity_fit import fit_intensity
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import optics_of
 from calibdask.muon.simulate_images import describe_camera
 
 FOCAL_LENGTH_M = 28.0

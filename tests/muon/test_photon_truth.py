@@ -23,7 +23,8 @@ from calibdask.muon.image_simulation import (
     pixels_of,
 )
 from calibdask.muon.intensity import predict, profile_points
-from calibdask.muon.rings import STATUS, RingOptions, optics_of, rings_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import STATUS, optics_of, rings_of
 from calibdask.muon.simulate_images import describe_camera, simulate_images
 from tests.benchmarks.muon_truth import LOOSE, study
 

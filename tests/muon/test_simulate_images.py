@@ -10,7 +10,8 @@ from calibdask.errors import ConfigError
 from calibdask.io.hdf5 import digest_hdf5
 from calibdask.io.images import inspect_images, read_images
 from calibdask.muon.image_simulation import MuonImageSimulation
-from calibdask.muon.rings import RingOptions, rings_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
 from calibdask.muon.simulate_images import simulate_images, simulate_ring_images
 
 OPTIONS = MuonImageSimulation(
