@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from calibdask.errors import ConfigError
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from calibdask.config import Campaign, Section
@@ -23,7 +23,6 @@ __all__ = [
     "Prepared",
     "Simulation",
     "all_sections",
-    "did_you_mean",
     "find_job",
 ]
 
@@ -121,17 +120,17 @@ JOBS: dict[str, Job] = {
         Job(
             "energy-asymmetry-estimation",
             "Event-wise energy asymmetries of telescope pairs, one file per DL2 file.",
-            "calibdask.array.calibration:EnergyAsymmetryEstimation",
+            "calibdask.array.asymmetry_estimation:EnergyAsymmetryEstimation",
         ),
         Job(
             "image-asymmetry-estimation",
             "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file.",
-            "calibdask.array.calibration:ImageAsymmetryEstimation",
+            "calibdask.array.asymmetry_estimation:ImageAsymmetryEstimation",
         ),
         Job(
             "inter-calibration",
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
-            "calibdask.array.calibration:InterCalibration",
+            "calibdask.array.inter_calibration:InterCalibration",
         ),
         Job(
             "cross-calibration",
@@ -156,50 +155,52 @@ JOBS: dict[str, Job] = {
         Job(
             "stack-images",
             "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
-            "calibdask.sensor.stack_images:StackImages",
+            "calibdask.sensor.stack_images:StackImagesJob",
         ),
         Job(
-            "bias", "Bias and read noise of each pixel and ISO speed.", "calibdask.sensor.bias:Bias"
+            "bias",
+            "Bias and read noise of each pixel and ISO speed.",
+            "calibdask.sensor.bias:BiasJob",
         ),
         Job(
             "readnoise",
             "Read noise of each pixel and ISO speed.",
-            "calibdask.sensor.bias:ReadNoise",
+            "calibdask.sensor.bias:ReadNoiseJob",
         ),
         Job(
             "iso-normalisation",
             "Signal of a camera at each ISO speed relative to the lowest one.",
-            "calibdask.sensor.iso:IsoNormalisation",
+            "calibdask.sensor.iso:IsoNormalisationJob",
         ),
         Job(
             "dark-current",
             "Dark current of each pixel, hot pixels, and the law of its temperature.",
-            "calibdask.sensor.dark:DarkCurrent",
+            "calibdask.sensor.dark:DarkCurrentJob",
         ),
         Job(
             "gain",
             "Gain of each pixel and channel by photon transfer, read noise, full well.",
-            "calibdask.sensor.gain:Gain",
+            "calibdask.sensor.gain:GainJob",
         ),
         Job(
             "flatfield",
             "Relative response of each pixel: vignetting and pixel response (PRNU).",
-            "calibdask.sensor.flat:FlatField",
+            "calibdask.sensor.flat:FlatFieldJob",
         ),
         Job(
             "emva1288",
             "Characterisation of a sensor by the standard EMVA 1288.",
-            "calibdask.sensor.emva:Emva1288",
+            "calibdask.sensor.emva:Emva1288Job",
         ),
         Job(
             "defects",
             "Map of defect pixels from bias, dark and flat-field frames.",
-            "calibdask.sensor.defects:Defects",
+            "calibdask.sensor.defects:DefectsJob",
         ),
         Job(
             "calibrate-images",
             "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
-            "calibdask.sensor.calibrate:CalibrateImages",
+            "calibdask.sensor.calibrate:CalibrateImagesJob",
         ),
     )
 }
@@ -305,9 +306,3 @@ def find_job(name: str) -> Job:
         hint = did_you_mean(name, JOBS)
         raise ConfigError(f"there is no job {name!r}{hint}; jobs are: {', '.join(JOBS)}")
     return JOBS[name]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name closest to a misspelt one, for the end of a message."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -269,7 +269,9 @@ def _check_sound(path: Path, kind: str) -> None:
             _check_png(path)
 
 
-def read_frame(path: Path | str, index: int = 0, hdu: int | None = None) -> NDArray[Any]:
+def read_frame(
+    path: Path | str, index: int = 0, hdu: int | None = None, memory: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Read one whole raw image.
 
     Parameters
@@ -280,6 +282,8 @@ def read_frame(path: Path | str, index: int = 0, hdu: int | None = None) -> NDAr
         Which of its frames.
     hdu : int, optional
         Which HDU of a FITS file (see `FrameInfo.hdu`).
+    memory : ndarray, optional
+        An earlier frame that may be overwritten, which is faster than new memory.
 
     Returns
     -------
@@ -291,14 +295,20 @@ def read_frame(path: Path | str, index: int = 0, hdu: int | None = None) -> NDAr
     MissingInput, WrongKind, CorruptedInput, TransientError
         As `inspect_frame`; a file that is damaged among its pixels shows only here.
     """
-    (frame,) = read_frames(path, index, index + 1, hdu)
+    (frame,) = read_frames(path, index, index + 1, hdu, memory)
     return frame
 
 
 def read_frames(
-    path: Path | str, start: int, stop: int, hdu: int | None = None
+    path: Path | str,
+    start: int,
+    stop: int,
+    hdu: int | None = None,
+    memory: NDArray[Any] | None = None,
 ) -> Iterator[NDArray[Any]]:
     """Read frames `start` to `stop` of a file one after the other (see `read_frame`).
+
+    With `memory`, the next frame may overwrite the one before.
 
     Raises
     ------
@@ -310,9 +320,9 @@ def read_frames(
     with _named_errors(path):
         match _format(path):
             case "raw":
-                frames = (_read_raw(path) for _ in range(start, min(stop, 1)))
+                frames = (_read_raw(path, memory) for _ in range(start, min(stop, 1)))
             case "fits":
-                frames = _read_fits(path, start, stop, hdu)
+                frames = _read_fits(path, start, stop, hdu, memory)
             case "tiff":
                 frames = _read_tiff(path, start, stop)
             case "png":
@@ -372,12 +382,7 @@ def _format(path: Path) -> str:
     )
 
 
-_LIBRARIES = {
-    "raw": "tifffile",
-    "fits": "astropy.io.fits",
-    "tiff": "tifffile",
-    "png": "PIL.Image",
-}
+_LIBRARIES = {"raw": "tifffile", "fits": "astropy.io.fits", "tiff": "tifffile", "png": "PIL.Image"}
 
 
 def libraries_of(paths: Iterable[Path]) -> list[str]:
@@ -568,10 +573,10 @@ def _iso(value: Any) -> int | None:
     return None if number is None or round(number) in (0, _LARGEST_ISO) else round(number)
 
 
-def _read_raw(path: Path) -> NDArray[Any]:
+def _read_raw(path: Path, memory: NDArray[Any] | None) -> NDArray[Any]:
     if path.suffix.lower() == ".dng" and (strip := _Strips.of(path)) is not None:
         strip.check_size(path)
-        return strip.read(path)
+        return strip.read(path, memory)
     with _libraw(path) as raw:
         if raw.raw_image is None:
             raise WrongKind(f"{path}: holds a picture in colour, not the pixels of a sensor")
@@ -710,13 +715,32 @@ class _Strips:
             **_exif(tags),
         )
 
-    def read(self, path: Path) -> NDArray[Any]:
-        pieces = [
-            np.fromfile(path, f"{self.byte_order}u2", (stop - start) // 2, offset=start)
-            for start, stop in self.runs
-        ]
-        pixels: NDArray[Any] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        return pixels.reshape(self.shape)
+    def read(self, path: Path, memory: NDArray[Any] | None) -> NDArray[Any]:
+        return _from_file(path, self.byte_order, self.shape, self.runs, memory)
+
+
+def _from_file(
+    path: Path,
+    byte_order: str,
+    shape: tuple[int, int],
+    runs: Iterable[tuple[int, int]],
+    memory: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """Read pixels of 16 bits that lie in some runs of bytes."""
+    if memory is None or memory.shape != shape or memory.dtype != np.uint16:
+        memory = np.empty(shape, np.uint16)
+    done, part = 0, memory.reshape(-1).view(np.uint8)
+    with path.open("rb", buffering=0) as file:
+        for start, stop in runs:
+            file.seek(start)
+            end = done + stop - start
+            while done < end:
+                if not (n_bytes := file.readinto(part[done:end])):
+                    raise CorruptedInput(f"{path}: cut short; copy it again")
+                done += n_bytes
+    if np.dtype(f"{byte_order}u2") != np.uint16:
+        memory.byteswap(inplace=True)
+    return memory
 
 
 def _runs(offsets: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -970,7 +994,9 @@ def _check_fits_size(path: Path, hdu: Any) -> None:
         raise CorruptedInput(f"{path}: cut short: {size} bytes of {wanted}; copy it again")
 
 
-def _read_fits(path: Path, start: int, stop: int, wanted: int | None) -> Iterator[NDArray[Any]]:
+def _read_fits(
+    path: Path, start: int, stop: int, wanted: int | None, memory: NDArray[Any] | None
+) -> Iterator[NDArray[Any]]:
     with _fits(path, wanted, whole=True) as (hdu, _):
         axes = hdu.shape
         plain = _is_unsigned(hdu.header) and _is_plain(path, hdu)
@@ -981,9 +1007,10 @@ def _read_fits(path: Path, start: int, stop: int, wanted: int | None) -> Iterato
                 # As they lie in the file: with the sign bit the other way round.
                 n_pixels = axes[-2] * axes[-1]
                 place = hdu.fileinfo()["datLoc"] + 2 * n_pixels * index
-                signed = np.fromfile(path, ">u2", n_pixels, offset=place).astype(np.uint16)
+                run = [(place, place + 2 * n_pixels)]
+                signed = _from_file(path, ">", axes[-2:], run, memory)
                 signed ^= 0x8000
-                yield signed.reshape(axes[-2:])
+                yield signed
             else:
                 frame = hdu.data if len(axes) == 2 else hdu.section[index]
                 # The memory is the file's, which is closed when the caller goes on.

@@ -397,10 +397,7 @@ def _inspect_dl1(path: Path | str, choice: FocalLengthChoice) -> ImageInfo:
 
 
 def _read_dl1(
-    path: Path | str,
-    choice: FocalLengthChoice,
-    wanted: int | None,
-    rows: tuple[int, int] | None,
+    path: Path | str, choice: FocalLengthChoice, wanted: int | None, rows: tuple[int, int] | None
 ) -> Iterator[TelescopeImages]:
     with open_hdf5(path) as file:
         found = dict(_image_tables(file, path))
@@ -662,10 +659,7 @@ def _telescopes(event: Any) -> list[int]:
 
 
 def _read_events(
-    path: Path | str,
-    choice: FocalLengthChoice,
-    wanted: int | None,
-    rows: tuple[int, int] | None,
+    path: Path | str, choice: FocalLengthChoice, wanted: int | None, rows: tuple[int, int] | None
 ) -> Iterator[TelescopeImages]:
     from ctapipe.calib import CameraCalibrator
 

@@ -65,12 +65,7 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         "ISO speed; where EXIF has 65535, the tags for larger ones tell it",
         f"{_STACK}; maps are made for each.",
         ("ISOSPEED", "ISO"),
-        (
-            "ISOSpeedRatings",
-            "RecommendedExposureIndex",
-            "ISOSpeed",
-            "StandardOutputSensitivity",
-        ),
+        ("ISOSpeedRatings", "RecommendedExposureIndex", "ISOSpeed", "StandardOutputSensitivity"),
         ("iso",),
     ),
     "gain_setting": Keyword(

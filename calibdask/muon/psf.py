@@ -17,12 +17,12 @@ from calibdask.muon.state import (
     METHOD,
     P_VALUE_LIMIT,
     CellState,
-    by_telescope,
     joined,
     no_value_flag,
     only_observation,
     p_value,
     stacked,
+    states_by_telescope,
     troubled_counts,
 )
 from calibdask.muon.summary import Rings, WidthSummary
@@ -116,7 +116,7 @@ class PsfFromMuons(RingCalibration):
         metadata, min_rings = self.metadata(), self.section.min_number_of_muon
         lines: list[dict[str, Any]] = []
         points: list[Columns] = []
-        for tel_id, bins in by_telescope(result).items():
+        for tel_id, bins in states_by_telescope(result).items():
             for number, state in bins:
                 if "n_all" in state.arrays:
                     line, own = _psf_line(tel_id, number, state.arrays, min_rings)

@@ -28,12 +28,12 @@ __all__ = [
     "METHOD",
     "P_VALUE_LIMIT",
     "CellState",
-    "by_telescope",
     "joined",
     "no_value_flag",
     "only_observation",
     "p_value",
     "stacked",
+    "states_by_telescope",
     "troubled_counts",
 ]
 
@@ -98,7 +98,7 @@ class CellState:
         return cls(dict(arrays))
 
 
-def by_telescope(states: Mapping[Cell, CellState]) -> dict[int, list[tuple[int, CellState]]]:
+def states_by_telescope(states: Mapping[Cell, CellState]) -> dict[int, list[tuple[int, CellState]]]:
     """Bins with their states, by telescope, in the order of time."""
     found: dict[int, list[tuple[int, CellState]]] = {}
     for cell, state in sorted(states.items()):

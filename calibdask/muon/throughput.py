@@ -17,12 +17,12 @@ from calibdask.muon.state import (
     METHOD,
     P_VALUE_LIMIT,
     CellState,
-    by_telescope,
     joined,
     no_value_flag,
     only_observation,
     p_value,
     stacked,
+    states_by_telescope,
     troubled_counts,
 )
 from calibdask.muon.summary import (
@@ -142,7 +142,7 @@ class ThroughputFromMuons(RingCalibration):
         metadata, min_rings = self.metadata(), self.section.min_number_of_muon
         own: dict[int, Columns] = {}
         profiles: dict[int, dict[str, Moments]] = {}
-        for tel_id, bins in by_telescope(result).items():
+        for tel_id, bins in states_by_telescope(result).items():
             rows, residuals = _throughput_rows(bins, min_rings, by_number=self.by_number)
             if len(rows["n_events"]):
                 own[tel_id], profiles[tel_id] = rows, residuals

@@ -482,7 +482,7 @@ def pool_noise(signal: Floats, variance: Floats, good: Mask) -> tuple[float, flo
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DarkCurrent:
+class DarkFit:
     """Signal in the dark against exposure time, one line per pixel.
 
     Attributes
@@ -523,7 +523,7 @@ class DarkCurrent:
 
 def dark_current(
     exposure_s: Floats, mean: Floats, variance: Floats, n: NDArray[Any], good: Mask
-) -> DarkCurrent:
+) -> DarkFit:
     """Fit the dark current of each pixel.
 
     The weights come from a noise model, variance = floor + gain x rate x time, whose two numbers
@@ -544,7 +544,7 @@ def dark_current(
 
     Returns
     -------
-    DarkCurrent
+    DarkFit
         NaN in pixels with fewer than two usable exposures.
     """
     time = np.broadcast_to(exposure_s.reshape(-1, *[1] * (mean.ndim - 1)), mean.shape)
@@ -559,7 +559,7 @@ def dark_current(
     own = np.where(good, freedom * variance / model, 0.0).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = own / freedom.sum(axis=0)
-        return DarkCurrent(
+        return DarkFit(
             line.slope,
             np.sqrt(scale * line.slope_variance),
             line.intercept,

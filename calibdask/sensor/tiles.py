@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     type FactKey = tuple[str | int | float, ...]
     type Facts = Mapping[FactKey, NDArray[Any]]
 
-__all__ = ["FrameSum", "SensorFacts", "SideArray", "TileFit", "TileStacks"]
+__all__ = ["FACT", "FrameSum", "SensorFacts", "SideArray", "TileFit", "TileStacks"]
+
+FACT = "fact "
+"""How the names of a tile's facts begin where it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,7 @@ class TileFit:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays, named by what they are."""
         arrays = {f"map {name}": np.asarray(one) for name, one in self.maps.items()}
-        arrays |= {f"fact {json.dumps(key)}": np.asarray(one) for key, one in self.facts.items()}
+        arrays |= {FACT + json.dumps(key): np.asarray(one) for key, one in self.facts.items()}
         for name, one in self.bounds.items():
             arrays |= {f"low {name}": one.low, f"high {name}": one.high}
         return arrays
