@@ -55,6 +55,7 @@ MORE_MODELS = (
     "muon/intensity.py",
     "muon/intensity_fit.py",
     "muon/ring.py",
+    "sensor/photon_transfer.py",
     "sensor/spatial.py",
     "sensor/standard.py",
 )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.io.images import Camera, TelescopeImages
+    from calibdask.io.camera_images import Camera, TelescopeImages
     from calibdask.muon.intensity_fit import Fit
     from calibdask.muon.ring import Mask, Vector
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Cell, Rows
-    from calibdask.io.images import TelescopeImages
+    from calibdask.io.camera_images import TelescopeImages
     from calibdask.muon.ring_config import RingFit
     from calibdask.stats.timebins import TimeBins
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from calibdask.io.camera_images import Camera, TelescopeImages
 from calibdask.io.ctapipe_writer import (
     CameraDescription,
     OpticsDescription,
@@ -23,7 +24,6 @@ from calibdask.io.ctapipe_writer import (
     write_telescope_table,
     write_triggers,
 )
-from calibdask.io.images import Camera, TelescopeImages
 from calibdask.io.pytables import create_hdf5
 from calibdask.muon.image_simulation import (
     MuonImageSimulation,

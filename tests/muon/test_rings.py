@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibdask.io.images import Camera, TelescopeImages
+from calibdask.io.camera_images import Camera, TelescopeImages
 from calibdask.muon.image_simulation import MuonImageSimulation
 from calibdask.muon.ring import tailcuts
 from calibdask.muon.ring_options import RingOptions
