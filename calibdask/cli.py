@@ -18,7 +18,8 @@ import click
 
 import calibdask
 from calibdask.errors import CalibdaskError, ConfigError
-from calibdask.registry import JOBS, SIMULATIONS, did_you_mean, find_job
+from calibdask.registry import JOBS, SIMULATIONS, find_job
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

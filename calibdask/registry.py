@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from calibdask.errors import ConfigError
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from calibdask.config import Campaign, Section
@@ -23,7 +23,6 @@ __all__ = [
     "Prepared",
     "Simulation",
     "all_sections",
-    "did_you_mean",
     "find_job",
 ]
 
@@ -307,9 +306,3 @@ def find_job(name: str) -> Job:
         hint = did_you_mean(name, JOBS)
         raise ConfigError(f"there is no job {name!r}{hint}; jobs are: {', '.join(JOBS)}")
     return JOBS[name]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name closest to a misspelt one, for the end of a message."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -6,8 +6,8 @@ Options are frozen dataclasses, each field declared with default, limits and hel
     class StarSimulation:
         \"\"\"What to simulate.\"\"\"
 
-        seed: int = simulation_option(0, "Of everything random.", low=0)
-        n_stars: int = simulation_option(100, "Stars in a field.", low=1, high=1e6)
+        seed: int = simulation_option(0, "Of everything random.", 0)
+        n_stars: int = simulation_option(100, "Stars in a field.", 1, 1e6)
 
         def check(self) -> None:
             \"\"\"Refuse options that contradict each other.\"\"\"
@@ -53,9 +53,9 @@ START_TAI_S: Final = 1_700_000_037
 def simulation_option(
     default: Any,
     help: str,
-    *,
     low: float = -np.inf,
     high: float = np.inf,
+    *,
     choices: Sequence[str] = (),
 ) -> Any:
     """Declare an option of a simulation.

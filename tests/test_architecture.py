@@ -17,7 +17,7 @@ import calibdask
 
 PACKAGE = Path(calibdask.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-SHARED = {"config", "engine", "io", "report", "stats"}
+SHARED = {"config", "engine", "io", "report", "select", "stats"}
 DOMAINS = sorted(
     path.name
     for path in PACKAGE.iterdir()
@@ -55,6 +55,7 @@ MORE_MODELS = (
     "muon/intensity.py",
     "muon/intensity_fit.py",
     "muon/ring.py",
+    "sensor/photon_transfer.py",
     "sensor/spatial.py",
     "sensor/standard.py",
 )

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from calibdask.array.shower_simulation import fault_stream, simulate_events, stored_time
 from calibdask.array.simulation import (
     ARRAYS,
     TELESCOPE_TYPES,
     ArraySimulation,
     SimulatedArray,
-    fault_stream,
-    simulate_events,
-    stored_time,
     true_array,
 )
 from calibdask.io.ctapipe_writer import (
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
 
     import tables
 
-    from calibdask.array.simulation import Columns
+    from calibdask.array.shower_simulation import Columns
 
 __all__ = [
     "ARRAYS",
@@ -62,9 +59,7 @@ _POINTING_STEP_S: Final = 10
 
 
 def simulate_array(
-    output: Path,
-    options: ArraySimulation,
-    progress: Callable[[int, int], None] = ignore_progress,
+    output: Path, options: ArraySimulation, progress: Callable[[int, int], None] = ignore_progress
 ) -> SimulatedArray:
     """Write the DL2 files of a campaign, and ``truth.json`` beside them.
 
@@ -89,9 +84,14 @@ def simulate_array(
     """
     names = [block_path(output, options, block).name for block in range(options.n_files)]
     paths = new_files(output, names)
-    numbers: list[int] = []
-    write_files(paths, lambda path, i: numbers.append(simulate_block(path, options, i)), progress)
-    simulated = replace(true_array(options), paths=paths, n_telescope_events=sum(numbers))
+    array, numbers = true_array(options), []
+    telescopes = _describe_telescopes(array)
+
+    def write(path: Path, block: int) -> None:
+        numbers.append(_write_block(path, array, telescopes, block))
+
+    write_files(paths, write, progress)
+    simulated = replace(array, paths=paths, n_telescope_events=sum(numbers))
     write_truth(output, simulated.to_plain())
     return simulated
 
@@ -119,6 +119,13 @@ def simulate_block(path: Path, options: ArraySimulation, block: int) -> int:
         The file exists, or the options give no event at all.
     """
     array = true_array(options)
+    return _write_block(path, array, _describe_telescopes(array), block)
+
+
+def _write_block(
+    path: Path, array: SimulatedArray, telescopes: list[TelescopeDescription], block: int
+) -> int:
+    options = array.options
     events, images = simulate_events(array, block)
     start_s = options.start_tai_s(block)
     with create_hdf5(path) as file:
@@ -133,7 +140,7 @@ def simulate_block(path: Path, options: ArraySimulation, block: int) -> int:
         )
         write_instrument(
             file,
-            _describe_telescopes(array),
+            telescopes,
             subarray=f"calibdask-{options.array}",
             altitude_m=options.observatory_altitude_m,
         )
@@ -345,53 +352,25 @@ def _write_telescope_events(
             )
 
 
-# The columns of ctapipe's image parameters after the index, in its order: type and unit.
-_PARAMETERS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        "hillas_intensity": ("f8", ""),
-        "hillas_skewness": ("f8", ""),
-        "hillas_kurtosis": ("f8", ""),
-        "hillas_fov_lon": ("f8", "deg"),
-        "hillas_fov_lat": ("f8", "deg"),
-        "hillas_r": ("f8", "deg"),
-        "hillas_phi": ("f8", "deg"),
-        "hillas_length": ("f8", "deg"),
-        "hillas_length_uncertainty": ("f8", "deg"),
-        "hillas_width": ("f8", "deg"),
-        "hillas_width_uncertainty": ("f8", "deg"),
-        "hillas_psi": ("f8", "deg"),
-        "hillas_psi_uncertainty": ("f8", "deg"),
-        "hillas_transverse_cog_uncertainty": ("f8", "deg"),
-        "timing_intercept": ("f8", ""),
-        "timing_deviation": ("f8", ""),
-        "timing_slope": ("f8", "deg**-1"),
-        "leakage_pixels_width_1": ("f8", ""),
-        "leakage_pixels_width_2": ("f8", ""),
-        "leakage_intensity_width_1": ("f4", ""),
-        "leakage_intensity_width_2": ("f4", ""),
-        "concentration_cog": ("f8", ""),
-        "concentration_core": ("f8", ""),
-        "concentration_pixel": ("f8", ""),
-        "morphology_n_pixels": ("i8", ""),
-        "morphology_n_islands": ("i8", ""),
-        "morphology_n_small_islands": ("i8", ""),
-        "morphology_n_medium_islands": ("i8", ""),
-        "morphology_n_large_islands": ("i8", ""),
-        "intensity_max": ("f4", ""),
-        "intensity_min": ("f4", ""),
-        "intensity_mean": ("f4", ""),
-        "intensity_std": ("f4", ""),
-        "intensity_skewness": ("f8", ""),
-        "intensity_kurtosis": ("f8", ""),
-        "peak_time_max": ("f4", ""),
-        "peak_time_min": ("f4", ""),
-        "peak_time_mean": ("f4", ""),
-        "peak_time_std": ("f4", ""),
-        "peak_time_skewness": ("f8", ""),
-        "peak_time_kurtosis": ("f8", ""),
-        "core_psi": ("f8", "deg"),
-    }
-)
+_PARAMETERS_TEXT: Final = """
+    hillas_intensity:f8 hillas_skewness:f8 hillas_kurtosis:f8 hillas_fov_lon:f8:deg
+    hillas_fov_lat:f8:deg hillas_r:f8:deg hillas_phi:f8:deg hillas_length:f8:deg
+    hillas_length_uncertainty:f8:deg hillas_width:f8:deg hillas_width_uncertainty:f8:deg
+    hillas_psi:f8:deg hillas_psi_uncertainty:f8:deg hillas_transverse_cog_uncertainty:f8:deg
+    timing_intercept:f8 timing_deviation:f8 timing_slope:f8:deg**-1 leakage_pixels_width_1:f8
+    leakage_pixels_width_2:f8 leakage_intensity_width_1:f4 leakage_intensity_width_2:f4
+    concentration_cog:f8 concentration_core:f8 concentration_pixel:f8 morphology_n_pixels:i8
+    morphology_n_islands:i8 morphology_n_small_islands:i8 morphology_n_medium_islands:i8
+    morphology_n_large_islands:i8 intensity_max:f4 intensity_min:f4 intensity_mean:f4
+    intensity_std:f4 intensity_skewness:f8 intensity_kurtosis:f8 peak_time_max:f4 peak_time_min:f4
+    peak_time_mean:f4 peak_time_std:f4 peak_time_skewness:f8 peak_time_kurtosis:f8 core_psi:f8:deg
+"""
+"""The columns of ctapipe's image parameters after the index, in its order: name, type and unit."""
+
+_PARAMETERS: Final[Mapping[str, tuple[str, str]]] = {
+    name: (dtype, unit)
+    for name, dtype, unit in (f"{one}:".split(":")[:3] for one in _PARAMETERS_TEXT.split())
+}
 
 
 def _parameter_columns(images: Columns) -> Columns:

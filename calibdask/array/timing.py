@@ -7,35 +7,33 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask import flags
 from calibdask.array.config import FURTHER, SELECTION
 from calibdask.array.from_dl2 import SurveyedDl2, layout_of_file
-from calibdask.array.network.coefficients import together
 from calibdask.array.network.fit import fit_stage
 from calibdask.array.network.goodness import event_group
-from calibdask.array.network.model import NetworkOptions, Observable
 from calibdask.array.network.pairs import PairSummary
 from calibdask.array.pairs import pairs_of, select_pairs
 from calibdask.array.pairwise import PairedRows, PairwiseCalibration
 from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_config import CalculateTimingCalibration, timing_section
-from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
+from calibdask.array.timing_model import RADIANS, geodetic_height_m, residual_times
 from calibdask.array.timing_summary import (
     TimingEvents,
     TimingFit,
     TimingOptions,
     TimingScores,
+    add_systematic,
     fit_timing,
     n_timing_stages,
     offset_network,
     reduce_timing,
     residual_columns,
-    systematic_covariance,
+    rough_columns,
+    walk_columns,
 )
 from calibdask.array.timing_walk import WalkSummary
 from calibdask.engine.protocol import ALL, Cell, InputRef, Rows, Shard, Summary, Survey
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
-from calibdask.flags import Flag
 from calibdask.io.pointing import read_block_pointing
 
 if TYPE_CHECKING:
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.network.model import NetworkOptions
     from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import CalibratedQuantity
@@ -55,14 +54,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TimingCalibration"]
 
-ROUGH_BINS = 500
-"""Bins of the range of rough offsets, unless they would be wider than half of max_residual."""
-
 SIZE = "hillas_intensity"
 """Column of the image sizes, in photoelectrons."""
-
-FINE_BIN_NS = 0.25
-"""Bins for median and clipping: the resolution of the time stamps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,33 +119,12 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network, or one for each type."""
-        options = self.options
-        types = self.type_of_telescope
-        # The same one in all time bins, whichever has most events there.
-        reference = options.reference_telescope
-        if reference is None:
-            reference = next(iter(types), -1)
-        first_type = next(iter(types.values()), "")
-        # One that is not in the array is asked for all the same: another that is held is flagged F.
-        asked = (types.get(reference, first_type), reference)
-        half = options.max_residual
-        return NetworkOptions(
-            estimator=f"log-{options.estimator}",  # type: ignore[arg-type]
-            n_min=options.n_min,
-            clip_sigma=options.clip_sigma,
-            normalisation=options.normalisation,
-            reference_telescopes=(asked,) if types else (),
-            reference_type=asked[0] if options.mixed_types else None,
-            observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
-        )
+        return self.timing.network
 
     @property
     def timing(self) -> TimingOptions:
         """The options of all stages."""
-        options = self.options
-        n_bins = max(ROUGH_BINS, int(np.ceil(4 * options.max_offset / options.max_residual)))
-        rough = Observable("difference", -options.max_offset, options.max_offset, n_bins, "ns")
-        return TimingOptions(self.network, rough, options.impact_bins, self.walks)
+        return self.options.stages(self.type_of_telescope, walk=self.walks)
 
     def summary_type(self, stage: int) -> type[Summary]:
         """Return scores in the last stage, moments of pairs or the time walk before."""
@@ -274,7 +246,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             )
         for name in ("alt", "az"):
             column = f"{self.options.geometry_reconstructor}_{name}"
-            if data.units[column] not in _RADIANS:
+            if data.units[column] not in RADIANS:
                 raise CorruptedInput(
                     f"{path}: has {column} in {data.units[column]!r}, not in deg or rad"
                 )
@@ -285,48 +257,27 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             pointing = np.array([of_block.get(i, nowhere) for i in data.obs_id.tolist()])
         return _Read(data, self._altitude_m(data.layout, path), pointing)
 
-    def _arrival(self, read: _Read) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
-        """Time of each telescope event less that of the front, ns, and what it has to fulfil."""
-        options, geometry = self.options, self.options.geometry_reconstructor
-        data = read.events
-        columns = data.columns
-        alt, az = (
-            columns[f"{geometry}_{name}"] * _RADIANS[data.units[f"{geometry}_{name}"]]
-            for name in ("alt", "az")
-        )
-        place = np.zeros((int(data.layout.tel_id.max(initial=0)) + 1, 3))
-        place[data.layout.tel_id] = data.layout.position_m
-        time_ns = since_first_ns(columns["time"], data.event, data.n_events)
-        position_m = place[data.tel_id]
-        if read.pointing is not None:
-            towards_alt, towards_az = read.pointing[:, 0], read.pointing[:, 1]
-            plane_m = np.full(len(alt), np.inf)
-            time_ns += front_delay_ns("plane", position_m, towards_alt, towards_az, plane_m)
-        position_m[:, 0] -= columns[f"{geometry}_core_x"]
-        position_m[:, 1] -= columns[f"{geometry}_core_y"]
-        distance_m = np.full(len(alt), np.inf)
-        if options.front == "spherical":
-            distance_m = (columns[f"{geometry}_h_max"] - read.altitude_m) / np.sin(alt)
-        delay_ns = front_delay_ns(options.front, position_m, alt, az, distance_m)
-        if options.time != "trigger":
+    def pair_up(self, data: _Read) -> PairedRows:
+        """Select the pairs of a shard, and keep the telescope events in them."""
+        events, options = data.events, self.options
+        layout = layout_of_file(events.layout)
+        residual_ns, known = residual_times(
+            events,
+            events.layout.tel_id,
+            events.layout.position_m,
+            geometry=options.geometry_reconstructor,
+            front=options.front,
+            altitude_m=data.altitude_m,
+            pointing=data.pointing,
             # The window opens with the trigger: together they tell when the light arrived, up to
             # a delay of the camera, whatever made the trigger late. Alone neither window nor peak
             # has a time in common with another telescope.
-            time_ns = time_ns + columns[options.time]
-        known = {
-            "time known": np.isfinite(time_ns),
-            "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
-        }
+            delay=None if options.time == "trigger" else options.time,
+        )
         if self.walks:
-            known["size known"] = np.isfinite(columns[SIZE]) & (columns[SIZE] > 0)
-        return time_ns - delay_ns, known
-
-    def pair_up(self, data: _Read) -> PairedRows:
-        """Select the pairs of a shard, and keep the telescope events in them."""
-        events = data.events
-        residual_ns, known = self._arrival(data)
-        layout = layout_of_file(events.layout)
-        pairs = select_pairs(events, self.options, layout, self.of_events(events), known)
+            size = events.columns[SIZE]
+            known["size known"] = np.isfinite(size) & (size > 0)
+        pairs = select_pairs(events, options, layout, self.of_events(events), known)
         kept, both = np.unique(np.concatenate([pairs.row_1, pairs.row_2]), return_inverse=True)
         row_1, row_2 = both.astype(np.int32).reshape(2, -1)
         event, obs_id, event_id = events.event[kept], events.obs_id[kept], events.event_id[kept]
@@ -410,26 +361,11 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         covariance of the former, the residuals by impact distance, and the time walk.
         """
         fit, named = result[cell], super().columns_of(cell, result)
-        network, floor = self.network_of(fit), systematic_covariance(fit)
-        offsets = named[self.table]
-        has_value = np.isfinite(offsets["value"])
-        systematic = np.where(has_value, np.sqrt(np.diagonal(floor)), np.nan)
-        total = np.hypot(offsets["error"], systematic)
-        unknown = has_value & ~np.isfinite(total)
-        offsets |= {
-            "systematic": systematic,
-            "error_total": total,
-            "flags": flags.add(offsets["flags"], {Flag.NO_TOTAL_ERROR: unknown}),
-        }
-        one, two = together(network.component)
-        named[f"{self.table}_covariance"]["systematic_covariance"] = floor[one, two]
+        covariance = named[f"{self.table}_covariance"]
+        add_systematic(fit, self.network_of(fit), named[self.table], covariance)
         named[RESIDUALS.path] = residual_columns(fit, self.options.impact_bins)
         if self.walks:
-            named[WALK.path] = {
-                "tel_type": np.unique(self.telescopes.tel_type),
-                "time_walk": fit.walk_ns,
-                "error": np.sqrt(np.diagonal(fit.walk_covariance)),
-            }
+            named[WALK.path] = walk_columns(fit, np.unique(self.telescopes.tel_type))
         return named
 
     def values_so_far(self, cell: Cell, result: Mapping[Cell, Any]) -> Columns:
@@ -439,17 +375,8 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         """
         if all(fit.network is not None for fit in result.values()):
             return super().values_so_far(cell, result)
-        fit, types = result[cell], self.type_of_telescope
         references = [number for _, number in self.network.reference_telescopes]
-        fixed_ns = fit.rough_ns[np.isin(fit.rough_tel_id, references)]
-        value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
-        has_value = np.isfinite(value)
-        return {
-            "tel_type": np.array([types[number] for number in fit.rough_tel_id.tolist()]),
-            "tel_id": fit.rough_tel_id,
-            "value": value,
-            "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
-        }
+        return rough_columns(result[cell], self.type_of_telescope, references)
 
     @property
     def quantity(self) -> CalibratedQuantity:
@@ -463,6 +390,3 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         from calibdask.array.timing_report import timing_sections
 
         return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
-
-
-_RADIANS = {"deg": np.pi / 180, "rad": 1.0}

@@ -13,11 +13,13 @@ threshold that late (see `calibdask.array.timing_walk`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from calibdask import flags
 from calibdask.array.model import pair_types
+from calibdask.array.network.coefficients import together
 from calibdask.array.network.fit import fit_stage
 from calibdask.array.network.model import connected_components, solve_network
 from calibdask.array.network.pairs import PairEvents, PairSummary, rows_of, summarise_pairs
@@ -26,17 +28,14 @@ from calibdask.array.network.stages import n_stages as network_stages
 from calibdask.array.network.stages import reduce_stage
 from calibdask.array.network.state import NetworkFit
 from calibdask.array.timing_model import between_bin_variance
-from calibdask.array.timing_walk import (
-    WalkRows,
-    WalkSummary,
-    walk_effect,
-    walk_normal,
-    walk_scores,
-)
+from calibdask.array.timing_walk import WalkRows, WalkSummary, walk_effect, walk_normal, walk_scores
+from calibdask.flags import Flag
 from calibdask.stats.moments import Moments
 from calibdask.stats.record import ArrayRecord, ArraySums
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from calibdask.array.model import Telescopes
@@ -47,12 +46,15 @@ __all__ = [
     "TimingFit",
     "TimingOptions",
     "TimingScores",
+    "add_systematic",
     "fit_timing",
     "n_timing_stages",
     "offset_network",
     "reduce_timing",
     "residual_columns",
+    "rough_columns",
     "systematic_covariance",
+    "walk_columns",
 ]
 
 MIN_EVENTS_PER_IMPACT_BIN = 30
@@ -304,10 +306,7 @@ def _pair_events(
 
 
 def _impact_moments(
-    options: TimingOptions,
-    network: NetworkFit,
-    pairs: PairEvents,
-    events: TimingEvents,
+    options: TimingOptions, network: NetworkFit, pairs: PairEvents, events: TimingEvents
 ) -> Moments:
     """Moments of the residuals of each telescope by impact distance, shape (T, B)."""
     one, two = (np.asarray(ids, np.int64) for ids in (pairs.tel_id_1, pairs.tel_id_2))
@@ -442,6 +441,48 @@ def _with_rough(fit: NetworkFit, rough_ns: NDArray[np.float64]) -> NetworkFit:
         high=fit.high + moved,
         median=fit.median + moved,
     )
+
+
+def add_systematic(
+    fit: TimingFit,
+    network: NetworkFit,
+    offsets: dict[str, NDArray[Any]],
+    covariance: dict[str, NDArray[Any]],
+) -> None:
+    """Add systematic and total errors to the columns of offsets and of their covariance."""
+    floor = systematic_covariance(fit)
+    has_value = np.isfinite(offsets["value"])
+    systematic = np.where(has_value, np.sqrt(np.diagonal(floor)), np.nan)
+    total = np.hypot(offsets["error"], systematic)
+    unknown = has_value & ~np.isfinite(total)
+    offsets |= {
+        "systematic": systematic,
+        "error_total": total,
+        "flags": flags.add(offsets["flags"], {Flag.NO_TOTAL_ERROR: unknown}),
+    }
+    one, two = together(network.component)
+    covariance["systematic_covariance"] = floor[one, two]
+
+
+def rough_columns(
+    fit: TimingFit, types: Mapping[int, str], references: list[int]
+) -> dict[str, NDArray[Any]]:
+    """Columns of the offsets before the second stage, good to some nanoseconds."""
+    fixed_ns = fit.rough_ns[np.isin(fit.rough_tel_id, references)]
+    value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
+    has_value = np.isfinite(value)
+    return {
+        "tel_type": np.array([types[number] for number in fit.rough_tel_id.tolist()]),
+        "tel_id": fit.rough_tel_id,
+        "value": value,
+        "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
+    }
+
+
+def walk_columns(fit: TimingFit, types: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
+    """Columns of the table of time walks, one row for each type."""
+    error = np.sqrt(np.diagonal(fit.walk_covariance))
+    return {"tel_type": types, "time_walk": fit.walk_ns, "error": error}
 
 
 def residual_columns(

@@ -27,7 +27,7 @@ from calibdask.engine.executors import Executor, SerialExecutor, ThreadsExecutor
 from calibdask.engine.keeper import Keeper, unit_of
 from calibdask.engine.session import Session
 from calibdask.errors import ConfigError, TransientError
-from calibdask.registry import did_you_mean
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import asyncio

@@ -181,7 +181,7 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         zarr=("bit_depth",),
     ),
 }
-"""By attribute of `calibdask.io.frames.FrameInfo`."""
+"""By attribute of `calibdask.io.frame_info.FrameInfo`."""
 
 
 def header_text(value: Any) -> str | None:

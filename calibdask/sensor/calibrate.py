@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Arrays, Rows, Survey
-    from calibdask.io.frames import FrameInfo
+    from calibdask.io.frame_info import FrameInfo
     from calibdask.io.maps import ProductMaps
     from calibdask.report import ReportSection
     from calibdask.sensor.settings import Setting

@@ -26,12 +26,7 @@ from calibdask.engine.protocol import (
     Tables,
 )
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, WrongKind
-from calibdask.io.frames import (
-    FRAME_PATTERNS,
-    FrameInfo,
-    inspect_frame,
-    libraries_of,
-)
+from calibdask.io.frames import FRAME_PATTERNS, inspect_frame, libraries_of
 from calibdask.io.maps import TABLES, ProductMaps, read_product
 from calibdask.io.metadata import Description
 from calibdask.io.spectacle import camera_file_of
@@ -59,6 +54,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.config import Campaign, Configuration
+    from calibdask.io.frame_info import FrameInfo
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import SensorFacts
 

@@ -119,25 +119,15 @@ class DefectsJob(MapCalibration):
             {"criterion": "any", "applied": True, "n_defects": n_all, "fraction": n_all / n_pixels}
         )
         listed = np.concatenate([tile["listed",] for tile in tiles])
-        return {
-            "rows": rows,
-            "listed": listed,
-            "n_defects": n_all,
-            "n_pixels": n_pixels,
-            "overviews": maps,
-        }
+        numbers = {"n_defects": n_all, "n_pixels": n_pixels}
+        return {"rows": rows, "listed": listed, **numbers, "overviews": maps}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Return the counts, and the list of pixels."""
         listed = [
-            {
-                "row": int(row),
-                "column": int(column),
-                "channel": int(channel),
-                "mask": int(mask),
-                "why": ", ".join(flag.label for flag in PixelFlag if mask & flag.value),
-            }
-            for row, column, channel, mask in result["listed"].tolist()
+            dict(zip(("row", "column", "channel", "mask"), one, strict=True))
+            | {"why": ", ".join(flag.label for flag in PixelFlag if one[3] & flag.value)}
+            for one in result["listed"].tolist()
         ]
         tables = {DEFECTS.path: build(DEFECTS, self._sensor, result["rows"])}
         if listed:

@@ -17,13 +17,11 @@ from calibdask.sensor.model import (
     MIN_TEMPORAL_VARIANCE,
     QUANTISATION_VARIANCE,
     chi2_probability,
-    fit_ptc,
-    full_well,
-    photon_transfer,
     pool_noise,
     variance_fit_probability,
 )
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
+from calibdask.sensor.photon_transfer import fit_ptc, full_well, photon_transfer
 from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, saturation_dn, without_flicker
 from calibdask.sensor.spatial import steps_along
 from calibdask.sensor.tables import AMPLIFIERS, CURVE, GAIN, build, channel_names, count_columns

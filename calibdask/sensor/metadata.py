@@ -31,7 +31,7 @@ from calibdask.sensor.settings import NOT_STATED, Setting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from calibdask.io.frames import FrameInfo
+    from calibdask.io.frame_info import FrameInfo
     from calibdask.sensor.config import FrameRow
 
 __all__ = [

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.errors import CalibdaskError, CorruptedInput, TransientError
-from calibdask.io.frames import (
-    FrameInfo,
-    read_frame,
-    read_frames,
-)
+from calibdask.io.frames import read_frame, read_frames
 from calibdask.sensor.metadata import (
     Conflict,
     StackKey,
@@ -31,6 +27,7 @@ if TYPE_CHECKING:
         InputRef,
         Survey,
     )
+    from calibdask.io.frame_info import FrameInfo
     from calibdask.sensor.config import Frames
 
 

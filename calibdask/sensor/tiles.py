@@ -50,7 +50,7 @@ class SensorFacts:
     first, last : str
         Times of the first and the last frame; empty where unknown.
     serial_number, binning, window, unit
-        As in `calibdask.io.frames.FrameInfo`.
+        As in `calibdask.io.frame_info.FrameInfo`.
     lit_areas : tuple of (int, int, int, int)
         Where light falls (see `calibdask.io.areas.Area`); empty for everywhere.
     step_dn : int

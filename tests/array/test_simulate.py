@@ -12,6 +12,7 @@ import tables as pytables
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibdask.array.shower_simulation import stored_time
 from calibdask.array.simulate import (
     ARRAYS,
     ArraySimulation,
@@ -20,7 +21,6 @@ from calibdask.array.simulate import (
     simulate_block,
     true_array,
 )
-from calibdask.array.simulation import stored_time
 from calibdask.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]

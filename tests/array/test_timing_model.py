@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibdask.array.simulation import ArraySimulation, simulate_events, stored_time, true_array
+from calibdask.array.shower_simulation import simulate_events, stored_time
+from calibdask.array.simulation import ArraySimulation, true_array
 from calibdask.array.timing_model import (
     NS_PER_M,
     between_bin_variance,

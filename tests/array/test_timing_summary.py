@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from calibdask.array.model import Telescopes, find_pairs, pair_events
 from calibdask.array.network.coefficients import coefficients
 from calibdask.array.network.model import NetworkOptions, Observable
-from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
+from calibdask.array.shower_simulation import simulate_events
+from calibdask.array.simulation import ArraySimulation, true_array
 from calibdask.array.timing_model import front_delay_ns, since_first_ns
 from calibdask.array.timing_summary import (
     TimingEvents,

@@ -23,7 +23,8 @@ from calibdask.array.network.fit import fit_stage
 from calibdask.array.network.pairs import PairEvents
 from calibdask.array.network.stages import n_stages, reduce_stage
 from calibdask.array.pairs import Layout
-from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
+from calibdask.array.shower_simulation import simulate_events
+from calibdask.array.simulation import ArraySimulation, true_array
 from calibdask.io.dl2 import ArrayLayout, TelescopeEvents
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from calibdask.array.network.model import NetworkOptions
 from calibdask.array.network.pairs import PairEvents, distance_range
 from calibdask.array.network.stages import reduce_stage
 from calibdask.array.pairs import ALTITUDE, Layout, select_pairs
-from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
+from calibdask.array.shower_simulation import simulate_events
+from calibdask.array.simulation import ArraySimulation, true_array
 
 if TYPE_CHECKING:
     from calibdask.array.network.state import NetworkFit

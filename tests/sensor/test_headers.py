@@ -15,7 +15,8 @@ from PIL import Image
 from calibdask.engine.plan import make_plan
 from calibdask.engine.products import digest_output
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, WrongKind
-from calibdask.io.frames import FrameInfo, inspect_frame, read_frame, read_frames
+from calibdask.io.frame_info import FrameInfo
+from calibdask.io.frames import inspect_frame, read_frame, read_frames
 from calibdask.io.maps import read_product
 from calibdask.sensor import config
 from calibdask.sensor.bias import BiasJob

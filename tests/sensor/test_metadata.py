@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
-from calibdask.io.frames import FrameInfo, inspect_frame
+from calibdask.io.frame_info import FrameInfo
+from calibdask.io.frames import inspect_frame
 from calibdask.io.spectacle import CameraFile, write_camera_file
 from calibdask.sensor.config import FrameRow, Frames
 from calibdask.sensor.metadata import (
