@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Cell
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["DEFECT_FLAGS", "DefectsJob"]
@@ -119,33 +119,23 @@ class DefectsJob(MapCalibration):
             {"criterion": "any", "applied": True, "n_defects": n_all, "fraction": n_all / n_pixels}
         )
         listed = np.concatenate([tile["listed",] for tile in tiles])
-        return {
-            "rows": rows,
-            "listed": listed,
-            "n_defects": n_all,
-            "n_pixels": n_pixels,
-            "overviews": maps,
-        }
+        numbers = {"n_defects": n_all, "n_pixels": n_pixels}
+        return {"rows": rows, "listed": listed, **numbers, "overviews": maps}
 
     def tables(self, result: Any) -> Mapping[str, QTable]:
         """Return the counts, and the list of pixels."""
         listed = [
-            {
-                "row": int(row),
-                "column": int(column),
-                "channel": int(channel),
-                "mask": int(mask),
-                "why": ", ".join(flag.label for flag in PixelFlag if mask & flag.value),
-            }
-            for row, column, channel, mask in result["listed"].tolist()
+            dict(zip(("row", "column", "channel", "mask"), one, strict=True))
+            | {"why": ", ".join(flag.label for flag in PixelFlag if one[3] & flag.value)}
+            for one in result["listed"].tolist()
         ]
         tables = {DEFECTS.path: build(DEFECTS, self._sensor, result["rows"])}
         if listed:
             tables[DEFECT_PIXELS.path] = build(DEFECT_PIXELS, self._sensor, listed)
         return tables
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import defect_sections
+        from calibdask.sensor.frames_report import defect_sections
 
         return defect_sections(result, tables)

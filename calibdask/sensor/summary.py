@@ -112,8 +112,38 @@ class Frames:
         )
 
 
+class _PerPixel:
+    """What sums and moments of a tile's pixels have in common."""
+
+    n: NDArray[np.uint16]
+    frames: Frames
+
+    @property
+    def n_frames(self) -> int:
+        """How many frames are in it."""
+        return len(self.frames.frame_id)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self.n.shape
+        return rows, columns
+
+    def moments(self, ddof: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and variance of every pixel; NaN where there are too few values."""
+        raise NotImplementedError
+
+    def mean(self) -> NDArray[np.float64]:
+        """Return the mean of every pixel; NaN where there is no value."""
+        return self.moments()[0]
+
+    def variance(self, ddof: int = 1) -> NDArray[np.float64]:
+        """Return the variance of every pixel; NaN where there are not more than `ddof` values."""
+        return self.moments(ddof)[1]
+
+
 @dataclass(frozen=True)
-class PixelSums:
+class PixelSums(_PerPixel):
     """Exact sums over integer frames for each pixel of a tile.
 
     Attributes
@@ -139,17 +169,6 @@ class PixelSums:
     maximum: NDArray[np.uint16]
     n_saturated: NDArray[np.uint16]
     frames: Frames
-
-    @property
-    def n_frames(self) -> int:
-        """How many frames are in it."""
-        return len(self.frames.frame_id)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        rows, columns = self.n.shape
-        return rows, columns
 
     def merge(self, other: PixelSums) -> PixelSums:
         """Add the sums of other frames.
@@ -181,17 +200,9 @@ class PixelSums:
         finish(n, s1, s2, ddof, mean, variance)
         return mean.reshape(self.shape), variance.reshape(self.shape)
 
-    def mean(self) -> NDArray[np.float64]:
-        """Return the mean of every pixel; NaN where there is no value."""
-        return self.moments()[0]
-
-    def variance(self, ddof: int = 1) -> NDArray[np.float64]:
-        """Return the variance of every pixel; NaN where there are not more than `ddof` values."""
-        return self.moments(ddof)[1]
-
 
 @dataclass(frozen=True)
-class PixelMoments:
+class PixelMoments(_PerPixel):
     """Moments over floating-point frames for each pixel of a tile: not exact, but stable.
 
     Attributes
@@ -218,17 +229,6 @@ class PixelMoments:
     n_saturated: NDArray[np.uint16]
     frames: Frames
 
-    @property
-    def n_frames(self) -> int:
-        """How many frames are in it."""
-        return len(self.frames.frame_id)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        rows, columns = self.n.shape
-        return rows, columns
-
     def merge(self, other: PixelMoments) -> PixelMoments:
         """Join the moments of other frames (errors as for :meth:`PixelSums.merge`)."""
         check_frame_count(self.n_frames + other.n_frames)
@@ -251,14 +251,6 @@ class PixelMoments:
         mean = np.where(n > 0, self.average, np.nan)
         variance = np.where(n > ddof, self.m2 / np.maximum(n - ddof, 1), np.nan)
         return mean, variance
-
-    def mean(self) -> NDArray[np.float64]:
-        """Return the mean of every pixel; NaN where there is no value."""
-        return self.moments()[0]
-
-    def variance(self, ddof: int = 1) -> NDArray[np.float64]:
-        """Return the variance of every pixel; NaN where there are not more than `ddof` values."""
-        return self.moments(ddof)[1]
 
 
 Stack = PixelSums | PixelMoments

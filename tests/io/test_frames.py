@@ -654,3 +654,22 @@ def test_a_dng_with_colours_of_no_sensor_is_damaged(tmp_path):
     path.write_bytes(content.replace(b"\x00\x01\x01\x02", b"\x00\x01\x00\x02"))
     with pytest.raises(CorruptedInput, match="colours RGRB"):
         inspect_frame(path)
+
+
+@pytest.mark.parametrize("suffix", ["dng", "fits"])
+def test_a_frame_may_take_the_memory_of_the_one_before(tmp_path, suffix):
+    frames = np.random.default_rng(3).integers(0, 65536, (2, 24, 32), np.uint16)
+    paths = [tmp_path / f"{number}.{suffix}" for number in range(3)]
+    for path, frame in zip(paths, (*frames, frames[0, :-2]), strict=True):
+        if suffix == "dng":
+            write_dng(path, np.ascontiguousarray(frame), DngHeader("Maker", "Model", iso=100))
+        else:
+            fits.writeto(path, frame)
+    memory = read_frame(paths[0])
+    np.testing.assert_array_equal(memory, frames[0])
+    second = read_frame(paths[1], memory=memory)
+    assert np.shares_memory(second, memory)
+    np.testing.assert_array_equal(second, frames[1])
+    smaller = read_frame(paths[2], memory=memory)
+    assert not np.shares_memory(smaller, memory)
+    np.testing.assert_array_equal(smaller, frames[0, :-2])

@@ -398,3 +398,17 @@ def test_killed_in_the_middle_and_started_again(reference, images, tmp_path):
     result = run(job, [images], output)
     assert result.account.cached >= 2
     assert result.digest == reference[0].digest
+
+
+def test_tiles_are_combined_without_their_maps(images, tmp_path, monkeypatch):
+    seen = []
+    combine = StackImagesJob.combine
+
+    def combines(self, states):
+        seen.extend(states[cell] for cell in states)
+        return combine(self, states)
+
+    monkeypatch.setattr(StackImagesJob, "combine", combines)
+    run(StackImagesJob(), [images], tmp_path / "out")
+    assert seen
+    assert all(state.facts and not state.maps for state in seen)
