@@ -68,10 +68,8 @@ class FigureBlock:
     ----------
     image : str or bytes
         SVG as text, or PNG as bytes.
-    alt : str
-        What the figure shows, for a reader who cannot see it.
-    caption : str
-        How to read it.
+    alt, caption : str
+        What the figure shows, for a reader who cannot see it; how to read it.
 
     Raises
     ------

@@ -60,7 +60,7 @@ def draw_figure(
     alt: str,
     caption: str,
 ) -> FigureBlock:
-    """Draw a figure as SVG that depends on nothing but what is painted.
+    """Return a figure as SVG that depends on nothing but what is painted: no date, no random ids.
 
     Parameters
     ----------
@@ -73,11 +73,6 @@ def draw_figure(
         titles and a legend of the figure.
     alt, caption : str
         As in `FigureBlock`.
-
-    Returns
-    -------
-    FigureBlock
-        The figure as SVG, without date or random identifiers.
     """
     import matplotlib as mpl
     from cycler import cycler

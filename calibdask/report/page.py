@@ -39,16 +39,7 @@ UNPRINTABLE = re.compile(
 class InputRecord:
     """An input file, and what became of it.
 
-    Attributes
-    ----------
-    path : str
-        As given by the user.
-    size_bytes : int
-        Size when it was planned.
-    n_shards : int
-        Number of shards that read it.
-    status : str
-        "done" when all is well; any other word is set off and listed first.
+    Its `status` is "done" when all is well; any other word is set off and listed first.
     """
 
     path: str
@@ -59,19 +50,7 @@ class InputRecord:
 
 @dataclass(frozen=True, slots=True)
 class FailureRecord:
-    """Something that failed.
-
-    Attributes
-    ----------
-    shard : int or None
-        Index in the plan; None when it was not a shard (a merge, the fit, writing).
-    path : str
-        The input, or empty.
-    exit_code : int
-        As in `calibdask.errors`.
-    message : str
-        The error message in full.
-    """
+    """Something that failed: a shard by its index, or None for a merge, the fit or writing."""
 
     shard: int | None
     path: str
@@ -85,30 +64,22 @@ class RunRecord:
 
     Attributes
     ----------
-    job, version : str
-        Name of the job and version of calibdask.
     command : str
         The command line that repeats the run.
-    plan_digest : str
-        Digest of the plan.
     result_digest : str or None
-        Digest of the result; None when no result was written.
+        None when no result was written.
     started, finished : str
-        Times as text (ISO 8601, UTC).
+        ISO 8601, UTC.
     host, executor : str
         Where the run was started, and what computed the shards.
-    workers : int
-        Number of workers.
     n_shards, n_computed, n_reused : int
         Shards in the plan, computed by this run, and found finished in the store.
     inputs : sequence of InputRecord
-        The inputs, in plan order.
+        In plan order.
     cut_flow : mapping of str to int
         Name of each selection step, in order, to the number of rows left after it.
     failures : sequence of FailureRecord
         In plan order: the first one gives the run its exit code.
-    warnings : sequence of str
-        Warnings of the run.
     wall_s, cpu_s : float
         Elapsed time, and processor time summed over workers; NaN when it was not measured.
     peak_memory_bytes : int or None
@@ -148,7 +119,7 @@ class RunRecord:
 
 
 def render_report(title: str, run: RunRecord, sections: Sequence[ReportSection]) -> str:
-    """Render the page.
+    """Return the page: a complete HTML document without references to anything outside it.
 
     Parameters
     ----------
@@ -157,12 +128,7 @@ def render_report(title: str, run: RunRecord, sections: Sequence[ReportSection])
     run : RunRecord
         What ran, and how it went.
     sections : sequence of ReportSection
-        The domain's part, in order.
-
-    Returns
-    -------
-    str
-        A complete HTML document without references to anything outside it.
+        The job's part, in order.
     """
     level, verdict = _verdict(run, sections)
     return _template().render(
@@ -183,12 +149,7 @@ def write_report(
 ) -> None:
     """Render the page into a file, which appears whole or not at all.
 
-    Parameters
-    ----------
-    path : Path or str
-        File to write; an existing one is replaced.
-    title, run, sections
-        As in `render_report`.
+    Other parameters are those of `render_report`; an existing file is replaced.
 
     Raises
     ------
