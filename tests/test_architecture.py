@@ -225,10 +225,8 @@ def test_nothing_from_a_file_is_executed(path):
 
 # Names that are still defined twice outside of the array's modules; nothing is added here.
 TWICE = {
-    *("Bias", "CalibrateImages", "DarkCurrent", "Defects", "Emva1288", "FlatField", "Gain"),
-    *("IsoNormalisation", "ReadNoise", "StackImages", "Light", "clip_bounds", "simulate"),
     *("Campaign", "Progress", "Written", "cancel", "connect", "describe", "main"),
-    *("exact_sums", "histogram", "load_config", "moments", "unit_of"),
+    *("exact_sums", "histogram", "load_config", "moments"),
 }
 HIDING = {"Unit", "Column", "Table", "connect"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from calibdask.config.sections import Schema, Section, exact_bytes, section_type, unit_of
+from calibdask.config.sections import Schema, Section, exact_bytes, option_unit, section_type
 
 __all__ = ["describe"]
 
@@ -40,7 +40,7 @@ def _describe_options(model: type[Section], indent: str) -> list[str]:
     defaults = model()
     for attribute, field in model.model_fields.items():
         name = field.alias or attribute
-        unit = unit_of(field)
+        unit = option_unit(field)
         text = f"{field.description or ''}{f' Unit: {unit}.' if unit else ''}".strip()
         lines += _comment(text, indent)
         default = getattr(defaults, attribute)

@@ -15,7 +15,7 @@ from calibdask.config.sections import Schema, Section, options_of, section_type,
 from calibdask.config.yaml import (
     COMMAND_LINE,
     OptionPath,
-    Source,
+    YamlSource,
     merge,
     nested,
     read_source,
@@ -44,7 +44,7 @@ class Configuration:
 
     sections: Mapping[str, Section]
     values: Mapping[str, Any]
-    sources: tuple[Source, ...] = dataclasses.field(repr=False)
+    sources: tuple[YamlSource, ...] = dataclasses.field(repr=False)
 
     def get[S: Section](self, name: str, model: type[S]) -> S:
         """Return the section of this name, with its defaults if it was not given.
@@ -166,7 +166,7 @@ def load_config(
     """
     sources = [read_source(path) for path in paths]
     if overrides:
-        sources.append(Source(COMMAND_LINE, nested(overrides)))
+        sources.append(YamlSource(COMMAND_LINE, nested(overrides)))
     merged: dict[str, Any] = {}
     for source in sources[: len(paths)]:
         merge(merged, source.values)
@@ -202,7 +202,7 @@ def _listed(problems: Sequence[str]) -> str:
     return f"the configuration has {len(problems)} problems:\n{bullets}"
 
 
-def _locate(sources: Sequence[Source], path: OptionPath) -> str:
+def _locate(sources: Sequence[YamlSource], path: OptionPath) -> str:
     dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
     # An option that is missing is reported at the innermost section around it.
     for length in range(len(path), 0, -1):

@@ -48,13 +48,13 @@ __all__ = [
     "exact_bytes",
     "inner_section",
     "option",
+    "option_unit",
     "options_of",
     "parse_bytes",
     "read_with",
     "section_type",
     "short",
     "stage_of",
-    "unit_of",
 ]
 
 type Schema = Mapping[str, type[Section]]
@@ -321,7 +321,7 @@ def stage_of(field: FieldInfo) -> Stage | None:
     return stage
 
 
-def unit_of(field: FieldInfo) -> str | None:
+def option_unit(field: FieldInfo) -> str | None:
     """Return the unit of an option, if it has one."""
     unit: str | None = _extra(field).get("unit")
     return unit

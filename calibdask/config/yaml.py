@@ -16,7 +16,7 @@ from calibdask.errors import ConfigError
 __all__ = [
     "COMMAND_LINE",
     "OptionPath",
-    "Source",
+    "YamlSource",
     "load_yaml",
     "merge",
     "nested",
@@ -92,7 +92,7 @@ class _ValueLoader(_Loader):
 
 
 @dataclass(frozen=True)
-class Source:
+class YamlSource:
     """One configuration file (or the command line), with what is needed to point into it."""
 
     name: str
@@ -124,7 +124,7 @@ class Source:
         return f"{self.name}:{line}"
 
 
-def read_source(path: Path | str) -> Source:
+def read_source(path: Path | str) -> YamlSource:
     """Read one file, with the place of every option (ConfigError as `load_yaml`)."""
     name = str(path)
     try:
@@ -139,13 +139,13 @@ def read_source(path: Path | str) -> Source:
         ) from error
     root, values = _parse(name, text)
     if values is None:
-        return Source(name, {})
+        return YamlSource(name, {})
     if not isinstance(values, dict):
         raise ConfigError(
             f"{name}: a configuration consists of sections ('Section:' with options below), not "
             f"of {short(values)}"
         )
-    return Source(name, values, root)
+    return YamlSource(name, values, root)
 
 
 def parse_yaml(name: str, text: str) -> Any:
