@@ -18,8 +18,8 @@ from calibdask.io.dl2.tables import (
     TELESCOPE_TRIGGER,
     TIME,
     TRIGGER,
-    Source,
     TableReader,
+    TableSource,
     Wanted,
 )
 from calibdask.io.times import check_times, stored_time_ns
@@ -227,7 +227,7 @@ class EventReader(TableReader):
             warnings=lacking.warnings(self.path),
         )
 
-    def _untabled(self, base: Source, layout: ArrayLayout, chosen: Chosen | None) -> _Lacking:
+    def _untabled(self, base: TableSource, layout: ArrayLayout, chosen: Chosen | None) -> _Lacking:
         """Begin to count what is lacking: with all triggers of telescopes that have no table."""
         triggered = None if chosen is None else chosen.triggered
         if chosen is None and TRIGGER in self.file:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from calibdask.io.dl2.data import Needs
     from calibdask.io.hdf5 import Columns, File, Table
 
-__all__ = ["Source", "TableReader", "Wanted"]
+__all__ = ["TableReader", "TableSource", "Wanted"]
 
 LAYOUT = "/configuration/instrument/subarray/layout"
 OBSERVATIONS = "/configuration/observation/observation_block"
@@ -65,7 +65,7 @@ def _expected_unit(column: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
+class TableSource:
     """A table, or a group with one table per telescope, and the types of its columns."""
 
     path: str
@@ -78,7 +78,7 @@ class Source:
 class Wanted:
     """The columns to read from a source."""
 
-    source: Source
+    source: TableSource
     names: list[str]
 
 
@@ -170,7 +170,7 @@ class TableReader:
         yield TRIGGER, "event", False
         yield from (place for place in below if not place[2])
 
-    def source(self, path: str, per: Per) -> list[Source]:
+    def source(self, path: str, per: Per) -> list[TableSource]:
         """Return the source at `path`; an empty list where there is none."""
         below = self.file.children(path)
         if per == "telescope":
@@ -181,7 +181,7 @@ class TableReader:
         if table is None:
             return []
         dtypes = {name: table.dtype[name] for name in table.names}
-        return [Source(path, per, dtypes, table.n_rows)]
+        return [TableSource(path, per, dtypes, table.n_rows)]
 
     def resolve(self, needs: Needs) -> list[Wanted]:
         """Find the source of each column, that of the base first.
@@ -189,8 +189,8 @@ class TableReader:
         To open a table takes a while: no more are looked at than is necessary.
         """
         names = [name for name in needs.names if name not in TELESCOPE_KEYS]
-        looked_at: list[Source] = []
-        having: dict[str, list[Source]] = {name: [] for name in names}
+        looked_at: list[TableSource] = []
+        having: dict[str, list[TableSource]] = {name: [] for name in names}
         for path, per, necessary in self._places(names):
             if not necessary and all(having.values()):
                 break
@@ -215,8 +215,12 @@ class TableReader:
         return found
 
     def _one_of(
-        self, name: str, having: Sequence[Source], base: Sequence[Source], in_use: set[str]
-    ) -> Source:
+        self,
+        name: str,
+        having: Sequence[TableSource],
+        base: Sequence[TableSource],
+        in_use: set[str],
+    ) -> TableSource:
         """Choose between tables that have a column: that of the base, or the one in use anyway."""
         for preferred in ({one.path for one in base}, in_use):
             left = [one for one in having if one.path in preferred]
@@ -231,7 +235,7 @@ class TableReader:
             raise CorruptedInput(msg)
         return having[0]
 
-    def _no_column(self, name: str, sources: Sequence[Source]) -> str:
+    def _no_column(self, name: str, sources: Sequence[TableSource]) -> str:
         known = sorted({column for source in sources for column in source.dtypes})
         if near := difflib.get_close_matches(name, known, n=3):
             hint = f"did you mean {' or '.join(near)}?"
@@ -239,7 +243,7 @@ class TableReader:
             hint = f"the tables it has: {', '.join(source.path for source in sources) or 'none'}"
         return f"{self.path}: no table has a column {name}; {hint}"
 
-    def n_telescope_rows(self, base: Source, layout: ArrayLayout) -> int:
+    def n_telescope_rows(self, base: TableSource, layout: ArrayLayout) -> int:
         """Rows of the base tables, from above."""
         paths = self.telescope_paths(base, layout)
         trigger = self.source(TELESCOPE_TRIGGER, "telescope and event")
@@ -251,12 +255,12 @@ class TableReader:
         self.table(min(paths.values()))
         return trigger[0].n_rows
 
-    def telescope_tables(self, source: Source, layout: ArrayLayout) -> dict[int, Table]:
+    def telescope_tables(self, source: TableSource, layout: ArrayLayout) -> dict[int, Table]:
         """Tables of a group in the order of the layout; some telescopes may have none."""
         paths = self.telescope_paths(source, layout)
         return {tel_id: self.table(path) for tel_id, path in paths.items()}
 
-    def telescope_paths(self, source: Source, layout: ArrayLayout) -> dict[int, str]:
+    def telescope_paths(self, source: TableSource, layout: ArrayLayout) -> dict[int, str]:
         """Paths of the tables of a group in the order of the layout."""
         names = {f"tel_{tel_id:03d}": tel_id for tel_id in layout.tel_id.tolist()}
         present = {n for n in self.file.children(source.path) if n.startswith("tel_")}
