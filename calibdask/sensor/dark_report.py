@@ -10,9 +10,9 @@ from calibdask.report.attention import attention_section
 from calibdask.report.blocks import Notice, Paragraph, ReportSection
 from calibdask.report.figures import WIDTH_IN, draw_figure, legend_above, plot_points
 from calibdask.sensor.report import (
-    columns_of,
     map_notices,
     maps_section,
+    row_arrays,
     settings_table,
     without_repeats,
 )
@@ -87,7 +87,7 @@ def _draw_temperature(rows: Sequence[Row]) -> FigureBlock:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for group, setting in enumerate(sorted({Setting.of_row(row) for row in rows})):
-            mine = np.array(columns_of((r for r in rows if Setting.of_row(r) == setting), *names))
+            mine = np.array(row_arrays((r for r in rows if Setting.of_row(r) == setting), *names))
             mine = mine[:, np.isfinite(mine[0])]
             mine = mine[:, np.argsort(mine[0])]
             plot_points(axes, *mine, group=group, fmt="o-", label=setting.label)

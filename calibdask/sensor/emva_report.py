@@ -11,7 +11,7 @@ from calibdask.report.attention import attention_section
 from calibdask.report.blocks import Notice, ReportSection, values_table
 from calibdask.report.figures import GREY, PALETTE, WIDTH_IN, draw_figure, legend_above, mark_zero
 from calibdask.sensor.model import fit_lines
-from calibdask.sensor.report import SETTING, columns_of, maps_section
+from calibdask.sensor.report import SETTING, maps_section, row_arrays
 from calibdask.sensor.settings import Setting
 from calibdask.sensor.tables import EMVA
 
@@ -57,7 +57,7 @@ def emva_sections(result: Row, tables: Tables) -> list[ReportSection]:
 
 
 def _draw_transfer(row: Row, points: Sequence[Row]) -> FigureBlock:
-    bright, dark, noise, dark_noise = columns_of(
+    bright, dark, noise, dark_noise = row_arrays(
         points, "bright_dn", "dark_dn", "bright_variance_dn2", "dark_variance_dn2"
     )
     signal, variance = bright - dark, noise - dark_noise
@@ -87,7 +87,7 @@ def _draw_transfer(row: Row, points: Sequence[Row]) -> FigureBlock:
 
 
 def _draw_linearity(row: Row, points: Sequence[Row]) -> FigureBlock:
-    photons, exposure, bright, dark = columns_of(
+    photons, exposure, bright, dark = row_arrays(
         points, "mean_photon", "exposure_s", "bright_dn", "dark_dn"
     )
     known = bool(np.isfinite(photons).all())

@@ -19,9 +19,9 @@ from calibdask.report.figures import (
     plot_points,
 )
 from calibdask.sensor.report import (
-    columns_of,
     map_notices,
     maps_section,
+    row_arrays,
     settings_table,
     without_repeats,
 )
@@ -106,7 +106,7 @@ def draw_transfer(
         top, bottom = curve_panels(figure, "signal (DN)", "variance (DN²)")
         for row in (row for row in rows if Setting.of_row(row) == setting):
             mine = [point for point in points if point["channel"] == row["channel"]]
-            x, y, error = columns_of(mine, "signal_dn", "variance_dn2", "variance_dn2_error")
+            x, y, error = row_arrays(mine, "signal_dn", "variance_dn2", "variance_dn2_error")
             used = np.array([point["used"] for point in mine], bool)
             style: dict[str, Any] = {"color": CHANNEL_COLOURS[row["channel"]]}
             plot_points(top, x[used], y[used], error[used], label=row["channel"], **style)

@@ -18,7 +18,7 @@ from calibdask.report.figures import (
     plot_points,
 )
 from calibdask.sensor.model import chi2_probability
-from calibdask.sensor.report import columns_of, map_notices, maps_section, settings_table
+from calibdask.sensor.report import map_notices, maps_section, row_arrays, settings_table
 from calibdask.sensor.tables import ISO_FACTORS
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def iso_sections(result: Row, tables: Tables) -> list[ReportSection]:
 
 
 def _draw_iso(rows: Sequence[Row], curve: Any) -> FigureBlock:
-    iso, factor, error = columns_of(rows, "iso", "factor", "factor_error")
+    iso, factor, error = row_arrays(rows, "iso", "factor", "factor_error")
     line = np.linspace(iso.min(), iso.max(), 500)
     model, _ = curve(line)
     at_points, _ = curve(iso)

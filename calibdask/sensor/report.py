@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "MANY_FLAGGED",
     "SETTING",
-    "columns_of",
     "draw_sensor_map",
     "map_notices",
     "maps_section",
+    "row_arrays",
     "settings_table",
     "show_frame",
     "without_repeats",
@@ -81,7 +81,7 @@ def without_repeats(maps: Mapping[str, Overview]) -> dict[str, Overview]:
     return {name: one for name, one in maps.items() if name.count("/") == 2 or len(groups) > 1}
 
 
-def columns_of(rows: Iterable[Row], *names: str) -> list[NDArray[np.float64]]:
+def row_arrays(rows: Iterable[Row], *names: str) -> list[NDArray[np.float64]]:
     """Return columns of rows as arrays."""
     rows = list(rows)
     return [np.array([row[name] for row in rows], np.float64) for name in names]
