@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NO_VALUE", "error_columns", "format_number", "round_to_error"]
+__all__ = ["NO_VALUE", "error_columns", "format_bytes", "format_number", "round_to_error"]
 
 NO_VALUE = "–"
 """What stands for a value that is not there."""
@@ -19,6 +19,15 @@ NO_VALUE = "–"
 def format_number(value: float, spec: str) -> str:
     """Format a number; NaN is no value."""
     return NO_VALUE if math.isnan(value) else format(value, spec)
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Format a number of bytes with one decimal, in the unit that suits it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
 
 
 def round_to_error(value: float, error: float) -> tuple[str, str]:

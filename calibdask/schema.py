@@ -249,10 +249,10 @@ class TableSchema:
         return table
 
     def shown(self, table: QTable | Mapping[str, Any], name: str) -> NDArray[Any]:
-        """Return a column for a report: numbers in their unit, times as text in UTC."""
+        """Return a column for a report: numbers in their unit, times as text in UTC, to s."""
         column = table[name]
         if self.by_name[name].kind == "time":
-            return np.asarray(column.utc.iso)
+            return np.asarray(column.utc.iso).astype("U19")
         return np.asarray(getattr(column, "value", column))
 
 

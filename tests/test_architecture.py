@@ -17,7 +17,7 @@ import calibdask
 
 PACKAGE = Path(calibdask.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-SHARED = {"config", "engine", "io", "stats"}
+SHARED = {"config", "engine", "io", "report", "select", "stats"}
 DOMAINS = sorted(
     path.name
     for path in PACKAGE.iterdir()
@@ -227,10 +227,10 @@ def test_nothing_from_a_file_is_executed(path):
 TWICE = {
     *("Bias", "CalibrateImages", "DarkCurrent", "Defects", "Emva1288", "FlatField", "Gain"),
     *("IsoNormalisation", "ReadNoise", "StackImages", "Light", "clip_bounds", "simulate"),
-    *("Campaign", "Progress", "Section", "Written", "cancel", "connect", "describe", "main"),
-    *("exact_sums", "format_bytes", "histogram", "load_config", "moments", "unit_of"),
+    *("Campaign", "Progress", "Written", "cancel", "connect", "describe", "main"),
+    *("exact_sums", "histogram", "load_config", "moments", "unit_of"),
 }
-HIDING = {"Quantity", "Unit", "Column", "Table", "connect"}
+HIDING = {"Unit", "Column", "Table", "connect"}
 
 
 def _public_names():

@@ -12,7 +12,7 @@ from calibdask.config import (
     Section,
     caseless,
     describe,
-    format_bytes,
+    exact_bytes,
     load_config,
     load_yaml,
     parse_bytes,
@@ -328,7 +328,7 @@ def test_bad_bytes(value: object) -> None:
 
 @given(st.integers(1, 2**60))
 def test_bytes_survive_formatting(n_bytes: int) -> None:
-    assert parse_bytes(format_bytes(n_bytes)) == n_bytes
+    assert parse_bytes(exact_bytes(n_bytes)) == n_bytes
 
 
 # -- describe -------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from calibdask.report import (
     InputRecord,
     Notice,
     Paragraph,
+    ReportSection,
     RunRecord,
-    Section,
     TableBlock,
     draw_figure,
     render_report,
@@ -95,7 +95,7 @@ class Page(HTMLParser):
         return [value for _, attrs in self.tags if (value := attrs.get(name)) is not None]
 
 
-def make_sections() -> list[Section]:
+def make_sections() -> list[ReportSection]:
     table = TableBlock(
         columns={
             "Telescope": np.array([1, 2]),
@@ -112,8 +112,10 @@ def make_sections() -> list[Section]:
         caption="It falls",
     )
     return [
-        Section("Results", [Paragraph("Some words."), Notice("info", "Look here."), table, figure]),
-        Section("More", [Notice("info", "And here.")]),
+        ReportSection(
+            "Results", [Paragraph("Some words."), Notice("info", "Look here."), table, figure]
+        ),
+        ReportSection("More", [Notice("info", "And here.")]),
     ]
 
 
@@ -177,7 +179,7 @@ def test_hostile_names_are_shown_and_not_obeyed(name: str) -> None:
     )
     table = TableBlock({name: [name]}, name)
     figure = FigureBlock("<svg xmlns='http://www.w3.org/2000/svg'/>", alt=name, caption=name)
-    section = Section(name, [Paragraph(name), Notice("warning", name), table, figure])
+    section = ReportSection(name, [Paragraph(name), Notice("warning", name), table, figure])
     page = Page(render_report(name, run, [section]))
     assert "script" not in {tag for tag, _ in page.tags}
     assert not [attr for _, attrs in page.tags for attr in attrs if attr.startswith("on")]
@@ -195,7 +197,9 @@ def test_invisible_characters_are_made_visible() -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_survives(text: str) -> None:
-    page = Page(render_report(text, replace(RUN, host=text), [Section(text, [Paragraph(text)])]))
+    page = Page(
+        render_report(text, replace(RUN, host=text), [ReportSection(text, [Paragraph(text)])])
+    )
     assert page.open == []
 
 
@@ -208,7 +212,7 @@ def test_equal_arguments_give_equal_bytes() -> None:
 def test_tables_show_every_row() -> None:
     values = np.arange(500) * 1.5
     table = TableBlock({"n": np.arange(500), "value": values}, "Long", formats={"value": ".2f"})
-    page = Page(render_report("Title", RUN, [Section("Long", [table])]))
+    page = Page(render_report("Title", RUN, [ReportSection("Long", [table])]))
     assert [f"{n}" for n in range(500)] == [row[0] for row in page.rows[1:501]]
     assert [f"{value:.2f}" for value in values] == [row[1] for row in page.rows[1:501]]
 
@@ -318,7 +322,9 @@ def test_the_verdict_says_what_is_missing(change: dict[str, Any], level: str, te
 
 
 def test_notices_of_a_domain_count_in_the_verdict() -> None:
-    section = Section("S", [Notice("info", "i"), Notice("warning", "w"), Notice("error", "e")])
+    section = ReportSection(
+        "S", [Notice("info", "i"), Notice("warning", "w"), Notice("error", "e")]
+    )
     page = render_report("Title", RUN, [section])
     assert verdict(page) == ("error", "Finished; 2 points need attention")
     # As many as the section says; warnings of the run are in a place of their own.
@@ -360,7 +366,7 @@ def test_the_run_can_be_repeated_from_the_page() -> None:
         RUN.plan_digest,
         RUN.result_digest,
         "1 h 01 min",
-        "3 GiB",
+        "3.0 GiB",
         "node01",
     ):
         assert expected is not None
@@ -423,6 +429,6 @@ def test_blocks_refuse_what_makes_no_sense() -> None:
 def test_png_figures_are_embedded() -> None:
     image = b"\x89PNG\r\n\x1a\n" + bytes(8)
     figure = FigureBlock(image, alt="Dots", caption="Some dots")
-    page = Page(render_report("Title", RUN, [Section("S", [figure])]))
+    page = Page(render_report("Title", RUN, [ReportSection("S", [figure])]))
     (source,) = page.attributes("src")
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == image

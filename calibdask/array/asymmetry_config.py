@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from calibdask.array.pair_config import (
-    EnergyPairSection,
-    PairSection,
-    given_minima,
-    resolved,
-)
+from calibdask.array.pair_config import EnergyPairSection, PairSection, given_minima, resolved
 from calibdask.config import Section, inner_section, option
 from calibdask.config.fields import Algorithm, between, patterns
 from calibdask.errors import ConfigError
@@ -78,13 +73,10 @@ class CalculateImageAsymmetry(PairSection):
     """Image sizes of the same shower in two telescopes, for every pair and event."""
 
     event_filters: ImageEventFilters = inner_section(
-        ImageEventFilters(),
-        help="Which events of a pair are used.",
+        ImageEventFilters(), help="Which events of a pair are used."
     )
     image_reconstructor: Algorithm = option(
-        "hillas_intensity",
-        stage="map",
-        help="Column with the image size.",
+        "hillas_intensity", stage="map", help="Column with the image size."
     )
 
     label: ClassVar[AsymmetryLabel] = "image_asymmetry"

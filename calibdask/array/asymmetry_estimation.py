@@ -101,12 +101,7 @@ class _AsymmetryEstimation(FromDl2[TelescopeEvents, Values, Mapping[Cell, Values
         types = type_of(self.telescopes, data.tel_id[one])
         summary = summarise_pairs(
             PairEvents(
-                data.event[one],
-                types,
-                rows["tel_id_1"],
-                rows["tel_id_2"],
-                rows["x_1"],
-                rows["x_2"],
+                data.event[one], types, rows["tel_id_1"], rows["tel_id_2"], rows["x_1"], rows["x_2"]
             )
         )
         keys = event_keys(data.event[one], data.obs_id[one], data.event_id[one])

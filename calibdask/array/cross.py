@@ -22,6 +22,12 @@ import numpy as np
 from calibdask import flags
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
 from calibdask.array.config import FURTHER, SELECTION
+from calibdask.array.cross_columns import (
+    ScaledThroughputs,
+    consistency_columns,
+    contrast_columns,
+    muon_columns,
+)
 from calibdask.array.from_dl2 import SurveyedDl2, layout_of_file
 from calibdask.array.network.coefficients import MIN_EVENTS_FOR_ERROR, has_error, student_factor
 from calibdask.array.network.stages import n_stages
@@ -56,13 +62,13 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
+    from calibdask.array.absolute import TypeScales
     from calibdask.array.network.model import NetworkOptions
     from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
-    from calibdask.array.report import Quantity
+    from calibdask.array.report import CalibratedQuantity
     from calibdask.config import Campaign, Configuration
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
 __all__ = ["CrossCalibration"]
@@ -70,24 +76,6 @@ __all__ = ["CrossCalibration"]
 COEFFICIENTS = CROSS_CALIBRATION.path
 
 _TABLES = (("table", "throughputs"),)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Scaled:
-    """Values of all telescopes of one fit, with what muons make of them; T telescopes."""
-
-    log_value: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    known: NDArray[np.bool_]  # an error
-    is_absolute: NDArray[np.bool_]
-    muon: NDArray[np.float64]
-    muon_error: NDArray[np.float64]
-    n_rings: NDArray[np.int64]
-    residual: NDArray[np.float64]
-    pull: NDArray[np.float64]
-    fits: tuple[tuple[int, int, Combined | None], ...]  # component, muons, their fit
-    contrasts: tuple[tuple[int, TypeContrasts], ...]  # component, its types against muons
-    freed: NDArray[np.bool_]  # the scale of its type is from muons alone
 
 
 @dataclass(frozen=True)
@@ -386,9 +374,9 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
         columns: dict[str, Columns] = {COEFFICIENTS: named.pop(COEFFICIENTS)}
         columns[SCALING_FACTORS.path] = self._scaling_factors(fit, scaled, scales)
         if self.muons:
-            columns[MUONS.path] = _muon_columns(fit, scaled)
-            columns[CONSISTENCY.path] = _consistency_columns(fit, scaled)
-            columns[CONTRASTS.path] = _contrast_columns(scaled)
+            columns[MUONS.path] = muon_columns(fit, scaled)
+            columns[CONSISTENCY.path] = consistency_columns(fit, scaled)
+            columns[CONTRASTS.path] = contrast_columns(scaled)
         columns |= named
         if self.given is not None:
             names = ("tel_type", "tel_id", "value", "error", "flags")
@@ -397,7 +385,7 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
             }
         return columns
 
-    def _scaled(self, cell: Cell, fit: NetworkFit, scales: TypeScales | None) -> _Scaled:
+    def _scaled(self, cell: Cell, fit: NetworkFit, scales: TypeScales | None) -> ScaledThroughputs:
         """Values and covariance of all telescopes, with muons where there are any."""
         n_tel = len(fit.tel_id)
         wider = student_factor(fit.freedom)
@@ -449,7 +437,7 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
             residual[member], pull[member] = combined.residual, combined.pull
             is_absolute[group] = True
             known[member] = True
-        return _Scaled(
+        return ScaledThroughputs(
             log_value=log_value,
             covariance=covariance,
             known=known,
@@ -488,7 +476,7 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
         muon[row], error[row], n_rings[row] = mean / scale, sem / scale, count
         return muon, error, n_rings
 
-    def _rescale(self, named: Mapping[str, Columns], scaled: _Scaled) -> None:
+    def _rescale(self, named: Mapping[str, Columns], scaled: ScaledThroughputs) -> None:
         """Put final values, errors and covariance into the tables of the network."""
         main = named[COEFFICIENTS]
         value = np.exp(scaled.log_value)
@@ -523,7 +511,7 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
         table["covariance"] = np.where(known, covariance, np.nan)
 
     def _scaling_factors(
-        self, fit: NetworkFit, scaled: _Scaled, scales: TypeScales | None
+        self, fit: NetworkFit, scaled: ScaledThroughputs, scales: TypeScales | None
     ) -> Columns:
         """Scale of each type relative to the reference type, from pairs alone.
 
@@ -597,69 +585,19 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
         return int(np.argmax(np.where(usable, fit.n_events, -1)))
 
     @property
-    def quantity(self) -> Quantity:
+    def quantity(self) -> CalibratedQuantity:
         """What is calibrated, in words."""
         from calibdask.array.cross_report import CROSS_THROUGHPUT
 
         return CROSS_THROUGHPUT
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report: types, muons, coefficients, pairs, map, network."""
         from calibdask.array.cross_report import cross_calibration_sections
 
         return cross_calibration_sections(
             tables, self.places(tables), truth=dict(self.truth) or None
         )
-
-
-def _muon_columns(fit: NetworkFit, scaled: _Scaled) -> Columns:
-    rows = np.flatnonzero(scaled.n_rings > 0)
-    return {
-        "tel_type": fit.tel_type[rows],
-        "tel_id": fit.tel_id[rows],
-        "muon_throughput": scaled.muon[rows],
-        "muon_throughput_error": scaled.muon_error[rows],
-        "n_rings": scaled.n_rings[rows],
-        "value": np.exp(scaled.log_value[rows]),
-        "residual": scaled.residual[rows],
-        "pull": scaled.pull[rows],
-        "component": fit.component[rows],
-    }
-
-
-def _consistency_columns(fit: NetworkFit, scaled: _Scaled) -> Columns:
-    """Fit of network and muons in each component that has muons."""
-    rows = [one for one in scaled.fits if one[0] >= 0]
-    combined = [one[2] for one in rows]
-    return {
-        "component": np.array([one[0] for one in rows], int),
-        "tel_type": np.array(
-            ["-".join(np.unique(fit.tel_type[fit.component == one[0]]).tolist()) for one in rows],
-            str,
-        ),
-        "n_muons": np.array([one[1] for one in rows], int),
-        "chi2": np.array([np.nan if one is None else one.chi2 for one in combined], float),
-        "ndf": np.array([0 if one is None else one.ndf for one in combined], int),
-        "p_value": np.array([np.nan if one is None else one.p_value for one in combined], float),
-        "flags": flags.column({Flag.NO_ERROR: np.array([one is None for one in combined], bool)}),
-    }
-
-
-def _contrast_columns(scaled: _Scaled) -> Columns:
-    """Muons of each type against those of the others, in each component that has muons."""
-    rows = scaled.contrasts
-    columns = {
-        name: np.concatenate([*(getattr(one, name) for _, one in rows), np.zeros(0, kind)])
-        for name, kind in {
-            "n_muons": np.int64, "contrast": float, "error": float, "p_value": float, "freed": bool
-        }.items()
-    }  # fmt: skip
-    return {
-        "component": np.array([number for number, one in rows for _ in one.types], int),
-        "tel_type": np.array([kind for _, one in rows for kind in one.types], str),
-        "flags": flags.column({Flag.MUONS_DISAGREE: columns.pop("freed")}),
-        **columns,
-    }
 
 
 def _same_times(tables: Sequence[Survey]) -> Iterator[str]:

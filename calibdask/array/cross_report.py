@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.report import (
-    P_VALUE_LIMIT,
-    Quantity,
-    TelescopeLayout,
-    inter_calibration_sections,
-)
+from calibdask.array.report import P_VALUE_LIMIT, CalibratedQuantity, inter_calibration_sections
 from calibdask.array.tables import CONSISTENCY, CONTRASTS, CROSS, MUONS, SCALING_FACTORS
 from calibdask.flags import Flag, has
-from calibdask.report import PALETTE, Notice, Paragraph, Section, draw_figure, table_block
+from calibdask.report.blocks import Notice, Paragraph, ReportSection, table_block
+from calibdask.report.figures import (
+    DARK,
+    WIDTH_IN,
+    draw_figure,
+    legend_above,
+    mark_zero,
+    plot_points,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,13 +25,12 @@ if TYPE_CHECKING:
     from astropy.table import QTable
     from matplotlib.figure import Figure
 
-    from calibdask.report import FigureBlock, TableBlock
-
-    type Block = Paragraph | Notice | TableBlock | FigureBlock
+    from calibdask.report.blocks import Block, FigureBlock
+    from calibdask.report.telescopes import TelescopeLayout
 
 __all__ = ["CROSS_THROUGHPUT", "cross_calibration_sections"]
 
-CROSS_THROUGHPUT = Quantity(
+CROSS_THROUGHPUT = CalibratedQuantity(
     job="cross-calibration",
     schemas=CROSS,
     name="throughput",
@@ -46,63 +48,43 @@ def cross_calibration_sections(
     layout: TelescopeLayout,
     *,
     truth: Mapping[int, float] | None = None,
-) -> list[Section]:
-    """Describe a cross-calibration.
+) -> list[ReportSection]:
+    """Describe a cross-calibration: the network, the scale of the types, agreement with muons.
 
-    Parameters
-    ----------
-    tables : mapping of str to QTable
-        As the calibration gives them, by their path in the result file.
-    layout : TelescopeLayout
-        Positions of the telescopes of the array, whether or not they have a value.
-    truth : mapping of int to float, optional
-        True throughput by telescope number, where it is known from a simulation.
-
-    Returns
-    -------
-    list of Section
-        What every network has, the scale of the types, and the agreement with muons.
+    Parameters and returned sections are those of `inter_calibration_sections`.
     """
     sections = inter_calibration_sections(tables, layout, truth=truth, quantity=CROSS_THROUGHPUT)
     # After what needs attention and the values themselves.
-    more = [Section("Scale of the types", _types(tables[SCALING_FACTORS.path]))]
+    more = [ReportSection("Scale of the types", _types(tables[SCALING_FACTORS.path]))]
     if MUONS.path in tables:
         blocks = _muons(tables[MUONS.path], tables[CONSISTENCY.path])
         blocks += _contrasts(tables[CONTRASTS.path])
-        more.append(Section("Agreement with muons", blocks))
+        more.append(ReportSection("Agreement with muons", blocks))
     return [*sections[:2], *more, *sections[2:]]
 
 
 def _types(factors: QTable) -> list[Block]:
     if not len(factors):
         return [Notice("warning", "There is one type of telescope only: nothing to compare with.")]
-    blocks: list[Block] = [
-        Notice(
-            "warning",
-            f"{row['tel_type']}: no pairs connect it with {row['tel_ref']}: no scale.",
-        )
-        for row in factors[has(factors["flags"], Flag.NO_PAIR)]
-    ]
-    by_telescopes = (np.asarray(factors["tel_id"]) >= 0).any()
     how = (
         "ratio of the reference telescopes of the two types"
-        if by_telescopes
+        if (np.asarray(factors["tel_id"]) >= 0).any()
         else "factor for all telescopes of the type, their ratios taken from the inter-calibration"
     )
     return [
-        *blocks,
+        *(
+            Notice(
+                "warning",
+                f"{row['tel_type']}: no pairs connect it with {row['tel_ref']}: no scale.",
+            )
+            for row in factors[has(factors["flags"], Flag.NO_PAIR)]
+        ),
         table_block(
             SCALING_FACTORS,
             factors,
             (
-                "tel_type",
-                "tel_ref",
-                "scaling_factor",
-                "scaling_factor_uncertainty",
-                "tel_id",
-                "tel_id_ref",
-                "n_pairs",
-                "flags",
+                *("tel_type", "tel_ref", "scaling_factor", "scaling_factor_uncertainty"),
+                *("tel_id", "tel_id_ref", "n_pairs", "flags"),
             ),
             f"Scale of each type: {how}. From pairs alone, whatever muons say. Multiply the"
             " coefficients of an inter-calibration, whose reference telescopes are 1, by it.",
@@ -118,6 +100,7 @@ def _muons(muons: QTable, consistency: QTable) -> list[Block]:
         who = f"{row['tel_type']}, component {int(row['component'])}"
         p_value, ndf, n_muons = float(row["p_value"]), int(row["ndf"]), int(row["n_muons"])
         fit = f"chi2/ndf {float(row['chi2']):.4g}/{ndf}, p = {p_value:.2g}"
+        both = f"{n_muons} muon throughputs and the ratios from showers"
         if has(row["flags"], Flag.NO_ERROR):
             text = f"{who}: too few events for a covariance: muons do not set the scale."
             blocks.append(Notice("warning", text))
@@ -125,14 +108,10 @@ def _muons(muons: QTable, consistency: QTable) -> list[Block]:
             text = f"{who}: one muon throughput sets the scale, and there is nothing to test."
             blocks.append(Paragraph(text))
         elif p_value < P_VALUE_LIMIT:
-            text = (
-                f"{who}: the {n_muons} muon throughputs and the ratios from showers disagree "
-                f"({fit}): look for the telescopes with large pulls."
-            )
-            blocks.append(Notice("warning", text))
+            text = f"the {both} disagree ({fit}): look for the telescopes with large pulls."
+            blocks.append(Notice("warning", f"{who}: {text}"))
         else:
-            text = f"{who}: {n_muons} muon throughputs and the ratios from showers agree ({fit})."
-            blocks.append(Paragraph(text))
+            blocks.append(Paragraph(f"{who}: {both} agree ({fit})."))
     return [
         *blocks,
         _draw_muons(muons),
@@ -140,14 +119,8 @@ def _muons(muons: QTable, consistency: QTable) -> list[Block]:
             MUONS,
             muons,
             (
-                "tel_type",
-                "tel_id",
-                "muon_throughput",
-                "muon_throughput_error",
-                "n_rings",
-                "value",
-                "residual",
-                "pull",
+                *("tel_type", "tel_id", "muon_throughput", "muon_throughput_error", "n_rings"),
+                *("value", "residual", "pull"),
             ),
             "Muon throughputs (over the nominal one of the type), and the values that fit them and"
             " the network best. Residual: ln of the ratio of the two. Marked: a pull beyond 3.",
@@ -160,17 +133,16 @@ def _contrasts(contrasts: QTable) -> list[Block]:
     """Muons of each type against those of the others."""
     if not np.isfinite(np.asarray(contrasts["contrast"])).any():  # of one type alone
         return []
-    freed = [
-        Notice(
-            "warning",
-            f"{row['tel_type']}: the energies of its telescopes disagree with its muons by "
-            f"{100 * row['contrast']:+.2g} % against the other types: its scale is from its own"
-            " muons.",
-        )
-        for row in contrasts[has(contrasts["flags"], Flag.MUONS_DISAGREE)]
-    ]
     return [
-        *freed,
+        *(
+            Notice(
+                "warning",
+                f"{row['tel_type']}: the energies of its telescopes disagree with its muons by "
+                f"{100 * row['contrast']:+.2g} % against the other types: its scale is from its"
+                " own muons.",
+            )
+            for row in contrasts[has(contrasts["flags"], Flag.MUONS_DISAGREE)]
+        ),
         table_block(
             CONTRASTS,
             contrasts,
@@ -182,35 +154,31 @@ def _contrasts(contrasts: QTable) -> list[Block]:
 
 
 def _draw_muons(muons: QTable) -> FigureBlock:
-    types = np.asarray(muons["tel_type"])
-    value, muon = np.asarray(muons["value"]), np.asarray(muons["muon_throughput"])
-    error = np.asarray(muons["muon_throughput_error"])
+    names = ("tel_type", "value", "muon_throughput", "muon_throughput_error", "residual")
+    types, value, muon, error, residual = (np.asarray(muons[name]) for name in names)
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.4), gridspec_kw={"wspace": 0.25})
-        for number, kind in enumerate(np.unique(types).tolist()):
+        for group, kind in enumerate(np.unique(types).tolist()):
             rows = types == kind
-            style: dict[str, Any] = {"fmt": "o", "color": PALETTE[number], "markersize": 4}
-            left.errorbar(value[rows], muon[rows], yerr=error[rows], label=kind, **style)
-            x = np.flatnonzero(rows)
-            deviation = 100 * np.asarray(muons["residual"])[rows]
-            right.errorbar(x, deviation, yerr=100 * error[rows] / muon[rows], **style)
+            style: dict[str, Any] = {"group": group, "label": kind}
+            plot_points(left, value[rows], muon[rows], error[rows], **style)
+            percent = 100 * residual[rows], 100 * error[rows] / muon[rows]
+            plot_points(right, np.flatnonzero(rows), *percent, **style)
         ends = [min(value.min(), muon.min()), max(value.max(), muon.max())]
-        left.plot(ends, ends, color="#333333", linewidth=0.9, zorder=1)
-        left.set_xlabel("showers and muons")
-        left.set_ylabel("muons")
+        left.plot(ends, ends, color=DARK, linewidth=0.9, zorder=1)
+        left.set(xlabel="throughput from showers and muons", ylabel="throughput from muons")
         left.set_title("Throughput")
-        right.axhline(0, color="#333333", linewidth=0.9, zorder=1)
+        mark_zero(right)
         ticks = np.arange(0, len(muons), max(1, len(muons) // 18))
-        right.set_xticks(ticks, [str(t) for t in np.asarray(muons["tel_id"])[ticks].tolist()])
-        right.set_xlabel("telescope")
-        right.set_ylabel("muons over the fit - 1, %")
+        right.set_xticks(ticks, np.asarray(muons["tel_id"])[ticks].tolist())
+        right.set(xlabel="telescope", ylabel="muons over the fit - 1, %")
         right.set_title("Residuals")
-        figure.legend(loc="upper right", ncols=3, handles=left.containers)
+        legend_above(figure, left)
 
     return draw_figure(
         paint,
-        size_in=(10.5, 3.7),
+        size_in=(WIDTH_IN, 3.7),
         alt=f"Throughputs of {len(muons)} telescopes from muons against those that fit showers and "
         "muons best, and their deviations in percent.",
         caption="Throughputs from muons against those that fit showers and muons together.",

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from calibdask.array.image_size import (
-    HIGHER_CUT,
-    NARROWER_WINDOW,
-    harder_selections,
-    pair_size,
-)
+from calibdask.array.image_size import HIGHER_CUT, NARROWER_WINDOW, harder_selections, pair_size
 from calibdask.array.model import log_ratio
 from calibdask.array.network.pairs import distance_range
 from calibdask.array.pairs import by_telescope

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.report import PALETTE, Notice, Paragraph, Section, TableBlock, draw_figure
+from calibdask.report.blocks import Notice, Paragraph, ReportSection, TableBlock
+from calibdask.report.figures import WIDTH_IN, draw_figure, legend_above
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,19 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from calibdask.report import FigureBlock
-
-    type Block = Paragraph | Notice | TableBlock | FigureBlock
+    from calibdask.report.blocks import Block, FigureBlock
 
 __all__ = ["image_size_section"]
 
 MUCH = 3.0
 """A systematic error this many times the statistical one deserves a warning."""
+_ERRORS = ("Statistical error, %", "Systematic error, %")
 
 
 def image_size_section(
     tables: Mapping[str, QTable], table: str, *, corrections: Sequence[str]
-) -> Section:
+) -> ReportSection:
     """Say what was corrected in the ratios of image sizes, and what is left.
 
     Parameters
@@ -43,7 +43,22 @@ def image_size_section(
         What was done, in sentences.
     """
     telescopes, components = tables[table], tables[f"{table}_components"]
-    has_systematic = "systematic" in telescopes.colnames
+    value = np.asarray(telescopes["value"], np.float64)
+    errors = {
+        name: 100 * np.asarray(telescopes[column], np.float64) / value
+        for name, column in (
+            ("Statistical error, %", "error"),
+            ("Systematic error, %", "systematic"),
+        )
+        if column in telescopes.colnames
+    }
+    types, own = (np.asarray(telescopes[name]) for name in ("tel_type", "component"))
+    of_type, numbers = (np.asarray(components[name]) for name in ("tel_type", "component"))
+    # Of the telescopes but the reference, which has no error.
+    means = {
+        name: [_mean(one[(own == number) & (one > 0)]) for number in numbers]
+        for name, one in errors.items()
+    }
     blocks: list[Block] = [
         Paragraph(
             "The image size of a telescope fluctuates by the Poisson law and by how the light falls"
@@ -52,37 +67,26 @@ def image_size_section(
             " asymmetries. " + " ".join(corrections)
         )
     ]
-    statistical = _relative(telescopes, "error")
-    systematic = _relative(telescopes, "systematic") if has_systematic else None
-    types = np.asarray(telescopes["tel_type"]).astype(np.str_)
-    own = np.asarray(telescopes["component"])
-    columns: dict[str, Any] = {
-        "Type": np.asarray(components["tel_type"]).astype(np.str_),
-        "Component": np.asarray(components["component"]),
-    }
-    errors = {"Statistical error, %": statistical}
-    if systematic is not None:
-        errors["Systematic error, %"] = systematic
-        blocks += _notices(types, own, statistical, systematic)
-    for name, values in errors.items():
-        columns[name] = [
-            100 * _mean(values[(own == number) & (values > 0)])
-            for number in np.asarray(components["component"]).tolist()
+    if len(errors) > 1:
+        _, systematic = errors.values()
+        blocks += [
+            notice
+            for kind, number, *left in zip(of_type, numbers, *means.values(), strict=True)
+            if (notice := _notice(f"{kind}, component {number}", systematic[own == number], *left))
         ]
     blocks.append(
         TableBlock(
-            columns=columns,
+            columns={"Type": of_type.astype(np.str_), "Component": numbers, **means},
             caption="Errors of the throughput: means over the telescopes but the reference.",
             formats=dict.fromkeys(errors, ".2g"),
         )
     )
     if f"{table}_slopes" in tables:
         blocks.append(_slopes(tables[f"{table}_slopes"]))
-    if systematic is not None and (systematic > 0).any():
-        blocks.append(
-            _draw_errors(np.asarray(telescopes["tel_id"]), types, statistical, systematic)
-        )
-    return Section("Image sizes", blocks)
+    if len(errors) > 1 and (systematic > 0).any():
+        names = [f"{t} {number}" for t, number in zip(types, telescopes["tel_id"], strict=True)]
+        blocks.append(_draw_errors(np.array(names), *errors.values()))
+    return ReportSection("Image sizes", blocks)
 
 
 def _slopes(slopes: QTable) -> TableBlock:
@@ -100,14 +104,12 @@ def _slopes(slopes: QTable) -> TableBlock:
             for one, two in zip(ranges.tolist(), end[row].tolist(), strict=True)
         ]
     }
-    error_of = {}
-    for kind in np.unique(types).tolist():
-        for name, column in ((kind, "kappa"), (f"Error, {kind}", "kappa_error")):
-            values = np.full(len(ranges), np.nan)
-            mine = types == kind
-            values[np.searchsorted(ranges, begin[mine])] = np.asarray(slopes[column])[mine]
-            columns[name] = values
-        error_of[kind] = f"Error, {kind}"
+    error_of = {kind: f"Error, {kind}" for kind in np.unique(types).tolist()}
+    for kind, error in error_of.items():
+        mine = types == kind
+        for name, column in ((kind, "kappa"), (error, "kappa_error")):
+            columns[name] = np.full(len(ranges), np.nan)
+            columns[name][np.searchsorted(ranges, begin[mine])] = np.asarray(slopes[column])[mine]
     return TableBlock(
         columns=columns,
         caption="Slope of the image size over the impact distance, d ln x / d ln d, by the mean "
@@ -116,70 +118,46 @@ def _slopes(slopes: QTable) -> TableBlock:
     )
 
 
-def _relative(telescopes: QTable, column: str) -> NDArray[np.float64]:
-    """Divide an error by the value."""
-    error, value = (np.asarray(telescopes[name], np.float64) for name in (column, "value"))
-    return np.asarray(error / value)
-
-
 def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _notices(
-    types: NDArray[np.str_],
-    component: NDArray[np.int64],
-    statistical: NDArray[np.float64],
-    systematic: NDArray[np.float64],
-) -> list[Notice]:
-    notices = []
-    for number in np.unique(component[component >= 0]).tolist():
-        inside = component == number
-        who = f"{types[inside][0]}, component {number}"
-        if np.isnan(systematic[inside]).all():
-            text = "too few events pass a harder selection to tell a systematic error."
-            notices.append(Notice("warning", f"{who}: {text}"))
-            continue
-        left = _mean(systematic[inside & (systematic > 0)])
-        if left > MUCH * _mean(statistical[inside & (statistical > 0)]):
-            text = (
-                f"values move by {100 * left:.2g} % under a harder selection, more than statistics"
-                " allow. Raise minimum_pair_intensity, or narrow equidistant_event_selection."
-            )
-            notices.append(Notice("warning", f"{who}: {text}"))
-    return notices
+def _notice(
+    who: str, systematic: NDArray[np.float64], mean_statistical: float, mean_systematic: float
+) -> Notice | None:
+    """Say whether the systematic errors of a component, in percent, are large or unknown."""
+    if np.isnan(systematic).all():
+        text = "too few events pass a harder selection to tell a systematic error."
+    elif mean_systematic > MUCH * mean_statistical:
+        text = (
+            f"values move by {mean_systematic:.2g} % under a harder selection, more than statistics"
+            " allow. Raise minimum_pair_intensity, or narrow equidistant_event_selection."
+        )
+    else:
+        return None
+    return Notice("warning", f"{who}: {text}")
 
 
 def _draw_errors(
-    tel_id: NDArray[np.int64],
-    types: NDArray[np.str_],
-    statistical: NDArray[np.float64],
-    systematic: NDArray[np.float64],
+    names: NDArray[np.str_], statistical: NDArray[np.float64], systematic: NDArray[np.float64]
 ) -> FigureBlock:
     shown = np.isfinite(statistical) & np.isfinite(systematic) & (statistical > 0)
+    place = np.arange(np.count_nonzero(shown))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        place = np.arange(np.count_nonzero(shown))
-        for shift, name, values in (
-            (-0.2, "statistical", statistical),
-            (0.2, "systematic", systematic),
-        ):
-            colour = PALETTE[0 if shift < 0 else 1]
-            axes.bar(place + shift, 100 * values[shown], width=0.4, color=colour, label=name)
-        labels = [
-            f"{kind} {tel}" for kind, tel in zip(types[shown], tel_id[shown].tolist(), strict=True)
-        ]
-        axes.set_xticks(place, labels, rotation=90, fontsize=8)
+        axes.bar(place - 0.2, statistical[shown], width=0.4, label="statistical")
+        axes.bar(place + 0.2, systematic[shown], width=0.4, label="systematic")
+        axes.set_xticks(place, names[shown].tolist(), rotation=90, fontsize=8)
         axes.set_ylabel("error of the throughput, %")
         axes.set_xlim(-0.6, len(place) - 0.4)
-        figure.legend(loc="upper right", ncols=2)
+        legend_above(figure, axes)
 
     return draw_figure(
         paint,
-        size_in=(10.0, 3.4),
+        size_in=(WIDTH_IN, 3.4),
         margins_in=(0.8, 0.15, 0.85, 0.4),
-        alt=f"Statistical and systematic errors of {int(shown.sum())} telescopes, in percent.",
+        alt=f"Statistical and systematic errors of {len(place)} telescopes, in percent.",
         caption="Statistical error, and the systematic one: how far the throughputs of a type move "
         "under harder selections, beyond what statistics explain.",
     )

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from calibdask.array.network.model import NetworkOptions
     from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
-    from calibdask.array.report import Quantity
+    from calibdask.array.report import CalibratedQuantity
     from calibdask.config import Campaign, Configuration
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
 __all__ = ["InterCalibration"]
@@ -209,13 +209,13 @@ class InterCalibration(ThroughputCalibration[TelescopeEvents]):
         return named
 
     @property
-    def quantity(self) -> Quantity:
+    def quantity(self) -> CalibratedQuantity:
         """What is calibrated, in words."""
         from calibdask.array.report import THROUGHPUT
 
         return THROUGHPUT
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report: coefficients, residuals, map, components."""
         from calibdask.array.image_report import image_size_section
         from calibdask.array.report import inter_calibration_sections

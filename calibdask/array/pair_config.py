@@ -125,8 +125,7 @@ class EventPreprocessor(Section):
         help="Other feature sets bring criteria of their own and are refused.",
     )
     quality_query: QualityQuery | None = inner_section(
-        alias="QualityQuery",
-        help="Counts instead of QualityQuery further out.",
+        alias="QualityQuery", help="Counts instead of QualityQuery further out."
     )
 
 
@@ -155,10 +154,7 @@ class EnergyEventFilters(Section):
         example=0.05,
     )
     min_gammaness: Annotated[TelescopePatterns, patterns(between(0.0, 1.0))] | None = option(
-        None,
-        stage="map",
-        help="Smallest gammaness, reached in both telescopes.",
-        example=0.5,
+        None, stage="map", help="Smallest gammaness, reached in both telescopes.", example=0.5
     )
     min_energy: Annotated[TelescopePatterns, patterns(quantity("TeV"))] | None = option(
         None,
@@ -179,9 +175,7 @@ class PairSection(JobSection):
         help="Accepted and without effect: results never depend on how files are read.",
     )
     geometry_reconstructor: Algorithm = option(
-        "HillasReconstructor",
-        stage="map",
-        help="Algorithm whose impact distances are used.",
+        "HillasReconstructor", stage="map", help="Algorithm whose impact distances are used."
     )
     event_types: EventTypes = option(
         (EVENT_TYPES["SUBARRAY"],),
@@ -191,16 +185,13 @@ class PairSection(JobSection):
         example=["SUBARRAY", "LONG_EVENT"],
     )
     quality_query: QualityQuery | None = inner_section(
-        alias="QualityQuery",
-        help="Counts instead of the one at top level.",
+        alias="QualityQuery", help="Counts instead of the one at top level."
     )
     event_preprocessor: EventPreprocessor | None = inner_section(
-        alias="EventPreprocessor",
-        help="May hold the QualityQuery.",
+        alias="EventPreprocessor", help="May hold the QualityQuery."
     )
     pair_finder: PairFinder | None = inner_section(
-        alias="PairFinder",
-        help="Counts instead of the one at top level.",
+        alias="PairFinder", help="Counts instead of the one at top level."
     )
 
     value_name: ClassVar[str]

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.pairs import PairRows
-    from calibdask.array.report import Quantity, TelescopeLayout
+    from calibdask.array.report import CalibratedQuantity, TelescopeLayout
     from calibdask.io.dl2 import TelescopeEvents
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
     type Columns = dict[str, NDArray[Any]]
@@ -377,15 +377,17 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         }
 
     @property
-    def quantity(self) -> Quantity:
+    def quantity(self) -> CalibratedQuantity:
         """What is calibrated, in words."""
         raise NotImplementedError
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report about one fit."""
         raise NotImplementedError
 
-    def report(self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(
+        self, result: Mapping[Cell, Any], tables: Mapping[str, QTable]
+    ) -> Sequence[ReportSection]:
         """Return the sections of the report; of all time bins their drift, and the last one."""
         from calibdask.array.drift_report import drift_sections, last_bin
 

@@ -8,41 +8,46 @@ the scale is arbitrary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibdask.array.report_quantity import CalibratedQuantity, correlation_of, take_rows
 from calibdask.array.tables import INTER
+from calibdask.array.truth_report import compare_with_truth
 from calibdask.errors import MissingInput
 from calibdask.flags import Flag, Severity, has, present, remove, worst
-from calibdask.report import (
-    PALETTE,
-    Notice,
-    Paragraph,
-    Section,
-    TableBlock,
+from calibdask.report.attention import attention_section, flag_notices, name_telescopes
+from calibdask.report.blocks import Notice, Paragraph, ReportSection, TableBlock, table_block
+from calibdask.report.figures import (
+    PULL_RANGE,
+    WIDTH_IN,
     draw_figure,
-    flag_notices,
-    name_telescopes,
-    table_block,
+    legend_above,
+    mark_zero,
+    plot_points,
+    plot_pulls,
+    show_image,
 )
+from calibdask.report.telescopes import TelescopeLayout, draw_map, draw_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from astropy.table import QTable
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from calibdask.report import FigureBlock
-    from calibdask.schema import TableSchema
+    from calibdask.array.report_quantity import Columns
+    from calibdask.report.blocks import Block, FigureBlock
 
-    type Columns = dict[str, NDArray[Any]]
-    type Block = Paragraph | Notice | TableBlock | FigureBlock
 
-__all__ = ["THROUGHPUT", "Quantity", "TelescopeLayout", "inter_calibration_sections"]
+__all__ = [
+    "THROUGHPUT",
+    "CalibratedQuantity",
+    "TelescopeLayout",
+    "inter_calibration_sections",
+]
 
 _TELESCOPES = (
     "tel_type", "tel_id", "value", "error", "error_independent", "n_pairs", "n_events",
@@ -55,66 +60,7 @@ _COMPONENTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """What the telescopes are calibrated for, in words.
-
-    Attributes
-    ----------
-    job : str
-        Name of the job.
-    schemas : mapping of str to TableSchema
-        Tables of the result by path (see `calibdask.array.tables`), that of the telescopes first.
-    name, symbol : str
-        What a value is called in text, and at an axis.
-    text : str
-        What it is and how it was found.
-    baseline : float
-        Value of a telescope like its reference.
-    column : str
-        Column of what the pairs compare.
-    """
-
-    job: str
-    schemas: Mapping[str, TableSchema]
-    name: str
-    symbol: str
-    text: str
-    baseline: float
-    column: str
-
-    @property
-    def table(self) -> str:
-        """Path of the table of telescopes."""
-        return next(iter(self.schemas))
-
-    @property
-    def title(self) -> str:
-        """Its name as a heading."""
-        return self.name.capitalize()
-
-    @property
-    def unit(self) -> str:
-        """Unit of values and differences; "" for ratios, whose deviations are in percent."""
-        return self.schemas[self.table].by_name["value"].unit
-
-    @property
-    def difference(self) -> str:
-        """What the pairs compare, in words."""
-        return self.schemas[f"{self.table}_pairs"].by_name[self.column].heading
-
-    @property
-    def of_pairs(self) -> tuple[str, ...]:
-        """Columns of the pairs that are shown."""
-        d = self.column
-        return (
-            "tel_type", "tel_id_1", "tel_id_2", "n_events", d, f"{d}_error", f"model_{d}",
-            "residual", "pull", f"std_{d}",
-            *(() if self.unit else ("mean_asymmetry", "std_asymmetry")), "used", "flags",
-        )  # fmt: skip
-
-
-THROUGHPUT = Quantity(
+THROUGHPUT = CalibratedQuantity(
     job="inter-calibration",
     schemas=INTER,
     name="throughput",
@@ -126,46 +72,7 @@ THROUGHPUT = Quantity(
 )
 
 P_VALUE_LIMIT = 1e-3
-MARKER_POINTS = 3.0
-"""Half of a marker in points: a shorter error bar is hidden behind it."""
-
-PULL_RANGE = 5.0
 N_WORST_PAIRS = 10
-
-GREY = "#777777"
-DARK = "#333333"
-HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": GREY}
-TYPE_MARKERS = "os^DPvX"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TelescopeLayout:
-    """Where the telescopes stand.
-
-    Attributes
-    ----------
-    tel_id : ndarray of int64, shape (n_telescopes,)
-        Telescope numbers.
-    tel_type : ndarray of str, shape (n_telescopes,)
-        Type of each, as in the result.
-    x_m, y_m : ndarray of float64, shape (n_telescopes,)
-        Position on the ground, m: x to the North, y to the West, as in ctapipe's GroundFrame.
-    """
-
-    tel_id: NDArray[np.int64]
-    tel_type: NDArray[np.str_]
-    x_m: NDArray[np.float64]
-    y_m: NDArray[np.float64]
-
-    @property
-    def placed(self) -> NDArray[np.bool_]:
-        """Which telescopes have a position."""
-        return np.isfinite(self.x_m) & np.isfinite(self.y_m)
-
-    @property
-    def east_north_m(self) -> NDArray[np.float64]:
-        """Positions as on a map: East to the right, North up; shape (n_telescopes, 2), m."""
-        return np.column_stack([-self.y_m, self.x_m])
 
 
 def inter_calibration_sections(
@@ -173,8 +80,8 @@ def inter_calibration_sections(
     layout: TelescopeLayout,
     *,
     truth: Mapping[int, float] | None = None,
-    quantity: Quantity = THROUGHPUT,
-) -> list[Section]:
+    quantity: CalibratedQuantity = THROUGHPUT,
+) -> list[ReportSection]:
     """Describe an inter-calibration result, or that of another network of pairs.
 
     Parameters
@@ -185,12 +92,12 @@ def inter_calibration_sections(
         Positions of the telescopes of the array, whether or not they have a value.
     truth : mapping of int to float, optional
         True value by telescope number, where it is known from a simulation.
-    quantity : Quantity
+    quantity : CalibratedQuantity
         What was calibrated.
 
     Returns
     -------
-    list of Section
+    list of ReportSection
         What needs attention, values, comparison with the truth, map, pairs, network fit.
 
     Raises
@@ -204,24 +111,23 @@ def inter_calibration_sections(
     components = _columns(tables, quantity, f"{table}_components", _COMPONENTS)
     covariance = _columns(tables, quantity, f"{table}_covariance", _COVARIANCE)
     telescopes["is_reference"] = np.isin(telescopes["tel_id"], components["reference_tel_id"])
-    telescopes["is_restricted"] = worst(telescopes["flags"]) > Severity.NOTE
     sections = [
-        Section("What needs attention", _attention(telescopes, pairs, components, layout)),
-        Section(quantity.title, _values(telescopes, quantity)),
+        _attention(telescopes, pairs, components, layout),
+        ReportSection(quantity.title, _values(telescopes, quantity)),
     ]
     if truth is not None:
-        blocks = _truth(telescopes, pairs, covariance, truth, quantity)
-        sections.append(Section("Comparison with the truth", blocks))
+        blocks = compare_with_truth(telescopes, pairs, covariance, truth, quantity)
+        sections.append(ReportSection("Comparison with the truth", blocks))
     return [
         *sections,
-        Section("Map", _map(telescopes, pairs, layout, quantity)),
-        Section("Pairs", _pairs(pairs, quantity)),
-        Section("Network fit", _network(telescopes, components, covariance, quantity)),
+        ReportSection("Map", [_map(telescopes, pairs, layout, quantity)]),
+        ReportSection("Pairs", _pairs(pairs, quantity)),
+        ReportSection("Network fit", _network(telescopes, components, covariance, quantity)),
     ]
 
 
 def _columns(
-    tables: Mapping[str, QTable], quantity: Quantity, path: str, names: Sequence[str]
+    tables: Mapping[str, QTable], quantity: CalibratedQuantity, path: str, names: Sequence[str]
 ) -> Columns:
     """Plain arrays of a table's columns, its rows sorted by type, telescopes and component."""
     if path not in tables:
@@ -234,72 +140,61 @@ def _columns(
     schema = quantity.schemas[path]
     columns = {name: schema.shown(tables[path], name) for name in names}
     keys = ("tel_type", "tel_id", "tel_id_1", "tel_id_2", "component")
-    return _take(columns, np.lexsort([columns[key] for key in reversed(keys) if key in columns]))
-
-
-def _take(columns: Columns, rows: NDArray[Any]) -> Columns:
-    """Select rows, by mask or by index."""
-    return {name: values[rows] for name, values in columns.items()}
+    return take_rows(
+        columns, np.lexsort([columns[key] for key in reversed(keys) if key in columns])
+    )
 
 
 def _attention(
     telescopes: Columns, pairs: Columns, components: Columns, layout: TelescopeLayout
-) -> list[Block]:
-    """Say what restricts the use of the result, most serious first."""
-    tel_id, has_value = telescopes["tel_id"], np.isfinite(telescopes["value"])
-    blocks: list[Block] = []
-    if not has_value.any():
-        blocks.append(Notice("error", f"None of the {len(tel_id)} telescopes has a value."))
-    unexplained = ~has_value & ~has(telescopes["flags"], Flag.NO_PAIR)
-    if unexplained.any():
-        who = name_telescopes(tel_id[unexplained])
-        blocks.append(
-            Notice("error", f"{who}: no value, and no flag N that says why. Do not use the result.")
-        )
-    unquoted = has_value & ~(telescopes["error"] > 0) & ~telescopes["is_reference"]
-    unquoted &= ~has(telescopes["flags"], Flag.NO_ERROR)
-    if unquoted.any():
-        who = name_telescopes(tel_id[unquoted])
-        blocks.append(Notice("warning", f"{who}: a value without an error, and no flag B for it."))
-    everyone = (telescopes, pairs, components)
-    given = present(*(table["flags"] for table in everyone))
+) -> ReportSection:
+    """Say what restricts the use of the result."""
+    tel_id, flags = telescopes["tel_id"], telescopes["flags"]
+    has_value = np.isfinite(telescopes["value"])
     # The reference is what was asked for.
-    blocks += flag_notices(tel_id, remove(telescopes["flags"], Flag.REFERENCE))
-    blocks += _network_notices(telescopes, components)
+    notices = flag_notices(tel_id, remove(flags, Flag.REFERENCE))
+    notices += _network_notices(telescopes, components)
+    if not has_value.any():
+        notices.append(Notice("error", f"None of the {len(tel_id)} telescopes has a value."))
+    no_error = has_value & ~(telescopes["error"] > 0) & ~telescopes["is_reference"]
+    unplaced = ~np.isin(tel_id, layout.tel_id[layout.placed])
+    concerned = {
+        "no value, and no flag N that says why. Do not use the result.": (
+            ~has_value & ~has(flags, Flag.NO_PAIR)
+        ),
+        "a value without an error, and no flag B for it.": no_error & ~has(flags, Flag.NO_ERROR),
+        "not on the map, for want of a position.": unplaced,
+    }
+    for text, rows in concerned.items():
+        if rows.any():
+            level: Any = "error" if text.startswith("no value") else "warning"
+            notices.append(Notice(level, f"{name_telescopes(tel_id[rows])}: {text}"))
     n_dropped = int((~pairs["used"]).sum())
     if n_dropped:
         text = f"{n_dropped:,} of {len(pairs['used']):,} pairs were left out of the fit."
-        blocks.append(Notice("info", text))
-    unplaced = ~np.isin(tel_id, layout.tel_id[layout.placed])
-    if unplaced.any():
-        who = name_telescopes(tel_id[unplaced])
-        blocks.append(Notice("warning", f"{who}: not on the map, for want of a position."))
-    n_free = int((has_value & ~telescopes["is_restricted"]).sum())
-    blocks.append(
-        Paragraph(
-            ("" if blocks else "Nothing: ")
-            + f"{int(has_value.sum())} of {len(tel_id)} telescopes have a value, {n_free} of them "
-            "without a flag that restricts its use."
-        )
+        notices.append(Notice("info", text))
+    n_free = int((has_value & ~(worst(flags) > Severity.NOTE)).sum())
+    everyone = {"Telescopes": telescopes, "Pairs": pairs, "Components": components}
+    given = present(*(table["flags"] for table in everyone.values()))
+    legend = TableBlock(
+        columns={
+            "Flag": [flag.letter for flag in given],
+            "Meaning": [flag.meaning for flag in given],
+            **{
+                name: [int(has(table["flags"], flag).sum()) for flag in given]
+                for name, table in everyone.items()
+            },
+        },
+        caption="Flags of this result and how often each was given; marked: those that "
+        "restrict the use of a value.",
+        marked=[flag.severity > Severity.NOTE for flag in given],
     )
-    if given:
-        blocks.append(
-            TableBlock(
-                columns={
-                    "Flag": [flag.letter for flag in given],
-                    "Meaning": [flag.meaning for flag in given],
-                    "Telescopes": [int(has(telescopes["flags"], flag).sum()) for flag in given],
-                    "Pairs": [int(has(pairs["flags"], flag).sum()) for flag in given],
-                    "Components": [int(has(components["flags"], flag).sum()) for flag in given],
-                },
-                caption="Flags of this result and how often each was given; marked: those that "
-                "restrict the use of a value.",
-                marked=[flag.severity > Severity.NOTE for flag in given],
-            )
-        )
-    # Stable: what is most serious comes first, the figures and the table last.
-    levels = {"error": 0, "warning": 1, "info": 2}
-    return sorted(blocks, key=lambda b: levels[b.level] if isinstance(b, Notice) else len(levels))
+    return attention_section(
+        notices,
+        f"{int(has_value.sum())} of {len(tel_id)} telescopes have a value, {n_free} of them "
+        "without a flag that restricts its use.",
+        *([legend] if given else []),
+    )
 
 
 def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
@@ -329,7 +224,7 @@ def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
     return notices
 
 
-def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
+def _values(telescopes: Columns, quantity: CalibratedQuantity) -> list[Block]:
     if not len(telescopes["tel_id"]):
         return [Notice("warning", "The result holds no telescopes.")]
     ranges = []
@@ -343,7 +238,7 @@ def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
             f"{quantity.text} The error counts each shower once, however many pairs saw it; the "
             "independent error, given for comparison, takes the pairs as independent."
         ),
-        _draw_panels(
+        draw_values(
             telescopes,
             telescopes["value"],
             telescopes["error"],
@@ -364,437 +259,72 @@ def _values(telescopes: Columns, quantity: Quantity) -> list[Block]:
     ]
 
 
-def _draw_panels(
-    telescopes: Columns,
-    values: NDArray[np.float64],
-    errors: NDArray[np.float64],
-    *,
-    label: str,
-    baseline: float,
-    alt: str,
-    caption: str,
-) -> FigureBlock:
-    """Draw values with errors by telescope number, one panel per type."""
-    types = np.unique(telescopes["tel_type"]).tolist()
-    panel_in, gap_in, below_in, above_in = 2.0, 0.55, 0.5, 0.6
-    rows_of = {tel_type: telescopes["tel_type"] == tel_type for tel_type in types}
-    hidden = {
-        tel_type
-        for tel_type, rows in rows_of.items()
-        if _bars_vanish(values[rows], errors[rows], baseline, panel_in)
-    }
-    heights = [height for t in types for height in ((1.0, 0.5) if t in hidden else (1.0,))]
-
-    def paint(figure: Figure) -> None:
-        from matplotlib.lines import Line2D
-
-        gaps = {"hspace": gap_in / (panel_in * np.mean(heights)), "height_ratios": heights}
-        panels = iter(figure.subplots(len(heights), 1, squeeze=False, gridspec_kw=gaps)[:, 0])
-        for tel_type, rows in rows_of.items():
-            panel = next(panels)
-            panel.set_title(tel_type)
-            panel.set_ylabel(label)
-            _paint_panel(panel, _take(telescopes, rows), values[rows], errors[rows], baseline)
-            if tel_type in hidden:
-                panel = _paint_errors(next(panels), panel, errors[rows])
-        panel.set_xlabel("telescope")
-        handles = [
-            Line2D([], [], linestyle="", label=state, **{"color": DARK, **style})
-            for state, (rows, style) in _states(telescopes, values).items()
-            if rows.any()
-        ]
-        figure.legend(handles=handles, loc="upper right", ncols=len(handles))
-
-    height_in = above_in + sum(heights) * panel_in + (len(heights) - 1) * gap_in + below_in
-    if hidden:
-        caption += " Where errors are smaller than the markers, a panel of its own shows them."
-    return draw_figure(
-        paint,
-        size_in=(10.5, height_in),
-        margins_in=(0.8, 0.15, below_in, above_in),
-        alt=alt,
-        caption=caption,
-    )
-
-
-def _bars_vanish(
-    values: NDArray[np.float64], errors: NDArray[np.float64], baseline: float, height_in: float
-) -> bool:
-    """Whether error bars are mostly shorter than the markers that they belong to."""
-    bars = errors[np.isfinite(values) & (errors > 0)]
-    if not len(bars):
-        return False
-    low, high = _value_limits(values, errors, baseline)
-    return bool(np.median(bars) / (high - low) * height_in * 72 < MARKER_POINTS)
-
-
-def _paint_errors(panel: Axes, above: Axes, errors: NDArray[np.float64]) -> Axes:
-    """Draw the errors of the telescopes of the panel above; one that is held fixed has none."""
-    panel.bar(np.arange(len(errors)), np.nan_to_num(errors), width=0.6, color=PALETTE[5])
-    panel.set_ylabel("error")
-    panel.grid(visible=False, axis="x")
-    panel.set_xlim(above.get_xlim())
-    panel.set_xticks(above.get_xticks(), [text.get_text() for text in above.get_xticklabels()])
-    return panel
-
-
-def _paint_panel(
-    panel: Axes,
-    telescopes: Columns,
-    values: NDArray[np.float64],
-    errors: NDArray[np.float64],
-    baseline: float,
-) -> None:
-    n_telescopes = len(values)
-    small_print: dict[str, Any] = {"fontsize": 8, "rotation": 0}
-    if n_telescopes > 40:
-        small_print = {"fontsize": 6, "rotation": 90}
-    fixed_height = panel.get_xaxis_transform()  # x in data, y in fractions of the panel
-    places = np.arange(n_telescopes)
-    for place in np.flatnonzero(telescopes["flags"] != "").tolist():
-        flags = telescopes["flags"][place]
-        text = panel.text(place, 0.98, flags, transform=fixed_height, color=DARK, **small_print)
-        text.set(ha="center", va="top")
-    # A fixed reference has no error, and some telescopes have none quoted.
-    bars = np.where(errors > 0, errors, np.nan)
-    components = np.unique(telescopes["component"][np.isfinite(values)]).tolist()
-    for state, (rows, style) in _states(telescopes, values).items():
-        if state == "no value":
-            low = np.full(rows.sum(), 0.06)
-            panel.plot(places[rows], low, linestyle="", transform=fixed_height, **style)
-            continue
-        for index, component in enumerate(components):
-            here = rows & (telescopes["component"] == component)
-            if not here.any():
-                continue
-            panel.errorbar(
-                places[here],
-                values[here],
-                yerr=bars[here],
-                linestyle="",
-                elinewidth=1.2,
-                capsize=2,
-                color=PALETTE[index % len(PALETTE)],
-                **style,
-            )
-    panel.axhline(baseline, color=DARK, linewidth=0.9, zorder=1)
-    panel.grid(visible=False, axis="x")
-    panel.set_xlim(-0.7, n_telescopes - 0.3)
-    panel.set_ylim(*_value_limits(values, errors, baseline))
-    labelled = places[:: math.ceil(n_telescopes / 100)]
-    panel.set_xticks(labelled, telescopes["tel_id"][labelled].tolist(), **small_print)
-
-
-def _value_limits(
-    values: NDArray[np.float64], errors: NDArray[np.float64], baseline: float
-) -> tuple[float, float]:
-    """Axis limits that show every value, with room for the flags above.
-
-    An error far above the others runs out of the panel rather than flattening it.
-    """
-    finite = np.isfinite(values)
-    if not finite.any():
-        return baseline - 0.1, baseline + 0.1
-    bars = np.where(errors > 0, errors, 0.0)[finite]
-    if bars.any():
-        bars = np.minimum(bars, 4 * np.median(bars[bars > 0]))
-    low, high = float((values[finite] - bars).min()), float((values[finite] + bars).max())
-    # The baseline belongs in the panel, unless it is so far away that the values become a line.
-    if max(low - baseline, baseline - high) < 3 * (high - low):
-        low, high = min(low, baseline), max(high, baseline)
-    span = max(high - low, 1e-3 * abs(high), 1e-9)
-    return low - 0.12 * span, high + 0.25 * span
-
-
-def _states(
-    telescopes: Columns, values: NDArray[np.float64]
-) -> dict[str, tuple[NDArray[np.bool_], dict[str, Any]]]:
-    """Telescopes in each state, and the marker of the state."""
-    has_value, is_reference = np.isfinite(values), telescopes["is_reference"]
-    is_flagged = telescopes["flags"] != ""
-    return {
-        "no flag": (has_value & ~is_reference & ~is_flagged, {"marker": "o", "markersize": 5}),
-        "flagged": (has_value & ~is_reference & is_flagged, {"marker": "D", "markersize": 5}),
-        "reference": (has_value & is_reference, {"marker": "*", "markersize": 11}),
-        "no value": (~has_value, {"marker": "o", "markersize": 6, **HOLLOW}),
-    }
-
-
-def _truth(
-    telescopes: Columns,
-    pairs: Columns,
-    covariance: Columns,
-    truth: Mapping[int, float],
-    quantity: Quantity,
-) -> list[Block]:
-    """Compare with the true values, after putting these on the scale of each component."""
-    schema, value, error = (
-        quantity.schemas[quantity.table], telescopes["value"], telescopes["error"]
-    )  # fmt: skip
-    expected = np.array([truth.get(tel, math.nan) for tel in telescopes["tel_id"].tolist()])
-    for component in np.unique(telescopes["component"]).tolist():
-        rows = telescopes["component"] == component
-        expected[rows] = _scaled_truth(_take(telescopes, rows), pairs, expected[rows], quantity)
-    pull = np.full(len(value), math.nan)
-    np.divide(value - expected, error, out=pull, where=error > 0)
-    tested = np.isfinite(pull)
-    if not tested.any():
-        text = f"No telescope has a true {quantity.name} and a value with an error."
-        return [Notice("warning", text)]
-    if quantity.unit:
-        kind, deviation, bars = "", value - expected, error
-        label = f"deviation, {quantity.unit}"
-        rms = f"{math.sqrt(np.mean(deviation[tested] ** 2)):.3g} {quantity.unit}"
-    else:
-        kind, label = "relative ", "deviation, %"
-        deviation, bars = 100 * (value / expected - 1), 100 * error / expected
-        rms = f"{math.sqrt(np.mean(deviation[tested] ** 2)):.2f}%"
-    rms_pull = math.sqrt(np.mean(pull[tested] ** 2))
-    n_beyond = int((np.abs(pull[tested]) > 3).sum())
-    chi2, ndf = _correlated_chi2(
-        pull[tested], _correlation(telescopes["tel_id"][tested], covariance)
-    )
-    return [
-        Paragraph(
-            f"{int(tested.sum())} telescopes have a known true {quantity.name}. The root mean "
-            f"square of the {kind}deviation is {rms}, that of the pulls (deviation over "
-            f"error) {rms_pull:.2f}; {n_beyond} deviate by more than three errors. Telescopes of "
-            "one component share the error of its reference, so their pulls move together: with "
-            f"the full covariance chi2 is {chi2:.1f} for {ndf} degrees of freedom, and honest "
-            "errors make the two about equal. The truth is put on the scale of each component: "
-            "that of its reference, or of its weighted mean where that is what is fixed."
-        ),
-        _draw_panels(
-            telescopes,
-            deviation,
-            bars,
-            label=label,
-            baseline=0.0,
-            alt=f"{kind.capitalize()}deviation from the true {quantity.name} by telescope: root "
-            f"mean square {rms}, of the pulls {rms_pull:.2f}.",
-            caption=f"Deviation from the true {quantity.name}, with its standard error.",
-        ),
-        table_block(
-            schema,
-            telescopes,
-            ("tel_type", "tel_id", "value", "error", "Truth", "Pull", "flags"),
-            "Value and truth of every telescope. Marked: more than three errors apart.",
-            derived={"Truth": expected, "Pull": pull},
-            formats={"Pull": "z.2f"},
-            error_of={"Truth": schema.by_name["error"].title},
-            marked=np.abs(pull) > 3,
-        ),
-    ]
-
-
-def _scaled_truth(
-    telescopes: Columns, pairs: Columns, expected: NDArray[np.float64], quantity: Quantity
-) -> NDArray[np.float64]:
-    """Truth of one component, on the scale of its values.
-
-    Without a reference the weighted mean of ln c (or of the offsets) is fixed, and the weight of a
-    telescope is that of its pairs, as in the fit.
-    """
-    value = telescopes["value"]
-    usable = np.isfinite(value) & np.isfinite(expected)
-    if not quantity.unit:
-        usable &= (value > 0) & (expected > 0)
-    if (usable & telescopes["is_reference"]).any():
-        usable &= telescopes["is_reference"]
-    error = pairs[f"{quantity.column}_error"]
-    used = pairs["used"] & (error > 0)
-    weights = np.zeros(len(expected))
-    for side in ("tel_id_1", "tel_id_2"):
-        ends = telescopes["tel_id"][:, None] == pairs[side][used]
-        weights += ends @ (error[used] ** -2.0)
-    if not weights[usable].any():
-        return np.full(len(expected), math.nan)
-    if quantity.unit:
-        shift = np.average(value[usable] - expected[usable], weights=weights[usable])
-        return np.asarray(expected + shift)
-    log_ratio = np.log(value[usable] / expected[usable])
-    return np.asarray(expected * math.exp(np.average(log_ratio, weights=weights[usable])))
-
-
-def _correlated_chi2(
-    pull: NDArray[np.float64], correlation: NDArray[np.float64]
-) -> tuple[float, int]:
-    """Sum of squared pulls along the independent directions of a correlation matrix.
-
-    Directions without variance, as the fixed mean of a component, count neither in chi2 nor in
-    the degrees of freedom.
-    """
-    eigenvalues, vectors = np.linalg.eigh(np.nan_to_num(correlation, nan=0.0))
-    free = eigenvalues > 1e-9 * eigenvalues[-1]
-    projected = vectors.T[free] @ pull
-    return float(np.sum(projected**2 / eigenvalues[free])), int(free.sum())
-
-
 def _map(
-    telescopes: Columns, pairs: Columns, layout: TelescopeLayout, quantity: Quantity
-) -> list[Block]:
-    placed = layout.placed
-    if not placed.any():
-        return [Notice("warning", "No telescope has a known position.")]
-    row_of = {tel: row for row, tel in enumerate(telescopes["tel_id"].tolist())}
-    rows = [row_of.get(tel) for tel in layout.tel_id.tolist()]
-    value = np.array([math.nan if row is None else telescopes["value"][row] for row in rows])
-    flags = ["" if row is None else str(telescopes["flags"][row]) for row in rows]
-    filled = placed & np.isfinite(value)
-    types = np.unique(layout.tel_type[placed]).tolist()
-    markers = {name: TYPE_MARKERS[i % len(TYPE_MARKERS)] for i, name in enumerate(types)}
-
-    def paint(figure: Figure) -> None:
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-        from matplotlib.lines import Line2D
-        from matplotlib.transforms import ScaledTranslation
-
-        axes = figure.subplots()
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.margins(0.08)
-        axes.set_xlabel("East, m")
-        axes.set_ylabel("North, m")
-        _paint_pair_lines(axes, pairs, layout)
-        low, high = (value[filled].min(), value[filled].max()) if filled.any() else (1.0, 1.0)
-        pad = 0.01 if low == high else 0.0
-        colours = ScalarMappable(Normalize(low - pad, high + pad), "viridis")
-        crowded = len(layout.tel_id) > 50
-        above_marker = axes.transData + ScaledTranslation(0, 6 / 72, figure.dpi_scale_trans)
-        for row in np.flatnonzero(placed):
-            east_m, north_m = layout.east_north_m[row]
-            colour = {"markeredgecolor": DARK, "markerfacecolor": colours.to_rgba(value[row])}
-            axes.plot(
-                east_m,
-                north_m,
-                marker=markers[layout.tel_type[row]],
-                markersize=7 if crowded else 9,
-                zorder=3,
-                **(colour if filled[row] else HOLLOW),
-            )
-            axes.text(
-                east_m,
-                north_m,
-                f"{layout.tel_id[row]} {flags[row]}".rstrip(),
-                transform=above_marker,
-                ha="center",
-                fontsize=6 if crowded else 7.5,
-                fontweight="bold" if has(flags[row], Flag.REFERENCE) else "normal",
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            )
-        if filled.any():
-            figure.colorbar(
-                colours, ax=axes, label=quantity.symbol, fraction=0.12, pad=0.03, shrink=0.8
-            )
-        handles = [
-            Line2D([], [], linestyle="", color=GREY, marker=marker, label=name)
-            for name, marker in markers.items()
-        ]
-        if not filled[placed].all():
-            handles.append(Line2D([], [], linestyle="", marker="o", label="no value", **HOLLOW))
-        figure.legend(handles=handles, loc="upper left", ncols=len(handles))
-
-    return [
-        draw_figure(
-            paint,
-            size_in=(9.0, 8.0),
-            margins_in=(0.8, 0.1, 0.55, 0.4),
-            alt=f"Map of {int(placed.sum())} telescopes coloured by {quantity.name}, with a line "
-            f"for each of {int(pairs['used'].sum())} pairs.",
-            caption=f"The array to scale, coloured by {quantity.name}. Lines are the pairs in the "
-            "fit, wider with more events; dotted pairs were left out. Compare colours only within "
-            "a component.",
-        )
-    ]
+    telescopes: Columns, pairs: Columns, layout: TelescopeLayout, quantity: CalibratedQuantity
+) -> Block:
+    n_placed = int(layout.placed.sum())
+    if not n_placed:
+        return Notice("warning", "No telescope has a known position.")
+    return draw_map(
+        layout,
+        telescopes,
+        pairs,
+        label=quantity.symbol,
+        alt=f"Map of {n_placed} telescopes coloured by {quantity.name}, with a line for each of "
+        f"{int(pairs['used'].sum())} pairs.",
+        caption=f"The array to scale, coloured by {quantity.name}. Lines are the pairs in the "
+        "fit, wider with more events; dotted pairs were left out. Compare colours only within a "
+        "component.",
+    )
 
 
-def _paint_pair_lines(axes: Axes, pairs: Columns, layout: TelescopeLayout) -> None:
-    from matplotlib.collections import LineCollection
-
-    points = dict(zip(layout.tel_id.tolist(), layout.east_north_m, strict=True))
-    placed = layout.tel_id[layout.placed]
-    known = np.isin(pairs["tel_id_1"], placed) & np.isin(pairs["tel_id_2"], placed)
-    most_events = max(pairs["n_events"].max(initial=0), 1)
-    widths = np.maximum(3.0 * np.sqrt(pairs["n_events"] / most_events), 0.25)
-    # Lines cover each other: the more there are, the fainter each.
-    alpha = min(0.6, max(0.05, 1.5 / math.sqrt(max(len(widths), 1))))
-    styles: list[tuple[NDArray[np.bool_], dict[str, Any]]] = [
-        (known & pairs["used"], {"colors": "#55708a", "alpha": alpha}),
-        (known & ~pairs["used"], {"colors": PALETTE[1], "linestyles": ":", "alpha": 0.6}),
-    ]
-    for rows, style in styles:
-        ends = zip(pairs["tel_id_1"][rows].tolist(), pairs["tel_id_2"][rows].tolist(), strict=True)
-        lines = [[points[tel_1], points[tel_2]] for tel_1, tel_2 in ends]
-        axes.add_collection(LineCollection(lines, linewidths=widths[rows], zorder=1, **style))
-
-
-def _pairs(pairs: Columns, quantity: Quantity) -> list[Block]:
+def _pairs(pairs: Columns, quantity: CalibratedQuantity) -> list[Block]:
     if not len(pairs["used"]):
         return [Notice("warning", "No two telescopes of a type share an event.")]
-    blocks: list[Block] = []
-    fitted = _take(pairs, pairs["used"] & np.isfinite(pairs["pull"]))
+    schema = quantity.schemas[f"{quantity.table}_pairs"]
+
+    def table(rows: Columns, caption: str) -> TableBlock:
+        return table_block(schema, rows, quantity.of_pairs, caption, marked=~rows["used"])
+
+    fitted = take_rows(pairs, pairs["used"] & np.isfinite(pairs["pull"]))
     n_fitted = len(fitted["pull"])
+    blocks: list[Block] = []
     if n_fitted:
-        worst = np.argsort(-np.abs(fitted["pull"]), kind="stable")[:N_WORST_PAIRS]
         blocks.append(_draw_residuals(fitted, quantity))
-        if n_fitted > N_WORST_PAIRS:
-            caption = f"The {N_WORST_PAIRS} pairs that fit worst, by pull."
-            blocks.append(_pair_table(_take(fitted, worst), caption, quantity))
     else:
         blocks.append(Notice("warning", "No pair took part in a fit."))
-    blocks.append(_pair_table(pairs, "Every pair. Marked: left out of the fit.", quantity))
-    return blocks
+    if n_fitted > N_WORST_PAIRS:
+        order = np.argsort(-np.abs(fitted["pull"]), kind="stable")[:N_WORST_PAIRS]
+        caption = f"The {N_WORST_PAIRS} pairs that fit worst, by pull."
+        blocks.append(table(take_rows(fitted, order), caption))
+    return [*blocks, table(pairs, "Every pair. Marked: left out of the fit.")]
 
 
-def _pair_table(pairs: Columns, caption: str, quantity: Quantity) -> TableBlock:
-    schema = quantity.schemas[f"{quantity.table}_pairs"]
-    return table_block(schema, pairs, quantity.of_pairs, caption, marked=~pairs["used"])
-
-
-def _draw_residuals(pairs: Columns, quantity: Quantity) -> FigureBlock:
+def _draw_residuals(pairs: Columns, quantity: CalibratedQuantity) -> FigureBlock:
     """Draw the histogram of pulls, and the residuals against what was measured."""
-    d = quantity.difference
-    unit = f", {quantity.unit}" if quantity.unit else ""
+    d, unit = quantity.difference, f", {quantity.unit}" if quantity.unit else ""
     pull = pairs["pull"]
     n_pairs, mean, rms = len(pull), pull.mean(), math.sqrt(np.mean(pull**2))
     n_beyond = int((np.abs(pull) > PULL_RANGE).sum())
-    types = np.unique(pairs["tel_type"]).tolist()
 
     def paint(figure: Figure) -> None:
         gaps = {"wspace": 0.2}
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.4), gridspec_kw=gaps)
-        edges = np.linspace(-PULL_RANGE, PULL_RANGE, 21 if n_pairs < 300 else 41)
-        left.hist(pull, bins=edges, color=PALETTE[5], edgecolor="white", label="pairs")
-        grid = np.linspace(-PULL_RANGE, PULL_RANGE, 201)
-        expected = n_pairs * (edges[1] - edges[0]) * np.exp(-0.5 * grid**2) / math.sqrt(math.tau)
-        left.plot(grid, expected, color=DARK, label="unit normal")
-        left.set_title(f"Pulls: {n_beyond:,} of {n_pairs:,} beyond ±{PULL_RANGE:g}")
-        left.set_xlabel("pull: residual over its error")
-        left.set_ylabel("pairs")
-        left.set_ylim(0, 1.25 * left.get_ylim()[1])  # room for the legend
-        left.legend(loc="upper left")
-        for index, tel_type in enumerate(types):
-            rows = pairs["tel_type"] == tel_type
-            right.errorbar(
-                pairs[quantity.column][rows],
-                pairs["residual"][rows],
-                yerr=pairs[f"{quantity.column}_error"][rows],
-                fmt=TYPE_MARKERS[index % len(TYPE_MARKERS)],
-                color=PALETTE[index % len(PALETTE)],
-                markersize=3.5,
-                elinewidth=0.6,
-                alpha=0.75,
-                label=tel_type,
+        plot_pulls(left, pull, "pairs")
+        for group, tel_type in enumerate(np.unique(pairs["tel_type"]).tolist()):
+            names = (quantity.column, "residual", f"{quantity.column}_error")
+            mine = (pairs[name][pairs["tel_type"] == tel_type] for name in names)
+            plot_points(
+                right, *mine, group=group, label=tel_type, elinewidth=0.6, capsize=0, alpha=0.75
             )
-        right.axhline(0, color=DARK, linewidth=0.9, zorder=1)
+        mark_zero(right)
         right.set_title("Residuals")
-        right.set_xlabel(f"measured {d} of the pair{unit}")
-        right.set_ylabel(f"measured - fitted{unit}")
-        figure.legend(loc="upper right", ncols=len(types), handles=right.containers)
+        right.set(xlabel=f"measured {d} of the pair{unit}", ylabel=f"measured - fitted{unit}")
+        legend_above(figure, right)
 
     return draw_figure(
         paint,
-        size_in=(10.5, 3.9),
+        size_in=(WIDTH_IN, 3.9),
         alt=f"Histogram of the pulls of {n_pairs} pairs (mean {mean:.2f}, root mean square "
         f"{rms:.2f}, {n_beyond} beyond {PULL_RANGE:g}) against a unit normal, and residuals "
         f"against the measured {d}.",
@@ -805,7 +335,7 @@ def _draw_residuals(pairs: Columns, quantity: Quantity) -> FigureBlock:
 
 
 def _network(
-    telescopes: Columns, components: Columns, covariance: Columns, quantity: Quantity
+    telescopes: Columns, components: Columns, covariance: Columns, quantity: CalibratedQuantity
 ) -> list[Block]:
     chi2, ndf, p_value = components["chi2"], components["ndf"], components["p_value"]
     if not len(chi2):
@@ -818,17 +348,8 @@ def _network(
             quantity.schemas[f"{quantity.table}_components"],
             components,
             (
-                "tel_type",
-                "component",
-                "Reference",
-                "n_telescopes",
-                "n_pairs",
-                "n_events",
-                "chi2",
-                "ndf",
-                "chi2/ndf",
-                "p_value",
-                "flags",
+                *("tel_type", "component", "Reference", "n_telescopes", "n_pairs", "n_events"),
+                *("chi2", "ndf", "chi2/ndf", "p_value", "flags"),
             ),
             "Connected components of the network of pairs. p is the probability of a larger chi2;"
             f" marked: p < {P_VALUE_LIMIT:g}. Without degrees of freedom nothing is tested.",
@@ -840,49 +361,27 @@ def _network(
             marked=p_value < P_VALUE_LIMIT,
         )
     ]
-    correlation = _correlation(telescopes["tel_id"], covariance)
-    off_diagonal = correlation[~np.eye(len(correlation), dtype=bool)]
-    if np.isfinite(off_diagonal).any():
-        low, high = np.nanmin(off_diagonal), np.nanmax(off_diagonal)
-        blocks.append(_draw_correlation(telescopes["tel_id"], correlation, low, high, quantity))
+    correlation = correlation_of(telescopes["tel_id"], covariance)
+    if np.isfinite(correlation[~np.eye(len(correlation), dtype=bool)]).any():
+        blocks.append(_draw_correlation(telescopes["tel_id"], correlation, quantity))
     return blocks
 
 
-def _correlation(tel_id: NDArray[Any], covariance: Columns) -> NDArray[np.float64]:
-    """Correlation matrix of the values, shape (n_telescopes, n_telescopes).
-
-    NaN across components, and for a fixed reference, which has no variance.
-    """
-    row_of = {tel: row for row, tel in enumerate(tel_id.tolist())}
-    known = np.isin(covariance["tel_id_1"], tel_id) & np.isin(covariance["tel_id_2"], tel_id)
-    rows_1 = [row_of[tel] for tel in covariance["tel_id_1"][known].tolist()]
-    rows_2 = [row_of[tel] for tel in covariance["tel_id_2"][known].tolist()]
-    matrix = np.full((len(tel_id), len(tel_id)), math.nan)
-    matrix[rows_1, rows_2] = covariance["covariance"][known]
-    variance = np.diagonal(matrix)
-    sigma = np.sqrt(np.where(variance > 0, variance, math.nan))
-    return np.asarray(matrix / np.outer(sigma, sigma))
-
-
 def _draw_correlation(
-    tel_id: NDArray[Any],
-    correlation: NDArray[np.float64],
-    low: float,
-    high: float,
-    quantity: Quantity,
+    tel_id: NDArray[Any], correlation: NDArray[np.float64], quantity: CalibratedQuantity
 ) -> FigureBlock:
+    off_diagonal = correlation[~np.eye(len(correlation), dtype=bool)]
+    low, high = np.nanmin(off_diagonal), np.nanmax(off_diagonal)
+
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.grid(visible=False)
         axes.set_facecolor("#dddddd")
-        image = axes.imshow(correlation, cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
+        show_image(axes, correlation, "correlation", limits=(-1.0, 1.0), cmap="PuOr", shrink=0.8)
         places = np.arange(0, len(tel_id), math.ceil(len(tel_id) / 20))
         labels = tel_id[places].tolist()
         axes.set_xticks(places, labels, fontsize=8, rotation=90 if len(places) > 9 else 0)
         axes.set_yticks(places, labels, fontsize=8)
-        axes.set_xlabel("telescope")
-        axes.set_ylabel("telescope")
-        figure.colorbar(image, ax=axes, label="correlation", shrink=0.8)
+        axes.set(xlabel="telescope", ylabel="telescope")
 
     return draw_figure(
         paint,

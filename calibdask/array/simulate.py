@@ -59,9 +59,7 @@ _POINTING_STEP_S: Final = 10
 
 
 def simulate_array(
-    output: Path,
-    options: ArraySimulation,
-    progress: Callable[[int, int], None] = ignore_progress,
+    output: Path, options: ArraySimulation, progress: Callable[[int, int], None] = ignore_progress
 ) -> SimulatedArray:
     """Write the DL2 files of a campaign, and ``truth.json`` beside them.
 

@@ -23,19 +23,10 @@ if TYPE_CHECKING:
 
     Columns = dict[str, NDArray[Any]]
 
-__all__ = [
-    "ARRAYS",
-    "TELESCOPE_TYPES",
-    "ArraySimulation",
-    "SimulatedArray",
-    "true_array",
-]
+__all__ = ["ARRAYS", "TELESCOPE_TYPES", "ArraySimulation", "SimulatedArray", "true_array"]
 
 ARRAYS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
-    {
-        "mixed": {"LST": 4, "MST": 14, "SST": 18},
-        "reduced": {"LST": 4, "MST": 7, "SST": 6},
-    }
+    {"mixed": {"LST": 4, "MST": 14, "SST": 18}, "reduced": {"LST": 4, "MST": 7, "SST": 6}}
 )
 
 

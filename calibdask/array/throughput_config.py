@@ -115,10 +115,7 @@ class RelativeThroughputFitter(Section):
         example="log-clipped",
     )
     n_min: int = option(
-        10,
-        stage="fit",
-        ge=2,
-        help="Pairs with fewer events are left out, and flagged S.",
+        10, stage="fit", ge=2, help="Pairs with fewer events are left out, and flagged S."
     )
     clip_sigma: float = option(
         3.0,
@@ -157,11 +154,7 @@ class CalculateInterCalibration(JobSection):
     """Relative throughputs of the telescopes, from event-wise asymmetries."""
 
     asymmetry_label: Annotated[AsymmetryLabel, caseless("energy_asymmetry", "image_asymmetry")] = (
-        option(
-            "energy_asymmetry",
-            stage="map",
-            help="Which asymmetries are read.",
-        )
+        option("energy_asymmetry", stage="map", help="Which asymmetries are read.")
     )
     reconstruction_algorithm: Algorithm | None = option(
         None,
@@ -171,8 +164,7 @@ class CalculateInterCalibration(JobSection):
         example="RandomForestRegressor",
     )
     relative_throughput_fitter: RelativeThroughputFitter | None = inner_section(
-        alias="RelativeThroughputFitter",
-        help="Its options win over the same options at top level.",
+        alias="RelativeThroughputFitter", help="Its options win over the same options at top level."
     )
 
 
@@ -212,16 +204,10 @@ class CalculateCrossCalibration(EnergyPairSection):
         "are divided by it.",
     )
     min_triggered_telescopes_per_subsystem: int = option(
-        2,
-        stage="map",
-        ge=1,
-        help="Selected telescopes that an event needs of either type.",
+        2, stage="map", ge=1, help="Selected telescopes that an event needs of either type."
     )
     reference_subsystem: Annotated[str, caseless("LST", "MST", "SST")] = option(
-        "MST",
-        stage="fit",
-        min_length=1,
-        help="Type to which the others are scaled.",
+        "MST", stage="fit", min_length=1, help="Type to which the others are scaled."
     )
 
     @property

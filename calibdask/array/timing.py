@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from calibdask.array.network.model import NetworkOptions
     from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
-    from calibdask.array.report import Quantity
+    from calibdask.array.report import CalibratedQuantity
     from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
     from calibdask.io.dl2 import ArrayLayout, Needs, TelescopeEvents
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.schema import TableSchema
 
 __all__ = ["TimingCalibration"]
@@ -379,13 +379,13 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return rough_columns(result[cell], self.type_of_telescope, references)
 
     @property
-    def quantity(self) -> Quantity:
+    def quantity(self) -> CalibratedQuantity:
         """What is calibrated, in words."""
         from calibdask.array.timing_report import OFFSET
 
         return OFFSET
 
-    def report_sections(self, tables: Mapping[str, QTable]) -> list[Section]:
+    def report_sections(self, tables: Mapping[str, QTable]) -> list[ReportSection]:
         """Return the sections of the report: offsets, systematic error, residuals, map, network."""
         from calibdask.array.timing_report import timing_sections
 

@@ -76,8 +76,7 @@ class CalculateTimingCalibration(EnergyPairSection):
         help="Algorithm whose direction, core, height of maximum and impact distances are used.",
     )
     event_filters: TimingEventFilters = inner_section(
-        TimingEventFilters(),
-        help="Which events of a pair are used.",
+        TimingEventFilters(), help="Which events of a pair are used."
     )
     time: Annotated[ArrivalTime, caseless("trigger", "peak_time_mean", "timing_intercept")] = (
         option(
@@ -132,17 +131,10 @@ class CalculateTimingCalibration(EnergyPairSection):
         help="Centre of a pair's time differences: mean, median or clipped mean.",
     )
     n_min: int = option(
-        10,
-        stage="fit",
-        ge=2,
-        help="Pairs with fewer events are left out, and flagged S.",
+        10, stage="fit", ge=2, help="Pairs with fewer events are left out, and flagged S."
     )
     clip_sigma: float = option(
-        3.0,
-        stage="fit",
-        gt=0.0,
-        help="Bounds of the clipped mean.",
-        unit="standard deviations",
+        3.0, stage="fit", gt=0.0, help="Bounds of the clipped mean.", unit="standard deviations"
     )
     normalisation: Annotated[Normalisation, caseless("reference", "weighted-mean")] = option(
         "reference",

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.report import Quantity, TelescopeLayout, inter_calibration_sections
+from calibdask.array.report import CalibratedQuantity, inter_calibration_sections
 from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_summary import MIN_EVENTS_PER_IMPACT_BIN
-from calibdask.report import PALETTE, Notice, Paragraph, Section, draw_figure, table_block
+from calibdask.report.blocks import Notice, Paragraph, ReportSection, table_block
+from calibdask.report.figures import WIDTH_IN, draw_figure, mark_zero, plot_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from calibdask.report import FigureBlock, TableBlock
+    from calibdask.report.blocks import Block, FigureBlock
+    from calibdask.report.telescopes import TelescopeLayout
+
+    type Columns = Mapping[str, NDArray[Any]]
 
 __all__ = ["OFFSET", "timing_sections"]
 
-OFFSET = Quantity(
+OFFSET = CalibratedQuantity(
     job="timing-calibration",
     schemas=TIMING,
     name="offset",
@@ -41,32 +45,18 @@ def timing_sections(
     layout: TelescopeLayout,
     *,
     truth: Mapping[int, float] | None = None,
-) -> list[Section]:
-    """Describe a timing calibration.
+) -> list[ReportSection]:
+    """Describe a timing calibration: the network, and the systematic error of offsets.
 
-    Parameters
-    ----------
-    tables : mapping of str to QTable
-        As the calibration gives them, by their path in the result file.
-    layout : TelescopeLayout
-        Positions of the telescopes of the array, whether or not they have a value.
-    truth : mapping of int to float, optional
-        True offset in ns by telescope number, where it is known from a simulation.
-
-    Returns
-    -------
-    list of Section
-        What every network has, and the systematic error with what it comes from.
+    Parameters and returned sections are those of `inter_calibration_sections`; the truth is in ns.
     """
     sections = inter_calibration_sections(tables, layout, truth=truth, quantity=OFFSET)
     # After what needs attention and the offsets themselves.
-    sections.insert(2, Section("Systematic error", _systematic(tables)))
+    sections.insert(2, ReportSection("Systematic error", _systematic(tables)))
     return sections
 
 
-def _systematic(
-    tables: Mapping[str, QTable],
-) -> list[Paragraph | Notice | TableBlock | FigureBlock]:
+def _systematic(tables: Mapping[str, QTable]) -> list[Block]:
     offsets = tables[OFFSET.table]
     residuals = {
         one.name: RESIDUALS.shown(tables[RESIDUALS.path], one.name)
@@ -84,9 +74,16 @@ def _systematic(
     known = residuals["n_events"] >= MIN_EVENTS_PER_IMPACT_BIN
     if not known.any():
         return [text, Notice("warning", "No bin has enough events: nothing is known of it.")]
+    walk = table_block(
+        WALK,
+        tables[WALK.path],
+        ("tel_type", "time_walk", "error"),
+        "Time walk: delay of an image of 100 photoelectrons; that of others goes with 1/sqrt(size)."
+        " It is taken out of the times, and its error is in the systematic one.",
+    ) if WALK.path in tables else None  # fmt: skip
     return [
         text,
-        *_walk(tables),
+        *([walk] if walk else []),
         _draw_residuals({name: values[known] for name, values in residuals.items()}),
         table_block(
             TIMING_CALIBRATION,
@@ -100,56 +97,32 @@ def _systematic(
     ]
 
 
-def _walk(tables: Mapping[str, QTable]) -> list[TableBlock]:
-    """Time walk of each type, where it was fitted."""
-    if WALK.path not in tables:
-        return []
-    caption = (
-        "Time walk: delay of an image of 100 photoelectrons; that of others goes with 1/sqrt(size)."
-        " It is taken out of the times, and its error is in the systematic one."
-    )
-    return [table_block(WALK, tables[WALK.path], ("tel_type", "time_walk", "error"), caption)]
-
-
-def _draw_residuals(residuals: Mapping[str, NDArray[Any]]) -> FigureBlock:
+def _draw_residuals(residuals: Columns) -> FigureBlock:
     """Draw the mean residuals by impact distance, of each telescope and of each type."""
-    types = np.unique(residuals["tel_type"]).tolist()
+    rows_of = {
+        name: residuals["tel_type"] == name for name in np.unique(residuals["tel_type"]).tolist()
+    }
+    means = {name: _mean_by_bin(residuals, rows) for name, rows in rows_of.items()}
+    spreads = [f"{name}: {np.ptp(mean[1]):.2g} ns between the bins" for name, mean in means.items()]
     panel_in, gap_in, below_in, above_in = 2.2, 0.55, 0.5, 0.6
-    spreads = []
-    for tel_type in types:
-        mean, _ = _mean_by_bin(residuals, residuals["tel_type"] == tel_type)
-        spread = max(mean.values()) - min(mean.values())
-        spreads.append(f"{tel_type}: {spread:.2g} ns between the bins")
 
     def paint(figure: Figure) -> None:
         gaps = {"hspace": gap_in / panel_in}
-        panels = figure.subplots(len(types), 1, squeeze=False, sharex=True, gridspec_kw=gaps)
-        panels = panels[:, 0]
-        for panel, tel_type in zip(panels, types, strict=True):
-            rows = residuals["tel_type"] == tel_type
-            centre = 0.5 * (residuals["impact_low"] + residuals["impact_high"])
-            for tel_id in np.unique(residuals["tel_id"][rows]).tolist():
-                mine = np.flatnonzero(rows & (residuals["tel_id"] == tel_id))
-                panel.plot(
-                    centre[mine], residuals["residual"][mine], ".", color="#aaaaaa", markersize=4
-                )
-            mean, error = _mean_by_bin(residuals, rows)
-            panel.errorbar(
-                list(mean),
-                list(mean.values()),
-                yerr=list(error.values()),
-                fmt="o-",
-                color=PALETTE[0],
-                capsize=2,
-            )
-            panel.axhline(0, color="#333333", linewidth=0.9, zorder=1)
-            panel.set_title(tel_type)
-            panel.set_ylabel("residual, ns")
+        panels = figure.subplots(len(means), 1, squeeze=False, sharex=True, gridspec_kw=gaps)[:, 0]
+        centre = 0.5 * (residuals["impact_low"] + residuals["impact_high"])
+        for panel, (name, rows) in zip(panels, rows_of.items(), strict=True):
+            panel.plot(
+                centre[rows], residuals["residual"][rows], ".", color="#aaaaaa", markersize=4,
+                label="telescopes",
+            )  # fmt: skip
+            plot_points(panel, *means[name], fmt="o-", label="mean of the type")
+            mark_zero(panel)
+            panel.set(title=name, ylabel="residual, ns")
         panels[-1].set_xlabel("impact distance, m")
 
     return draw_figure(
         paint,
-        size_in=(10.5, above_in + len(types) * (panel_in + gap_in) - gap_in + below_in),
+        size_in=(WIDTH_IN, above_in + len(means) * (panel_in + gap_in) - gap_in + below_in),
         margins_in=(0.8, 0.15, below_in, above_in),
         alt=f"Mean residual by impact distance, one panel per type. {'; '.join(spreads)}.",
         caption="Residual of the times against the fit by impact distance: grey, the mean of each "
@@ -158,16 +131,13 @@ def _draw_residuals(residuals: Mapping[str, NDArray[Any]]) -> FigureBlock:
     )
 
 
-def _mean_by_bin(
-    residuals: Mapping[str, NDArray[Any]], rows: NDArray[np.bool_]
-) -> tuple[dict[float, float], dict[float, float]]:
-    """Mean residual of some telescopes and its error, by the centre of the bin."""
-    mean, error = {}, {}
+def _mean_by_bin(residuals: Columns, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return centre of the bin, mean residual of some telescopes and its error, shape (3, n)."""
+    points = []
     for low in np.unique(residuals["impact_low"][rows]).tolist():
         mine = rows & (residuals["impact_low"] == low)
-        weight = residuals["n_events"][mine].astype(np.float64)
-        weight /= weight.sum()
-        centre = 0.5 * (low + float(residuals["impact_high"][mine][0]))
-        mean[centre] = float(np.sum(weight * residuals["residual"][mine]))
-        error[centre] = math.sqrt(np.sum((weight * residuals["residual_error"][mine]) ** 2))
-    return mean, error
+        weight = residuals["n_events"][mine] / residuals["n_events"][mine].sum()
+        mean = np.sum(weight * residuals["residual"][mine])
+        error = math.sqrt(np.sum((weight * residuals["residual_error"][mine]) ** 2))
+        points.append((0.5 * (low + residuals["impact_high"][mine][0]), mean, error))
+    return np.array(points).T

@@ -28,13 +28,7 @@ from calibdask.array.network.stages import n_stages as network_stages
 from calibdask.array.network.stages import reduce_stage
 from calibdask.array.network.state import NetworkFit
 from calibdask.array.timing_model import between_bin_variance
-from calibdask.array.timing_walk import (
-    WalkRows,
-    WalkSummary,
-    walk_effect,
-    walk_normal,
-    walk_scores,
-)
+from calibdask.array.timing_walk import WalkRows, WalkSummary, walk_effect, walk_normal, walk_scores
 from calibdask.flags import Flag
 from calibdask.stats.moments import Moments
 from calibdask.stats.record import ArrayRecord, ArraySums
@@ -312,10 +306,7 @@ def _pair_events(
 
 
 def _impact_moments(
-    options: TimingOptions,
-    network: NetworkFit,
-    pairs: PairEvents,
-    events: TimingEvents,
+    options: TimingOptions, network: NetworkFit, pairs: PairEvents, events: TimingEvents
 ) -> Moments:
     """Moments of the residuals of each telescope by impact distance, shape (T, B)."""
     one, two = (np.asarray(ids, np.int64) for ids in (pairs.tel_id_1, pairs.tel_id_2))

@@ -136,10 +136,7 @@ def walk_normal(rows: WalkRows) -> WalkSummary:
 
 
 def walk_scores(
-    rows: WalkRows,
-    network: NetworkFit,
-    response: NDArray[np.float64],
-    event: NDArray[np.integer],
+    rows: WalkRows, network: NetworkFit, response: NDArray[np.float64], event: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Outer products of what each event moves the walk by, (Y, Y), and sums by pair, (K, 3).
 

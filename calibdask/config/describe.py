@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from calibdask.config.sections import Schema, Section, format_bytes, section_type, unit_of
+from calibdask.config.sections import Schema, Section, exact_bytes, section_type, unit_of
 
 __all__ = ["describe"]
 
@@ -51,7 +51,7 @@ def _describe_options(model: type[Section], indent: str) -> list[str]:
             example = field.examples[0] if field.examples else ({} if inner else "...")
             lines += [f"{indent}# {line}" for line in _yaml_lines(name, example)]
         else:
-            shown = format_bytes(default) if unit == "bytes" else default
+            shown = exact_bytes(default) if unit == "bytes" else default
             lines += [f"{indent}{line}" for line in _yaml_lines(name, shown)]
     return lines
 

@@ -45,7 +45,7 @@ __all__ = [
     "Section",
     "Stage",
     "caseless",
-    "format_bytes",
+    "exact_bytes",
     "inner_section",
     "option",
     "options_of",
@@ -291,7 +291,7 @@ def parse_bytes(value: object) -> int:
     return int(n_bytes)
 
 
-def format_bytes(n_bytes: int) -> str:
+def exact_bytes(n_bytes: int) -> str:
     """Write a number of bytes so that `parse_bytes` gives it back exactly.
 
     Parameters

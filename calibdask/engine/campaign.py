@@ -22,12 +22,12 @@ from calibdask.engine.canonical import read_json
 from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import Holder, WorkdirLock, ask_to_stop, holder_of
 from calibdask.engine.places import REMEDY
-from calibdask.engine.plan import format_bytes
 from calibdask.engine.progress import Progress, read_progress
 from calibdask.engine.session import Session
 from calibdask.engine.shown import facts_html, facts_text
 from calibdask.engine.store import Store
 from calibdask.errors import CalibdaskError, ConfigError
+from calibdask.rounding import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

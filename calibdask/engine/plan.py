@@ -32,12 +32,13 @@ from calibdask.errors import (
     NotEnoughData,
     WrongKind,
 )
+from calibdask.rounding import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Estimate", "Plan", "format_bytes", "make_plan"]
+__all__ = ["Estimate", "Plan", "make_plan"]
 
 SCHEMA = 1
 """Version of addresses, packs and envelopes: raise it when any of them changes its meaning."""
@@ -65,15 +66,6 @@ _BUNDLES_PER_STAGE = 100  # tasks that cells are divided among, where they are m
 _CELLS_PER_BUNDLE = 100
 _BYTES_PER_BUNDLE = 16 << 20  # of summaries and states: they are in memory together
 _FEW_AND_MANY = 2, 200  # workers that the printed plan reckons with
-
-
-def format_bytes(n_bytes: float) -> str:
-    """Write a number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(n_bytes) < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} TiB"
 
 
 @dataclass(frozen=True)

@@ -534,7 +534,9 @@ class Calibration[Data, Fit: State, Result]:
         """Return what is written: tables, files, maps."""
         raise NotImplementedError
 
-    def report(self, result: Result, tables: Mapping[str, QTable]) -> Sequence[report.Section]:
+    def report(
+        self, result: Result, tables: Mapping[str, QTable]
+    ) -> Sequence[report.ReportSection]:
         """Return the sections of the HTML report."""
         del result, tables
         return ()

@@ -49,34 +49,15 @@ _KEYS = ("obs_id", "event_id", "tel_id")
 
 @dataclass(frozen=True, slots=True)
 class MuonInfo:
-    """What a file with muon tables holds, by its metadata.
+    """What a file with muon tables holds, by its metadata."""
 
-    Attributes
-    ----------
-    telescopes : dict of int to str
-        What ctapipe's patterns match, by telescope; in the order of the layout.
-    n_mirrors : dict of int to int
-        Mirrors of each telescope, 1 where the file does not tell.
-    n_rows : dict of int to int
-        Rows of each muon table.
-    obs_ids : tuple of int
-        Observation blocks, sorted.
-    bytes_per_row : int
-        Of a muon table and the trigger table together.
-    n_trigger_rows : int
-        Rows of the trigger table.
-    product_id, process_type : str or None
-        "CTA PRODUCT ID" and "CTA PROCESS TYPE" of the file.
-    """
-
-    telescopes: dict[int, str]
-    n_mirrors: dict[int, int]
-    n_rows: dict[int, int]
-    obs_ids: tuple[int, ...]
-    bytes_per_row: int
+    telescopes: dict[int, str]  # what ctapipe's patterns match; in the order of the layout
+    n_mirrors: dict[int, int]  # of each telescope, 1 where the file does not have it
+    n_rows: dict[int, int]  # of each muon table
+    obs_ids: tuple[int, ...]  # observation blocks, sorted
     n_trigger_rows: int
-    product_id: str | None
-    process_type: str | None
+    product_id: str | None  # "CTA PRODUCT ID"
+    process_type: str | None  # "CTA PROCESS TYPE"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,12 +97,11 @@ def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
         for name in (*_KEYS, "time"):
             _check_column(trigger, path, name)
         check_times(path, trigger, "time")
-        n_rows, width = {}, 0
+        n_rows = {}
         for tel_id, table in _muon_tables(file, path):
             for name in (*_KEYS, *columns):
                 _check_column(table, path, name)
             n_rows[tel_id] = table.n_rows
-            width = max(width, table.row_bytes)
         telescopes, n_mirrors = _layout(file, n_rows)
         if _OBSERVATIONS in file:
             obs_ids = file.table(_OBSERVATIONS).column("obs_id")
@@ -133,7 +113,6 @@ def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
             n_mirrors,
             n_rows,
             tuple(np.unique(whole_numbers(obs_ids, f"{path}: has obs_id")).tolist()),
-            width + trigger.row_bytes,
             trigger.n_rows,
             product,
             process,
@@ -151,10 +130,7 @@ def ring_times(path: Path | str, tel_ids: Sequence[int]) -> dict[int, NDArray[np
 
 
 def read_rings(
-    path: Path | str,
-    columns: Sequence[str],
-    tel_ids: Sequence[int],
-    part: tuple[int, int] = (0, 1),
+    path: Path | str, columns: Sequence[str], tel_ids: Sequence[int], part: tuple[int, int] = (0, 1)
 ) -> RingRows:
     """Read rows of the muon tables, as they are.
 

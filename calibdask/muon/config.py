@@ -285,27 +285,13 @@ SHOWN: Mapping[str, type[Section]] = {
 
 
 class MuonConfig(NamedTuple):
-    """A checked configuration of a muon calibration.
+    """A checked configuration of a muon calibration."""
 
-    Attributes
-    ----------
-    section : CalculateThroughputWithMuons or CalculatePSFWithMuons
-        The section of the job with the innermost query, aggregator and chunking.
-    ring_fit : RingFit
-        How rings are fitted to images.
-    bins : TimeBins or None
-        Time bins; None: one for all rings.
-    chunk_size : int or None
-        Rings of a chunk, where there are no time bins.
-    notes : tuple of str
-        What is valid but worth a line in the log and the report.
-    """
-
-    section: CalculateThroughputWithMuons | CalculatePSFWithMuons
+    section: CalculateThroughputWithMuons | CalculatePSFWithMuons  # with the innermost sections
     ring_fit: RingFit
     bins: TimeBins | None
-    chunk_size: int | None
-    notes: tuple[str, ...]
+    chunk_size: int | None  # rings of a chunk, where there are no time bins
+    notes: tuple[str, ...]  # what is valid but worth a line in the log and the report
 
 
 def resolve(document: Configuration, campaign: Campaign, *, psf: bool) -> MuonConfig:

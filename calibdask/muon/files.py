@@ -32,39 +32,17 @@ _RING_BYTES = 85
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a survey found in a file.
-
-    Attributes
-    ----------
-    telescopes : tuple of (int, str, int)
-        Number, description and mirrors of each.
-    obs_ids : tuple of int
-        Observation blocks.
-    process_type : str or None
-        "CTA PROCESS TYPE".
-    cells : tuple of Cell
-        Those that rings of the file may fall into.
-    n_rows : dict of int to int
-        Rings, or images, of each telescope to calibrate.
-    row_bytes : dict of int to int
-        Memory of one while it is worked on.
-    more_bytes : int
-        Memory besides.
-    kind : str
-        ``rings``: tables of rings; ``images``: DL1 images; ``events``: what ctapipe opens.
-    product_id : str or None
-        "CTA PRODUCT ID".
-    """
+    """What a survey found in a file."""
 
     telescopes: tuple[Telescope, ...]
     obs_ids: tuple[int, ...]
-    process_type: str | None
-    cells: tuple[Cell, ...]
-    n_rows: dict[int, int]
-    row_bytes: dict[int, int]
-    more_bytes: int
-    kind: str
-    product_id: str | None
+    process_type: str | None  # "CTA PROCESS TYPE"
+    cells: tuple[Cell, ...]  # that rings of the file may fall into
+    n_rows: dict[int, int]  # rings, or images, of each telescope to calibrate
+    row_bytes: dict[int, int]  # memory of one while it is worked on
+    more_bytes: int  # memory besides
+    kind: str  # rings: tables of rings; images: DL1 images; events: what ctapipe opens
+    product_id: str | None  # "CTA PRODUCT ID"
 
     @property
     def peak_bytes(self) -> int:
@@ -79,20 +57,9 @@ def facts_of(
     focal_length_choice: Literal["EFFECTIVE", "EQUIVALENT"],
     bins: TimeBins | None,
 ) -> FileFacts:
-    """Look at what a file holds: tables of rings, else images to fit them to.
+    """Look at what a file holds: tables of rings, whose `columns` will be read, else images.
 
-    Parameters
-    ----------
-    path : str
-        The file.
-    columns : sequence of str
-        Columns of muon tables that will be read.
-    wanted_of : callable
-        Picks those of the telescopes that are to be calibrated.
-    focal_length_choice : str
-        ``EFFECTIVE`` or ``EQUIVALENT``.
-    bins : TimeBins or None
-        Time bins.
+    `wanted_of` picks those of the telescopes that are to be calibrated.
     """
     of_events = not is_hdf5(path)
     times: Mapping[int, NDArray[np.int64]] = {}

@@ -131,18 +131,8 @@ def galleries_of(
 ) -> dict[Cell, Gallery]:
     """Take the first few images of each cell, with the fits; count the rings in trouble.
 
-    Parameters
-    ----------
-    blocks : sequence of TelescopeImages
-        The images.
-    columns : mapping of str to ndarray, shape (N,)
-        What was fitted to them, with ``time_ns``.
-    selected : mapping of Cell to ndarray of int
-        Selected rings of each cell, in the order of (time, observation, event).
-    ring_fit : RingFit
-        How they were fitted.
-    bins : TimeBins or None
-        Time bins.
+    `columns` are what was fitted to all images, `selected` the numbers of the selected rings of
+    each cell, in the order of (time, observation, event).
     """
     from calibdask.muon.rings import TROUBLED, predicted_image
 

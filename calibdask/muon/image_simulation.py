@@ -207,17 +207,6 @@ def draw_rings(
 ) -> dict[str, Vector]:
     """Draw the true parameters of rings.
 
-    Parameters
-    ----------
-    simulation : MuonImageSimulation
-        What to draw.
-    fov_radius_rad : float
-        Radius of the field of view.
-    n : int
-        How many.
-    rng : Generator
-        Source of chance.
-
     Returns
     -------
     dict of str to array, (n,)
@@ -264,7 +253,7 @@ def draw_photoelectrons(
     mirror_radius_m, hole_radius_m : float
         The mirror is a disc with a hole in its middle.
     rng : Generator
-        Source of chance.
+        Random numbers.
 
     Returns
     -------
@@ -313,19 +302,6 @@ def draw_images(
 
     Each photoelectron has a charge of its own; the night sky is Poisson, and the electronics add
     Gaussian noise up to the pedestal's deviation.
-
-    Parameters
-    ----------
-    simulation : MuonImageSimulation
-        Noise, saturation and second rings.
-    rings : dict
-        From `draw_rings`, n of them.
-    focal : Focal
-        P pixels, from `focal_plane`.
-    mirror_radius_m : float
-        Radius of the mirror.
-    rng : Generator
-        Source of chance.
 
     Returns
     -------

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell, Summary
     from calibdask.muon.state import Columns
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
 
 __all__ = ["PsfFromMuons"]
 
@@ -148,7 +148,7 @@ class PsfFromMuons(RingCalibration):
             POINTS.path: POINTS.build(joined(points), metadata),
         }
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the report."""
         from calibdask.muon.report import psf_sections
 

@@ -13,15 +13,17 @@ import numpy as np
 
 from calibdask.flags import Flag, has
 from calibdask.muon.tables import LINES, MUON_THROUGHPUT, POINTS, PROFILE, TREND, TROUBLED
-from calibdask.report import (
+from calibdask.report.attention import attention_section, flag_notices
+from calibdask.report.blocks import Notice, Paragraph, ReportSection, TableBlock, table_block
+from calibdask.report.figures import (
+    GREY,
     PALETTE,
-    Notice,
-    Paragraph,
-    Section,
-    TableBlock,
+    WIDTH_IN,
     draw_figure,
-    flag_notices,
-    table_block,
+    grid_of_panels,
+    legend_above,
+    mark_zero,
+    plot_points,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from calibdask.report import FigureBlock
-
-    type Block = Paragraph | Notice | TableBlock | FigureBlock
+    from calibdask.report.blocks import Block, FigureBlock
 
 __all__ = ["Picture", "psf_sections", "throughput_sections"]
 
@@ -42,8 +42,6 @@ _PANELS = 12
 """Telescopes that are drawn; the tables hold all."""
 _FEW = 10
 _OUTLIER = 4.0  # standard errors off the trend
-_MARKERS = "os^DPvX"
-_GREY = "#777777"
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white"}
 _MANY_LEFT_OUT = 0.1  # of the rings
 
@@ -71,7 +69,7 @@ class Picture:
 
 def throughput_sections(
     tables: Mapping[str, QTable], pictures: Sequence[Picture] = ()
-) -> list[Section]:
+) -> list[ReportSection]:
     """Describe throughputs.
 
     Parameters
@@ -87,74 +85,57 @@ def throughput_sections(
         for path, table in tables.items()
         if (fields := MUON_THROUGHPUT.fields(path))
     }
-    sections = [
-        Section("What needs attention", _attention(trend)),
-        Section("Throughput", [*_against_time(own, trend), _trend_table(trend)]),
-        Section("Residuals", [_profiles(tables)] if own else []),
+    return [
+        _attention(trend),
+        ReportSection("Throughput", [*_against_time(own, trend), _trend_table(trend)]),
+        ReportSection("Residuals", [_profiles(tables)] if own else []),
+        *([ReportSection("Rings", _gallery(pictures))] if pictures else []),
+        ReportSection("Values", [_values_table(own)] if own else []),
     ]
-    if pictures:
-        sections.append(Section("Rings", _gallery(pictures)))
-    return [*sections, Section("Values", [_values_table(own)] if own else [])]
 
 
-def psf_sections(tables: Mapping[str, QTable], pictures: Sequence[Picture] = ()) -> list[Section]:
+def psf_sections(
+    tables: Mapping[str, QTable], pictures: Sequence[Picture] = ()
+) -> list[ReportSection]:
     """Describe optical point spread functions; as `throughput_sections`."""
     overview, points = tables[LINES.path], tables[POINTS.path]
-    sections = [
-        Section("What needs attention", _attention(overview)),
-        Section("Width of rings", [*_lines(overview, points), _lines_table(overview)]),
+    has_bins = len(np.unique(overview["bin"])) > 1
+    return [
+        _attention(overview),
+        ReportSection("Width of rings", [*_lines(overview, points), _lines_table(overview)]),
+        *([ReportSection("Drift", [_drift(overview)])] if has_bins else []),
+        *([ReportSection("Rings", _gallery(pictures))] if pictures else []),
+        ReportSection("Points", [_points_table(points)]),
     ]
-    if len(np.unique(overview["bin"])) > 1:
-        sections.append(Section("Drift", [_drift(overview)]))
-    if pictures:
-        sections.append(Section("Rings", _gallery(pictures)))
-    return [*sections, Section("Points", [_points_table(points)])]
 
 
 # -- shared ---------------------------------------------------------------------------------------
 
 
-def _plain(table: QTable, name: str) -> NDArray[Any]:
-    """Column without its unit."""
-    column = table[name]
-    return np.asarray(getattr(column, "value", column))
+def _plain(table: QTable | Any, name: str) -> NDArray[Any]:
+    """Column, or value of a row, without its unit."""
+    return np.asarray(getattr(table[name], "value", table[name]))
 
 
-def _attention(table: QTable) -> list[Block]:
-    """Say which telescopes have which flag, most serious first."""
+def _attention(table: QTable) -> ReportSection:
+    """Say which telescopes have which flag, and which rings were left out and why."""
     tel_id, flags = np.asarray(table["tel_id"]), np.asarray(table["flags"])
-    blocks: list[Block] = [*flag_notices(tel_id, flags), *_troubled(table)]
-    n_all = len(np.unique(tel_id))
-    n_good = n_all - len(np.unique(tel_id[has(flags, Flag.TWO_MIRRORS, Flag.NO_RING)]))
-    text = f"{n_good} of {n_all} telescopes have rings."
-    blocks.append(Paragraph(text if blocks else f"Nothing: {text}"))
-    return blocks
-
-
-def _troubled(table: QTable) -> list[Block]:
-    """Say which telescopes have rings that were left out, and why."""
-    if not set(TROUBLED) <= set(table.colnames):
-        return []
-    tel_id = np.asarray(table["tel_id"])
-    used = np.asarray(table["n_events"]) + np.asarray(table["n_clipped"])
-    blocks: list[Block] = []
-    for one in np.unique(tel_id).tolist():
-        mine = tel_id == one
-        counts = [int(np.asarray(table[name])[mine].sum()) for name in TROUBLED]
-        n_left_out, n_all = sum(counts), sum(counts) + int(used[mine].sum())
-        if n_left_out:
-            listed = "; ".join(
-                f"{n} because {why}" for n, why in zip(counts, TROUBLED.values(), strict=True) if n
-            )
-            level: Any = "warning" if n_left_out > _MANY_LEFT_OUT * n_all else "info"
-            text = f"Telescope {one}: {n_left_out} of {n_all} rings were left out: {listed}."
-            blocks.append(Notice(level, text))
-    return blocks
-
-
-def _grid(n_panels: int) -> tuple[int, int]:
-    columns = min(n_panels, 2)
-    return math.ceil(n_panels / columns), columns
+    notices = flag_notices(tel_id, flags)
+    everyone = np.unique(tel_id)
+    if set(TROUBLED) <= set(table.colnames):
+        used = np.asarray(table["n_events"]) + np.asarray(table["n_clipped"])
+        for one in everyone.tolist():
+            mine = tel_id == one
+            counts = {why: int(table[name][mine].sum()) for name, why in TROUBLED.items()}
+            n_left_out = sum(counts.values())
+            n_all = n_left_out + int(used[mine].sum())
+            if n_left_out:
+                listed = "; ".join(f"{n} because {why}" for why, n in counts.items() if n)
+                text = f"Telescope {one}: {n_left_out} of {n_all} rings were left out: {listed}."
+                many = n_left_out > _MANY_LEFT_OUT * n_all
+                notices.append(Notice("warning" if many else "info", text))
+    n_good = len(everyone) - len(np.unique(tel_id[has(flags, Flag.TWO_MIRRORS, Flag.NO_RING)]))
+    return attention_section(notices, f"{n_good} of {len(everyone)} telescopes have rings.")
 
 
 def _days(table: QTable, name: str, origin: float) -> NDArray[np.float64]:
@@ -179,33 +160,32 @@ def _against_time(own: Mapping[int, QTable], trend: QTable) -> list[Block]:
     origin = min(float(own[tel_id]["time_start"].tai.mjd.min()) for tel_id in shown)
     end = max(float(own[tel_id]["time_end"].tai.mjd.max()) for tel_id in shown)
     unit, unit_name = _span(end - origin)
-    rows, columns = _grid(len(shown))
-    lines = {int(row["tel_id"]): row for row in trend}
-    n_outliers = 0
-    outliers = {}
-    for tel_id in shown:
-        table, line = own[tel_id], lines[tel_id]
-        model = _model(table, line)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            outliers[tel_id] = np.abs(table["mean"] - model) > _OUTLIER * table["sem"]
-        n_outliers += int(np.sum(outliers[tel_id]))
+    models, outliers = {}, {}
+    for line in trend:
+        if (tel_id := int(line["tel_id"])) in shown:
+            table, slope = own[tel_id], np.nan_to_num(_plain(line, "slope"))
+            days = table["time_mean"].tai.mjd - line["time_mean"].tai.mjd
+            models[tel_id] = float(line["mean"]) + slope * days
+            off = np.abs(np.asarray(table["mean"]) - models[tel_id])
+            outliers[tel_id] = off > _OUTLIER * np.asarray(table["sem"])
+    n_outliers = int(sum(np.count_nonzero(one) for one in outliers.values()))
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(
-            rows, columns, squeeze=False, sharex=True, gridspec_kw={"hspace": 0.5, "wspace": 0.28}
-        ).ravel()
-        for panel in panels[len(shown) :]:
-            panel.set_visible(False)
-        for i, (tel_id, panel) in enumerate(zip(shown, panels, strict=False)):
-            _paint_times(panel, own[tel_id], lines[tel_id], outliers[tel_id], origin, unit)
+        gaps = {"hspace": 0.5, "wspace": 0.16}
+        panels = grid_of_panels(figure, len(shown), sharex=True, gridspec_kw=gaps)
+        for i, (tel_id, panel) in enumerate(zip(shown, panels, strict=True)):
+            table = own[tel_id]
+            x = _days(table, "time_mean", origin) / unit
+            _paint_times(panel, x, table, models[tel_id], outliers[tel_id])
             panel.set_title(f"telescope {tel_id}")
-            if i % columns == 0:
+            if i % 2 == 0:
                 panel.set_ylabel("throughput")
-            if i + columns >= len(shown):
-                panel.set_xlabel(f"{unit_name} since {own[shown[0]]['time_start'][0].utc.iso[:16]}")
+            if i + 2 >= len(shown):
+                panel.set_xlabel(
+                    f"{unit_name} since {own[shown[0]]['time_start'][0].utc.iso[:16]} UTC"
+                )
                 panel.xaxis.set_tick_params(labelbottom=True)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper left", ncols=5, bbox_to_anchor=(0.05, 1.0))
+        legend_above(figure, panels[0])
 
     more = f" {len(own) - len(shown)} more telescopes are in the tables." if len(own) > 12 else ""
     blocks: list[Block] = [
@@ -216,8 +196,7 @@ def _against_time(own: Mapping[int, QTable], trend: QTable) -> list[Block]:
         ),
         draw_figure(
             paint,
-            size_in=(7.6, 0.9 + 2.0 * rows),
-            margins_in=(0.75, 0.15, 0.55, 0.65),
+            size_in=(WIDTH_IN, 0.9 + 2.0 * math.ceil(len(shown) / 2)),
             alt=f"Throughput against time for {len(shown)} telescopes; the numbers are in the "
             "tables below.",
             caption="Throughput against time. Hollow: flagged, not in the trend. Red circle: more "
@@ -230,34 +209,23 @@ def _against_time(own: Mapping[int, QTable], trend: QTable) -> list[Block]:
     return blocks
 
 
-def _model(table: QTable, line: Any) -> NDArray[np.float64]:
-    """Trend at the times of a telescope's values."""
-    slope = float(getattr(line["slope"], "value", line["slope"]))
-    days = table["time_mean"].tai.mjd - line["time_mean"].tai.mjd
-    return np.asarray(float(line["mean"]) + (slope if np.isfinite(slope) else 0.0) * days)
-
-
 def _paint_times(
     panel: Axes,
+    x: NDArray[np.float64],
     table: QTable,
-    line: Any,
+    model: NDArray[np.float64],
     outlier: NDArray[np.bool_],
-    origin: float,
-    unit: float,
 ) -> None:
-    x = _days(table, "time_mean", origin) / unit
     few = has(table["flags"], Flag.FEW_RINGS)
-    style: dict[str, Any] = {"fmt": "o", "ms": 4, "lw": 1, "color": PALETTE[0]}
-    panel.plot(x, table["median"], "_", color=_GREY, ms=7, label="median")
-    for mask, extra, label in ((~few, {}, "mean"), (few, _HOLLOW, "too few rings")):
+    panel.plot(x, table["median"], "_", color=GREY, ms=7, label="median")
+    for mask, style, label in ((~few, {}, "mean"), (few, _HOLLOW, "too few rings")):
         if mask.any():
-            panel.errorbar(
-                x[mask], table["mean"][mask], table["sem"][mask], **style, **extra, label=label
+            plot_points(
+                panel, x[mask], table["mean"][mask], table["sem"][mask], label=label, **style
             )
     if outlier.any():
         ring: dict[str, Any] = {"mfc": "none", "mec": PALETTE[1], "ms": 10, "mew": 1.5}
         panel.plot(x[outlier], table["mean"][outlier], "o", **ring, label="off the trend")
-    model = _model(table, line)
     if np.isfinite(model).all() and len(x) > 1:
         panel.plot(x, model, "-", color=PALETTE[2], lw=1.2, label="trend")
 
@@ -302,34 +270,26 @@ def _profiles(tables: Mapping[str, QTable]) -> FigureBlock:
     titles["radius"] = "ring radius / deg"
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(1, len(PROFILE), sharey=True, gridspec_kw={"wspace": 0.12})
+        panels = figure.subplots(1, len(PROFILE), sharey=True, gridspec_kw={"wspace": 0.08})
         for panel, (name, schema) in zip(panels, PROFILE.items(), strict=True):
             table = tables[schema.path]
-            low, high = _plain(table, f"{name}_low"), _plain(table, f"{name}_high")
+            middle = 0.5 * (_plain(table, f"{name}_low") + _plain(table, f"{name}_high"))
             tel_id = np.asarray(table["tel_id"])
-            for i, one in enumerate(np.unique(tel_id)[:_PANELS].tolist()):
+            percent = (100 * np.asarray(table[one]) for one in ("residual", "residual_err"))
+            residual, error = percent
+            for group, one in enumerate(np.unique(tel_id)[:_PANELS].tolist()):
                 # A handful of rings tells nothing and would set the scale.
                 mine = (tel_id == one) & (np.asarray(table["n_events"]) >= _FEW)
-                panel.errorbar(
-                    0.5 * (low + high)[mine],
-                    100 * np.asarray(table["residual"])[mine],
-                    100 * np.asarray(table["residual_err"])[mine],
-                    fmt=_MARKERS[i % len(_MARKERS)],
-                    color=PALETTE[i % len(PALETTE)],
-                    ms=3.5,
-                    lw=0.9,
-                    label=f"telescope {one}",
-                )
-            panel.axhline(0, color=_GREY, lw=0.8)
+                style: dict[str, Any] = {"group": group, "label": f"telescope {one}"}
+                plot_points(panel, middle[mine], residual[mine], error[mine], **style)
+            mark_zero(panel)
             panel.set_xlabel(titles[name])
         panels[0].set_ylabel("residual / %")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper left", ncols=6, bbox_to_anchor=(0.05, 1.0))
+        legend_above(figure, panels[0])
 
     return draw_figure(
         paint,
-        size_in=(7.6, 3.0),
-        margins_in=(0.7, 0.15, 0.55, 0.45),
+        size_in=(WIDTH_IN, 3.4),
         alt="Residuals of the efficiency against impact distance, azimuth and ring radius.",
         caption="Efficiency of rings relative to the mean of their bin of time, against what it "
         "should not depend on.",
@@ -340,7 +300,7 @@ def _profiles(tables: Mapping[str, QTable]) -> FigureBlock:
 
 
 def _gallery(pictures: Sequence[Picture]) -> list[Block]:
-    columns = 3
+    columns = 4
     rows = 2 * math.ceil(len(pictures) / columns)
 
     def paint(figure: Figure) -> None:
@@ -365,7 +325,7 @@ def _gallery(pictures: Sequence[Picture]) -> list[Block]:
     return [
         draw_figure(
             paint,
-            size_in=(7.6, 0.4 + 2.55 * rows),
+            size_in=(WIDTH_IN, 0.4 + 2.6 * rows),
             margins_in=(0.1, 0.1, 0.1, 0.4),
             alt=f"Camera images of {len(pictures)} muon rings above the images that the fits "
             "predict.",
@@ -412,30 +372,24 @@ def _paint_ring(panel: Axes, picture: Picture, charge: NDArray[np.float32]) -> N
 
 def _lines(overview: QTable, points: QTable) -> list[Block]:
     """Draw the points of each telescope's best filled bin of time with their line."""
-    tel_ids = [
-        one for one in np.unique(points["tel_id"]).tolist() if one in overview["tel_id"].tolist()
-    ]
+    tel_ids = np.intersect1d(points["tel_id"], overview["tel_id"]).tolist()
     shown = tel_ids[:_PANELS]
-    rows, columns = _grid(len(shown))
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(
-            rows, columns, squeeze=False, gridspec_kw={"hspace": 0.5, "wspace": 0.28}
-        ).ravel()
-        for panel in panels[len(shown) :]:
-            panel.set_visible(False)
-        for i, (tel_id, panel) in enumerate(zip(shown, panels, strict=False)):
+        gaps = {"hspace": 0.5, "wspace": 0.16}
+        panels = grid_of_panels(figure, len(shown), gridspec_kw=gaps)
+        for i, (tel_id, panel) in enumerate(zip(shown, panels, strict=True)):
             mine = overview[overview["tel_id"] == tel_id]
             line = mine[int(np.argmax(mine["n_events"]))]
             own = points[(points["tel_id"] == tel_id) & (points["bin"] == line["bin"])]
             _paint_line(panel, own, line)
             panel.set_title(f"telescope {tel_id}")
-            if i % columns == 0:
+            if i % 2 == 0:
                 panel.set_ylabel("width / radius")
-            if i + columns >= len(shown):
+            if i + 2 >= len(shown):
                 panel.set_xlabel("ring radius / deg")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper left", ncols=4, bbox_to_anchor=(0.05, 1.0))
+        if shown:
+            legend_above(figure, panels[0])
 
     return [
         Paragraph(
@@ -446,8 +400,7 @@ def _lines(overview: QTable, points: QTable) -> list[Block]:
         ),
         draw_figure(
             paint,
-            size_in=(7.6, 0.9 + 2.1 * rows),
-            margins_in=(0.75, 0.15, 0.55, 0.65),
+            size_in=(WIDTH_IN, 0.9 + 2.1 * max(1, math.ceil(len(shown) / 2))),
             alt=f"Ring width over radius against radius for {len(shown)} telescopes.",
             caption="Width over radius by bins of radius, where a telescope has several bins of "
             "time the one with most rings. Hollow: too few rings, not in the fit. A triangle at "
@@ -459,12 +412,10 @@ def _lines(overview: QTable, points: QTable) -> list[Block]:
 def _paint_line(panel: Axes, points: QTable, line: Any) -> None:
     x, y, error = (_plain(points, name) for name in ("radius", "ratio", "ratio_err"))
     used = np.asarray(points["used"]).astype(bool)
-    style: dict[str, Any] = {"fmt": "o", "ms": 4, "lw": 1, "color": PALETTE[0]}
-    for mask, extra, label in ((used, {}, "rings"), (~used, _HOLLOW, "too few rings")):
+    for mask, style, label in ((used, {}, "rings"), (~used, _HOLLOW, "too few rings")):
         if mask.any():
-            panel.errorbar(x[mask], y[mask], error[mask], **style, **extra, label=label)
-    slope = float(getattr(line["slope"], "value", line["slope"]))
-    intercept = float(line["intercept"])
+            plot_points(panel, x[mask], y[mask], error[mask], label=label, **style)
+    slope, intercept = float(_plain(line, "slope")), float(line["intercept"])
     if np.isfinite(slope) and len(x) > 1:
         ends = np.array([x.min(), x.max()])
         panel.plot(ends, intercept + slope * ends, color=PALETTE[1], lw=1.2, label="line")
@@ -473,9 +424,8 @@ def _paint_line(panel: Axes, points: QTable, line: Any) -> None:
         low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
         panel.set_ylim(low, high)
         for beyond, edge, marker in ((y > high, high, "^"), (y < low, low, "v")):
-            if beyond.any():  # told at the edge, not left out
-                at_edge = np.full(int(beyond.sum()), edge)
-                panel.plot(x[beyond], at_edge, marker, color=_GREY, ms=6, clip_on=False)
+            at_edge = np.full(int(beyond.sum()), edge)  # shown at the edge, not left out
+            panel.plot(x[beyond], at_edge, marker, color=GREY, ms=6, clip_on=False)
 
 
 def _lines_table(overview: QTable) -> TableBlock:
@@ -493,40 +443,36 @@ def _lines_table(overview: QTable) -> TableBlock:
 
 def _drift(overview: QTable) -> FigureBlock:
     """Draw the line's value at one radius against time: one number that drifts."""
-    good = np.isfinite(_plain(overview, "slope"))
-    table = overview[good]
-    reference_deg = 1.2
+    table = overview[np.isfinite(_plain(overview, "slope"))]
+    radius_deg = 1.2
 
     def paint(figure: Figure) -> None:
         panel = figure.subplots()
-        origin = float(table["time_start"].tai.mjd.min()) if len(table) else 0.0
-        span = float(table["time_end"].tai.mjd.max()) - origin if len(table) else 1.0
-        unit, name = _span(span)
-        for i, tel_id in enumerate(np.unique(table["tel_id"]).tolist()[:_PANELS]):
-            own = table[table["tel_id"] == tel_id]
-            value = own["intercept"] + _plain(own, "slope") * reference_deg
-            variance = own["intercept_err"] ** 2 + (_plain(own, "slope_err") * reference_deg) ** 2
-            variance += 2 * reference_deg * _plain(own, "covariance")
-            middle = 0.5 * sum(_days(own, one, origin) for one in ("time_start", "time_end"))
-            panel.errorbar(
-                middle / unit,
-                value,
-                np.sqrt(np.maximum(variance, 0)),
-                fmt=_MARKERS[i % len(_MARKERS)],
-                color=PALETTE[i % len(PALETTE)],
-                ms=4,
-                lw=1,
-                label=f"telescope {tel_id}",
-            )
-        panel.set_xlabel(f"{name} since the first ring")
-        panel.set_ylabel(f"width / radius at {reference_deg} deg")
-        panel.legend(ncols=4)
+        panel.set_ylabel(f"width / radius at {radius_deg} deg")
+        if not len(table):
+            return
+        origin = float(table["time_start"].tai.mjd.min())
+        unit, name = _span(float(table["time_end"].tai.mjd.max()) - origin)
+        slope, slope_err, covariance = (
+            _plain(table, one) for one in ("slope", "slope_err", "covariance")
+        )
+        value = np.asarray(table["intercept"]) + slope * radius_deg
+        variance = np.asarray(table["intercept_err"]) ** 2 + (slope_err * radius_deg) ** 2
+        error = np.sqrt(np.maximum(variance + 2 * radius_deg * covariance, 0))
+        start, end = (_days(table, one, origin) for one in ("time_start", "time_end"))
+        middle = 0.5 * (start + end) / unit
+        for group, tel_id in enumerate(np.unique(table["tel_id"]).tolist()[:_PANELS]):
+            mine = np.asarray(table["tel_id"]) == tel_id
+            style: dict[str, Any] = {"group": group, "label": f"telescope {tel_id}"}
+            plot_points(panel, middle[mine], value[mine], error[mine], **style)
+        panel.set_xlabel(f"{name} since {table['time_start'].min().utc.iso[:16]} UTC")
+        legend_above(figure, panel)
 
     return draw_figure(
         paint,
-        size_in=(7.6, 3.0),
+        size_in=(WIDTH_IN, 3.2),
         alt="Width over radius at one ring radius against time, by telescope.",
-        caption=f"The line's value at a ring radius of {reference_deg} deg against time.",
+        caption=f"The line's value at a ring radius of {radius_deg} deg against time.",
     )
 
 

@@ -88,54 +88,26 @@ class Circle(NamedTuple):
 
 
 class Light(NamedTuple):
-    """What describes the light of an image with a ring; the names are ctapipe's.
+    """What describes the light of an image with a ring; the names are ctapipe's."""
 
-    Attributes
-    ----------
-    intensity_ratio : float
-        Of the cleaned light, how much falls on the ring.
-    mean_squared_error : float
-        Mean squared distance of the cleaned light from the circle, in rad².
-    ring_intensity, intensity_outside_ring : float
-        Light within the integration width of the ring, and cleaned light outside of it, in p.e.
-    n_pixels_in_ring : float
-        Cleaned pixels within the integration width.
-    mean_intensity_outside_ring : float
-        Light per pixel in the strips beside the integration width, in p.e.
-    radial_std_dev : float
-        Standard deviation of the light's distance from the centre, in rad.
-    skewness, excess_kurtosis : float
-        Its third and fourth standardised moment.
-    """
-
-    intensity_ratio: float
-    mean_squared_error: float
-    ring_intensity: float
-    intensity_outside_ring: float
-    n_pixels_in_ring: float
-    mean_intensity_outside_ring: float
-    radial_std_dev: float
-    skewness: float
-    excess_kurtosis: float
+    intensity_ratio: float  # of the cleaned light, how much falls on the ring
+    mean_squared_error: float  # mean squared distance of the cleaned light from the circle, rad²
+    ring_intensity: float  # light within the integration width of the ring, in p.e.
+    intensity_outside_ring: float  # cleaned light outside of it, in p.e.
+    n_pixels_in_ring: float  # cleaned pixels within the integration width
+    mean_intensity_outside_ring: float  # light per pixel in the strips beside that width, in p.e.
+    radial_std_dev: float  # standard deviation of the light's distance from the centre, in rad
+    skewness: float  # its third standardised moment
+    excess_kurtosis: float  # and its fourth, less 3
 
 
 @compiled
 def invert(matrix: Vector) -> tuple[Vector, bool]:
-    """Invert a symmetric matrix by Cholesky's method.
+    """Invert a symmetric matrix, shape (n, n), by Cholesky's method.
 
     Without BLAS: for matrices this small it takes longer, to compile too, and bits depend on it.
-
-    Parameters
-    ----------
-    matrix : array of float64, (n, n)
-        The matrix.
-
-    Returns
-    -------
-    inverse : array of float64, (n, n)
-        NaN where there is none.
-    positive : bool
-        Whether the matrix is positive definite, to working precision.
+    It returns the inverse, or NaN, and whether the matrix is positive definite, to working
+    precision.
     """
     n = matrix.shape[0]
     scale = np.empty(n)

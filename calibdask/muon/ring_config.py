@@ -173,11 +173,11 @@ class RingFit(Section):
 
     def of_telescope(self, tel_id: int, description: str) -> RingOptions:
         """Return the options for one telescope."""
-        values: dict[str, Any] = {"fit_circle": self.fit_circle, "of_ctapipe": self.of_ctapipe}
+        values = {"fit_circle": float(self.fit_circle), "of_ctapipe": float(self.of_ctapipe)}
         for section in (self.cleaner, self.processor, self.fitter):
             for name, value in section:
                 if isinstance(value, TelescopePatterns):
                     values[name] = float(value.resolve([tel_id], [description], option=name)[0])
         for name in ("min_picture_neighbors", "oversampling"):
-            values[name] = round(values[name])
+            values[name] = float(round(values[name]))
         return RingOptions(**values)

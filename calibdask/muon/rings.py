@@ -19,6 +19,7 @@ from calibdask.muon.ring import (
     saturated,
     tailcuts,
 )
+from calibdask.muon.ring_options import RingOptions
 from calibdask.stats.compiled import compiled
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from calibdask.io.camera_images import Camera, TelescopeImages
     from calibdask.muon.intensity_fit import Fit
     from calibdask.muon.ring import Mask, Vector
-    from calibdask.muon.ring_options import RingOptions
 
 __all__ = [
     "RING_COLUMNS",
@@ -113,28 +113,9 @@ RING_UNITS: Final = {name: unit for name, unit in MEASURED if unit} | {"time_ns"
 _N_RING, _N_LIGHT, _N_EFFICIENCY = len(RING), len(LIGHT), len(EFFICIENCY)
 
 
-class _Cuts(NamedTuple):
-    """`RingOptions` for the kernel: floats, so that there is one specialisation."""
-
-    picture_threshold_pe: float
-    boundary_threshold_pe: float
-    min_picture_neighbors: float
-    min_pixels: float
-    min_intensity: float
-    min_ring_pixels: float
-    min_containment: float
-    completeness_threshold: float
-    ratio_width: float
-    ring_integration_width: float
-    outer_ring_width: float
-    fit_circle: float
-    saturation_pe: float
-    max_noise: float
-    max_misfit: float
-
-
 def optics_of(camera: Camera, options: RingOptions) -> Optics:
     """Return what the model must know of a telescope."""
+    options = RingOptions(*map(float, options))  # one specialisation of kernels
     shape, width = _SHAPES[camera.pixel_shape], float(camera.pixel_width_rad[0])
     if options.of_ctapipe:
         across, along = width, width * shape.factor_of_ctapipe
@@ -143,15 +124,15 @@ def optics_of(camera: Camera, options: RingOptions) -> Optics:
         along = width * width * shape.area / across
     return Optics(
         mirror_radius_m=math.sqrt(camera.mirror_area_m2 / math.pi),
-        hole_radius_m=float(options.hole_radius_m),
+        hole_radius_m=options.hole_radius_m,
         pixel_width_rad=across,
         pixel_length_rad=along,
-        min_wavelength_m=float(options.min_lambda_m),
-        max_wavelength_m=float(options.max_lambda_m),
-        oversampling=float(options.oversampling),
-        pedestal=float(options.pedestal),
-        spe_width=float(options.spe_width),
-        of_ctapipe=float(options.of_ctapipe),
+        min_wavelength_m=options.min_lambda_m,
+        max_wavelength_m=options.max_lambda_m,
+        oversampling=options.oversampling,
+        pedestal=options.pedestal,
+        spe_width=options.spe_width,
+        of_ctapipe=options.of_ctapipe,
     )
 
 
@@ -217,8 +198,8 @@ def _measure(images: TelescopeImages, options: RingOptions) -> tuple[Vector, NDA
     width = np.ascontiguousarray(camera.pixel_width_rad, np.float64)
     neighbours = np.ascontiguousarray(camera.neighbours, np.int32)
     field = float(camera.fov_radius_rad)
-    optics = optics_of(camera, options)
-    cuts = _Cuts(*(float(getattr(options, name)) for name in _Cuts._fields))
+    cuts = RingOptions(*map(float, options))
+    optics = optics_of(camera, cuts)
     thresholds = (cuts.picture_threshold_pe, cuts.boundary_threshold_pe, cuts.min_picture_neighbors)
     rows = np.tile(_nothing(), (len(images.image), 1))
     status = np.empty(len(rows), np.int8)
@@ -333,7 +314,7 @@ def _measure_one(
     width: Vector,
     fov_radius: float,
     optics: Optics,
-    cuts: _Cuts,
+    cuts: RingOptions,
     row: Vector,
 ) -> int:
     """Fit one image; write what was found into its row and give its status."""

@@ -95,23 +95,11 @@ def fit_images(data: RingImages, ring_fit: RingFit) -> tuple[RingTable, dict[str
 
 
 class Selected(NamedTuple):
-    """Selected rings in the order of telescope, bin, time, observation and event.
-
-    Attributes
-    ----------
-    rows : dict of str to ndarray, shape (N,)
-        The rings.
-    place : ndarray of int, shape (N,)
-        Where each stands in the data.
-    flow : dict of str to int
-        The cut flow.
-    notes : tuple of str
-        What is odd.
-    """
+    """Selected rings in the order of telescope, bin, time, observation and event."""
 
     rows: dict[str, NDArray[Any]]
-    place: NDArray[np.intp]
-    flow: dict[str, int]
+    place: NDArray[np.intp]  # of each in the data
+    flow: dict[str, int]  # the cut flow
     notes: tuple[str, ...]
 
 

@@ -114,10 +114,7 @@ class MuonSimulation:
         high=0.05,
     )
     azimuth_amplitude: float = option(
-        0.0,
-        "Relative change with the azimuth of the impact, as its cosine.",
-        low=-0.5,
-        high=0.5,
+        0.0, "Relative change with the azimuth of the impact, as its cosine.", low=-0.5, high=0.5
     )
     max_impact_m: float = option(
         11.0, "Largest impact distance; the usual cut is at 10 m.", low=0.1, high=100
@@ -209,15 +206,7 @@ def describe_telescopes(options: MuonSimulation) -> list[TelescopeDescription]:
 
 
 def ring_columns(n_rows: int, **given: ArrayLike) -> Columns:
-    """Return all columns of ctapipe's muon table; those not given as for an image without a ring.
-
-    Parameters
-    ----------
-    n_rows : int
-        Rows.
-    **given : array_like
-        Columns, with or without the rows of ``obs_id``, ``event_id`` and so on.
-    """
+    """Return the columns of ctapipe's muon table; those not given as for an image without ring."""
     columns: Columns = {}
     for name, _ in CTAPIPE:
         empty: Any = np.nan
@@ -232,17 +221,8 @@ def ring_columns(n_rows: int, **given: ArrayLike) -> Columns:
 def simulate_rings(options: MuonSimulation, number: int) -> Columns:
     """Simulate the images of one file, as arrays.
 
-    Parameters
-    ----------
-    options : MuonSimulation
-        What to simulate.
-    number : int
-        Of the file, from 0.
-
-    Returns
-    -------
-    dict of str to ndarray
-        ctapipe's columns, ``time_ns``, and ``has_time``, in the order of time.
+    Files are numbered from 0. Returned are ctapipe's columns, ``time_ns``, and ``has_time``, in the
+    order of time.
     """
     rng = random_stream(options, _FILE_STREAM, number)
     per_event = 1 + options.stereo_fraction * (options.n_telescopes - 1)

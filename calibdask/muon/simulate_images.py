@@ -85,21 +85,9 @@ def simulate_images(
 ) -> tuple[dict[str, NDArray[np.float64]], TelescopeImages]:
     """Simulate the images of one telescope in one file, as arrays.
 
-    Parameters
-    ----------
-    options : MuonImageSimulation
-        What to simulate.
-    number : int
-        Of the file, from 0.
-    tel_id : int
-        Of the telescope, from 1.
-
-    Returns
-    -------
-    truth : dict of str to array of float64, (N,)
-        True parameters, as from `calibdask.muon.image_simulation.draw_rings`.
-    images : TelescopeImages
-        Cleaned with ctapipe's default thresholds. Broken pixels read exactly 0.
+    Files are numbered from 0, telescopes from 1. Returned are the true parameters, as from
+    `calibdask.muon.image_simulation.draw_rings`, and the images, cleaned with ctapipe's default
+    thresholds. Broken pixels read exactly 0.
     """
     # A telescope's broken pixels are the same in all files.
     broken, chance = random_stream(options, 0, tel_id), random_stream(options, 1, number, tel_id)

@@ -20,13 +20,7 @@ from calibdask.stats.record import ArrayRecord, ArraySums
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "ChunkKeys",
-    "EfficiencySummary",
-    "RingSummary",
-    "Rings",
-    "WidthSummary",
-]
+__all__ = ["ChunkKeys", "EfficiencySummary", "RingSummary", "Rings", "WidthSummary"]
 
 N_BINS = 400
 """Bins of the histogram for the median."""
@@ -73,11 +67,7 @@ class Rings:
     @property
     def profile(self) -> dict[str, NDArray[np.float64]]:
         """What residuals are shown against."""
-        return {
-            "impact": self.impact_m,
-            "azimuth": self.azimuth_deg,
-            "radius": self.radius_deg,
-        }
+        return {"impact": self.impact_m, "azimuth": self.azimuth_deg, "radius": self.radius_deg}
 
 
 def _extent(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell, Summary
     from calibdask.muon.state import Columns, Telescope
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
 
 __all__ = ["ThroughputFromMuons"]
 
@@ -162,7 +162,7 @@ class ThroughputFromMuons(RingCalibration):
             tables[schema.path] = schema.build(_profile(name, of_all), metadata)
         return tables
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the report."""
         from calibdask.muon.report import throughput_sections
 

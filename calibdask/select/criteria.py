@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput
-from calibdask.select.expressions import Rows, bind, columns_of, tidy
+from calibdask.select.expressions import Rows, bind, names_in, tidy
 from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class QualityCriteria:
     @property
     def columns(self) -> frozenset[str]:
         """Names of all columns that the criteria need."""
-        return frozenset().union(*(columns_of(name, source) for name, source in self.pairs))
+        return frozenset().union(*(names_in(name, source) for name, source in self.pairs))
 
     def evaluate(
         self,
@@ -127,7 +127,7 @@ class QualityCriteria:
         mask = np.ones(n_rows, dtype=bool) if among is None else among.copy()
         cuts = []
         for name, source in self.pairs:
-            needed = sorted(columns_of(name, source))
+            needed = sorted(names_in(name, source))
             described = tuple(
                 (
                     column,
@@ -198,7 +198,7 @@ def compile_criteria(pairs: Iterable[tuple[str, str]]) -> QualityCriteria:
                 "not tell them apart"
             )
         try:
-            columns_of(name, source)
+            names_in(name, source)
         except ConfigError as error:
             problems.append(str(error))
     if problems:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Rows", "bind", "columns_of", "quote_names", "tidy"]
+__all__ = ["Rows", "bind", "names_in", "quote_names", "tidy"]
 
 _MAX_LENGTH = 2000
 _MAX_DEPTH = 60
@@ -648,7 +648,7 @@ def _parse(name: str, source: str) -> ast.expr:
 
 
 @lru_cache(maxsize=256)
-def columns_of(name: str, source: str) -> frozenset[str]:
+def names_in(name: str, source: str) -> frozenset[str]:
     """Check an expression without a file, and list its columns."""
     compiler = _Compiler(name, source)
     compiler.compile(_parse(name, source))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
@@ -155,9 +155,9 @@ class _FromBiasFrames(MapCalibration):
         schema = BIAS if self.writes_bias else READ_NOISE
         return {schema.path: build(schema, self._sensor, result["rows"])}
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import bias_sections
+        from calibdask.sensor.bias_report import bias_sections
 
         return bias_sections(result, tables)
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from calibdask.engine.protocol import Arrays, Rows, Survey
     from calibdask.io.frame_info import FrameInfo
     from calibdask.io.maps import ProductMaps
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.stream import FrameStream
     from calibdask.sensor.tiles import SensorFacts
@@ -422,9 +422,11 @@ class CalibrateImagesJob(FromFrames[Batch, Values, CalibratedFrames]):
         writer = write_fits if self.options.format == "fits" else write_zarr
         writer(path, header, parts)
 
-    def report(self, result: CalibratedFrames, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(
+        self, result: CalibratedFrames, tables: Mapping[str, QTable]
+    ) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import calibrated_sections
+        from calibdask.sensor.frames_report import calibrated_sections
 
         frame = self._frames_by_name[self._shown_frame][1]
         name = Path(frame.info.path).name

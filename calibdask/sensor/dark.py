@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.model import DarkFit as Fit
     from calibdask.sensor.pixels import Pixels
@@ -361,9 +361,9 @@ class DarkCurrentJob(MapCalibration):
         about: Mapping[str, Mapping[str, Any]] = result["about"]
         return about
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import dark_sections
+        from calibdask.sensor.dark_report import dark_sections
 
         return dark_sections(result, tables)
 

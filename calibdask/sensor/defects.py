@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Cell
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
 __all__ = ["DEFECT_FLAGS", "DefectsJob"]
@@ -134,8 +134,8 @@ class DefectsJob(MapCalibration):
             tables[DEFECT_PIXELS.path] = build(DEFECT_PIXELS, self._sensor, listed)
         return tables
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import defect_sections
+        from calibdask.sensor.frames_report import defect_sections
 
         return defect_sections(result, tables)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Cell
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
@@ -143,9 +143,9 @@ class Emva1288Job(MapCalibration):
             EMVA_POINTS.path: build(EMVA_POINTS, self._sensor, result["points"]),
         }
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import emva_sections
+        from calibdask.sensor.emva_report import emva_sections
 
         return emva_sections(result, tables)
 

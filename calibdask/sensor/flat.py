@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
@@ -309,9 +309,9 @@ class FlatFieldJob(MapCalibration):
             FLAT_MODEL.path: build(FLAT_MODEL, self._sensor, parameters),
         }
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import flat_sections
+        from calibdask.sensor.flat_report import flat_sections
 
         return flat_sections(result, tables)
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.pixels import BiasLevel, Pixels
     from calibdask.sensor.settings import Setting
@@ -389,9 +389,9 @@ class GainJob(MapCalibration):
             rows[AMPLIFIERS] = result["amplifiers"]
         return {schema.path: build(schema, self._sensor, one) for schema, one in rows.items()}
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import gain_sections
+        from calibdask.sensor.gain_report import gain_sections
 
         return gain_sections(result, tables)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
@@ -198,9 +198,9 @@ class IsoNormalisationJob(MapCalibration):
             ISO_CURVE.path: build(ISO_CURVE, self._sensor, [row]),
         }
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import iso_sections
+        from calibdask.sensor.iso_report import iso_sections
 
         return iso_sections(result, tables)
 

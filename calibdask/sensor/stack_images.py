@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.protocol import Cell
     from calibdask.io.maps import ProductMaps
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
@@ -242,9 +242,9 @@ class StackImagesJob(StackCalibration):
             FRAMES.path: build(FRAMES, self._sensor, frames),
         }
 
-    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[Section]:
+    def report(self, result: Any, tables: Mapping[str, QTable]) -> Sequence[ReportSection]:
         """Return the sections of the HTML report."""
-        from calibdask.sensor.report import stack_sections
+        from calibdask.sensor.frames_report import stack_sections
 
         return stack_sections(result, tables)
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from astropy.table import QTable
+from matplotlib.figure import Figure
 
 from calibdask.array.report import (
     TelescopeLayout,
@@ -26,16 +27,11 @@ from calibdask.report import (
     Paragraph,
     RunRecord,
     TableBlock,
-    draw_figure,
     render_report,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from matplotlib.figure import Figure
-
-    from calibdask.report import Section
+    from calibdask.report import ReportSection
 
 COEFFICIENTS = next(iter(INTER))
 PAIRS, COVARIANCE, COMPONENTS = (
@@ -193,15 +189,15 @@ def no_pairs(case: Case) -> Case:
     return {**tables, PAIRS: tables[PAIRS][:0]}, *rest
 
 
-def blocks_of(sections: list[Section], kind: type) -> list[Any]:
+def blocks_of(sections: list[ReportSection], kind: type) -> list[Any]:
     return [block for section in sections for block in section.blocks if isinstance(block, kind)]
 
 
-def notices_of(sections: list[Section], level: str) -> list[str]:
+def notices_of(sections: list[ReportSection], level: str) -> list[str]:
     return [notice.text for notice in blocks_of(sections, Notice) if notice.level == level]
 
 
-def section_named(sections: list[Section], title: str) -> Section:
+def section_named(sections: list[ReportSection], title: str) -> ReportSection:
     return next(section for section in sections if section.title == title)
 
 
@@ -240,15 +236,13 @@ def test_no_part_of_a_figure_is_cut_or_covers_another(
     tables[COEFFICIENTS]["value"] *= scale
     tables[COEFFICIENTS]["error"] *= scale
     figures: list[Figure] = []
+    save = Figure.savefig
 
-    def draw_and_keep(paint: Callable[[Figure], None], **options: Any) -> FigureBlock:
-        def paint_and_keep(figure: Figure) -> None:
-            paint(figure)
-            figures.append(figure)
+    def save_and_keep(figure: Figure, *args: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *args, **options)
 
-        return draw_figure(paint_and_keep, **options)
-
-    monkeypatch.setattr("calibdask.array.report.draw_figure", draw_and_keep)
+    monkeypatch.setattr(Figure, "savefig", save_and_keep)
     inter_calibration_sections(tables, layout)
     assert len(figures) == 4
     for figure in figures:

@@ -11,7 +11,6 @@ import argparse
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from calibdask.muon.rings import rings_of
 from calibdask.muon.simulate_images import simulate_ring_images
 
 OPTIONS = RingOptions(hole_radius_m=0.74)
-OF_CTAPIPE = replace(OPTIONS, of_ctapipe=True, fit_circle=False)
+OF_CTAPIPE = OPTIONS._replace(of_ctapipe=True, fit_circle=False)
 
 
 def cpu_s(work, repeat=3):
@@ -74,7 +73,7 @@ def main():
         read_s, blocks = cpu_s(lambda: list(read_images(path)))
         floor_s, _ = cpu_s(lambda: [block.image.sum(axis=1) for block in blocks])
         ours_s, _ = cpu_s(lambda: [rings_of(block, OPTIONS) for block in blocks])
-        fixed = replace(OPTIONS, fit_circle=False)
+        fixed = OPTIONS._replace(fit_circle=False)
         fixed_s, _ = cpu_s(lambda: [rings_of(block, fixed) for block in blocks])
         same_s, rings = cpu_s(lambda: [rings_of(block, OF_CTAPIPE) for block in blocks])
         peer_s, theirs = peer(path)

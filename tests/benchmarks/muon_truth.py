@@ -30,8 +30,8 @@ LOOSE = RingOptions(
 )
 FITS = {
     "default": LOOSE,
-    "circle-fixed": replace(LOOSE, fit_circle=False),
-    "ctapipe": replace(LOOSE, of_ctapipe=True, fit_circle=False),
+    "circle-fixed": LOOSE._replace(fit_circle=False),
+    "ctapipe": LOOSE._replace(of_ctapipe=True, fit_circle=False),
 }
 
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibdask.errors import CorruptedInput, MissingInput
-from calibdask.io import dl2 as module
 from calibdask.io.dl2 import (
     ArrayLayout,
     Needs,
@@ -21,6 +20,7 @@ from calibdask.io.dl2 import (
     inspect_dl2,
     read_telescope_events,
 )
+from calibdask.io.dl2 import matching as module
 from calibdask.io.hdf5 import Table, open_hdf5
 from calibdask.io.pytables import create_hdf5, write_table
 from calibdask.stats.timebins import ctao_time_ns
@@ -315,7 +315,7 @@ def test_ranges_cover_the_events(dl2, write_dl2):
     ["none", "tables", "trigger", "no mask", "a wrong mask", "blocks in reverse order", "rows"],
 )
 def test_ranges_together_are_the_whole(dl2, write_dl2, disorder, monkeypatch):
-    monkeypatch.setattr(module, "_SEARCH_ROWS", 50)  # so that tables need searching
+    monkeypatch.setattr(module, "SEARCH_ROWS", 50)  # so that tables need searching
     made = dl2(n_events=900, obs_ids=(3, 5))
     rng = np.random.default_rng(3)
     if disorder == "tables":
@@ -829,13 +829,13 @@ def as_columns(rows):
 
 @given(keys.map(lambda rows: list(dict.fromkeys(rows))), keys)
 def test_match_finds_equal_keys(have, want):
-    index = module._match(as_columns(have), as_columns(want))
+    index = module.match(as_columns(have), as_columns(want))
     assert index.tolist() == [have.index(key) if key in have else -1 for key in want]
 
 
 @given(keys.filter(bool))
 def test_numbers_are_ordered_as_keys(rows):
-    number = module._numbered(list(as_columns(rows).values())).tolist()
+    number = module.numbered(list(as_columns(rows).values())).tolist()
     distinct = sorted(set(rows))
     by_key = dict(zip(rows, number, strict=True))
     assert sorted(set(number)) == [by_key[key] for key in distinct]
@@ -844,7 +844,7 @@ def test_numbers_are_ordered_as_keys(rows):
 
 @given(keys)
 def test_increasing(rows):
-    assert module._increasing(as_columns(rows)) == all(a < b for a, b in pairwise(rows))
+    assert module.increasing(as_columns(rows)) == all(a < b for a, b in pairwise(rows))
 
 
 @given(
@@ -863,8 +863,8 @@ def test_search_in_a_table_in_order(rows, obs_id, event_id):
 
     expected = sum(key < (obs_id, event_id) for key in rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SEARCH_ROWS", 4)
-        assert module._first_row_from(Table(), obs_id, event_id) == expected
+        patch.setattr(module, "SEARCH_ROWS", 4)
+        assert module.first_row_from(Table(), obs_id, event_id) == expected
 
 
 def test_opening_leaves_nothing_open(dl2, write_dl2):

@@ -21,7 +21,7 @@ from calibdask.muon.rings import (
 from calibdask.muon.simulate_images import simulate_images
 
 LST = RingOptions(hole_radius_m=0.74)
-LOOSE = replace(LST, picture_threshold_pe=5.0, boundary_threshold_pe=2.5, min_pixels=50)
+LOOSE = LST._replace(picture_threshold_pe=5.0, boundary_threshold_pe=2.5, min_pixels=50)
 SIMULATION = MuonImageSimulation(n_rings_per_telescope=60, seed=5)
 
 
@@ -138,7 +138,7 @@ def test_images_without_a_ring_say_why(sixty):
         return np.where(np.abs(off) < math.radians(0.11), charge, rng.normal(0.0, 1.0, n))
 
     line = np.where(np.abs(x) < math.radians(0.16), 20.0, 0.0)
-    faint = replace(LST, picture_threshold_pe=2.0, boundary_threshold_pe=1.5, min_pixels=10)
+    faint = LST._replace(picture_threshold_pe=2.0, boundary_threshold_pe=1.5, min_pixels=10)
     several = _with_image(
         images,
         [
@@ -150,7 +150,7 @@ def test_images_without_a_ring_say_why(sixty):
             circle(0.0, 1.2, 30.0) + rng.normal(0.0, 1.0, n),
         ],
     )
-    assert named(rings_of(several, replace(LST, min_pixels=50))) == [
+    assert named(rings_of(several, LST._replace(min_pixels=50))) == [
         "too few pixels",
         "too few pixels",
         "no image",
@@ -158,8 +158,8 @@ def test_images_without_a_ring_say_why(sixty):
         "too few pixels",
         "fitted",
     ]
-    assert named(rings_of(several, replace(faint, min_intensity=1e9)))[-1] == "too little light"
-    assert named(rings_of(several, replace(LST, min_ring_pixels=5000)))[-1] == (
+    assert named(rings_of(several, faint._replace(min_intensity=1e9)))[-1] == "too little light"
+    assert named(rings_of(several, LST._replace(min_ring_pixels=5000)))[-1] == (
         "too few pixels on the ring"
     )
     (status,) = named(rings_of(_with_image(images, [line]), LST))
@@ -270,7 +270,7 @@ def test_the_bias_is_small(settings):
 def test_a_wide_ring_is_biased_with_the_circle_of_the_peer_and_not_with_ours():
     """The Taubin fit makes it too large; what follows is not small."""
     _, images, ours = drawn(300, width_deg=0.2, seed=2)
-    peers = rings_of(images, replace(LST, fit_circle=False))
+    peers = rings_of(images, LST._replace(fit_circle=False))
     ok = (peers["status"] == 0) & (ours["status"] == 0)
     relative = [rings["muonefficiency_optical_efficiency"][ok] / 0.2 - 1 for rings in (peers, ours)]
     error = relative[1].std() / math.sqrt(ok.sum())

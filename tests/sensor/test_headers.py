@@ -599,7 +599,7 @@ def test_the_report_shows_a_frame_before_and_after_with_its_mask(tmp_path):
 def test_residuals_of_the_photon_transfer_curve_have_error_bars(monkeypatch):
     from matplotlib.figure import Figure
 
-    from calibdask.sensor import report
+    from calibdask.sensor.gain_report import draw_transfer
     from tests.sensor.toys import Camera, key, run_job
 
     camera = Camera(shape=(8, 12), pattern="")
@@ -607,10 +607,12 @@ def test_residuals_of_the_photon_transfer_curve_have_error_bars(monkeypatch):
     for light in (100.0, 1000.0, 4000.0):
         stacks[key("gain", iso=100, level=f"{light:g}")] = camera.frames(6, light=light)
     _, result, _ = run_job(GainJob(), stacks, camera.sensor)
-    monkeypatch.setattr(report, "draw_figure", lambda paint, **_: paint)
-    paint = report._draw_ptc(result["rows"], result["points"], Setting(100), result["step_dn"])
-    figure = Figure()
-    paint(figure)
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda one, *a, **k: (figures.append(one), save(one, *a, **k))
+    )
+    draw_transfer(result["rows"], result["points"], Setting(100), result["step_dn"])
+    (figure,) = figures
     (bars,) = figure.axes[1].containers
     points, caps, (lines,) = bars.lines
     lengths = np.array([np.ptp(one[:, 1]) for one in lines.get_segments()])

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from calibdask.stats.histogram import Histogram
     from calibdask.stats.moments import CoMoments, Moments
 
-__all__ = [
-    "fit_stage",
-]
+__all__ = ["fit_stage"]
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its MAD (Rousseeuw & Croux 1993, eq. 1.2)."""
@@ -153,25 +151,16 @@ def _start(
         std_asymmetry = np.sqrt(total.asymmetry.variance())
     fitted = std_asymmetry if options.estimator == "asymmetry" else std_difference
     unusable = ~few & ~(fitted > MIN_SCATTER)
-    n_tel, n_pair = len(tel_id), len(n)
-    nothing = np.full(n_pair, np.nan)
-    return NetworkFit(
+    return NetworkFit.blank(
+        len(tel_id),
+        len(n),
+        N_RANGES,
         estimator=options.estimator,
         kind=options.observable.kind,
         done=False,
         tel_id=tel_id,
         tel_type=tel_type,
         scale=np.array([scales.get(t, 1.0) for t in scaled_as], np.float64),
-        component=np.full(n_tel, -1),
-        is_reference=np.zeros(n_tel, np.bool_),
-        is_fallback=np.zeros(n_tel, np.bool_),
-        is_main=np.zeros(n_tel, np.bool_),
-        gauge=np.zeros(n_tel),
-        theta=np.full(n_tel, np.nan),
-        n_events=np.zeros(n_tel, np.int64),
-        covariance_independent=np.zeros((n_tel, n_tel)),
-        covariance=np.zeros((n_tel, n_tel)),
-        component_n_events=np.zeros(0, np.int64),
         first=ends[:, 0],
         second=ends[:, 1],
         n=n,
@@ -179,9 +168,6 @@ def _start(
         mean_asymmetry=mean_asymmetry,
         std_asymmetry=std_asymmetry,
         std_difference=std_difference,
-        centre=nothing,
-        variance=nothing,
-        weight=np.zeros(n_pair),
         used=~few & ~unusable,
         pair_flags=flags.column(
             {
@@ -191,30 +177,7 @@ def _start(
             }
         ),
         n_centre=n,
-        low=np.full(n_pair, -np.inf),
-        high=np.full(n_pair, np.inf),
-        median=np.zeros(n_pair),
-        slope=np.ones(n_pair),
-        jump=np.zeros(n_pair),
         distance_term=total.distance is not None,
-        kappa=np.zeros((n_pair, N_RANGES)),
-        kappa_error=np.zeros((n_pair, N_RANGES)),
-        mean_log_distance=np.zeros((n_pair, N_RANGES)),
-        kappa_weight=np.zeros((n_pair, N_RANGES)),
-        range_share=np.zeros((n_pair, N_RANGES)),
-        edge_1=np.full(n_pair, -np.inf),
-        edge_2=np.full(n_pair, -np.inf),
-        about=np.zeros(n_pair),
-        given=np.zeros(n_pair, np.bool_),
-        weight_given=np.zeros(n_pair),
-        given_bread=np.zeros((n_tel, n_tel)),
-        given_pull=np.zeros((n_tel, n_tel)),
-        given_error=np.zeros((n_tel, n_tel)),
-        scale_covariance=np.zeros((n_tel, n_tel)),
-        freedom=np.zeros(n_tel),
-        chi2=np.zeros(0),
-        ndf=np.zeros(0),
-        p_value=np.zeros(0),
         n_lacking=_of_telescopes(total.lacking, tel_id),
     )
 

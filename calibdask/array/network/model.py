@@ -344,10 +344,7 @@ def solve_asymmetry_network(
 
 
 def divergence(
-    n_nodes: int,
-    first: NDArray[np.integer],
-    second: NDArray[np.integer],
-    flow: NDArray[np.float64],
+    n_nodes: int, first: NDArray[np.integer], second: NDArray[np.integer], flow: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """A^T flow: what each pair adds to its first telescope and takes from its second.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -160,9 +160,6 @@ class PairSummary(ArrayRecord):
         ValueError
             If only one of the two has a histogram, the asymmetry, or distances.
         """
-        for name in ("histogram", "asymmetry", "distance", "higher", "lower"):
-            if (getattr(self, name) is None) != (getattr(other, name) is None):
-                raise ValueError(f"a summary with {name} does not merge with one without")
         pairs, mine, theirs = union_keys(self.pairs, other.pairs)
         size = len(pairs)
         tel_type = np.zeros(size, np.promote_types(self.tel_type.dtype, other.tel_type.dtype))
@@ -181,37 +178,21 @@ class PairSummary(ArrayRecord):
         lowest = np.full((size, 2), np.inf)
         lowest[mine] = self.lowest
         lowest[theirs] = np.minimum(lowest[theirs], other.lowest)
-        asymmetry_ = histogram = distance = None
-        if self.asymmetry is not None and other.asymmetry is not None:
-            asymmetry_ = self.asymmetry.expand(mine, size).merge(
-                other.asymmetry.expand(theirs, size)
+        parts: dict[str, Any] = {}
+        for name in self.parts:
+            one, two = getattr(self, name), getattr(other, name)
+            if (one is None) != (two is None):
+                raise ValueError(f"a summary with {name} does not merge with one without")
+            per_pair = N_RANGES if name == "distance" else 1
+            ones, twos = (
+                (row[:, None] * per_pair + np.arange(per_pair)).ravel() for row in (mine, theirs)
             )
-        if self.histogram is not None and other.histogram is not None:
-            histogram = self.histogram.expand(mine, size).merge(
-                other.histogram.expand(theirs, size)
-            )
-        if self.distance is not None and other.distance is not None:
-            distance = self.distance.expand(_ranges_of(mine), size * N_RANGES).merge(
-                other.distance.expand(_ranges_of(theirs), size * N_RANGES)
-            )
-        higher, lower = (
-            None if one is None or two is None
-            else one.expand(mine, size).merge(two.expand(theirs, size))
-            for one, two in ((self.higher, other.higher), (self.lower, other.lower))
-        )  # fmt: skip
-        return type(self)(
-            pairs,
-            tel_type,
-            n_invalid,
-            self.difference.expand(mine, size).merge(other.difference.expand(theirs, size)),
-            asymmetry_,
-            histogram,
-            lowest,
-            distance,
-            higher,
-            lower,
-            _sum_by_number(self.lacking, other.lacking),
-        )
+            n_groups = size * per_pair
+            parts[name] = None
+            if one is not None:
+                parts[name] = one.expand(ones, n_groups).merge(two.expand(twos, n_groups))
+        lacking = _sum_by_number(self.lacking, other.lacking)
+        return type(self)(pairs, tel_type, n_invalid, lowest=lowest, lacking=lacking, **parts)
 
 
 def with_lacking[S](summary: S, n_lacking: Mapping[int, int]) -> S:
@@ -227,11 +208,6 @@ def distance_range(
 ) -> NDArray[np.uint8]:
     """Range of the geometric mean of both impact distances, 0 to `N_RANGES` - 1."""
     return np.digitize(np.sqrt(impact_1_m * impact_2_m), DISTANCE_EDGES_M).astype(np.uint8)
-
-
-def _ranges_of(row: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of `PairSummary.distance` that belong to rows of pairs."""
-    return np.asarray(row[:, None] * N_RANGES + np.arange(N_RANGES)).ravel()
 
 
 def _sum_by_number(one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.int64]:

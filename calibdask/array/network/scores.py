@@ -201,10 +201,7 @@ class _Block:
 
 
 def _influence(
-    fit: NetworkFit,
-    pair: NDArray[np.int64],
-    d: NDArray[np.float64],
-    about: NDArray[np.float64],
+    fit: NetworkFit, pair: NDArray[np.int64], d: NDArray[np.float64], about: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Influence of each event on the centre of its pair, about the model or the centre, (K,)."""
     if fit.estimator == "asymmetry":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -14,6 +14,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["NetworkFit"]
+
+
+_SHAPES: Final = {
+    "T": "component is_reference is_fallback is_main gauge theta n_events freedom",
+    "TT": "covariance_independent covariance given_bread given_pull given_error scale_covariance",
+    "C": "component_n_events chi2 ndf p_value",
+    "K": "centre variance weight low high median slope jump edge_1 edge_2 about given weight_given",
+    "KR": "kappa kappa_error mean_log_distance kappa_weight range_share",
+}
+"""Fields of a fit that has not begun, by their shape: T telescopes, K pairs, R ranges."""
+
+_UNSET: Final = {
+    "component": -1,
+    "n_events": 0,
+    "component_n_events": 0,
+    "slope": 1.0,
+    "high": np.inf,
+    **dict.fromkeys(("is_reference", "is_fallback", "is_main", "given"), False),
+    **dict.fromkeys(("theta", "centre", "variance"), np.nan),
+    **dict.fromkeys(("low", "edge_1", "edge_2"), -np.inf),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,6 +157,25 @@ class NetworkFit(ArrayRecord):
     ndf: NDArray[np.float64]
     p_value: NDArray[np.float64]
     n_lacking: NDArray[np.int64]
+
+    @classmethod
+    def blank(cls, n_telescopes: int, n_pairs: int, n_ranges: int, **known: Any) -> Self:
+        """State before any fit: fields that are not known are 0, or as `_UNSET` has them.
+
+        Parameters
+        ----------
+        n_telescopes, n_pairs, n_ranges : int
+            T, K and R.
+        **known : object
+            Fields.
+        """
+        sizes = {"T": n_telescopes, "K": n_pairs, "R": n_ranges, "C": 0}
+        values = {
+            name: np.full([sizes[letter] for letter in shape], _UNSET.get(name, 0.0))
+            for shape, names in _SHAPES.items()
+            for name in names.split()
+        }
+        return cls(**(values | known))
 
     @property
     def bread(self) -> NDArray[np.float64]:
