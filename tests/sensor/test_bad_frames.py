@@ -15,7 +15,7 @@ from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
 from calibdask.io.maps import read_product
 from calibdask.io.spectacle import read_camera_file, write_camera_file
 from calibdask.sensor.config import Frames
-from calibdask.sensor.config import StackImagesJob as StackImagesOptions
+from calibdask.sensor.config import StackImages as StackImagesOptions
 from calibdask.sensor.simulate import simulate_sensor
 from calibdask.sensor.simulation import FAULTS, SensorSimulation
 from calibdask.sensor.stack_images import StackImagesJob
