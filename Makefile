@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` shows it, `make test` checks it.
 # Both make the environment first, in .venv, from hash-checked requirements.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench bench-muon muon-truth bench-sensor scale faults statistics image-bias \
+.PHONY: help install demo test bench bench-muon muon-truth bench-sensor scale cells faults statistics image-bias \
   cross-scale timing-truth fuzz held-out sensor-pulls lint lock clean
 
 PYTHON_VERSION := $(shell cat .python-version)
@@ -57,6 +57,9 @@ muon-truth: .venv/installed ## bias and pulls of muon rings drawn photon by phot
 
 scale: .venv/installed ## measure the engine from ten shards to ten thousand (SCALE="--scale 0.1")
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py $(SCALE)
+
+cells: .venv/installed ## cost of 10 000 small cells: processor time, and files in the store (20 s)
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/many_cells.py
 
 # The table goes on where a run of tests fails, so that it shows what held.
 faults: .venv/installed ## do to a real SLURM on this machine what can go wrong, print the table (15 min)

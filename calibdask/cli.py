@@ -19,7 +19,8 @@ import click
 import calibdask
 from calibdask.engine.sites.table import SITES, cluster_help, find_site
 from calibdask.errors import CalibdaskError, ConfigError
-from calibdask.registry import JOBS, SIMULATIONS, did_you_mean, find_job
+from calibdask.registry import JOBS, SIMULATIONS, find_job
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -507,6 +508,11 @@ def _list_simulation(ctx: click.Context, kind: Any) -> NoReturn:
     import dataclasses
     import inspect
 
+    if hasattr(kind, "__pydantic_fields__"):
+        from calibdask.simulation import describe_options
+
+        click.echo(describe_options(kind))
+        ctx.exit()
     click.echo(inspect.getdoc(kind))
     click.echo("\nDefaults")
     for field in dataclasses.fields(kind):

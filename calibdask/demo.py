@@ -15,7 +15,7 @@ from calibdask.engine import events
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from calibdask.array.calibration import InterCalibration
+    from calibdask.array.inter_calibration import InterCalibration
     from calibdask.engine.events import Listener
     from calibdask.engine.run import RunResult
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from calibdask.errors import ConfigError
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from calibdask.config import Campaign, Section
@@ -23,7 +23,6 @@ __all__ = [
     "Prepared",
     "Simulation",
     "all_sections",
-    "did_you_mean",
     "find_job",
 ]
 
@@ -124,17 +123,17 @@ JOBS: dict[str, Job] = {
         Job(
             "energy-asymmetry-estimation",
             "Event-wise energy asymmetries of telescope pairs, one file per DL2 file.",
-            "calibdask.array.calibration:EnergyAsymmetryEstimation",
+            "calibdask.array.asymmetry_estimation:EnergyAsymmetryEstimation",
         ),
         Job(
             "image-asymmetry-estimation",
             "Event-wise asymmetries of image sizes of telescope pairs, one file per DL2 file.",
-            "calibdask.array.calibration:ImageAsymmetryEstimation",
+            "calibdask.array.asymmetry_estimation:ImageAsymmetryEstimation",
         ),
         Job(
             "inter-calibration",
             "Relative optical throughput of telescopes of one type, from DL2 or asymmetries.",
-            "calibdask.array.calibration:InterCalibration",
+            "calibdask.array.inter_calibration:InterCalibration",
         ),
         Job(
             "cross-calibration",
@@ -149,60 +148,62 @@ JOBS: dict[str, Job] = {
         Job(
             "calculate-throughput-muon",
             "Optical throughput of telescopes by time, from muon rings in DL1 files or images.",
-            "calibdask.muon.calibration:ThroughputFromMuons",
+            "calibdask.muon.throughput:ThroughputFromMuons",
         ),
         Job(
             "calculate-psf-muon",
             "Optical point spread function of telescopes, from muon rings in DL1 files or images.",
-            "calibdask.muon.calibration:PsfFromMuons",
+            "calibdask.muon.psf:PsfFromMuons",
         ),
         Job(
             "stack-images",
             "Mean, variance and extremes of each pixel over stacks of raw frames, exactly.",
-            "calibdask.sensor.stack_images:StackImages",
+            "calibdask.sensor.stack_images:StackImagesJob",
         ),
         Job(
-            "bias", "Bias and read noise of each pixel and ISO speed.", "calibdask.sensor.bias:Bias"
+            "bias",
+            "Bias and read noise of each pixel and ISO speed.",
+            "calibdask.sensor.bias:BiasJob",
         ),
         Job(
             "readnoise",
             "Read noise of each pixel and ISO speed.",
-            "calibdask.sensor.bias:ReadNoise",
+            "calibdask.sensor.bias:ReadNoiseJob",
         ),
         Job(
             "iso-normalisation",
             "Signal of a camera at each ISO speed relative to the lowest one.",
-            "calibdask.sensor.iso:IsoNormalisation",
+            "calibdask.sensor.iso:IsoNormalisationJob",
         ),
         Job(
             "dark-current",
             "Dark current of each pixel, hot pixels, and the law of its temperature.",
-            "calibdask.sensor.dark:DarkCurrent",
+            "calibdask.sensor.dark:DarkCurrentJob",
         ),
         Job(
             "gain",
             "Gain of each pixel and channel by photon transfer, read noise, full well.",
-            "calibdask.sensor.gain:Gain",
+            "calibdask.sensor.gain:GainJob",
         ),
         Job(
             "flatfield",
             "Relative response of each pixel: vignetting and pixel response (PRNU).",
-            "calibdask.sensor.flat:FlatField",
+            "calibdask.sensor.flat:FlatFieldJob",
         ),
         Job(
             "emva1288",
             "Characterisation of a sensor by the standard EMVA 1288.",
-            "calibdask.sensor.emva:Emva1288",
+            "calibdask.sensor.emva:Emva1288Job",
         ),
         Job(
             "defects",
             "Map of defect pixels from bias, dark and flat-field frames.",
-            "calibdask.sensor.defects:Defects",
+            "calibdask.sensor.defects:DefectsJob",
         ),
         Job(
             "calibrate-images",
             "Raw frames corrected for bias, ISO speed, dark current, flat field and gain.",
-            "calibdask.sensor.calibrate:CalibrateImages",
+            "calibdask.sensor.calibrate:CalibrateImagesJob",
         ),
     )
 }
@@ -221,26 +222,40 @@ class Simulation:
         Its name on the command line.
     summary : str
         What it makes, in one line.
-    module : str
-        A module with ``Options``, a frozen dataclass of plain values that has at least `seed` and
-        whose docstring lists the options, and ``simulate(output, options, progress)``, which
-        writes into a directory, calls ``progress(done, total)`` and gives the paths it wrote.
+    where : str
+        Module and class of its options (see `calibdask.simulation`), as ``module:Class``.
+    writer : str
+        Module and function ``write(output, options, progress)`` that writes into a directory, calls
+        ``progress(done, total)``, and returns the paths it wrote, or what has them as ``paths``.
     """
 
     name: str
     summary: str
-    module: str
+    where: str
+    writer: str
 
     def options(self) -> Any:
         """Return the class of the options."""
-        return import_module(self.module).Options
+        return _imported(self.where)
 
     def simulate(
         self, output: Path, options: Any, progress: Callable[[int, int], None]
     ) -> Sequence[Path]:
-        """Write the data and give their paths (ConfigError where an option or a place is wrong)."""
-        paths: Sequence[Path] = import_module(self.module).simulate(output, options, progress)
+        """Write the data and return their paths.
+
+        Raises
+        ------
+        ConfigError
+            An option is wrong, or a file exists.
+        """
+        made = _imported(self.writer)(output, options, progress)
+        paths: Sequence[Path] = made if isinstance(made, tuple) else made.paths
         return paths
+
+
+def _imported(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
 
 
 SIMULATIONS: dict[str, Simulation] = {
@@ -249,22 +264,26 @@ SIMULATIONS: dict[str, Simulation] = {
         Simulation(
             "array",
             "DL2 files of an array of telescopes in ctapipe's format, with truth.json beside them.",
-            "calibdask.array.simulate",
+            "calibdask.array.simulation:ArraySimulation",
+            "calibdask.array.simulate:simulate_array",
         ),
         Simulation(
             "sensor",
             "Raw frames of a camera as DNG or FITS in SPECTACLE's folders, with truth.npz beside.",
-            "calibdask.sensor.simulate",
+            "calibdask.sensor.simulation:SensorSimulation",
+            "calibdask.sensor.simulate:simulate_sensor",
         ),
         Simulation(
             "muon-tables",
             "DL1 files with tables of muon rings in ctapipe's format, with truth.json beside them.",
-            "calibdask.muon.simulate",
+            "calibdask.muon.simulate:MuonSimulation",
+            "calibdask.muon.simulate:simulate_ring_tables",
         ),
         Simulation(
             "muon-images",
             "DL1 files with images of muon rings in ctapipe's format, with truth.json beside them.",
-            "calibdask.muon.simulate_images",
+            "calibdask.muon.image_simulation:MuonImageSimulation",
+            "calibdask.muon.simulate_images:simulate_ring_images",
         ),
     )
 }
@@ -290,9 +309,3 @@ def find_job(name: str) -> Job:
         hint = did_you_mean(name, JOBS)
         raise ConfigError(f"there is no job {name!r}{hint}; jobs are: {', '.join(JOBS)}")
     return JOBS[name]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name closest to a misspelt one, for the end of a message."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

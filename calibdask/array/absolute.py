@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibdask.array.model import connected_components, divergence, gauge_inverse, laplacian
+from calibdask.array.network.model import connected_components, divergence, gauge_inverse, laplacian
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = [
     "Combined",

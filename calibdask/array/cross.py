@@ -14,26 +14,20 @@ in one type and not in the other goes into the scale of the type.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from calibdask import flags
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
-from calibdask.array.coefficients import MIN_EVENTS_FOR_ERROR, has_error, student_factor
 from calibdask.array.config import FURTHER, SELECTION
-from calibdask.array.model import NetworkOptions
+from calibdask.array.from_dl2 import SurveyedDl2, layout_of_file
+from calibdask.array.network.coefficients import MIN_EVENTS_FOR_ERROR, has_error, student_factor
+from calibdask.array.network.stages import n_stages
 from calibdask.array.pair_config import resolved
 from calibdask.array.pairs import PairRows, select_pairs
-from calibdask.array.pairwise import (
-    PairData,
-    PairwiseCalibration,
-    SurveyedDl2,
-    layout_of_file,
-    unknown_types,
-)
-from calibdask.array.summary import n_stages
+from calibdask.array.pairwise import PairedRows, ThroughputCalibration
 from calibdask.array.tables import (
     CONSISTENCY,
     CONTRASTS,
@@ -49,10 +43,10 @@ from calibdask.array.throughput_config import (
     RelativeThroughputFitter,
     top_fitter,
 )
-from calibdask.engine.protocol import Cell, InputRef, Piece, Reduced, Rows, Shard, Survey
+from calibdask.engine.protocol import Cell, InputRef, Piece, Shard, Survey
 from calibdask.errors import ConfigError, MissingInput, WrongKind
 from calibdask.flags import Flag
-from calibdask.io.dl2 import Needs, TelescopeEvents
+from calibdask.io.dl2 import TelescopeEvents
 from calibdask.io.kinds import file_kind
 from calibdask.io.throughput import InterCalibrationTable, MuonThroughputs, read_throughputs
 
@@ -63,9 +57,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.array.absolute import Combined, TypeContrasts, TypeScales
+    from calibdask.array.network.model import NetworkOptions
+    from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
-    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.report import Section
     from calibdask.schema import TableSchema
@@ -96,7 +91,7 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
+class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
     """Throughput of the telescopes of all types on one scale."""
 
     options: CalculateCrossCalibration
@@ -109,10 +104,8 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     schemas: ClassVar[Mapping[str, TableSchema]] = CROSS
     title: ClassVar[str] = "Cross-calibration of telescope throughput over telescope types"
 
-    fitter: RelativeThroughputFitter = field(default_factory=RelativeThroughputFitter)
     given: InterCalibrationTable | None = None
     muons: tuple[tuple[int, float, float, int, int | None, int | None], ...] = ()
-    truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
 
     sections: ClassVar = {
         "CalculateCrossCalibration": CalculateCrossCalibration,
@@ -136,23 +129,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network whose scale is that of the reference type."""
-        fitter = self.fitter
-        return NetworkOptions(
-            estimator=fitter.estimator or ENERGY_ESTIMATOR,
-            n_min=fitter.n_min,
-            clip_sigma=fitter.clip_sigma,
-            normalisation=fitter.normalisation,
-            reference_telescopes=fitter.reference_telescopes.by_type,
-            throughput_normalisation=fitter.throughput_normalisation.by_type,
-            reference_type=self.options.reference_subsystem,
-            symmetric=True,
-        )
-
-    @property
-    def needs(self) -> Needs:
-        """The columns to read."""
-        column = self.options.value_column
-        return Needs(column, tuple(sorted(self.options.columns - {column})))
+        return self.network_options(symmetric=True, reference_type=self.options.reference_subsystem)
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -258,7 +235,7 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                 f"{path} is also from observations {_shorten(lacking)}, of which there is no DL2"
                 " file among the inputs: give all the DL2 files it was made from"
             )
-        known = dict(zip(self.telescopes.tel_id, self.telescopes.tel_type, strict=True))
+        known = self.type_of_telescope
         for number, kind in zip(table.tel_id.tolist(), table.tel_type, strict=True):
             if known.get(number) != kind:
                 raise ConfigError(
@@ -290,7 +267,6 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         given = self.given
         return {
             **super().fit_config(),
-            "telescopes": self.fit_telescopes(),
             "given": None
             if given is None
             else [given.tel_id.tolist(), list(map(repr, given.value.tolist()))],
@@ -310,25 +286,12 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
                 f"the reference type {reference} is not among the telescopes ({', '.join(types)}):"
                 " another scale is taken and flagged"
             )
-        fitter = self.fitter
-        named = (
-            *fitter.reference_telescopes.by_type,
-            *fitter.throughput_normalisation.by_type,
-            *self.options.nominal_throughput.by_type,
-        )
-        notes += unknown_types(
-            self.layout,
+        notes += self.odd_types(
             "RelativeThroughputFitter and CalculateCrossCalibration.nominal_throughput",
-            (kind for kind, _ in named),
+            self.options.nominal_throughput.by_type,
         )
-        known = dict(zip(self.layout.tel_id, self.layout.tel_type, strict=True))
-        number = dict(self.fitter.reference_telescopes.by_type).get(reference)
-        if number is not None and reference in types and known.get(number) != reference:
-            notes.append(
-                f"reference telescope {number} of {reference} is not among the {reference} of the"
-                " inputs: another one is taken and flagged"
-            )
-        if self.given is not None and (lacking := set(known) - self.given.known):
+        notes += self.odd_references(reference)
+        if self.given is not None and (lacking := set(self.layout.tel_id) - self.given.known):
             notes.append(
                 f"{self.given.path} has no throughput that can be used of telescopes"
                 f" {sorted(lacking)}: they get none here"
@@ -341,36 +304,18 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         """Read telescope events; a table of throughputs, read when planned, holds none."""
         return None if shard.part == _TABLES else self.read_events(shard)
 
-    def reduce(self, shard: Shard, data: TelescopeEvents | None) -> Reduced:
-        """Summarise the pairs of a shard."""
-        pairs = self._no_pairs() if data is None else self.pair_up(data)
-        return self.summarise_first(shard, pairs)
+    def pair_up(self, data: TelescopeEvents | None) -> PairedRows:
+        """Select pairs; those of two types only in events that have enough of both types."""
+        if data is None:
+            return self._no_pairs()
+        pairs = self.select(data)
+        return PairedRows.of(data, self.rows_of(data, pairs), pairs.cut_flow, pairs.warnings)
 
-    def refine(
-        self,
-        stage: int,
-        shard: Shard,
-        data: Rows | TelescopeEvents | None,
-        given: Mapping[Cell, NetworkFit],
-    ) -> Reduced:
-        """Summarise the pairs within the bounds so far, or the events' scores about a fit."""
-        del shard
-        if data is None or isinstance(data, TelescopeEvents):
-            raise TypeError("the first stage keeps the pairs of every shard")
-        return self.summarise_again(stage, self.kept_pairs(data), given)
-
-    def _no_pairs(self) -> PairData:
-        nothing: dict[str, NDArray[Any]] = {
-            "event": np.zeros(0, np.int32),
-            "tel_id_1": np.zeros(0, np.uint16),
-            "tel_id_2": np.zeros(0, np.uint16),
-            "x_1": np.zeros(0),
-            "x_2": np.zeros(0),
-        }
-        if self.bins is not None:
-            nothing["time_bin"] = np.zeros(0, np.int64)
-        events = self.pair_events(nothing)
-        return PairData(events, nothing.get("time_bin"), rows=nothing)
+    def _no_pairs(self) -> PairedRows:
+        kinds: dict[str, type] = {"event": np.int32, "tel_id_1": np.uint16, "tel_id_2": np.uint16}
+        kinds |= {"x_1": float, "x_2": float} | ({} if self.bins is None else {"time_bin": int})
+        rows: Columns = {name: np.zeros(0, kind) for name, kind in kinds.items()}
+        return PairedRows(rows, np.zeros((0, 2), np.int64), {})
 
     def select(self, data: TelescopeEvents) -> PairRows:
         """Select pairs; those of two types only in events that have enough of both types."""
@@ -392,10 +337,6 @@ class CrossCalibration(PairwiseCalibration[TelescopeEvents | None]):
         return replace(
             pairs, row_1=one[keep], row_2=two[keep], limit=pairs.limit[keep], cut_flow=flow
         )
-
-    def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
-        """Return the energies, TeV."""
-        return data.columns[self.options.value_column]
 
     # -- fit ------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibdask.array.drift import CHANCE
+from calibdask.array.network.drift import CHANCE
 from calibdask.flags import Flag, has, worst
 from calibdask.report import (
     PALETTE,

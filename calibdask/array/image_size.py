@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = ["HIGHER_CUT", "NARROWER_WINDOW", "harder_selections", "pair_size", "systematic"]
 
@@ -82,10 +82,10 @@ def systematic(fit: NetworkFit, harder: Mapping[str, NetworkFit]) -> NDArray[np.
     hep-ex/0207026, eq. 7); large images scatter less. What exceeds it
     is systematic. About the mean over the T telescopes of a component, P = 1 - 1 1^T/T, its
     variance is s^2 = (|P D|^2 - tr(P V))/(T - 1), summed over the selections where it is none of
-    chance (`CHANCE`, tested as in `calibdask.array.goodness`): a check that is passed is no error
-    (Barlow, section 4). The same
-    independent error s of every telescope is then taken to where the fit has its zero, g . theta:
-    s_i^2 = s^2 (1 - 2 g_i + sum_j g_j^2), which is 2 s^2 against a reference telescope.
+    chance (`CHANCE`, tested as in `network.goodness`): a check that is passed is no error (Barlow,
+    section 4). The same independent error s of every telescope is then taken to where the fit has
+    its zero, g . theta: s_i^2 = s^2 (1 - 2 g_i + sum_j g_j^2), which is 2 s^2 against a reference
+    telescope.
 
     Parameters
     ----------

@@ -39,6 +39,11 @@ class EventRows(Protocol):
         ...
 
     @property
+    def n_events(self) -> int:
+        """Number of events."""
+        ...
+
+    @property
     def tel_id(self) -> NDArray[np.uint16]:
         """Telescope of each row."""
         ...

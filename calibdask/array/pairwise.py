@@ -1,401 +1,106 @@
-"""What calibrations by pairs of telescopes share: DL2 files, time bins, stages, tables.
+"""What calibrations by pairs of telescopes share: pairs kept, time bins, stages, tables.
 
-`FromDl2` plans over DL2 files; `PairwiseCalibration` fits a network of pairs to them, one for all
-data or one for each time bin. A job adds what its pairs compare and which of them count.
+`PairwiseCalibration` fits a network of pairs, one for all data or one for each time bin. A job adds
+what its pairs compare and which of them count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 
 from calibdask import flags
-from calibdask.array.coefficients import coefficients, values_so_far
-from calibdask.array.drift import find_drift
-from calibdask.array.goodness import event_group
-from calibdask.array.model import NetworkOptions, Telescopes, pair_types
-from calibdask.array.network import fit_stage
-from calibdask.array.pairs import ALTITUDE, Layout, PairRows, event_keys
-from calibdask.array.state import NetworkFit
-from calibdask.array.summary import (
-    PairEvents,
-    PairSummary,
-    ScoreSummary,
-    n_stages,
-    reduce_stage,
-    with_lacking,
-)
+from calibdask.array.from_dl2 import FromDl2, unknown_types
+from calibdask.array.model import Telescopes, pair_types
+from calibdask.array.network.coefficients import coefficients, values_so_far
+from calibdask.array.network.drift import find_drift
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.goodness import event_group
+from calibdask.array.network.model import NetworkOptions
+from calibdask.array.network.pairs import PairEvents, PairSummary, with_lacking
+from calibdask.array.network.scores import ScoreSummary
+from calibdask.array.network.stages import n_stages, reduce_stage
+from calibdask.array.network.state import NetworkFit
+from calibdask.array.pairs import event_keys
+from calibdask.array.throughput_config import ENERGY_ESTIMATOR, RelativeThroughputFitter
 from calibdask.engine.protocol import (
     ALL,
-    Calibration,
     Cell,
-    InputRef,
     Output,
-    Piece,
     Reduced,
     Rows,
     Shard,
     State,
     Summary,
-    Survey,
     Tables,
 )
-from calibdask.errors import ConfigError, NotEnoughData, WrongKind
+from calibdask.errors import NotEnoughData
 from calibdask.flags import Flag
-from calibdask.io.dl2 import (
-    ArrayLayout,
-    Dl2Info,
-    Needs,
-    TelescopeEvents,
-    event_ranges,
-    event_times,
-    inspect_dl2,
-    read_telescope_events,
-)
-from calibdask.io.kinds import file_kind
 from calibdask.io.metadata import CtaReference
-from calibdask.io.pointing import read_pointing, require_pointing
 from calibdask.stats.keyed import obs_id_array
-from calibdask.stats.timebins import NO_TIME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
 
-    from calibdask.array.pair_config import PairSection
+    from calibdask.array.pairs import PairRows
     from calibdask.array.report import Quantity, TelescopeLayout
+    from calibdask.io.dl2 import TelescopeEvents
     from calibdask.report import Section
     from calibdask.schema import TableSchema
-    from calibdask.stats.timebins import TimeBins
 
     type Columns = dict[str, NDArray[Any]]
 
-__all__ = [
-    "FromDl2",
-    "PairData",
-    "PairwiseCalibration",
-    "SurveyedDl2",
-    "join_obs_ids",
-    "layout_of_file",
-    "selection_of",
-    "type_of",
-    "unknown_types",
-]
-
-PAIR_BYTES = 200
-"""Memory of a pair-event while it is formed, selected and summarised."""
-
-
-# -- planning over DL2 files --------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SurveyedDl2:
-    """What a look at a DL2 file showed.
-
-    Attributes
-    ----------
-    info : Dl2Info
-        Its metadata.
-    bin_starts, time_bin : ndarray of int64, shape (R,)
-        Rows of the trigger table at which another time bin begins, and that bin, `NO_TIME` for
-        events without time; without time bins there are none.
-    n_timeless : int
-        Events without time.
-    """
-
-    info: Dl2Info
-    bin_starts: NDArray[np.int64]
-    time_bin: NDArray[np.int64]
-    n_timeless: int = 0
-
-    def cells(self, first: int, stop: int) -> tuple[Cell, ...]:
-        """Time bins of the events in a range of rows of the trigger table; ALL without bins."""
-        if not len(self.bin_starts):
-            return (ALL,)
-        begin = np.searchsorted(self.bin_starts, first, side="right") - 1
-        end = np.searchsorted(self.bin_starts, stop, side="left")
-        numbers = np.unique(self.time_bin[begin:end]).tolist()
-        return tuple((number,) for number in numbers if number != NO_TIME)
-
-
-def layout_of_file(array: ArrayLayout) -> Layout:
-    """Return the layout as it stands in one file."""
-    return Layout(
-        tuple(array.tel_id.tolist()),
-        array.tel_type,
-        array.tel_description,
-        tuple((x, y, z) for x, y, z in array.position_m.tolist()),
-    )
-
-
-def join_layouts(layouts: Sequence[tuple[str, ArrayLayout]]) -> Layout:
-    """Unite the telescopes of all files, given with their paths.
-
-    Raises
-    ------
-    ConfigError
-        Two files contradict each other about a telescope.
-    """
-    telescopes: dict[int, tuple[str, str, tuple[float, float, float]]] = {}
-    first: dict[int, tuple[str, ArrayLayout]] = {}
-    for path, layout in layouts:
-        numbers = layout.tel_id.tolist()
-        owners = dict(first[number] for number in numbers if number in first)
-        for other, known in owners.items():
-            if what := known.contradiction(layout):
-                raise ConfigError(
-                    f"{other} and {path} are of different arrays: {what}; calibrate each array"
-                    " by itself"
-                )
-        for number, kind, description, (x, y, z) in zip(
-            numbers,
-            layout.tel_type,
-            layout.tel_description,
-            layout.position_m.tolist(),
-            strict=True,
-        ):
-            first.setdefault(number, (path, layout))
-            telescopes.setdefault(number, (kind, description, (x, y, z)))
-    order = sorted(telescopes, key=lambda number: (telescopes[number][0], number))
-    return Layout(
-        tuple(order),
-        tuple(telescopes[number][0] for number in order),
-        tuple(telescopes[number][1] for number in order),
-        tuple(telescopes[number][2] for number in order),
-    )
-
-
-def join_obs_ids(infos: Iterable[Any]) -> tuple[int, ...]:
-    """Observation blocks of all inputs, sorted."""
-    return tuple(sorted({number for info in infos for number in info.obs_ids}))
-
-
-def type_of(layout: Layout, tel_id: NDArray[np.integer[Any]]) -> NDArray[np.bytes_]:
-    """Type of each row's telescope, as bytes like in the files."""
-    types = np.array([name.encode() for name in layout.tel_type])
-    table = np.zeros(max(layout.tel_id) + 1, types.dtype)
-    table[list(layout.tel_id)] = types
-    return np.asarray(table[tel_id])
-
-
-def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str]:
-    """Say which types of an option no telescope has, unless they are usual ones."""
-    known = sorted(set(layout.tel_type))
-    return [
-        f"{option}: no telescope is of the type {name!r}; there are {', '.join(known)}"
-        for name in sorted(set(named) - {"LST", "MST", "SST", *known})
-    ]
+__all__ = ["PairedRows", "PairwiseCalibration", "ThroughputCalibration", "selection_of"]
 
 
 @dataclass(frozen=True)
-class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
-    """What the jobs that read DL2 files share: survey, layout, shards."""
-
-    options: PairSection
-    shard_bytes: int
-    notes: tuple[str, ...] = ()
-    layout: Layout | None = None
-    process_type: str = "Observation"
-    obs_ids: tuple[int, ...] = ()
-    bins: TimeBins | None = None
-
-    small_bytes: ClassVar[int] = 12_000
-    kept_bytes: ClassVar[int] = 30
-    """Bytes of kept rows and keys for each telescope-event if all are selected, as measured on the
-    simulated array of 36 telescopes: for the plan's estimate."""
-    kept_pair_bytes: ClassVar[int] = 0
-    """The same for each pair of telescopes in an event."""
-
-    preload: ClassVar[tuple[str, ...]] = ("astropy.units",)  # for units in quality criteria
-
-    @property
-    def needs(self) -> Needs:
-        """The columns to read."""
-        raise NotImplementedError
-
-    @property
-    def needs_altitude(self) -> bool:
-        """Whether the selection looks at where the telescopes pointed."""
-        return False
-
-    @property
-    def telescopes(self) -> Layout:
-        """The telescopes of all inputs, known from the plan on."""
-        if self.layout is None:
-            raise ValueError("the calibration was not planned: it knows no telescopes")
-        return self.layout
-
-    def survey(self, source: InputRef) -> Survey:
-        """Look at the tables of a DL2 file."""
-        if file_kind(source.path) != "DL2 events":
-            raise WrongKind(f"{source.path}: holds no DL2 events")
-        info = inspect_dl2(source.path, self.needs)
-        if self.needs_altitude:
-            require_pointing(source.path)
-        if info.product_id:  # tells apart what equal size and samples would not
-            source = replace(source, identity=f"{source.identity}:{info.product_id}")
-        starts = time_bin = np.zeros(0, np.int64)
-        n_timeless = 0
-        if self.bins is not None:
-            time_bin = self.bins.index(event_times(source.path))
-            n_timeless = int(np.count_nonzero(time_bin == NO_TIME))
-            starts = np.flatnonzero(np.diff(time_bin, prepend=time_bin[:1] - 1))
-            time_bin = time_bin[starts]
-        facts = SurveyedDl2(info, starts, time_bin, n_timeless)
-        return Survey(source, order=info.obs_ids[:1], facts=facts)
-
-    def planned(self, surveys: Sequence[Survey]) -> Self:
-        """Unite the layouts, and refuse what does not belong together."""
-        infos: list[tuple[str, Dl2Info]] = [(one.source.path, one.facts.info) for one in surveys]
-        types: dict[str, str] = {}
-        for path, info in infos:
-            types.setdefault(info.process_type or "Observation", path)
-        if len(types) > 1:
-            listed = " and ".join(f"{path} ({kind})" for kind, path in sorted(types.items()))
-            raise ConfigError(f"simulated and observed events in one run: {listed}; separate them")
-        layout = join_layouts([(path, info.layout) for path, info in infos])
-        notes = self.options.max_impact_distance.unmatched(
-            layout.tel_id, layout.tel_description, option="PairFinder.max_impact_distance"
-        )
-        for one in surveys:
-            if one.facts.n_timeless:
-                note = (
-                    f"{one.source.path}: {one.facts.n_timeless} of {one.facts.info.n_events} events"
-                    " have no time: they belong to no time bin and are left out"
-                )
-                notes = (*notes, note)
-        untyped = [path for path, info in infos if not info.has_event_types]
-        if untyped and self.options.event_types:
-            note = (
-                f"{untyped[0]}: does not tell the types of its events (event_type in"
-                f" /dl1/event/subarray/trigger; {len(untyped)} such files): all are taken for"
-                " showers"
-            )
-            notes = (*notes, note)
-        if not any(one.facts.cells(0, one.facts.info.n_events) for one in surveys):
-            raise NotEnoughData("no event has a time: there is no time bin to calibrate")
-        return replace(
-            self,
-            layout=layout,
-            process_type=next(iter(types)),
-            notes=self.notes + notes,
-            obs_ids=join_obs_ids(info for _, info in infos),
-        )
-
-    def pieces(self, surveys: Sequence[Survey]) -> Iterable[Piece]:
-        """Cut files that are too large for one shard into ranges of events."""
-        for survey in surveys:
-            surveyed: SurveyedDl2 = survey.facts
-            info = surveyed.info
-            n_rows = info.n_telescope_rows
-            n_pairs = n_rows * max(n_rows / max(info.n_events, 1) - 1, 0) / 2
-            peak_bytes = info.bytes_needed + int(n_pairs * PAIR_BYTES)
-            n_parts = -(-peak_bytes // self.shard_bytes)
-            kept = n_rows * self.kept_bytes + int(n_pairs * self.kept_pair_bytes)
-            if n_parts <= 1:
-                yield Piece(
-                    (survey.source,),
-                    cells=surveyed.cells(0, info.n_events),
-                    order=survey.order,
-                    n_bytes=survey.source.size,
-                    peak_bytes=peak_bytes,
-                    stored_bytes=self.small_bytes + kept,
-                )
-                continue
-            for first, stop in event_ranges(survey.source.path, n_parts):
-                fraction = (stop - first) / info.n_events
-                yield Piece(
-                    (survey.source,),
-                    (("first_trigger_row", first), ("stop_trigger_row", stop)),
-                    cells=surveyed.cells(first, stop),
-                    order=(*survey.order, first),
-                    n_bytes=int(survey.source.size * fraction),
-                    peak_bytes=int(peak_bytes * fraction),
-                    stored_bytes=self.small_bytes + int(fraction * kept),
-                )
-
-    def warnings(self) -> Sequence[str]:
-        """Tell what was odd about configuration and layout."""
-        return self.notes
-
-    def read_events(self, shard: Shard) -> TelescopeEvents:
-        """Read the telescope events of a shard."""
-        part = dict(shard.part)
-        rows = None
-        if part:
-            rows = (int(part["first_trigger_row"]), int(part["stop_trigger_row"]))
-        timed = self.needs.event_time or self.bins is not None or self.needs_altitude
-        needs = replace(self.needs, event_time=timed, event_types=self.options.event_types)
-        events = read_telescope_events(shard.inputs[0].path, needs, rows)
-        if self.needs_altitude:
-            events.columns[ALTITUDE] = _altitude(shard.inputs[0].path, events)
-        return events
-
-    def of_events(self, data: TelescopeEvents) -> dict[str, NDArray[np.bool_]]:
-        """Return the criteria on the events of rows, by their name in the cut flow."""
-        conditions: dict[str, NDArray[np.bool_]] = {}
-        accepted = self.options.event_types
-        if accepted and data.event_type is not None:
-            numbers = ", ".join(map(str, accepted))
-            conditions[f"event type {numbers}"] = np.isin(data.event_type, accepted)
-        if self.bins is not None and data.event_time_ns is not None:
-            conditions["event time known"] = (data.event_time_ns != NO_TIME)[data.event]
-        return conditions
-
-
-def _altitude(path: str, events: TelescopeEvents) -> NDArray[np.float64]:
-    """Altitude in rad of each row's telescope when its event triggered; NaN where unknown."""
-    altitude = np.full(len(events.tel_id), np.nan)
-    if events.event_time_ns is None:
-        raise ValueError("the altitude needs the times of the events")
-    time_ns = events.event_time_ns[events.event]
-    for tel_id, pointing in read_pointing(path, np.unique(events.tel_id).tolist()).items():
-        rows = np.flatnonzero(events.tel_id == tel_id)
-        altitude[rows] = pointing.altitude_at(time_ns[rows])
-    return altitude
-
-
-# -- networks of pairs --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PairData:
-    """The pair events of a shard, with what the first stage says about them.
+class PairedRows:
+    """The pairs of a shard that passed the selection.
 
     Attributes
     ----------
-    events : PairEvents
-        The pair events.
-    time_bin : ndarray of int64, shape (N,), or None
-        Time bin of each, if there are bins.
-    harder : mapping of str to ndarray of bool, shape (N,)
-        Which rows pass harder selections. Each has cells of its own, which end with its name.
-    keys, cut_flow, rows, warnings
-        As in `Reduced`; only from the first stage.
+    rows : Rows
+        What later stages need of them, by column.
+    keys, cut_flow, warnings
+        As in `Reduced`.
     n_lacking : mapping of int to int
-        Rows that the tables of a telescope lack, by telescope; only from the first stage.
+        Rows that the tables of a telescope lack, by telescope.
+    is_kept : bool
+        Whether the rows are stored for the later stages, which else read the input again.
     """
 
-    events: PairEvents
-    time_bin: NDArray[np.int64] | None
-    harder: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    keys: NDArray[np.int64] | None = None
-    cut_flow: Mapping[str, int] | None = None
-    rows: Rows | None = None
+    rows: Rows
+    keys: NDArray[np.int64]
+    cut_flow: Mapping[str, int]
     warnings: tuple[str, ...] = ()
     n_lacking: Mapping[int, int] = field(default_factory=dict)
+    is_kept: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        data: TelescopeEvents,
+        rows: Columns,
+        flow: Mapping[str, int],
+        warnings: tuple[str, ...],
+    ) -> Self:
+        """Take the ``obs_id`` and ``event_id`` of rows as keys."""
+        keys = event_keys(rows["event"], rows.pop("obs_id"), rows.pop("event_id"))
+        flow = {**flow, "events with a pair": len(keys)}
+        return cls(rows, keys, flow, warnings, data.n_lacking)
 
 
 @dataclass(frozen=True)
 class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
     """A value for each telescope from a network of pairs, for all data or by time bin.
 
-    A subclass gives `network`, `needs`, `select` and `compare`, and the path of its tables.
+    A subclass gives `network`, `needs` and `pair_up`, and the path of its tables.
     """
 
     state: ClassVar[type[State]] = NetworkFit
@@ -409,17 +114,15 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
     title: ClassVar[str]
     """What the product is."""
 
+    truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
+
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator."""
         raise NotImplementedError
 
-    def select(self, data: TelescopeEvents) -> PairRows:
+    def pair_up(self, data: Data) -> PairedRows:
         """Select telescope events and pair them within each event."""
-        raise NotImplementedError
-
-    def compare(self, data: TelescopeEvents) -> NDArray[np.floating]:
-        """Return the x of each telescope event that its pairs compare."""
         raise NotImplementedError
 
     def summary_type(self, stage: int) -> type[Summary]:
@@ -433,111 +136,112 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         bins = {} if self.bins is None else {"time_bins": self.bins.config()}
         return {**super().map_config(), "histogram": robust, **bins}
 
-    def fit_telescopes(self) -> list[list[Any]]:
-        """Return the telescopes without data among them, which the fit depends on, for JSON."""
-        return [] if self.layout is None else [list(self.layout.tel_id), list(self.layout.tel_type)]
+    def fit_config(self) -> Mapping[str, Any]:
+        """Return what only the fit depends on, the telescopes without data among it."""
+        layout = self.layout
+        known = [] if layout is None else [list(layout.tel_id), list(layout.tel_type)]
+        return {**super().fit_config(), "telescopes": known}
+
+    @property
+    def type_of_telescope(self) -> dict[int, str]:
+        """Type of each telescope of the inputs, by number; empty before they are known."""
+        layout = self.layout
+        return {} if layout is None else dict(zip(layout.tel_id, layout.tel_type, strict=True))
 
     # -- map ------------------------------------------------------------------------------------
 
-    def kept_pairs(self, rows: Rows) -> PairData:
-        """Make pairs of the rows that the first stage kept."""
-        return PairData(self.pair_events(rows), rows.get("time_bin"), self.harder(rows))
+    def time_bins(self, data: TelescopeEvents, event: NDArray[np.integer]) -> Columns:
+        """Return the column of time bins of rows, given their events; none without bins."""
+        if self.bins is None or data.event_time_ns is None:
+            return {}
+        return {"time_bin": self.bins.index(data.event_time_ns)[event]}
 
-    def harder(self, rows: Rows) -> Mapping[str, NDArray[np.bool_]]:
-        """Return the kept rows that pass harder selections; there are none unless overridden."""
-        del rows
-        return {}
-
-    def pair_events(self, rows: Rows) -> PairEvents:
-        """Make pair events of the rows that were kept."""
-        layout = self.telescopes
-        one, two = rows["tel_id_1"], rows["tel_id_2"]
-        number = np.zeros(max(layout.tel_id) + 1, np.int64)
-        number[list(layout.tel_id)] = np.arange(len(layout.tel_id))
-        types = np.array(layout.tel_type)
-        by_pair = np.strings.encode(pair_types(types[:, None], types[None, :]), "utf-8")
-        return PairEvents(
-            event=rows["event"],
-            tel_type=by_pair[number[one], number[two]],
-            tel_id_1=one,
-            tel_id_2=two,
-            x_1=rows["x_1"],
-            x_2=rows["x_2"],
-            group=rows.get("group"),
-        )
-
-    def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> dict[str, NDArray[Any]]:
-        """Return what is kept of each pair event for the later stages."""
+    def rows_of(self, data: TelescopeEvents, pairs: PairRows) -> Columns:
+        """Return what is kept of each pair event, and the numbers of its event."""
         one, two = pairs.row_1, pairs.row_2
-        x = self.compare(data)
-        rows: dict[str, NDArray[Any]] = {
-            "event": data.event[one].astype(np.int32),
+        x, event = data.columns[self.options.value_column], data.event[one]
+        obs_id, event_id = data.obs_id[one], data.event_id[one]
+        return {
+            "event": event.astype(np.int32),
             "tel_id_1": data.tel_id[one],
             "tel_id_2": data.tel_id[two],
             "x_1": x[one],
             "x_2": x[two],
-            "group": event_group(data.obs_id[one], data.event_id[one]),
+            "group": event_group(obs_id, event_id),
+            **self.time_bins(data, event),
+            "obs_id": obs_id,
+            "event_id": event_id,
         }
-        if self.bins is not None and data.event_time_ns is not None:
-            rows["time_bin"] = self.bins.index(data.event_time_ns)[data.event[one]]
-        return rows
 
-    def pair_up(self, data: TelescopeEvents) -> PairData:
-        """Select the pairs of a shard."""
-        pairs = self.select(data)
-        rows = self.rows_of(data, pairs)
-        one = pairs.row_1
-        keys = event_keys(data.event[one], data.obs_id[one], data.event_id[one])
-        flow = {**pairs.cut_flow, "events with a pair": len(keys)}
-        return PairData(
-            self.pair_events(rows),
-            rows.get("time_bin"),
-            self.harder(rows),
-            keys,
-            flow,
-            rows,
-            pairs.warnings,
-            data.n_lacking,
-        )
+    def reduce(self, shard: Shard, data: Data) -> Reduced:
+        """Summarise the pairs of a shard."""
+        paired = self.pair_up(data)
+        summaries = self._summaries(0, paired.rows, dict.fromkeys(shard.cells), paired.n_lacking)
+        kept = paired.rows if paired.is_kept else None
+        return Reduced(summaries, paired.cut_flow, kept, paired.keys, paired.warnings)
 
-    def split(self, data: PairData, cells: Iterable[Cell]) -> dict[Cell, PairEvents]:
-        """Return each cell its pair events; a cell that has none gets none."""
-        order = np.arange(len(data.events.event))
-        if data.time_bin is not None:
-            order = np.argsort(data.time_bin, kind="stable")
-            sorted_bins = data.time_bin[order]
-        parts = {}
-        for cell in cells:
-            rows = order
-            if data.time_bin is not None:
-                begin, end = np.searchsorted(sorted_bins, [cell[0], int(cell[0]) + 1])
-                rows = order[begin:end]
-            if (name := selection_of(cell)) is not None:
-                rows = rows[data.harder[name][rows]]
-            parts[cell] = data.events if cell == ALL else _take(data.events, rows)
-        return parts
-
-    def summarise_first(self, shard: Shard, data: PairData) -> Reduced:
-        """Summarise the pairs of a shard in the first stage."""
-        summaries = {
-            cell: cast(
-                "Summary",
-                with_lacking(reduce_stage(0, self.network, events, None), data.n_lacking),
-            )
-            for cell, events in self.split(data, shard.cells).items()
-        }
-        return Reduced(summaries, data.cut_flow or {}, data.rows, data.keys, data.warnings)
-
-    def summarise_again(
-        self, stage: int, data: PairData, given: Mapping[Cell, NetworkFit]
+    def refine(
+        self, stage: int, shard: Shard, data: Rows | Data, given: Mapping[Cell, Any]
     ) -> Reduced:
-        """Summarise the pairs, or the events' scores about a fit, in a later stage."""
-        return Reduced(
-            {
-                cell: cast("Summary", reduce_stage(stage, self.network, events, given[cell]))
-                for cell, events in self.split(data, given).items()
-            }
-        )
+        """Summarise the pairs within the bounds so far, or the events' scores about a fit."""
+        del shard
+        rows = data if isinstance(data, Mapping) else self.pair_up(data).rows
+        return Reduced(self._summaries(stage, rows, given, {}))
+
+    def _summaries(
+        self, stage: int, rows: Rows, given: Mapping[Cell, Any], n_lacking: Mapping[int, int]
+    ) -> dict[Cell, Summary]:
+        parts = self._split(self.events_of(rows), rows, given)
+        return {cell: self.summarise(stage, part, given[cell], n_lacking) for cell, part in parts}
+
+    def _split(self, events: Any, rows: Rows, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Any]]:
+        """Give each cell its pair events; a cell that has none gets none."""
+        bins = self.bins_of(rows)
+        order = None if bins is None else np.argsort(bins, kind="stable")
+        for cell in cells:
+            name = selection_of(cell)
+            if cell == ALL:
+                yield cell, events
+                continue
+            if bins is None or order is None:
+                mine = np.arange(len(rows[str(name)]))
+            else:
+                begin, end = np.searchsorted(bins[order], [cell[0], int(cell[0]) + 1])
+                mine = order[begin:end]
+            yield cell, self.take(events, mine if name is None else mine[rows[name][mine]])
+
+    def bins_of(self, rows: Rows) -> NDArray[np.int64] | None:
+        """Return the time bin of each pair, if there are bins."""
+        return rows.get("time_bin")
+
+    def events_of(self, rows: Rows) -> Any:
+        """Make pair events of the rows that were kept."""
+        tel_type = rows.get("tel_type")
+        if tel_type is None:
+            layout = self.telescopes
+            number = np.zeros(max(layout.tel_id) + 1, np.int64)
+            number[list(layout.tel_id)] = np.arange(len(layout.tel_id))
+            types = np.array(layout.tel_type)
+            by_pair = np.strings.encode(pair_types(types[:, None], types[None, :]), "utf-8")
+            tel_type = by_pair[number[rows["tel_id_1"]], number[rows["tel_id_2"]]]
+        columns: Any = {**rows, "tel_type": tel_type}
+        known: dict[str, Any] = {one.name: columns.get(one.name) for one in fields(PairEvents)}
+        return PairEvents(**known)
+
+    def take(self, events: Any, mine: NDArray[np.integer]) -> Any:
+        """Take some of the pair events."""
+        columns: dict[str, Any] = {}
+        for one in fields(events):
+            values = getattr(events, one.name)
+            columns[one.name] = None if values is None else values[mine]
+        return PairEvents(**columns)
+
+    def summarise(
+        self, stage: int, events: Any, given: Any, n_lacking: Mapping[int, int]
+    ) -> Summary:
+        """Summarise pair events in a stage."""
+        summary = reduce_stage(stage, self.network, events, given)
+        return cast("Summary", summary if stage else with_lacking(summary, n_lacking))
 
     # -- fit and products -----------------------------------------------------------------------
 
@@ -548,12 +252,14 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
             raise NotEnoughData(
                 "no pair of telescopes has a selected event in common: nothing to calibrate"
             )
-        telescopes = None
-        if self.layout is not None:
-            telescopes = Telescopes(np.array(self.layout.tel_id), np.array(self.layout.tel_type))
+        telescopes = None if self.layout is None else self.fit_rows()
         fitted = fit_stage(stage, self.network, total, given, telescopes)
         # A time bin without pairs has rows without values, and costs the others nothing.
         return replace(fitted, done=True) if empty else fitted
+
+    def fit_rows(self) -> Telescopes:
+        """Return the telescopes that have a row in the result."""
+        return Telescopes(np.array(self.telescopes.tel_id), np.array(self.telescopes.tel_type))
 
     def combine(self, states: Mapping[Cell, NetworkFit]) -> dict[Cell, NetworkFit]:
         """Return the fits in the order of time.
@@ -703,16 +409,43 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
         return TelescopeLayout(tel_id, tel_type, x_m, y_m)
 
 
+@dataclass(frozen=True)
+class ThroughputCalibration[Data](PairwiseCalibration[Data]):
+    """Throughput of telescopes by ratios of energies or image sizes."""
+
+    fitter: RelativeThroughputFitter = field(default_factory=RelativeThroughputFitter)
+
+    def network_options(self, *, symmetric: bool, reference_type: str | None) -> NetworkOptions:
+        """Return the options of the estimator that the fitter has, and further ones."""
+        fitter = self.fitter
+        return NetworkOptions(
+            estimator=fitter.estimator or ENERGY_ESTIMATOR,
+            n_min=fitter.n_min,
+            clip_sigma=fitter.clip_sigma,
+            normalisation=fitter.normalisation,
+            reference_telescopes=fitter.reference_telescopes.by_type,
+            throughput_normalisation=fitter.throughput_normalisation.by_type,
+            reference_type=reference_type,
+            symmetric=symmetric,
+        )
+
+    def odd_types(self, option: str, further: Iterable[tuple[str, Any]] = ()) -> list[str]:
+        """Tell which types of telescopes are named that no telescope has."""
+        named = (*self.fitter.reference_telescopes.by_type, *further)
+        scales = self.fitter.throughput_normalisation.by_type
+        return unknown_types(self.telescopes, option, [kind for kind, _ in (*named, *scales)])
+
+    def odd_references(self, *kinds: str) -> list[str]:
+        """Tell which reference telescopes of some types are not of that type."""
+        known = self.type_of_telescope
+        return [
+            f"reference telescope {number} of {kind} is not among the {kind} of the inputs: another"
+            " one is taken and flagged"
+            for kind, number in self.fitter.reference_telescopes.by_type
+            if kind in kinds and kind in known.values() and known.get(number) != kind
+        ]
+
+
 def selection_of(cell: Cell) -> str | None:
     """Return the harder selection that a cell is of; None for the rows that count."""
     return cell[-1] if cell and isinstance(cell[-1], str) else None
-
-
-def _take(events: PairEvents, rows: NDArray[np.integer]) -> PairEvents:
-    """Take some of the pair events."""
-    columns: dict[str, Any] = {
-        name: value[rows]
-        for name in (field.name for field in fields(events))
-        if (value := getattr(events, name)) is not None
-    }
-    return PairEvents(**columns)

@@ -7,26 +7,32 @@ The tables are those that ctapipe's own tools write, so that its readers open th
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from calibdask.array.shower_simulation import fault_stream, simulate_events, stored_time
 from calibdask.array.simulation import (
     ARRAYS,
     TELESCOPE_TYPES,
     ArraySimulation,
     SimulatedArray,
-    ctao_time,
-    fault_stream,
-    simulate_events,
     true_array,
 )
-from calibdask.errors import ConfigError
-from calibdask.version import __version__
+from calibdask.io.ctapipe_writer import (
+    OpticsDescription,
+    TelescopeDescription,
+    square_camera,
+    write_instrument,
+    write_observation,
+    write_reference_metadata,
+    write_subarray_triggers,
+    write_telescope_triggers,
+    write_transformed,
+)
+from calibdask.io.pytables import create_hdf5
+from calibdask.simulation import ignore_progress, new_files, write_files, write_truth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,16 +40,13 @@ if TYPE_CHECKING:
 
     import tables
 
-    from calibdask.array.simulation import Columns
-    from calibdask.io.dl1 import TelescopeDescription
+    from calibdask.array.shower_simulation import Columns
 
 __all__ = [
     "ARRAYS",
     "ArraySimulation",
-    "Options",
     "SimulatedArray",
     "block_path",
-    "simulate",
     "simulate_array",
     "simulate_block",
     "true_array",
@@ -52,15 +55,13 @@ __all__ = [
 ENERGY_RECONSTRUCTOR: Final = "RandomForestRegressor"
 PARTICLE_RECONSTRUCTOR: Final = "RandomForestClassifier"
 GEOMETRY_RECONSTRUCTOR: Final = "HillasReconstructor"
-_TAI_MINUS_UTC_S: Final = 37
-_SUBARRAY_EVENT: Final = 32  # ctapipe.containers.EventType.SUBARRAY
 _POINTING_STEP_S: Final = 10
 
 
 def simulate_array(
     output: Path,
     options: ArraySimulation,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = ignore_progress,
 ) -> SimulatedArray:
     """Write the DL2 files of a campaign, and ``truth.json`` beside them.
 
@@ -83,30 +84,18 @@ def simulate_array(
     ConfigError
         One of the files exists, or the options give no event at all.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    paths = tuple(block_path(output, options, block) for block in range(options.n_files))
-    truth_path = output / "truth.json"
-    if existing := [path for path in (*paths, truth_path) if path.exists()]:
-        msg = f"{existing[0]}: exists already; remove it or choose another directory"
-        raise ConfigError(msg)
-    n_telescope_events = 0
-    for block, path in enumerate(paths):
-        n_telescope_events += simulate_block(path, options, block)
-        if progress is not None:
-            progress(block + 1, len(paths))
-    simulated = replace(true_array(options), paths=paths, n_telescope_events=n_telescope_events)
-    truth_path.write_text(simulated.to_json() + "\n", encoding="utf-8")
+    names = [block_path(output, options, block).name for block in range(options.n_files)]
+    paths = new_files(output, names)
+    array, numbers = true_array(options), []
+    telescopes = _describe_telescopes(array)
+
+    def write(path: Path, block: int) -> None:
+        numbers.append(_write_block(path, array, telescopes, block))
+
+    write_files(paths, write, progress)
+    simulated = replace(array, paths=paths, n_telescope_events=sum(numbers))
+    write_truth(output, simulated.to_plain())
     return simulated
-
-
-Options = ArraySimulation
-
-
-def simulate(
-    output: Path, options: ArraySimulation, progress: Callable[[int, int], None]
-) -> tuple[Path, ...]:
-    """Write a campaign as the command line asks for it; see `simulate_array`."""
-    return simulate_array(output, options, progress).paths
 
 
 def simulate_block(path: Path, options: ArraySimulation, block: int) -> int:
@@ -131,20 +120,42 @@ def simulate_block(path: Path, options: ArraySimulation, block: int) -> int:
     ConfigError
         The file exists, or the options give no event at all.
     """
-    from calibdask.io.dl1 import write_instrument
-    from calibdask.io.pytables import create_hdf5, write_root_attributes
-
     array = true_array(options)
+    return _write_block(path, array, _describe_telescopes(array), block)
+
+
+def _write_block(
+    path: Path, array: SimulatedArray, telescopes: list[TelescopeDescription], block: int
+) -> int:
+    options = array.options
     events, images = simulate_events(array, block)
+    start_s = options.start_tai_s(block)
     with create_hdf5(path) as file:
-        write_root_attributes(file, _reference_metadata(options, block))
+        write_reference_metadata(
+            file,
+            description="Simulated DL2 with known throughputs and time offsets",
+            levels="DL1_PARAMETERS,DL2",
+            identity=_identity(options, block),
+            obs_id=options.obs_id(block),
+            start_s=start_s,
+            instrument=options.array,
+        )
         write_instrument(
             file,
-            _describe_telescopes(array),
+            telescopes,
             subarray=f"calibdask-{options.array}",
             altitude_m=options.observatory_altitude_m,
         )
-        _write_observation(file, array, block)
+        write_observation(
+            file,
+            options.obs_id(block),
+            start_s,
+            options.block_duration_s,
+            altitude_deg=options.pointing_alt_deg,
+            azimuth_deg=options.pointing_az_deg,
+            scheduled=False,
+        )
+        _write_pointing(file, array, block)
         _write_subarray_events(file, array, events, images)
         _write_telescope_events(file, options, block, events, images)
     return len(images["event"])
@@ -156,53 +167,15 @@ def block_path(output: Path, options: ArraySimulation, block: int) -> Path:
     return output / (f"{name}_part{block}.h5" if options.shared_obs_id else f"{name}.h5")
 
 
-def _reference_metadata(options: ArraySimulation, block: int) -> dict[str, str]:
-    """Return the observatory's "CTA ..." attributes; the same in each run, but for the block."""
-    # What other blocks there are must not show in this one.
-    identity = asdict(options) | {
-        "n_files": 1,
-        "n_telescope_events": options.n_telescope_events_per_file,
-        "block": block,
-    }
-    product = uuid.uuid5(uuid.NAMESPACE_URL, f"calibdask-simulation:{json.dumps(identity)}")
-    start_utc_s = options.start_tai_s(block) - _TAI_MINUS_UTC_S
-    date = datetime.fromtimestamp(start_utc_s, tz=UTC).strftime("%Y-%m-%d %H:%M:%S.000")
-    return {
-        "CTA REFERENCE VERSION": "1",
-        "CTA CONTACT ORGANIZATION": "unknown",
-        "CTA CONTACT NAME": "unknown",
-        "CTA CONTACT EMAIL": "unknown",
-        "CTA PRODUCT DESCRIPTION": "Simulated DL2 with known throughputs and time offsets",
-        "CTA PRODUCT CREATION TIME": date,
-        "CTA PRODUCT ID": str(product),
-        "CTA PRODUCT DATA CATEGORY": "Sim",
-        "CTA PRODUCT DATA LEVELS": "DL1_PARAMETERS,DL2",
-        "CTA PRODUCT DATA ASSOCIATION": "Subarray",
-        "CTA PRODUCT DATA MODEL NAME": "ASWG",
-        "CTA PRODUCT DATA MODEL VERSION": "v7.6.0",
-        "CTA PRODUCT FORMAT": "hdf5",
-        "CTA PROCESS TYPE": "Simulation",
-        "CTA PROCESS SUBTYPE": "",
-        "CTA PROCESS ID": str(options.obs_id(block)),
-        "CTA ACTIVITY NAME": "calibdask simulate",
-        "CTA ACTIVITY TYPE": "software",
-        "CTA ACTIVITY ID": str(uuid.uuid5(product, "activity")),
-        "CTA ACTIVITY START TIME": date,
-        "CTA ACTIVITY STOP TIME": date,
-        "CTA ACTIVITY SOFTWARE NAME": "calibdask",
-        "CTA ACTIVITY SOFTWARE VERSION": __version__,
-        "CTA INSTRUMENT SITE": "Other",
-        "CTA INSTRUMENT CLASS": "Other",
-        "CTA INSTRUMENT TYPE": "unspecified",
-        "CTA INSTRUMENT SUBTYPE": "unspecified",
-        "CTA INSTRUMENT VERSION": "unspecified",
-        "CTA INSTRUMENT ID": options.array,
-    }
+def _identity(options: ArraySimulation, block: int) -> str:
+    """Return what a file is made from; other blocks do not show in it."""
+    alone = replace(options, n_files=1, n_telescope_events=options.n_telescope_events_per_file)
+    return json.dumps(asdict(alone) | {"block": block})
 
 
 def _describe_telescopes(array: SimulatedArray) -> list[TelescopeDescription]:
     """Return the telescopes in the order of the array; their cameras are invented."""
-    from calibdask.io.dl1 import OpticsDescription, TelescopeDescription, square_camera
+    from calibdask.io.ctapipe_writer import TelescopeDescription
 
     optics, cameras = {}, {}
     for name, kind in TELESCOPE_TYPES.items():
@@ -227,40 +200,14 @@ def _describe_telescopes(array: SimulatedArray) -> list[TelescopeDescription]:
     ]
 
 
-def _write_observation(file: tables.File, array: SimulatedArray, block: int) -> None:
+def _write_pointing(file: tables.File, array: SimulatedArray, block: int) -> None:
     options = array.options
     start_s = options.start_tai_s(block)
-    start_mjd = start_s / 86400 + 40587  # of TAI
-    duration_min = options.block_duration_s / 60
-    row = {
-        "obs_id": np.uint64(options.obs_id(block)),
-        "sb_id": np.uint64(1),
-        "producer_id": np.str_("calibdask"),
-        "state": np.int64(1),  # ctapipe.containers.ObservationBlockState.COMPLETED_SUCCEDED
-        "subarray_pointing_lat": np.float32(options.pointing_alt_deg),
-        "subarray_pointing_lon": np.float32(options.pointing_az_deg),
-        "subarray_pointing_frame": np.int64(0),  # ctapipe.containers.CoordinateFrameType.ALTAZ
-        "scheduled_duration": np.float64(duration_min),
-        "scheduled_start_time": np.float64(start_mjd),
-        "actual_start_time": np.float64(start_mjd),
-        "actual_duration": np.float64(duration_min),
-    }
-    _write_table(
-        file,
-        "/configuration/observation/observation_block",
-        {name: np.array([value]) for name, value in row.items()},
-        units={
-            "subarray_pointing_lat": "deg",
-            "subarray_pointing_lon": "deg",
-            "scheduled_duration": "min",
-            "actual_duration": "min",
-        },
-    )
     # From before the first event to after the last: readers interpolate and do not extrapolate.
     n_steps = int(np.ceil(options.block_duration_s / _POINTING_STEP_S)) + 3
     times = start_s + _POINTING_STEP_S * np.arange(-1, n_steps - 1, dtype=np.float64)
     pointing = {
-        "time": ctao_time(times, np.zeros(n_steps)),
+        "time": stored_time(times, np.zeros(n_steps)),
         "azimuth": np.full(n_steps, np.radians(options.pointing_az_deg)),
         "altitude": options.pointing_alt_at(times - start_s),
     }
@@ -269,7 +216,7 @@ def _write_observation(file: tables.File, array: SimulatedArray, block: int) -> 
         pointing = {name: values[covered] for name, values in pointing.items()}
     for tel_id in sorted(array.tel_type):
         for level in options.pointing_levels:
-            _write_table(
+            write_transformed(
                 file,
                 f"/{level}/monitoring/telescope/pointing/tel_{tel_id:03d}",
                 pointing,
@@ -288,16 +235,7 @@ def _write_subarray_events(
     always = np.ones(n_events, dtype=bool)
     triggered = np.zeros((n_events, len(array.tel_type)), dtype=bool)
     triggered[event, column] = True
-    _write_table(
-        file,
-        "/dl1/event/subarray/trigger",
-        index
-        | {
-            "time": events["time"],
-            "tels_with_trigger": triggered,
-            "event_type": np.full(n_events, _SUBARRAY_EVENT, dtype=np.int64),
-        },
-    )
+    write_subarray_triggers(file, index | {"time": events["time"]}, triggered)
 
     unknown_m = (
         *("core_uncert_x", "core_uncert_y", "core_tilted_x", "core_tilted_y"),
@@ -373,16 +311,7 @@ def _write_telescope_events(
         "event_id": events["event_id"][event],
         "tel_id": images["tel_id"].astype(np.int16),
     }
-    _write_table(
-        file,
-        "/dl1/event/telescope/trigger",
-        index
-        | {
-            "time": images["time"],
-            "event_type": np.full(len(event), _SUBARRAY_EVENT, dtype=np.int64),
-            "n_trigger_pixels": np.full(len(event), -1, dtype=np.int64),  # not simulated
-        },
-    )
+    write_telescope_triggers(file, index | {"time": images["time"]})
 
     rng = fault_stream(options, block, 1)
     for tel_id in np.unique(images["tel_id"]):  # as ctapipe does: no events, no table
@@ -390,7 +319,7 @@ def _write_telescope_events(
         rows = np.flatnonzero(images["tel_id"] == tel_id)
         own_index = {name: values[rows] for name, values in index.items()}
         own = {name: values[rows] for name, values in images.items()}
-        _write_table(
+        write_transformed(
             file,
             f"/dl1/event/telescope/parameters/{leaf}",
             own_index | _parameter_columns(own),
@@ -425,53 +354,25 @@ def _write_telescope_events(
             )
 
 
-# The columns of ctapipe's image parameters after the index, in its order: type and unit.
-_PARAMETERS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        "hillas_intensity": ("f8", ""),
-        "hillas_skewness": ("f8", ""),
-        "hillas_kurtosis": ("f8", ""),
-        "hillas_fov_lon": ("f8", "deg"),
-        "hillas_fov_lat": ("f8", "deg"),
-        "hillas_r": ("f8", "deg"),
-        "hillas_phi": ("f8", "deg"),
-        "hillas_length": ("f8", "deg"),
-        "hillas_length_uncertainty": ("f8", "deg"),
-        "hillas_width": ("f8", "deg"),
-        "hillas_width_uncertainty": ("f8", "deg"),
-        "hillas_psi": ("f8", "deg"),
-        "hillas_psi_uncertainty": ("f8", "deg"),
-        "hillas_transverse_cog_uncertainty": ("f8", "deg"),
-        "timing_intercept": ("f8", ""),
-        "timing_deviation": ("f8", ""),
-        "timing_slope": ("f8", "deg**-1"),
-        "leakage_pixels_width_1": ("f8", ""),
-        "leakage_pixels_width_2": ("f8", ""),
-        "leakage_intensity_width_1": ("f4", ""),
-        "leakage_intensity_width_2": ("f4", ""),
-        "concentration_cog": ("f8", ""),
-        "concentration_core": ("f8", ""),
-        "concentration_pixel": ("f8", ""),
-        "morphology_n_pixels": ("i8", ""),
-        "morphology_n_islands": ("i8", ""),
-        "morphology_n_small_islands": ("i8", ""),
-        "morphology_n_medium_islands": ("i8", ""),
-        "morphology_n_large_islands": ("i8", ""),
-        "intensity_max": ("f4", ""),
-        "intensity_min": ("f4", ""),
-        "intensity_mean": ("f4", ""),
-        "intensity_std": ("f4", ""),
-        "intensity_skewness": ("f8", ""),
-        "intensity_kurtosis": ("f8", ""),
-        "peak_time_max": ("f4", ""),
-        "peak_time_min": ("f4", ""),
-        "peak_time_mean": ("f4", ""),
-        "peak_time_std": ("f4", ""),
-        "peak_time_skewness": ("f8", ""),
-        "peak_time_kurtosis": ("f8", ""),
-        "core_psi": ("f8", "deg"),
-    }
-)
+_PARAMETERS_TEXT: Final = """
+    hillas_intensity:f8 hillas_skewness:f8 hillas_kurtosis:f8 hillas_fov_lon:f8:deg
+    hillas_fov_lat:f8:deg hillas_r:f8:deg hillas_phi:f8:deg hillas_length:f8:deg
+    hillas_length_uncertainty:f8:deg hillas_width:f8:deg hillas_width_uncertainty:f8:deg
+    hillas_psi:f8:deg hillas_psi_uncertainty:f8:deg hillas_transverse_cog_uncertainty:f8:deg
+    timing_intercept:f8 timing_deviation:f8 timing_slope:f8:deg**-1 leakage_pixels_width_1:f8
+    leakage_pixels_width_2:f8 leakage_intensity_width_1:f4 leakage_intensity_width_2:f4
+    concentration_cog:f8 concentration_core:f8 concentration_pixel:f8 morphology_n_pixels:i8
+    morphology_n_islands:i8 morphology_n_small_islands:i8 morphology_n_medium_islands:i8
+    morphology_n_large_islands:i8 intensity_max:f4 intensity_min:f4 intensity_mean:f4
+    intensity_std:f4 intensity_skewness:f8 intensity_kurtosis:f8 peak_time_max:f4 peak_time_min:f4
+    peak_time_mean:f4 peak_time_std:f4 peak_time_skewness:f8 peak_time_kurtosis:f8 core_psi:f8:deg
+"""
+"""The columns of ctapipe's image parameters after the index, in its order: name, type and unit."""
+
+_PARAMETERS: Final[Mapping[str, tuple[str, str]]] = {
+    name: (dtype, unit)
+    for name, dtype, unit in (f"{one}:".split(":")[:3] for one in _PARAMETERS_TEXT.split())
+}
 
 
 def _parameter_columns(images: Columns) -> Columns:
@@ -494,36 +395,9 @@ def _write_reconstructed(
     units: Mapping[str, str] | None = None,
 ) -> None:
     """Write a DL2 table: its columns, not those of the index, bear the name of the algorithm."""
-    _write_table(
+    write_transformed(
         file,
         path,
         index | {f"{prefix}_{name}": values for name, values in columns.items()},
         units={f"{prefix}_{name}": unit for name, unit in (units or {}).items()},
     )
-
-
-def _write_table(
-    file: tables.File,
-    path: str,
-    columns: Columns,
-    units: Mapping[str, str] | None = None,
-    attributes: Mapping[str, object] | None = None,
-) -> None:
-    """Write a table with the transforms that ctapipe notes for times, telescope masks and enums.
-
-    ctapipe also pickles the classes of its enums into attributes; its table readers do without,
-    and a file that carries no pickle can be opened by anybody.
-    """
-    from calibdask.io.pytables import write_table
-
-    transforms: dict[str, object] = {}
-    for i, name in enumerate(columns):
-        if name in ("time", "scheduled_start_time", "actual_start_time"):
-            transforms[f"CTAFIELD_{i}_TRANSFORM"] = "time"
-            transforms[f"CTAFIELD_{i}_TIME_FORMAT"] = "ctao_high_res" if name == "time" else "mjd"
-            transforms[f"CTAFIELD_{i}_TIME_SCALE"] = "tai"
-        elif name == "tels_with_trigger" or name.endswith("_telescopes"):
-            transforms[f"CTAFIELD_{i}_TRANSFORM"] = "tel_list_to_mask"
-        elif name in ("event_type", "state", "subarray_pointing_frame"):
-            transforms[f"CTAFIELD_{i}_TRANSFORM"] = "enum"
-    write_table(file, path, columns, units=units, attributes=transforms | dict(attributes or {}))

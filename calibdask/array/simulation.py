@@ -1,48 +1,22 @@
-"""Simulated events of a Cherenkov telescope array with known truth; no files, NumPy only.
+"""Simulated array of Cherenkov telescopes: options, telescopes and their true throughputs.
 
-The model is as simple as an inter-calibration allows. A shower lights up a pool on the ground; a
-telescope sees it when its image is large enough; each telescope then says what the energy was.
-
-Per shower: energy from a power law, core uniform on the ground, direction around the pointing,
-height of maximum, and one factor on all of its light (the shower's own fluctuation).
-
-Per telescope i of throughput c_i, at distance r_i from the shower axis::
-
-    expected image    m_i = energy * density(r_i) * area_i * efficiency * c_i   (photoelectrons)
-    image             hillas_intensity ~ Poisson(m_i);  triggered where >= the type's threshold
-    energy            ln x_i = ln energy + ln c_i + s_i z_i,  z_i ~ N(0, 1)
-    its scatter       s_i^2 = energy_resolution^2 + photon_noise^2 / m_i
-    trigger time      t_i = t_0 + spherical front + offset_i(t) + jitter + walk
-    peak time         delay of the type's readout + noise (- jitter - walk, where it follows)
-
-What is biased, and what is not. The trigger looks at the image alone, and z_i is independent of
-the image. So over any selection that does not look at x_i, the mean of d = ln x_i - ln x_j is
-exactly ln c_i - ln c_j: cuts on the impact distances, on ``hillas_intensity``, on gammaness, on
-validity, on the relative energy uncertainty, on time. Cuts on x_i (an energy threshold) or on
-quantities made of it (absolute uncertainty, stereo energy) do shift d, for energies within a few
-s_i of the threshold; ``energy_range_tev`` starts at three times the usual 0.05 TeV for it.
-Ratios of *image sizes* carry the trigger bias (images just above threshold are fluctuations
-upwards, in the dimmer telescope more often), the asymmetry of the Poisson law, and whatever the two
-impact distances differ by.
-
-Random numbers: telescopes, showers and faults have their own streams. A file depends on the
-options, the seed and its number, not on how many other files there are. A fault that only touches
-stored values or their order leaves all other values as they were.
+The model of showers is in `calibdask.array.shower_simulation`.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from calibdask.errors import ConfigError
+from calibdask.simulation import START_TAI_S, random_stream, refuse_option, simulation_options
+from calibdask.simulation import simulation_option as option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -54,9 +28,6 @@ __all__ = [
     "TELESCOPE_TYPES",
     "ArraySimulation",
     "SimulatedArray",
-    "ctao_time",
-    "fault_stream",
-    "simulate_events",
     "true_array",
 ]
 
@@ -110,351 +81,264 @@ TELESCOPE_TYPES: Final = MappingProxyType(
     }
 )
 
-# Light on the ground of a 1 TeV gamma-ray shower at about 2000 m: Völk & Bernlöhr 2009,
-# Exp. Astron. 25, 173, section 2: about 100 photons/m^2 (300-600 nm), nearly flat within 120 m. The
-# fall beyond is put as an exponential: it has to make trigger and size depend on distance, no more.
-_LIGHT_DENSITY_PER_M2_TEV: Final = 100.0
-_LIGHT_POOL_RADIUS_M: Final = 120.0
-_PHOTON_EFFICIENCY: Final = 0.15
-
-# Heitler's shower, Matthews 2005, Astropart. Phys. 22, 387, section 2: X_max = X_0 ln(E / E_c).
-_RADIATION_LENGTH_G_CM2: Final = 37.0
-_CRITICAL_ENERGY_TEV: Final = 85e-6
-_DEPTH_FLUCTUATION_G_CM2: Final = 40.0
-_ATMOSPHERE_DEPTH_G_CM2: Final = 1030.0
-_ATMOSPHERE_SCALE_HEIGHT_M: Final = 8000.0
-
-_NS_PER_M: Final = 1.00025 / 0.299792458  # mean refractive index of air along the path, over c
-_QUARTER_NS_PER_S: Final = 4_000_000_000
 _FIRST_OBS_ID: Final = 1001
-_START_TAI_S: Final = 1_700_000_037  # 2023-11-14T22:13:20 UTC
-_SHOWERS_PER_CHUNK: Final = 8192
-_FRUITLESS_CHUNKS: Final = 100
-
-# Least and greatest values of the options.
-_RANGES: Final = {
-    "n_files": (1, 20_000),
-    "n_events": (1, 1e8),
-    "n_telescope_events": (1, 1e10),
-    "seed": (0, np.inf),
-    "spectral_index": (-5, 5),
-    "energy_resolution": (0, 2),
-    "photon_noise": (0, 10),
-    "shower_fluctuation": (0, 2),
-    "core_margin_m": (0, 5000),
-    "direction_spread_deg": (0, 5),
-    "core_resolution_m": (0, 1000),
-    "direction_resolution_deg": (0, 5),
-    "h_max_resolution": (0, 1),
-    "pointing_alt_deg": (30, 89),
-    "pointing_az_deg": (-360, 360),
-    "pointing_drift_deg": (-20, 20),
-    "pointing_coverage": (0, 1),
-    "observatory_altitude_m": (0, 4000),
-    "time_offset_spread_ns": (0, 1e6),
-    "time_jitter_ns": (0, 1e6),
-    "light_fall_m": (1, 1e9),
-    "threshold_scale": (0, 10),
-    "block_duration_s": (1, 1e5),
-    "invalid_fraction": (0, 1),
-    "nan_valid_fraction": (0, 1),
-    "missing_uncertainty_fraction": (0, 1),
-    "outlier_fraction": (0, 1),
-    "outlier_factor": (1e-3, 1e3),
-    "shift_m": (-1e5, 1e5),
-    "jump_time_s": (0, 1e12),
-    "jump_factor": (1e-3, 1e3),
-    "jump_offset_ns": (-1e6, 1e6),
-    "time_drift_ns_per_h": (0, 1e6),
-    "trigger_walk_ns": (0, 1e3),
-    "time_outlier_fraction": (0, 1),
-    "time_outlier_ns": (0, 1e6),
-    "missing_time_fraction": (0, 1),
-    "h_max_scale": (0.1, 10),
-    "failed_stereo_fraction": (0, 1),
-}
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return _is_int(value) or isinstance(value, float)
-
-
-def _are_ints(value: object) -> bool:
-    return isinstance(value, tuple) and all(_is_int(v) for v in value)
-
-
-def _is_map(value: object, is_key: Callable[[Any], bool], is_value: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(is_key(k) and is_value(v) for k, v in value.items())
-
-
-# By the annotation of an option: options also come from command lines, with any type.
-_IS_OF_TYPE: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "bool": lambda value: isinstance(value, bool),
-    "int": _is_int,
-    "int | None": lambda value: value is None or _is_int(value),
-    "float": _is_number,
-    "str": lambda value: isinstance(value, str),
-    "tuple[int, ...]": _are_ints,
-    "tuple[float, float]": lambda value: (
-        isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
-    ),
-    "tuple[str, ...]": lambda value: (
-        isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-    ),
-    "tuple[tuple[int, ...], ...]": lambda value: (
-        isinstance(value, tuple) and all(map(_are_ints, value))
-    ),
-    "dict[str, float]": lambda value: _is_map(value, lambda k: isinstance(k, str), _is_number),
-    "dict[int, int]": lambda value: _is_map(value, _is_int, _is_int),
-}
-
 # First numbers of the spawn keys.
-_TELESCOPE_STREAM, _LAYOUT_STREAM, _SHOWER_STREAM, _FAULT_STREAM = range(4)
+_TELESCOPE_STREAM, _LAYOUT_STREAM = range(2)  # showers and faults have the next two
 
 
-@dataclass(frozen=True)
+@simulation_options
 class ArraySimulation:
-    """What to simulate. Everything below "Faults" is off unless said otherwise.
+    """Showers seen by an array of telescopes; all faults are off unless said otherwise.
 
-    Parameters
-    ----------
-    n_files : int
-        Files, each one observation block (obs_id 1001, 1002, ...) of `block_duration_s`.
-    n_events : int
-        Array events (two telescopes or more) in each file.
-    n_telescope_events : int, optional
-        Instead of `n_events`: telescope events in all files together. A file ends on an event, so
-        there may be more by the telescopes of one event per file.
-    seed : int
-        Of everything random.
-    array : str
-        "mixed" (4 LST, 14 MST, 18 SST) or "reduced" (4 LST, 7 MST, 6 SST).
-    spacing_m : mapping of str to float
-        Distance of neighbours, per type: LSTs on a square, MSTs and SSTs on hexagonal grids.
-    throughput_mean, throughput_spread : mapping of str to float
-        Per type: median throughput, and the standard deviation of its logarithm.
-    energy_range_tev : tuple of float
-        Least and greatest energy of a shower.
-    spectral_index : float
-        Of the power law dN/dE ~ E**-index.
-    energy_resolution : float
-        Scatter of ln energy of one telescope, for a very large image.
-    photon_noise : float
-        Further scatter of one telescope: this over the square root of its expected photoelectrons.
-    shower_fluctuation : float
-        Standard deviation of the logarithm of the light of a shower, shared by its telescopes.
-    light_fall_m : float
-        Beyond the pool's radius of 120 m the light falls by 1/e within this; 1e9 makes it flat.
-    photon_statistics : bool
-        Image sizes scatter by the Poisson law; else every image is its expectation.
-    threshold_scale : float
-        Multiplies the sizes at which telescopes trigger; 0 lets all telescopes see all showers.
-    core_margin_m : float
-        Showers fall on the rectangle around the telescopes, enlarged by this on each side.
-    direction_spread_deg : float
-        Scatter of the showers' directions around the pointing, in each coordinate.
-    core_resolution_m, direction_resolution_deg, h_max_resolution : float
-        Errors of the stereo reconstruction (per coordinate; relative for h_max). The distances of
-        all telescopes to one shower share them.
-    pointing_alt_deg, pointing_az_deg : float
-        Where the telescopes point at the start of a block.
-    pointing_drift_deg : float
-        By how much the altitude rises during a block.
-    observatory_altitude_m : float
-        Of the ground above the sea. As in ctapipe, the stored h_max counts from sea level.
-    time_offset_spread_ns, time_jitter_ns : float
-        Standard deviations of a telescope's clock offset, and of its single time stamps.
-    peak_delay_ns : mapping of str to float
-        Per type: where in the readout window a pulse stands.
-    block_duration_s : float
-        Length of an observation block; its events are uniform in time.
-
-        **Faults**
-    unsorted_layout : bool
-        Telescopes stand in the layout in a random order, not by tel_id.
-    invalid_fraction : float
-        Of the telescope energies: NaN with ``is_valid`` False, as of failed reconstructions (2 %).
-    nan_valid_fraction : float
-        NaN although ``is_valid`` is True.
-    missing_uncertainty_fraction : float
-        Energies without an uncertainty (NaN).
-    outlier_fraction, outlier_factor : float
-        Of the telescope energies: multiplied by the factor, with an uncertainty that knows nothing.
-    silent_telescopes : tuple of int
-        In the layout, without data.
-    removed_telescopes : tuple of int
-        Neither in the layout nor in the data.
-    dead_types : tuple of str
-        Types of telescope that are in the layout, without data.
-    sparse_telescopes : mapping of int to int
-        tel_id: greatest number of its telescope events in a file. With 1, its pairs have n = 1.
-    disconnected_groups : tuple of tuple of int
-        Groups of telescopes that have no event in common. Telescopes in none see all events.
-    shifted_telescopes, shift_m : tuple of int, float
-        These stand so many metres further North.
-    jumping_telescope : int, optional
-        A telescope whose throughput changes once, as by cleaning its mirrors.
-    jump_time_s, jump_factor : float
-        When, in seconds from the start of the first file; throughput after over throughput before.
-    jump_offset_ns : float
-        By how much later the time stamps of that telescope are after the jump.
-    time_drift_ns_per_h : float
-        Standard deviation of the rates at which the telescopes' clock offsets grow.
-    trigger_walk_ns : float
-        Small images trigger late: by this times the square root of threshold over size.
-    peak_follows_trigger : bool
-        A late trigger opens the readout window late: what delays it is missing in the peak time.
-    pointing_delay_removed : bool
-        The delay of a plane front from the pointing is taken out of the telescopes' time stamps, as
-        sim_telarray does.
-    time_outlier_fraction, time_outlier_ns : float
-        Of the telescopes' time stamps: moved by anything up to this, as accidental triggers are.
-    missing_time_fraction : float
-        Of the telescopes' time stamps: zero, as ctapipe stores no time.
-    h_max_scale : float
-        Reconstructed over true height of the shower's maximum above the ground, in the mean.
-    failed_stereo_fraction : float
-        Of the events: no direction, no core, no height, and ``is_valid`` False.
-    shuffled_rows : bool
-        Each telescope's DL2 tables have their rows in an order of their own.
-    pointing_levels : tuple of str
-        Data levels under which the pointing tables stand, of "dl0" and "dl1"; both at first.
-    pointing_coverage : float
-        Part of a block, from its start, that the pointing tables cover.
-    shared_obs_id : bool
-        All files have obs_id 1001, with event numbers of their own.
-
-    Raises
-    ------
-    ConfigError
-        A value out of its range, or a telescope or type that the array does not have.
+    Types of telescopes are LST, MST and SST; mappings have a value for each of them.
     """
 
-    n_files: int = 2
-    n_events: int = 500
-    n_telescope_events: int | None = None
-    seed: int = 0
-    array: str = "mixed"
-    spacing_m: dict[str, float] = field(
-        default_factory=lambda: {"LST": 115.0, "MST": 150.0, "SST": 250.0}
+    n_files: int = option(
+        2,
+        "Files, each one observation block (obs_id 1001, 1002, ...) of block_duration_s.",
+        1,
+        20_000,
     )
-    throughput_mean: dict[str, float] = field(
-        default_factory=lambda: {"LST": 1.0, "MST": 1.0, "SST": 0.9}
+    n_events: int = option(500, "Array events (two telescopes or more) in each file.", 1, 1e8)
+    n_telescope_events: int | None = option(
+        None,
+        "Instead of n_events: telescope events in all files together. A file ends on an event, so"
+        " there may be more by the telescopes of one event per file.",
+        1,
+        1e10,
     )
-    throughput_spread: dict[str, float] = field(
-        default_factory=lambda: {"LST": 0.1, "MST": 0.1, "SST": 0.1}
+    seed: int = option(0, "Of everything random.", 0)
+    array: str = option(
+        "mixed",
+        "mixed (4 LST, 14 MST, 18 SST) or reduced (4 LST, 7 MST, 6 SST).",
+        choices=[*ARRAYS],
     )
-    energy_range_tev: tuple[float, float] = (0.15, 100.0)
-    spectral_index: float = 2.0
-    energy_resolution: float = 0.15
-    photon_noise: float = 1.0
-    shower_fluctuation: float = 0.1
-    light_fall_m: float = 60.0
-    photon_statistics: bool = True
-    threshold_scale: float = 1.0
-    core_margin_m: float = 150.0
-    direction_spread_deg: float = 0.5
-    core_resolution_m: float = 8.0
-    direction_resolution_deg: float = 0.05
-    h_max_resolution: float = 0.05
-    pointing_alt_deg: float = 70.0
-    pointing_az_deg: float = 180.0
-    pointing_drift_deg: float = 0.0
-    observatory_altitude_m: float = 2150.0
-    time_offset_spread_ns: float = 8.0
-    time_jitter_ns: float = 1.5
-    peak_delay_ns: dict[str, float] = field(
-        default_factory=lambda: {"LST": 20.0, "MST": 20.0, "SST": 20.0}
+    spacing_m: dict[str, float] = option(
+        {"LST": 115.0, "MST": 150.0, "SST": 250.0},
+        "Distance of neighbours: LSTs on a square, MSTs and SSTs on hexagonal grids.",
+        np.nextafter(0, 1),
+        1e9,
     )
-    block_duration_s: float = 1200.0
-    unsorted_layout: bool = False
-    invalid_fraction: float = 0.02
-    nan_valid_fraction: float = 0.0
-    missing_uncertainty_fraction: float = 0.0
-    outlier_fraction: float = 0.0
-    outlier_factor: float = 3.0
-    silent_telescopes: tuple[int, ...] = ()
-    removed_telescopes: tuple[int, ...] = ()
-    dead_types: tuple[str, ...] = ()
-    sparse_telescopes: dict[int, int] = field(default_factory=dict)
-    disconnected_groups: tuple[tuple[int, ...], ...] = ()
-    shifted_telescopes: tuple[int, ...] = ()
-    shift_m: float = 0.0
-    jumping_telescope: int | None = None
-    jump_time_s: float = 600.0
-    jump_factor: float = 0.8
-    jump_offset_ns: float = 0.0
-    time_drift_ns_per_h: float = 0.0
-    trigger_walk_ns: float = 0.0
-    peak_follows_trigger: bool = False
-    pointing_delay_removed: bool = False
-    time_outlier_fraction: float = 0.0
-    time_outlier_ns: float = 500.0
-    missing_time_fraction: float = 0.0
-    h_max_scale: float = 1.0
-    failed_stereo_fraction: float = 0.0
-    shuffled_rows: bool = False
-    pointing_levels: tuple[str, ...] = ("dl0", "dl1")
-    pointing_coverage: float = 1.0
-    shared_obs_id: bool = False
+    throughput_mean: dict[str, float] = option(
+        {"LST": 1.0, "MST": 1.0, "SST": 0.9}, "Median throughput.", np.nextafter(0, 1), 1e9
+    )
+    throughput_spread: dict[str, float] = option(
+        {"LST": 0.1, "MST": 0.1, "SST": 0.1},
+        "Standard deviation of the logarithm of the throughput.",
+        0,
+        1e9,
+    )
+    energy_range_tev: tuple[float, float] = option(
+        (0.15, 100.0), "Lowest and highest energy of a shower.", 0.01, 1e4
+    )
+    spectral_index: float = option(2.0, "Of the power law dN/dE ~ E**-index.", -5, 5)
+    energy_resolution: float = option(
+        0.15, "Scatter of ln energy of one telescope, for a very large image.", 0, 2
+    )
+    photon_noise: float = option(
+        1.0,
+        "Further scatter of one telescope: this over the square root of its expected"
+        " photoelectrons.",
+        0,
+        10,
+    )
+    shower_fluctuation: float = option(
+        0.1,
+        "Standard deviation of the logarithm of the light of a shower, shared by its telescopes.",
+        0,
+        2,
+    )
+    light_fall_m: float = option(
+        60.0,
+        "Beyond the pool's radius of 120 m the light falls by 1/e within this; 1e9 makes it flat.",
+        1,
+        1e9,
+    )
+    photon_statistics: bool = option(
+        True, "Image sizes scatter by the Poisson law; else every image is its expectation."
+    )
+    threshold_scale: float = option(
+        1.0,
+        "Multiplies the sizes at which telescopes trigger; 0 lets all telescopes see all showers.",
+        0,
+        10,
+    )
+    core_margin_m: float = option(
+        150.0,
+        "Showers fall on the rectangle around the telescopes, enlarged by this on each side.",
+        0,
+        5000,
+    )
+    direction_spread_deg: float = option(
+        0.5, "Scatter of the showers' directions around the pointing, in each coordinate.", 0, 5
+    )
+    core_resolution_m: float = option(
+        8.0,
+        "Error of the reconstructed core, in each coordinate; all telescopes share it.",
+        0,
+        1000,
+    )
+    direction_resolution_deg: float = option(
+        0.05, "Error of the reconstructed direction, in each coordinate.", 0, 5
+    )
+    h_max_resolution: float = option(
+        0.05, "Relative error of the reconstructed height of the maximum.", 0, 1
+    )
+    pointing_alt_deg: float = option(
+        70.0, "Altitude to which the telescopes point at the start of a block.", 30, 89
+    )
+    pointing_az_deg: float = option(180.0, "Azimuth to which the telescopes point.", -360, 360)
+    pointing_drift_deg: float = option(
+        0.0, "By how much the altitude rises during a block.", -20, 20
+    )
+    observatory_altitude_m: float = option(
+        2150.0,
+        "Of the ground above the sea. As in ctapipe, the stored h_max counts from sea level.",
+        0,
+        4000,
+    )
+    time_offset_spread_ns: float = option(
+        8.0, "Standard deviation of the telescopes' clock offsets.", 0, 1e6
+    )
+    time_jitter_ns: float = option(
+        1.5, "Standard deviation of a telescope's single time stamps.", 0, 1e6
+    )
+    peak_delay_ns: dict[str, float] = option(
+        {"LST": 20.0, "MST": 20.0, "SST": 20.0},
+        "Position of a pulse in the readout window.",
+        0,
+        1e9,
+    )
+    block_duration_s: float = option(
+        1200.0, "Length of an observation block; its events are uniform in time.", 1, 1e5
+    )
 
-    def __post_init__(self) -> None:
-        self._check_types()
-        self._check_numbers()
-        self._check_telescopes()
+    # Faults
+    unsorted_layout: bool = option(
+        False, "Telescopes stand in the layout in a random order, not by tel_id."
+    )
+    invalid_fraction: float = option(
+        0.02,
+        "Of the telescope energies: NaN with is_valid False, as of failed reconstructions.",
+        0,
+        1,
+    )
+    nan_valid_fraction: float = option(
+        0.0, "Of the telescope energies: NaN although is_valid is True.", 0, 1
+    )
+    missing_uncertainty_fraction: float = option(
+        0.0, "Of the telescope energies: without an uncertainty (NaN).", 0, 1
+    )
+    outlier_fraction: float = option(
+        0.0, "Of the telescope energies: multiplied by outlier_factor; the uncertainty stays.", 0, 1
+    )
+    outlier_factor: float = option(3.0, "See outlier_fraction.", 1e-3, 1e3)
+    silent_telescopes: tuple[int, ...] = option((), "In the layout, without data.")
+    removed_telescopes: tuple[int, ...] = option((), "Neither in the layout nor in the data.")
+    dead_types: tuple[str, ...] = option(
+        (),
+        "Types of telescope that are in the layout, without data.",
+        choices=["LST", "MST", "SST"],
+    )
+    sparse_telescopes: dict[int, int] = option(
+        {},
+        "tel_id: largest number of its telescope events in a file. With 1, its pairs have n = 1.",
+        1,
+        1e10,
+    )
+    disconnected_groups: tuple[tuple[int, ...], ...] = option(
+        (), "Groups of telescopes that have no event in common. Telescopes in none see all events."
+    )
+    shifted_telescopes: tuple[int, ...] = option((), "These stand shift_m farther North.")
+    shift_m: float = option(0.0, "See shifted_telescopes.", -1e5, 1e5)
+    jumping_telescope: int | None = option(
+        None, "A telescope whose throughput changes once, as by cleaning its mirrors."
+    )
+    jump_time_s: float = option(
+        600.0, "When it changes, in seconds from the start of the first file.", 0, 1e12
+    )
+    jump_factor: float = option(0.8, "Throughput after the jump over throughput before.", 1e-3, 1e3)
+    jump_offset_ns: float = option(
+        0.0, "How much later that telescope's time stamps are after the jump.", -1e6, 1e6
+    )
+    time_drift_ns_per_h: float = option(
+        0.0, "Standard deviation of the rates at which the telescopes' clock offsets grow.", 0, 1e6
+    )
+    trigger_walk_ns: float = option(
+        0.0,
+        "Small images trigger late: by this times the square root of threshold over size.",
+        0,
+        1e3,
+    )
+    peak_follows_trigger: bool = option(
+        False,
+        "A late trigger opens the readout window late: what delays it is missing in the peak time.",
+    )
+    pointing_delay_removed: bool = option(
+        False,
+        "The delay of a plane front from the pointing is taken out of the telescopes' time stamps,"
+        " as sim_telarray does.",
+    )
+    time_outlier_fraction: float = option(
+        0.0,
+        "Of the telescopes' time stamps: moved by up to time_outlier_ns, as accidental triggers"
+        " are.",
+        0,
+        1,
+    )
+    time_outlier_ns: float = option(500.0, "See time_outlier_fraction.", 0, 1e6)
+    missing_time_fraction: float = option(
+        0.0, "Of the telescopes' time stamps: zero, as ctapipe stores no time.", 0, 1
+    )
+    h_max_scale: float = option(
+        1.0,
+        "Reconstructed over true height of the shower's maximum above the ground, in the mean.",
+        0.1,
+        10,
+    )
+    failed_stereo_fraction: float = option(
+        0.0, "Of the events: no direction, no core, no height, and is_valid False.", 0, 1
+    )
+    shuffled_rows: bool = option(
+        False, "Each telescope's DL2 tables have their rows in an order of their own."
+    )
+    pointing_levels: tuple[str, ...] = option(
+        ("dl0", "dl1"), "Data levels under which the pointing tables stand.", choices=["dl0", "dl1"]
+    )
+    pointing_coverage: float = option(
+        1.0, "Part of a block, from its start, that the pointing tables cover.", 0, 1
+    )
+    shared_obs_id: bool = option(
+        False, "All files have obs_id 1001, with event numbers of their own."
+    )
 
-    def _check_types(self) -> None:
-        for option in fields(self):
-            if not _IS_OF_TYPE[str(option.type)](value := getattr(self, option.name)):
-                _refuse(option.name, repr(value), f"of type {option.type}")
-
-    def _check_numbers(self) -> None:
-        if self.array not in ARRAYS:
-            _refuse("array", self.array, f"one of {', '.join(ARRAYS)}")
-        for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= highest:
-                _refuse(name, value, f"between {lowest:g} and {highest:g}")
-        low_tev, high_tev = self.energy_range_tev
-        if not 0.01 <= low_tev < high_tev <= 1e4:
-            _refuse("energy_range_tev", self.energy_range_tev, "rising, within 0.01 and 10000 TeV")
-        if not set(self.pointing_levels) <= {"dl0", "dl1"}:
-            _refuse("pointing_levels", self.pointing_levels, "among dl0, dl1")
-
-    def _check_telescopes(self) -> None:
-        types = set(TELESCOPE_TYPES)
+    def check(self) -> None:
+        """Refuse options that contradict each other or the array."""
         for name in ("spacing_m", "throughput_mean", "throughput_spread", "peak_delay_ns"):
-            values: dict[str, float] = getattr(self, name)
-            may_be_zero = name in ("throughput_spread", "peak_delay_ns")
-            lowest = 0.0 if may_be_zero else np.nextafter(0, 1)
-            if set(values) != types or not all(lowest <= v < np.inf for v in values.values()):
-                _refuse(name, values, f"a positive number for each of {', '.join(TELESCOPE_TYPES)}")
-        if unknown := set(self.dead_types) - types:
-            _refuse("dead_types", sorted(unknown), f"among {', '.join(TELESCOPE_TYPES)}")
+            if set(getattr(self, name)) != set(TELESCOPE_TYPES):
+                types = ", ".join(TELESCOPE_TYPES)
+                refuse_option(name, getattr(self, name), f"a number for each of {types}")
+        if not self.energy_range_tev[0] < self.energy_range_tev[1]:
+            refuse_option("energy_range_tev", self.energy_range_tev, "increasing energies")
         known = set(_all_telescopes(self.array))
-        named: dict[str, Sequence[int]] = {
+        grouped = [tel_id for group in self.disconnected_groups for tel_id in group]
+        named: dict[str, Iterable[int]] = {
             "silent_telescopes": self.silent_telescopes,
             "removed_telescopes": self.removed_telescopes,
-            "sparse_telescopes": list(self.sparse_telescopes),
+            "sparse_telescopes": self.sparse_telescopes,
             "shifted_telescopes": self.shifted_telescopes,
-            "disconnected_groups": [t for group in self.disconnected_groups for t in group],
+            "disconnected_groups": grouped,
             "jumping_telescope": [] if self.jumping_telescope is None else [self.jumping_telescope],
         }
         for name, tel_ids in named.items():
-            if unknown_ids := sorted(set(tel_ids) - known):
-                _refuse(name, unknown_ids, f"telescopes of the array ({sorted(known)})")
-        grouped = named["disconnected_groups"]
+            if unknown := sorted(set(tel_ids) - known):
+                refuse_option(name, unknown, f"telescopes of the array ({sorted(known)})")
         if len(grouped) != len(set(grouped)):
-            _refuse("disconnected_groups", self.disconnected_groups, "disjoint")
-        if self.sparse_telescopes and min(self.sparse_telescopes.values()) < 1:
-            _refuse("sparse_telescopes", self.sparse_telescopes, "1 event or more each")
-        if len(known - set(self._without_data)) < 2:
-            msg = "silent_telescopes, removed_telescopes, dead_types: leave at least two telescopes"
-            raise ConfigError(msg)
+            refuse_option("disconnected_groups", self.disconnected_groups, "disjoint groups")
+        if len(known - set(self.without_data)) < 2:
+            raise ConfigError(
+                "silent_telescopes, removed_telescopes, dead_types: leave at least two telescopes"
+            )
 
     @property
     def n_telescope_events_per_file(self) -> int | None:
@@ -469,7 +353,7 @@ class ArraySimulation:
 
     def start_tai_s(self, block: int) -> float:
         """Return when an observation block begins, in seconds of TAI since 1970."""
-        return _START_TAI_S + block * self.block_duration_s
+        return START_TAI_S + block * self.block_duration_s
 
     def pointing_alt_at(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the altitude in rad at which the telescopes point, so long after a block began."""
@@ -477,7 +361,8 @@ class ArraySimulation:
         return np.asarray(np.radians(self.pointing_alt_deg) + np.radians(drift_deg))
 
     @property
-    def _without_data(self) -> tuple[int, ...]:
+    def without_data(self) -> tuple[int, ...]:
+        """Telescopes that see nothing, or are not there."""
         dead = [t for t, kind in _all_telescopes(self.array).items() if kind in self.dead_types]
         return (*self.silent_telescopes, *self.removed_telescopes, *dead)
 
@@ -515,21 +400,18 @@ class SimulatedArray:
     paths: tuple[Path, ...] = ()
     n_telescope_events: int = 0
 
-    def to_json(self) -> str:
-        """Return the truth as JSON: what ``truth.json`` holds."""
-        return json.dumps(
-            {
-                "throughput": self.throughput,
-                "time_offset_ns": self.time_offset_ns,
-                "time_drift_ns_per_h": self.time_drift_ns_per_h,
-                "tel_type": self.tel_type,
-                "position_m": self.position_m,
-                "options": asdict(self.options),
-                "n_tel_events": self.n_telescope_events,
-                "files": [path.name for path in self.paths],
-            },
-            indent=1,
-        )
+    def to_plain(self) -> dict[str, Any]:
+        """Return the truth for JSON: what ``truth.json`` holds."""
+        return {
+            "throughput": self.throughput,
+            "time_offset_ns": self.time_offset_ns,
+            "time_drift_ns_per_h": self.time_drift_ns_per_h,
+            "tel_type": self.tel_type,
+            "position_m": self.position_m,
+            "options": asdict(self.options),
+            "n_tel_events": self.n_telescope_events,
+            "files": [path.name for path in self.paths],
+        }
 
 
 def true_array(options: ArraySimulation) -> SimulatedArray:
@@ -544,16 +426,18 @@ def true_array(options: ArraySimulation) -> SimulatedArray:
         if tel_id not in options.removed_telescopes
     }
     if options.unsorted_layout:
-        rng = _stream(options, _LAYOUT_STREAM)
+        rng = random_stream(options, _LAYOUT_STREAM)
         tel_type = {int(tel_id): tel_type[int(tel_id)] for tel_id in rng.permutation([*tel_type])}
     positions = _positions(options)
     throughput, time_offset_ns, time_drift = {}, {}, {}
     for tel_id, kind in tel_type.items():
-        z_throughput, z_offset = _stream(options, _TELESCOPE_STREAM, tel_id).standard_normal(2)
+        z_throughput, z_offset = random_stream(options, _TELESCOPE_STREAM, tel_id).standard_normal(
+            2
+        )
         log_throughput = options.throughput_spread[kind] * z_throughput
         throughput[tel_id] = float(options.throughput_mean[kind] * np.exp(log_throughput))
         time_offset_ns[tel_id] = float(options.time_offset_spread_ns * z_offset)
-        z_drift = _stream(options, _TELESCOPE_STREAM, tel_id, 1).standard_normal()
+        z_drift = random_stream(options, _TELESCOPE_STREAM, tel_id, 1).standard_normal()
         time_drift[tel_id] = float(options.time_drift_ns_per_h * z_drift)
     return SimulatedArray(
         options=options,
@@ -563,78 +447,6 @@ def true_array(options: ArraySimulation) -> SimulatedArray:
         time_offset_ns=time_offset_ns,
         time_drift_ns_per_h=time_drift,
     )
-
-
-def simulate_events(array: SimulatedArray, block: int) -> tuple[Columns, Columns]:
-    """Return the events of one observation block: truth, reconstruction, time stamps, faults.
-
-    Parameters
-    ----------
-    array : SimulatedArray
-        See `true_array`.
-    block : int
-        Number of the block, from 0. May exceed ``options.n_files``.
-
-    Returns
-    -------
-    events : dict of str to array, (E,)
-        Quantities of the showers, sorted by time; reconstructed ones begin with "reco_".
-        Angles are in radians and follow ctapipe: x North, y West, azimuth from North to East.
-    images : dict of str to array, (R,)
-        Of the triggered telescopes, sorted by event and then by tel_id. "event" is the row in
-        `events`, "column" the telescope's place in the layout. What belongs to ctapipe's
-        image parameters has their names and units. The "time" of both is as of `ctao_time`.
-
-    Raises
-    ------
-    ConfigError
-        The options give no event at all.
-    """
-    options, telescopes = array.options, _Telescopes.of(array)
-    events, images = _triggered_events(options, telescopes, block)
-    images["tel_id"] = telescopes.tel_id[images["telescope"]]
-    images["column"] = telescopes.column[images["telescope"]]
-    _reconstruct(options, telescopes, block, events, images)
-    images |= _image_parameters(options, telescopes, events, images)
-    _add_faults(options, block, events, images)
-    return events, images
-
-
-def fault_stream(options: ArraySimulation, block: int, *key: int) -> np.random.Generator:
-    """Return random numbers for the faults of a block; each `key` gives others."""
-    return _stream(options, _FAULT_STREAM, block, *key)
-
-
-def ctao_time(tai_s: NDArray[np.float64], delay_ns: NDArray[np.float64]) -> NDArray[np.uint32]:
-    """Return times as ctapipe stores them ("ctao_high_res").
-
-    Parameters
-    ----------
-    tai_s : array, (n,)
-        Seconds of TAI since 1970; known to about 240 ns, as floats are.
-    delay_ns : array, (n,)
-        To be added, to a quarter of a nanosecond.
-
-    Returns
-    -------
-    array of uint32, (n, 2)
-        Second and quarter-nanoseconds within it.
-    """
-    second = np.floor(tai_s)
-    # The delay comes in as an integer: a float of 1.7e9 s resolves 240 ns only.
-    quarters = np.floor((tai_s - second) * _QUARTER_NS_PER_S).astype(np.int64)
-    quarters += np.rint(4 * delay_ns).astype(np.int64)
-    carry, quarters = np.divmod(quarters, _QUARTER_NS_PER_S)
-    return np.stack([second.astype(np.int64) + carry, quarters], axis=1).astype(np.uint32)
-
-
-def _refuse(name: str, value: object, wanted: str) -> None:
-    msg = f"{name}: must be {wanted}, is {value}"
-    raise ConfigError(msg)
-
-
-def _stream(options: ArraySimulation, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
 
 
 def _all_telescopes(array: str) -> dict[int, str]:
@@ -673,387 +485,3 @@ def _hexagonal_grid(n: int) -> NDArray[np.float64]:
     distance = np.hypot(points[:, 0], points[:, 1]).round(6)
     angle = (np.arctan2(points[:, 1], points[:, 0]) % (2 * np.pi)).round(6)
     return points[np.lexsort((angle, distance))[:n]]
-
-
-@dataclass(frozen=True)
-class _Telescopes:
-    """The telescopes of the layout as arrays, (T,) or (T, 3), by tel_id.
-
-    `column` is the place of each in the layout, which telescope masks follow.
-    """
-
-    tel_id: NDArray[np.int64]
-    column: NDArray[np.int64]
-    tel_type: NDArray[np.str_]
-    position_m: NDArray[np.float64]
-    throughput: NDArray[np.float64]
-    time_offset_ns: NDArray[np.float64]
-    time_drift_ns_per_h: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, array: SimulatedArray) -> _Telescopes:
-        layout = [*array.tel_type]
-        tel_ids = sorted(layout)
-        return cls(
-            tel_id=np.array(tel_ids),
-            column=np.array([layout.index(t) for t in tel_ids]),
-            tel_type=np.array([array.tel_type[t] for t in tel_ids]),
-            position_m=np.array([array.position_m[t] for t in tel_ids]),
-            throughput=np.array([array.throughput[t] for t in tel_ids]),
-            time_offset_ns=np.array([array.time_offset_ns[t] for t in tel_ids]),
-            time_drift_ns_per_h=np.array([array.time_drift_ns_per_h[t] for t in tel_ids]),
-        )
-
-    def of_type(self, attribute: str) -> NDArray[np.float64]:
-        """Return a number of the telescopes' type for each telescope, (T,)."""
-        return np.array(
-            [float(getattr(TELESCOPE_TYPES[kind], attribute)) for kind in self.tel_type]
-        )
-
-    def index(self, tel_id: int) -> int:
-        return int(np.flatnonzero(self.tel_id == tel_id)[0])
-
-
-def _triggered_events(
-    options: ArraySimulation, telescopes: _Telescopes, block: int
-) -> tuple[Columns, Columns]:
-    """Throw showers until the block is full.
-
-    Returns
-    -------
-    events : dict of str to array, (E,)
-        True quantities of the showers, sorted by time.
-    images : dict of str to array, (R,)
-        Of the triggered telescopes, sorted by event; "event" and "telescope" are indices.
-    """
-    rng = _stream(options, _SHOWER_STREAM, block)
-    n_sparse_seen = np.zeros(len(telescopes.tel_id), dtype=np.int64)
-    least = options.n_telescope_events_per_file
-    wanted = options.n_events if least is None else least
-    chunks: list[tuple[Columns, Columns]] = []
-    n_found, n_fruitless = 0, 0
-    while n_found < wanted:
-        showers, images = _throw_showers(rng, options, telescopes, block, n_sparse_seen)
-        counted = showers["time_s"] if least is None else images["event"]
-        n_found += len(counted)
-        n_fruitless = 0 if len(images["event"]) else n_fruitless + 1
-        if n_fruitless == _FRUITLESS_CHUNKS:
-            n_showers = _FRUITLESS_CHUNKS * _SHOWERS_PER_CHUNK
-            msg = (
-                f"obs_id {options.obs_id(block)}: none of {n_showers} showers triggers two "
-                "telescopes; raise energy_range_tev or let more telescopes take part"
-            )
-            raise ConfigError(msg)
-        chunks.append((showers, images))
-
-    first = np.cumsum([0, *(len(showers["time_s"]) for showers, _ in chunks)])
-    events = {k: np.concatenate([showers[k] for showers, _ in chunks]) for k in chunks[0][0]}
-    images = {k: np.concatenate([found[k] for _, found in chunks]) for k in chunks[0][1]}
-    images["event"] += np.repeat(first[:-1], [len(found["event"]) for _, found in chunks])
-
-    n_events = wanted if least is None else int(images["event"][wanted - 1]) + 1
-    order = np.argsort(events["time_s"][:n_events], kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(n_events)
-    events = {k: values[order] for k, values in events.items()}
-    n_images = np.searchsorted(images["event"], n_events)
-    images = {k: values[:n_images] for k, values in images.items()}
-    images["event"] = rank[images["event"]]
-    order = np.argsort(images["event"], kind="stable")
-    return events, {k: values[order] for k, values in images.items()}
-
-
-def _throw_showers(
-    rng: np.random.Generator,
-    options: ArraySimulation,
-    telescopes: _Telescopes,
-    block: int,
-    n_sparse_seen: NDArray[np.int64],
-) -> tuple[Columns, Columns]:
-    """Throw a chunk of showers; keep those that two telescopes or more see.
-
-    `n_sparse_seen` counts, from chunk to chunk, the events of the telescopes that may have few.
-    """
-    n = _SHOWERS_PER_CHUNK
-    energy_tev = _power_law(rng.random(n), options.energy_range_tev, options.spectral_index)
-    corners_m = telescopes.position_m[:, :2]
-    lowest_m = corners_m.min(axis=0) - options.core_margin_m
-    highest_m = corners_m.max(axis=0) + options.core_margin_m
-    core_m = rng.uniform(lowest_m, highest_m, size=(n, 2))
-    spread_deg = options.direction_spread_deg * rng.standard_normal((2, n))
-    fluctuation = np.exp(options.shower_fluctuation * rng.standard_normal(n))
-    time_s = options.block_duration_s * rng.random(n)
-    pointing_alt = options.pointing_alt_at(time_s)
-    # Kept off the zenith, where the azimuth loses its meaning.
-    alt = np.minimum(pointing_alt + np.radians(spread_deg[0]), np.radians(89.9))
-    az = np.radians(options.pointing_az_deg) + np.radians(spread_deg[1]) / np.cos(pointing_alt)
-    showers = {
-        "time_s": time_s,
-        "light_tev": energy_tev * fluctuation,
-        "core_x_m": core_m[:, 0],
-        "core_y_m": core_m[:, 1],
-        "alt": alt,
-        "az": az,
-        "h_max_m": _height_of_maximum(energy_tev, alt, rng.standard_normal(n)),
-    }
-
-    impact_m, along_m = _impact(telescopes.position_m[None], showers, np.s_[:, None])
-    area_m2 = telescopes.of_type("mirror_area_m2")
-    throughput = np.broadcast_to(telescopes.throughput, impact_m.shape)
-    if options.jumping_telescope in telescopes.tel_id:
-        time_s = showers["time_s"] + block * options.block_duration_s
-        jumping = telescopes.tel_id == options.jumping_telescope
-        after = (time_s >= options.jump_time_s)[:, None] & jumping
-        throughput = np.where(after, options.jump_factor, 1) * throughput
-    expected_pe = showers["light_tev"][:, None] * throughput
-    expected_pe *= area_m2 * (_LIGHT_DENSITY_PER_M2_TEV * _PHOTON_EFFICIENCY)
-    expected_pe *= np.exp(-np.maximum(impact_m - _LIGHT_POOL_RADIUS_M, 0) / options.light_fall_m)
-
-    threshold_pe = options.threshold_scale * telescopes.of_type("threshold_pe")
-    # Below a quarter of the threshold, a Poisson law reaches it once in 1e7 times at most.
-    possible = expected_pe > threshold_pe / 4
-    possible[:, np.isin(telescopes.tel_id, options._without_data)] = False
-    event, telescope = np.nonzero(possible)
-    intensity_pe = expected_pe[event, telescope]
-    if options.photon_statistics:
-        intensity_pe = rng.poisson(intensity_pe)
-    triggered = np.zeros(impact_m.shape, dtype=bool)
-    triggered[event, telescope] = intensity_pe >= threshold_pe[telescope]
-    if options.disconnected_groups:
-        seen_by = rng.integers(len(options.disconnected_groups), size=n)
-        for i, group in enumerate(options.disconnected_groups):
-            triggered &= ~np.isin(telescopes.tel_id, group) | (seen_by == i)[:, None]
-    for tel_id, n_most in options.sparse_telescopes.items():
-        if tel_id in telescopes.tel_id:
-            i = telescopes.index(tel_id)
-            coincident = triggered[:, i] & (triggered.sum(axis=1) >= 2)
-            triggered[:, i] = coincident & (n_sparse_seen[i] + np.cumsum(coincident) <= n_most)
-            n_sparse_seen[i] += np.count_nonzero(triggered[:, i])
-
-    kept = triggered.sum(axis=1) >= 2
-    seen = (triggered & kept[:, None])[event, telescope]
-    event, telescope = event[seen], telescope[seen]
-    images = {
-        "event": (np.cumsum(kept) - 1)[event],
-        "telescope": telescope,
-        "intensity_pe": intensity_pe[seen],
-        "expected_pe": expected_pe[event, telescope],
-        "throughput": throughput[event, telescope],
-        "true_impact_m": impact_m[event, telescope],
-        "true_along_m": along_m[event, telescope],
-    }
-    return {k: values[kept] for k, values in showers.items()}, images
-
-
-def _power_law(
-    uniform: NDArray[np.float64], range_tev: tuple[float, float], index: float
-) -> NDArray[np.float64]:
-    """Return energies of dN/dE ~ E**-index by inverting its integral."""
-    low_tev, high_tev = range_tev
-    if np.isclose(index, 1):
-        return np.asarray(low_tev * (high_tev / low_tev) ** uniform)
-    low, high = low_tev ** (1 - index), high_tev ** (1 - index)
-    return np.asarray((low + uniform * (high - low)) ** (1 / (1 - index)))
-
-
-def _height_of_maximum(
-    energy_tev: NDArray[np.float64], alt: NDArray[np.float64], z: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the height above sea level of showers' maxima in an exponential atmosphere."""
-    depth_g_cm2 = _RADIATION_LENGTH_G_CM2 * np.log(energy_tev / _CRITICAL_ENERGY_TEV)
-    # No deeper than 500 g/cm^2: 5.8 km, above all grounds that are allowed.
-    depth_g_cm2 = np.clip(depth_g_cm2 + _DEPTH_FLUCTUATION_G_CM2 * z, 50, 500)
-    vertical_g_cm2 = depth_g_cm2 * np.sin(alt)
-    return np.asarray(_ATMOSPHERE_SCALE_HEIGHT_M * np.log(_ATMOSPHERE_DEPTH_G_CM2 / vertical_g_cm2))
-
-
-def _impact(
-    position_m: NDArray[np.float64], showers: Columns, index: Any, prefix: str = ""
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return distances of telescopes from shower axes, and their places along them.
-
-    `position_m` is (..., 3); ``showers[name][index]`` must have the shape (...) or broadcast to it.
-    The axis points to n = (cos alt cos az, -cos alt sin az, sin alt), x North and y West.
-    """
-    alt, az = showers[f"{prefix}alt"][index], showers[f"{prefix}az"][index]
-    x_m = position_m[..., 0] - showers[f"{prefix}core_x_m"][index]
-    y_m = position_m[..., 1] - showers[f"{prefix}core_y_m"][index]
-    z_m = position_m[..., 2]
-    along_m = (
-        x_m * (np.cos(alt) * np.cos(az)) - y_m * (np.cos(alt) * np.sin(az)) + z_m * np.sin(alt)
-    )
-    impact_m = np.sqrt(np.maximum(x_m**2 + y_m**2 + z_m**2 - along_m**2, 0))
-    return impact_m, along_m
-
-
-def _reconstruct(
-    options: ArraySimulation, telescopes: _Telescopes, block: int, events: Columns, images: Columns
-) -> None:
-    """Add what a reconstruction would say, and the time stamps."""
-    # The stream of the showers is used up to a number that depends on their selection.
-    rng = _stream(options, _SHOWER_STREAM, block, 1)
-    n_events, n_images = len(events["time_s"]), len(images["event"])
-    event, telescope = images["event"], images["telescope"]
-
-    events["event_id"] = np.arange(1, n_events + 1, dtype=np.int64)
-    if options.shared_obs_id:
-        events["event_id"] += block * 1_000_000_000
-    events["obs_id"] = np.full(n_events, options.obs_id(block), dtype=np.int32)
-
-    z_x, z_y, z_alt, z_az, z_h_max, z_gammaness = rng.standard_normal((6, n_events))
-    direction_error = np.radians(options.direction_resolution_deg)
-    events["reco_core_x_m"] = events["core_x_m"] + options.core_resolution_m * z_x
-    events["reco_core_y_m"] = events["core_y_m"] + options.core_resolution_m * z_y
-    events["reco_alt"] = np.minimum(events["alt"] + direction_error * z_alt, np.pi / 2)
-    events["reco_az"] = events["az"] + direction_error * z_az / np.cos(events["alt"])
-    events["reco_h_max_m"] = events["h_max_m"] * np.exp(options.h_max_resolution * z_h_max)
-    if options.h_max_scale != 1.0:  # a product with 1 would move the last bit
-        ground_m = options.observatory_altitude_m
-        height_m = events["reco_h_max_m"] - ground_m
-        events["reco_h_max_m"] = ground_m + options.h_max_scale * height_m
-    position_m = telescopes.position_m[telescope]
-    images["impact_m"], _ = _impact(position_m, events, event, "reco_")
-
-    images["gammaness"] = 1 / (
-        1 + np.exp(-1.5 - z_gammaness[event] - rng.standard_normal(n_images))
-    )
-    scatter = np.hypot(
-        options.energy_resolution, options.photon_noise / np.sqrt(images["expected_pe"])
-    )
-    energy_tev = events["light_tev"][event] * images["throughput"]
-    energy_tev *= np.exp(scatter * rng.standard_normal(n_images))
-    images["energy_tev"] = energy_tev
-    images["energy_uncert_tev"] = energy_tev * scatter
-    images["is_valid"] = np.ones(n_images, dtype=bool)
-
-    jitter_ns = options.time_jitter_ns * rng.standard_normal(n_images)
-    delay_ns = _spherical_delay(options, events, images) + jitter_ns
-    delay_ns += telescopes.time_offset_ns[telescope]
-    time_s = events["time_s"][event] + block * options.block_duration_s
-    delay_ns += telescopes.time_drift_ns_per_h[telescope] * time_s / 3600
-    has_jumped = (images["tel_id"] == options.jumping_telescope) & (time_s >= options.jump_time_s)
-    delay_ns += options.jump_offset_ns * has_jumped
-    threshold_pe = options.threshold_scale * telescopes.of_type("threshold_pe")[telescope]
-    walk_ns = options.trigger_walk_ns * np.sqrt(
-        threshold_pe / np.maximum(images["intensity_pe"], 1.0)
-    )
-    delay_ns += walk_ns
-    if options.pointing_delay_removed:
-        alt, az = np.radians([options.pointing_alt_deg, options.pointing_az_deg])
-        level = np.cos(alt)
-        towards = np.array([level * np.cos(az), -level * np.sin(az), np.sin(alt)])
-        delay_ns += position_m @ towards * _NS_PER_M
-    start_s = options.start_tai_s(block)
-    events["time"] = ctao_time(start_s + events["time_s"], np.zeros(n_events))
-    images["time"] = ctao_time(start_s + events["time_s"][event], delay_ns)
-    peak_delay_ns = np.array([options.peak_delay_ns[kind] for kind in telescopes.tel_type])
-    images["peak_time_ns"] = peak_delay_ns[telescope] + 0.15 * rng.standard_normal(n_images)
-    if options.peak_follows_trigger:
-        images["peak_time_ns"] -= jitter_ns + walk_ns
-
-
-def _add_faults(options: ArraySimulation, block: int, events: Columns, images: Columns) -> None:
-    """Spoil energies and their uncertainties, times, and stereo reconstructions."""
-    rng = fault_stream(options, block)
-    # Each fault takes its numbers whether it is on or not, so that one does not move another.
-    is_outlier, is_invalid, is_nan, has_no_uncertainty = (
-        rng.random(len(images["event"])) < fraction
-        for fraction in (
-            options.outlier_fraction,
-            options.invalid_fraction,
-            options.nan_valid_fraction,
-            options.missing_uncertainty_fraction,
-        )
-    )
-    images["energy_tev"][is_outlier] *= options.outlier_factor
-    images["energy_tev"][is_invalid | is_nan] = np.nan
-    images["energy_uncert_tev"][is_invalid | is_nan | has_no_uncertainty] = np.nan
-    images["is_valid"][is_invalid] = False
-
-    rng = fault_stream(options, block, 2)
-    n_events, n_images = len(events["time_s"]), len(images["event"])
-    is_accidental = rng.random(n_images) < options.time_outlier_fraction
-    moved_ns = options.time_outlier_ns * rng.uniform(-1, 1, n_images) * is_accidental
-    time = images["time"].astype(np.int64)
-    time[:, 1] += np.rint(4 * moved_ns).astype(np.int64)
-    carry, time[:, 1] = np.divmod(time[:, 1], _QUARTER_NS_PER_S)
-    time[:, 0] += carry
-    time[rng.random(n_images) < options.missing_time_fraction] = 0
-    images["time"] = time.astype(np.uint32)
-    failed = rng.random(n_events) < options.failed_stereo_fraction
-    for name in ("core_x_m", "core_y_m", "alt", "az", "h_max_m"):
-        events[f"reco_{name}"][failed] = np.nan
-    events["reco_is_valid"] = ~failed
-    images["impact_m"][failed[images["event"]]] = np.nan
-
-
-def _spherical_delay(
-    options: ArraySimulation, events: Columns, images: Columns
-) -> NDArray[np.float64]:
-    """Return when light from the shower's maximum reaches a telescope, after the core, in ns.
-
-    t = (|L n - r| - L) n_air / c, with r the telescope seen from the core and L the distance of the
-    maximum; |L n - r|^2 = (L - r.n)^2 + impact^2.
-    """
-    height_m = events["h_max_m"] - options.observatory_altitude_m
-    distance_m = (height_m / np.sin(events["alt"]))[images["event"]]
-    path_m = np.hypot(distance_m - images["true_along_m"], images["true_impact_m"])
-    return np.asarray((path_m - distance_m) * _NS_PER_M)
-
-
-def _image_parameters(
-    options: ArraySimulation, telescopes: _Telescopes, events: Columns, images: Columns
-) -> Columns:
-    """Return the image parameters that the model gives, by ctapipe's names and in its units.
-
-    An image stands where the shower's maximum is seen, points to the shower's direction, has a
-    fixed width and a length that grows with the impact distance, and leaks where the camera ends.
-    """
-    event, telescope = images["event"], images["telescope"]
-    position_m = telescopes.position_m[telescope]
-    pixel_size_deg = telescopes.of_type("pixel_size_deg")[telescope]
-    camera_radius_deg = telescopes.of_type("camera_radius_deg")[telescope]
-    alt, az = events["alt"][event], events["az"][event]
-    pointing_alt = options.pointing_alt_at(events["time_s"][event])
-    pointing_az = np.radians(options.pointing_az_deg)
-    height_m = events["h_max_m"][event] - options.observatory_altitude_m
-    x_m = events["core_x_m"][event] - position_m[:, 0] + height_m / np.tan(alt) * np.cos(az)
-    y_m = events["core_y_m"][event] - position_m[:, 1] - height_m / np.tan(alt) * np.sin(az)
-    max_alt = np.arctan2(height_m - position_m[:, 2], np.hypot(x_m, y_m))
-    max_az = np.arctan2(-y_m, x_m)
-
-    def field_of_view(to_alt: Any, to_az: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        turn = (to_az - pointing_az + np.pi) % (2 * np.pi) - np.pi
-        return np.degrees(turn * np.cos(pointing_alt)), np.degrees(to_alt - pointing_alt)
-
-    lon_deg, lat_deg = field_of_view(max_alt, max_az)
-    source_lon_deg, source_lat_deg = field_of_view(alt, az)
-    psi_deg = np.degrees(np.arctan2(source_lat_deg - lat_deg, source_lon_deg - lon_deg))
-    r_deg = np.hypot(lon_deg, lat_deg)
-    width_deg = 0.08
-    length_deg = 0.1 + 0.1 * images["true_impact_m"] / _LIGHT_POOL_RADIUS_M
-    leakage = {
-        rim: np.clip(
-            (r_deg + length_deg + rim * pixel_size_deg - camera_radius_deg) / (2 * length_deg), 0, 1
-        )
-        for rim in (1, 2)
-    }
-    return {
-        "hillas_intensity": images["intensity_pe"],
-        "hillas_fov_lon": lon_deg,
-        "hillas_fov_lat": lat_deg,
-        "hillas_r": r_deg,
-        "hillas_phi": np.degrees(np.arctan2(lat_deg, lon_deg)),
-        "hillas_length": length_deg,
-        "hillas_width": np.full(len(event), width_deg),
-        "hillas_psi": (psi_deg + 90) % 180 - 90,
-        "timing_intercept": images["peak_time_ns"],
-        "leakage_pixels_width_1": leakage[1],
-        "leakage_pixels_width_2": leakage[2],
-        "leakage_intensity_width_1": leakage[1],
-        "leakage_intensity_width_2": leakage[2],
-        # Twice the standard deviations hold most of an image.
-        "morphology_n_pixels": np.ceil(np.pi * 2 * length_deg * 2 * width_deg / pixel_size_deg**2),
-        "morphology_n_islands": np.ones(len(event)),
-        "peak_time_mean": images["peak_time_ns"],
-    }

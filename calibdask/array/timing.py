@@ -2,93 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask import flags
-from calibdask.array.coefficients import together
 from calibdask.array.config import FURTHER, SELECTION
-from calibdask.array.goodness import event_group
-from calibdask.array.model import NetworkOptions, Observable, Telescopes
-from calibdask.array.network import fit_stage
-from calibdask.array.pairs import event_keys, pairs_of, select_pairs
-from calibdask.array.pairwise import (
-    PairwiseCalibration,
-    SurveyedDl2,
-    layout_of_file,
-)
-from calibdask.array.summary import PairSummary
+from calibdask.array.from_dl2 import SurveyedDl2, layout_of_file
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.goodness import event_group
+from calibdask.array.network.pairs import PairSummary
+from calibdask.array.pairs import pairs_of, select_pairs
+from calibdask.array.pairwise import PairedRows, PairwiseCalibration
 from calibdask.array.tables import RESIDUALS, TIMING, TIMING_CALIBRATION, WALK
 from calibdask.array.timing_config import CalculateTimingCalibration, timing_section
-from calibdask.array.timing_model import front_delay_ns, geodetic_height_m, since_first_ns
+from calibdask.array.timing_model import RADIANS, geodetic_height_m, residual_times
 from calibdask.array.timing_summary import (
     TimingEvents,
     TimingFit,
     TimingOptions,
     TimingScores,
+    add_systematic,
     fit_timing,
-    n_stages,
+    n_timing_stages,
     offset_network,
     reduce_timing,
     residual_columns,
-    systematic_covariance,
+    rough_columns,
+    walk_columns,
 )
 from calibdask.array.timing_walk import WalkSummary
-from calibdask.engine.protocol import ALL, Cell, InputRef, Reduced, Rows, Shard, Summary, Survey
+from calibdask.engine.protocol import ALL, Cell, InputRef, Rows, Shard, Summary, Survey
 from calibdask.errors import CorruptedInput, MissingInput, NotEnoughData
-from calibdask.flags import Flag
-from calibdask.io.dl2 import Needs, TelescopeEvents
 from calibdask.io.pointing import read_block_pointing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
 
+    from calibdask.array.network.model import NetworkOptions
+    from calibdask.array.network.state import NetworkFit
     from calibdask.array.pairwise import Columns
     from calibdask.array.report import Quantity
-    from calibdask.array.state import NetworkFit
     from calibdask.config import Campaign, Configuration
     from calibdask.engine.protocol import State
-    from calibdask.io.dl2 import ArrayLayout
+    from calibdask.io.dl2 import ArrayLayout, Needs, TelescopeEvents
     from calibdask.report import Section
     from calibdask.schema import TableSchema
 
 __all__ = ["TimingCalibration"]
 
-ROUGH_BINS = 500
-"""Bins of the range of rough offsets, unless they would be wider than half of max_residual."""
-
 SIZE = "hillas_intensity"
 """Column of the image sizes, in photoelectrons."""
-
-FINE_BIN_NS = 0.25
-"""Bins for median and clipping: the resolution of the time stamps."""
-
-
-@dataclass(frozen=True)
-class TimingData:
-    """The times of a shard, with what the first stage says about them.
-
-    Attributes
-    ----------
-    events : TimingEvents
-        Telescope events and their pairs.
-    time_bin : ndarray of int64, shape (N,), or None
-        Time bin of each telescope event, if there are bins.
-    keys, cut_flow, rows, warnings
-        As in `Reduced`; only from the first stage.
-    """
-
-    events: TimingEvents
-    time_bin: NDArray[np.int64] | None
-    keys: NDArray[np.int64] | None = None
-    cut_flow: Mapping[str, int] | None = None
-    rows: Rows | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +99,6 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     title: ClassVar[str] = "Offsets of telescope times, to be subtracted"
     state: ClassVar[type[State]] = TimingFit
 
-    truth: tuple[tuple[int, float], ...] = ()  # of a simulation, by telescope: for the report
     has_sizes: bool = True  # of the images, in all inputs
 
     sections: ClassVar = {"CalculateTimingCalibration": CalculateTimingCalibration, **SELECTION}
@@ -153,43 +119,18 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     @property
     def network(self) -> NetworkOptions:
         """The options of the estimator: one network, or one for each type."""
-        options = self.options
-        types = {} if self.layout is None else self._types
-        # The same one in all time bins, whichever has most events there.
-        reference = options.reference_telescope
-        if reference is None:
-            reference = next(iter(types), -1)
-        first_type = next(iter(types.values()), "")
-        # One that is not in the array is asked for all the same: another that is held is flagged F.
-        asked = (types.get(reference, first_type), reference)
-        half = options.max_residual
-        return NetworkOptions(
-            estimator=f"log-{options.estimator}",  # type: ignore[arg-type]
-            n_min=options.n_min,
-            clip_sigma=options.clip_sigma,
-            normalisation=options.normalisation,
-            reference_telescopes=(asked,) if types else (),
-            reference_type=asked[0] if options.mixed_types else None,
-            observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
-        )
+        return self.timing.network
 
     @property
     def timing(self) -> TimingOptions:
         """The options of all stages."""
-        options = self.options
-        n_bins = max(ROUGH_BINS, int(np.ceil(4 * options.max_offset / options.max_residual)))
-        rough = Observable("difference", -options.max_offset, options.max_offset, n_bins, "ns")
-        return TimingOptions(self.network, rough, options.impact_bins, self.walks)
-
-    @property
-    def _types(self) -> dict[int, str]:
-        return dict(zip(self.telescopes.tel_id, self.telescopes.tel_type, strict=True))
+        return self.options.stages(self.type_of_telescope, walk=self.walks)
 
     def summary_type(self, stage: int) -> type[Summary]:
         """Return scores in the last stage, moments of pairs or the time walk before."""
         if self.walks and stage == 1:
             return WalkSummary
-        return TimingScores if stage == n_stages(self.timing) - 1 else PairSummary
+        return TimingScores if stage == n_timing_stages(self.timing) - 1 else PairSummary
 
     @property
     def needs(self) -> Needs:
@@ -203,13 +144,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             columns.add(options.time)
         if self.walks:
             columns.add(SIZE)
-        columns |= options.columns
-        base = options.impact_column
-        return Needs(base, tuple(sorted(columns - {base})))
-
-    def fit_config(self) -> Mapping[str, Any]:
-        """Return what only the fit depends on, the telescopes without data among it."""
-        return {**super().fit_config(), "telescopes": self.fit_telescopes()}
+        return self.needs_besides(*columns)
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -291,7 +226,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
     def warnings(self) -> Sequence[str]:
         """Tell what was odd about configuration and layout."""
         reference = self.options.reference_telescope
-        if self.layout is None or reference is None or reference in self._types:
+        if self.layout is None or reference is None or reference in self.type_of_telescope:
             return self.notes
         note = f"reference telescope {reference} is not among the inputs: another one is taken"
         return [*self.notes, f"{note} and flagged"]
@@ -311,7 +246,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             )
         for name in ("alt", "az"):
             column = f"{self.options.geometry_reconstructor}_{name}"
-            if data.units[column] not in _RADIANS:
+            if data.units[column] not in RADIANS:
                 raise CorruptedInput(
                     f"{path}: has {column} in {data.units[column]!r}, not in deg or rad"
                 )
@@ -322,108 +257,69 @@ class TimingCalibration(PairwiseCalibration[_Read]):
             pointing = np.array([of_block.get(i, nowhere) for i in data.obs_id.tolist()])
         return _Read(data, self._altitude_m(data.layout, path), pointing)
 
-    def _arrival(self, read: _Read) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
-        """Time of each telescope event less that of the front, ns, and what it has to fulfil."""
-        options, geometry = self.options, self.options.geometry_reconstructor
-        data = read.events
-        columns = data.columns
-        alt, az = (
-            columns[f"{geometry}_{name}"] * _RADIANS[data.units[f"{geometry}_{name}"]]
-            for name in ("alt", "az")
-        )
-        place = np.zeros((int(data.layout.tel_id.max(initial=0)) + 1, 3))
-        place[data.layout.tel_id] = data.layout.position_m
-        time_ns = since_first_ns(columns["time"], data.event, data.n_events)
-        position_m = place[data.tel_id]
-        if read.pointing is not None:
-            towards_alt, towards_az = read.pointing[:, 0], read.pointing[:, 1]
-            plane_m = np.full(len(alt), np.inf)
-            time_ns += front_delay_ns("plane", position_m, towards_alt, towards_az, plane_m)
-        position_m[:, 0] -= columns[f"{geometry}_core_x"]
-        position_m[:, 1] -= columns[f"{geometry}_core_y"]
-        distance_m = np.full(len(alt), np.inf)
-        if options.front == "spherical":
-            distance_m = (columns[f"{geometry}_h_max"] - read.altitude_m) / np.sin(alt)
-        delay_ns = front_delay_ns(options.front, position_m, alt, az, distance_m)
-        if options.time != "trigger":
+    def pair_up(self, data: _Read) -> PairedRows:
+        """Select the pairs of a shard, and keep the telescope events in them."""
+        events, options = data.events, self.options
+        layout = layout_of_file(events.layout)
+        residual_ns, known = residual_times(
+            events,
+            events.layout.tel_id,
+            events.layout.position_m,
+            geometry=options.geometry_reconstructor,
+            front=options.front,
+            altitude_m=data.altitude_m,
+            pointing=data.pointing,
             # The window opens with the trigger: together they tell when the light arrived, up to
             # a delay of the camera, whatever made the trigger late. Alone neither window nor peak
             # has a time in common with another telescope.
-            time_ns = time_ns + columns[options.time]
-        known = {
-            "time known": np.isfinite(time_ns),
-            "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
-        }
+            delay=None if options.time == "trigger" else options.time,
+        )
         if self.walks:
-            known["size known"] = np.isfinite(columns[SIZE]) & (columns[SIZE] > 0)
-        return time_ns - delay_ns, known
-
-    def _pair_up(self, read: _Read) -> TimingData:
-        """Select the pairs of a shard, and keep the telescope events in them."""
-        data = read.events
-        residual_ns, known = self._arrival(read)
-        layout = layout_of_file(data.layout)
-        pairs = select_pairs(data, self.options, layout, self.of_events(data), known)
+            size = events.columns[SIZE]
+            known["size known"] = np.isfinite(size) & (size > 0)
+        pairs = select_pairs(events, options, layout, self.of_events(events), known)
         kept, both = np.unique(np.concatenate([pairs.row_1, pairs.row_2]), return_inverse=True)
         row_1, row_2 = both.astype(np.int32).reshape(2, -1)
-        event = data.event[kept]
-        rows: dict[str, NDArray[Any]] = {
+        event, obs_id, event_id = events.event[kept], events.obs_id[kept], events.event_id[kept]
+        rows: Columns = {
             "event": event.astype(np.int32),
-            "tel_id": data.tel_id[kept],
+            "tel_id": events.tel_id[kept],
             "residual_ns": residual_ns[kept],
-            "impact_m": data.columns[self.options.impact_column][kept].astype(np.float32),
+            "impact_m": events.columns[self.options.impact_column][kept].astype(np.float32),
             "row_1": row_1,
             "row_2": row_2,
-            "group": event_group(data.obs_id[kept], data.event_id[kept]),
+            "group": event_group(obs_id, event_id),
         }
         if self.walks:
-            rows["smallness"] = np.sqrt(100.0 / data.columns[SIZE][kept])
-        if self.bins is not None and data.event_time_ns is not None:
-            rows["time_bin"] = self.bins.index(data.event_time_ns)[event]
-        keys = event_keys(event, data.obs_id[kept], data.event_id[kept])
-        flow = {**pairs.cut_flow, "events with a pair": len(keys)}
-        return TimingData(
-            _events_of(rows),
-            rows.get("time_bin"),
-            keys,
-            flow,
-            rows,
-            pairs.warnings,
-        )
+            rows["smallness"] = np.sqrt(100.0 / events.columns[SIZE][kept])
+        rows |= self.time_bins(events, event) | {"obs_id": obs_id, "event_id": event_id}
+        return PairedRows.of(events, rows, pairs.cut_flow, pairs.warnings)
 
-    def reduce(self, shard: Shard, data: _Read) -> Reduced:
-        """Summarise the times of pairs."""
-        pairs = self._pair_up(data)
-        summaries = self._summarise(0, pairs, dict.fromkeys(shard.cells))
-        return Reduced(summaries, pairs.cut_flow or {}, pairs.rows, pairs.keys, pairs.warnings)
+    def bins_of(self, rows: Rows) -> NDArray[np.int64] | None:
+        """Return the time bin of each pair, if there are bins."""
+        return rows["time_bin"][rows["row_1"]] if "time_bin" in rows else None
 
-    def refine(
-        self, stage: int, shard: Shard, data: Rows | _Read, given: Mapping[Cell, Any]
-    ) -> Reduced:
+    def events_of(self, rows: Rows) -> TimingEvents:
+        """Return the telescope events that were kept, with their pairs."""
+        names = [one.name for one in fields(TimingEvents) if one.name in rows]
+        return TimingEvents(**{name: rows[name] for name in names})
+
+    def take(self, events: TimingEvents, mine: NDArray[np.integer]) -> TimingEvents:
+        """Take some of the pairs; the rows that they point to stay together."""
+        return replace(events, row_1=events.row_1[mine], row_2=events.row_2[mine])
+
+    def summarise(
+        self, stage: int, events: TimingEvents, given: Any, n_lacking: Mapping[int, int]
+    ) -> Summary:
         """Summarise the times near the rough offsets, or the events' scores about a fit."""
-        del shard
-        if isinstance(data, _Read):
-            raise TypeError("the first stage keeps the times of every shard")
-        kept = TimingData(_events_of(data), data.get("time_bin"))
-        return Reduced(self._summarise(stage, kept, given))
-
-    def _summarise(
-        self, stage: int, data: TimingData, given: Mapping[Cell, Any]
-    ) -> dict[Cell, Summary]:
-        telescopes = self._fit_rows()
-        return {
-            cell: reduce_timing(stage, self.timing, events, telescopes, given[cell])
-            for cell, events in _split(data, given).items()
-        }
-
-    def _fit_rows(self) -> Telescopes:
-        return Telescopes(np.array(self.telescopes.tel_id), np.array(self.telescopes.tel_type))
+        del n_lacking
+        return reduce_timing(stage, self.timing, events, self.fit_rows(), given)
 
     # -- fit and products -----------------------------------------------------------------------
 
     def fit(self, stage: int, cell: Cell, total: Any, given: Any) -> Any:
         """Fit rough offsets, then the network, then finish it with its errors."""
-        options, telescopes = self.timing, self._fit_rows()
+        options, telescopes = self.timing, self.fit_rows()
         fitted = fit_timing(stage, options, total, given, telescopes)
         if stage > 0 or total.difference.n.sum():
             return fitted
@@ -465,26 +361,11 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         covariance of the former, the residuals by impact distance, and the time walk.
         """
         fit, named = result[cell], super().columns_of(cell, result)
-        network, floor = self.network_of(fit), systematic_covariance(fit)
-        offsets = named[self.table]
-        has_value = np.isfinite(offsets["value"])
-        systematic = np.where(has_value, np.sqrt(np.diagonal(floor)), np.nan)
-        total = np.hypot(offsets["error"], systematic)
-        unknown = has_value & ~np.isfinite(total)
-        offsets |= {
-            "systematic": systematic,
-            "error_total": total,
-            "flags": flags.add(offsets["flags"], {Flag.NO_TOTAL_ERROR: unknown}),
-        }
-        one, two = together(network.component)
-        named[f"{self.table}_covariance"]["systematic_covariance"] = floor[one, two]
+        covariance = named[f"{self.table}_covariance"]
+        add_systematic(fit, self.network_of(fit), named[self.table], covariance)
         named[RESIDUALS.path] = residual_columns(fit, self.options.impact_bins)
         if self.walks:
-            named[WALK.path] = {
-                "tel_type": np.unique(self.telescopes.tel_type),
-                "time_walk": fit.walk_ns,
-                "error": np.sqrt(np.diagonal(fit.walk_covariance)),
-            }
+            named[WALK.path] = walk_columns(fit, np.unique(self.telescopes.tel_type))
         return named
 
     def values_so_far(self, cell: Cell, result: Mapping[Cell, Any]) -> Columns:
@@ -494,17 +375,8 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         """
         if all(fit.network is not None for fit in result.values()):
             return super().values_so_far(cell, result)
-        fit, types = result[cell], self._types
         references = [number for _, number in self.network.reference_telescopes]
-        fixed_ns = fit.rough_ns[np.isin(fit.tel_id, references)]
-        value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
-        has_value = np.isfinite(value)
-        return {
-            "tel_type": np.array([types[number] for number in fit.tel_id.tolist()]),
-            "tel_id": fit.tel_id,
-            "value": value,
-            "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
-        }
+        return rough_columns(result[cell], self.type_of_telescope, references)
 
     @property
     def quantity(self) -> Quantity:
@@ -518,28 +390,3 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         from calibdask.array.timing_report import timing_sections
 
         return timing_sections(tables, self.places(tables), truth=dict(self.truth) or None)
-
-
-_RADIANS = {"deg": np.pi / 180, "rad": 1.0}
-
-
-def _events_of(rows: Rows) -> TimingEvents:
-    names = ("event", "tel_id", "residual_ns", "impact_m", "row_1", "row_2")
-    events = TimingEvents(*(rows[name] for name in names))
-    return replace(events, smallness=rows.get("smallness"), group=rows.get("group"))
-
-
-def _split(data: TimingData, cells: Iterable[Cell]) -> dict[Cell, TimingEvents]:
-    """Return each cell its pairs; the rows that they point to stay together."""
-    events = data.events
-    if data.time_bin is None:
-        return dict.fromkeys(cells, events)
-    of_pair = data.time_bin[events.row_1]
-    order = np.argsort(of_pair, kind="stable")
-    sorted_bins = of_pair[order]
-    parts = {}
-    for cell in cells:
-        begin, end = np.searchsorted(sorted_bins, [cell[0], int(cell[0]) + 1])
-        mine = order[begin:end]
-        parts[cell] = replace(events, row_1=events.row_1[mine], row_2=events.row_2[mine])
-    return parts

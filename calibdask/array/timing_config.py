@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from calibdask.array.network.model import NetworkOptions, Observable
 from calibdask.array.pair_config import (
     EnergyEventFilters,
     EnergyPairSection,
     given_minima,
     resolved,
 )
+from calibdask.array.timing_summary import TimingOptions
 from calibdask.config import caseless, inner_section, option, read_with
 from calibdask.config.fields import Algorithm, TelId, between, patterns, quantity
 from calibdask.errors import ConfigError
 from calibdask.select import TelescopePatterns, finite_number
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from calibdask.config import Configuration
 
 __all__ = ["CalculateTimingCalibration", "TimingEventFilters", "timing_section"]
@@ -27,6 +32,13 @@ type RemovedDelay = Literal["none", "pointing"]
 type HeightZero = Literal["sea-level", "ground"]
 type TimingEstimator = Literal["mean", "median", "clipped"]
 type Normalisation = Literal["reference", "weighted-mean"]
+
+
+ROUGH_BINS = 500
+"""Bins of the range of rough offsets, unless they would be wider than half of max_residual."""
+
+FINE_BIN_NS = 0.25
+"""Bins for median and clipping: the resolution of the time stamps."""
 
 
 def _rising(value: object) -> tuple[float, ...]:
@@ -66,16 +78,6 @@ class CalculateTimingCalibration(EnergyPairSection):
     event_filters: TimingEventFilters = inner_section(
         TimingEventFilters(),
         help="Which events of a pair are used.",
-    )
-    energy_reconstructor: Algorithm = option(
-        "RandomForestRegressor",
-        stage="map",
-        help="Algorithm of min_energy.",
-    )
-    gammaness_reconstructor: Algorithm = option(
-        "RandomForestClassifier",
-        stage="map",
-        help="Algorithm of min_gammaness.",
     )
     time: Annotated[ArrivalTime, caseless("trigger", "peak_time_mean", "timing_intercept")] = (
         option(
@@ -177,6 +179,28 @@ class CalculateTimingCalibration(EnergyPairSection):
     )
 
     value_name: ClassVar[str] = "impact distance"
+
+    def stages(self, types: Mapping[int, str], *, walk: bool) -> TimingOptions:
+        """Return the options of all stages, given the types of the telescopes by number."""
+        # The same reference in all time bins, whichever telescope has most events there.
+        number = self.reference_telescope
+        if number is None:
+            number = next(iter(types), -1)
+        # One that is not in the array is asked for all the same: another that is held is flagged F.
+        asked = (types.get(number, next(iter(types.values()), "")), number)
+        half = self.max_residual
+        network = NetworkOptions(
+            estimator=f"log-{self.estimator}",  # type: ignore[arg-type]
+            n_min=self.n_min,
+            clip_sigma=self.clip_sigma,
+            normalisation=self.normalisation,
+            reference_telescopes=(asked,) if types else (),
+            reference_type=asked[0] if self.mixed_types else None,
+            observable=Observable("difference", -half, half, round(2 * half / FINE_BIN_NS), "ns"),
+        )
+        n_bins = max(ROUGH_BINS, math.ceil(4 * self.max_offset / self.max_residual))
+        rough = Observable("difference", -self.max_offset, self.max_offset, n_bins, "ns")
+        return TimingOptions(network, rough, self.impact_bins, walk)
 
     @property
     def compares_types(self) -> bool:

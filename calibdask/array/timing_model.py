@@ -25,14 +25,17 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from calibdask.array.pairs import EventRows
     from calibdask.stats.moments import Moments
 
 __all__ = [
     "NS_PER_M",
+    "RADIANS",
     "Front",
     "between_bin_variance",
     "front_delay_ns",
     "geodetic_height_m",
+    "residual_times",
     "since_first_ns",
 ]
 
@@ -44,6 +47,9 @@ NS_PER_M = 1.00025 / 0.299792458
 The refractive index is a mean over the last kilometres above an observatory at 2 km. Only path
 differences count: an error of 1e-4 of it is 0.1 ns over 300 m.
 """
+
+RADIANS = {"deg": np.pi / 180, "rad": 1.0}
+"""Of an angle in each unit that is read."""
 
 _QUARTERS_PER_S = 4_000_000_000
 _NO_SECONDS = (0, 2**32 - 1)  # what ctapipe stores for times before 1970 and after 2106
@@ -97,6 +103,69 @@ def since_first_ns(
     since = np.full(len(time), np.nan)
     since[row] = (quarter - first[event]) / 4
     return since
+
+
+def residual_times(
+    events: EventRows,
+    tel_id: NDArray[np.integer],
+    position_m: NDArray[np.float64],
+    *,
+    geometry: str,
+    front: Front,
+    altitude_m: float,
+    pointing: NDArray[np.float64] | None,
+    delay: str | None,
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
+    """Return the time of each telescope event less that of the front.
+
+    Parameters
+    ----------
+    events : EventRows
+        N rows, with the column ``time`` and those of the shower's geometry.
+    tel_id, position_m : ndarray, shape (T,) and (T, 3)
+        The telescopes and their positions.
+    geometry : str
+        Algorithm of direction, core and height: the first part of the names of columns.
+    front : {"spherical", "plane"}
+        Shape of the front.
+    altitude_m : float
+        Height of the ground in the system in which ``h_max`` is given.
+    pointing : ndarray of float64, shape (N, 2), or None
+        Altitude and azimuth, in rad, of the direction whose delay was taken out of the times.
+    delay : str or None
+        Column of a further delay after the trigger, in ns.
+
+    Returns
+    -------
+    residual_ns : ndarray of float64, shape (N,)
+        Times in ns, NaN where they are not known.
+    known : dict of str to ndarray of bool, shape (N,)
+        What each row has to fulfil.
+    """
+    columns = events.columns
+    alt, az = (
+        columns[f"{geometry}_{name}"] * RADIANS[events.units[f"{geometry}_{name}"]]
+        for name in ("alt", "az")
+    )
+    position = np.zeros((int(tel_id.max(initial=0)) + 1, 3))
+    position[tel_id] = position_m
+    time_ns = since_first_ns(columns["time"], events.event, events.n_events)
+    from_core_m = position[events.tel_id]
+    distance_m = np.full(len(alt), np.inf)
+    if pointing is not None:
+        time_ns += front_delay_ns("plane", from_core_m, pointing[:, 0], pointing[:, 1], distance_m)
+    from_core_m[:, 0] -= columns[f"{geometry}_core_x"]
+    from_core_m[:, 1] -= columns[f"{geometry}_core_y"]
+    if front == "spherical":
+        distance_m = (columns[f"{geometry}_h_max"] - altitude_m) / np.sin(alt)
+    delay_ns = front_delay_ns(front, from_core_m, alt, az, distance_m)
+    if delay is not None:
+        time_ns = time_ns + columns[delay]
+    known = {
+        "time known": np.isfinite(time_ns),
+        "front known": columns[f"{geometry}_is_valid"].astype(np.bool_) & np.isfinite(delay_ns),
+    }
+    return time_ns - delay_ns, known
 
 
 def front_delay_ns(

@@ -1,8 +1,8 @@
 """Summaries and state of the telescope timing: rough offsets, then the network, then its errors.
 
 Offsets between camera types may be microseconds while the scatter is a nanosecond. So the first
-stage finds rough offsets in wide bins, and those of the network (`calibdask.array.summary`) see
-what is left of the times around them. The last stage also takes the moments of the residuals in
+stage finds rough offsets in wide bins, and those of the network (`network.stages`) see what is
+left of the times around them. The last stage also takes the moments of the residuals in
 bins of the impact distance, from which the systematic error follows.
 
 Small images trigger late. Where image sizes are known, a stage after the rough one fits this time
@@ -13,22 +13,20 @@ threshold that late (see `calibdask.array.timing_walk`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from calibdask.array.model import connected_components, pair_types, solve_network
-from calibdask.array.network import fit_stage
-from calibdask.array.state import NetworkFit
-from calibdask.array.summary import (
-    PairEvents,
-    PairSummary,
-    ScoreSummary,
-    reduce_stage,
-    rows_of,
-    summarise_pairs,
-)
-from calibdask.array.summary import n_stages as network_stages
+from calibdask import flags
+from calibdask.array.model import pair_types
+from calibdask.array.network.coefficients import together
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.model import connected_components, solve_network
+from calibdask.array.network.pairs import PairEvents, PairSummary, rows_of, summarise_pairs
+from calibdask.array.network.scores import ScoreSummary
+from calibdask.array.network.stages import n_stages as network_stages
+from calibdask.array.network.stages import reduce_stage
+from calibdask.array.network.state import NetworkFit
 from calibdask.array.timing_model import between_bin_variance
 from calibdask.array.timing_walk import (
     WalkRows,
@@ -37,26 +35,32 @@ from calibdask.array.timing_walk import (
     walk_normal,
     walk_scores,
 )
+from calibdask.flags import Flag
 from calibdask.stats.moments import Moments
+from calibdask.stats.record import ArrayRecord, ArraySums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from calibdask.array.model import NetworkOptions, Observable, Telescopes
+    from calibdask.array.model import Telescopes
+    from calibdask.array.network.model import NetworkOptions, Observable
 
 __all__ = [
     "TimingEvents",
     "TimingFit",
     "TimingOptions",
     "TimingScores",
+    "add_systematic",
     "fit_timing",
-    "n_stages",
+    "n_timing_stages",
     "offset_network",
     "reduce_timing",
     "residual_columns",
+    "rough_columns",
     "systematic_covariance",
+    "walk_columns",
 ]
 
 MIN_EVENTS_PER_IMPACT_BIN = 30
@@ -118,7 +122,7 @@ class TimingEvents:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TimingScores:
+class TimingScores(ArraySums):
     """What the last stage takes from a shard.
 
     Attributes
@@ -133,6 +137,8 @@ class TimingScores:
     walk_sums : ndarray of float64, shape (K, 3)
         Events of each pair, and the sums of the smallness of its two images.
     """
+
+    parts: ClassVar = {"scores": ("", ScoreSummary), "residuals": ("residual_", Moments)}
 
     scores: ScoreSummary
     residuals: Moments
@@ -150,37 +156,14 @@ class TimingScores:
             np.zeros((len(network.first), 3)),
         )
 
-    def merge(self, other: Self) -> Self:
-        """Both sets of events together."""
-        return type(self)(
-            self.scores.merge(other.scores),
-            self.residuals.merge(other.residuals),
-            self.walk_outer + other.walk_outer,
-            self.walk_sums + other.walk_sums,
-        )
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        arrays = self.scores.to_arrays()
-        arrays |= {"walk_outer": self.walk_outer, "walk_sums": self.walk_sums}
-        return arrays | {f"residual_{k}": v for k, v in self.residuals.to_arrays().items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-        prefix = "residual_"
-        residuals = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-        walk = (np.asarray(arrays[f"walk_{name}"], np.float64) for name in ("outer", "sums"))
-        return cls(ScoreSummary.from_arrays(arrays), Moments.from_arrays(residuals), *walk)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TimingFit:
+class TimingFit(ArrayRecord):
     """State after a stage.
 
     Attributes
     ----------
-    tel_id : ndarray of int64, shape (T,)
+    rough_tel_id : ndarray of int64, shape (T,)
         Telescopes, in the order of the network.
     rough_ns : ndarray of float64, shape (T,)
         Rough offsets, NaN where there is none.
@@ -198,7 +181,9 @@ class TimingFit:
         Derivative of the offsets by the walk; from the last stage.
     """
 
-    tel_id: NDArray[np.int64]
+    parts: ClassVar = {"network": ("network_", NetworkFit), "residuals": ("residual_", Moments)}
+
+    rough_tel_id: NDArray[np.int64]
     rough_ns: NDArray[np.float64]
     network: NetworkFit | None
     residuals: Moments
@@ -212,39 +197,8 @@ class TimingFit:
         """No further stage is needed."""
         return self.network is not None and self.network.done
 
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        arrays: dict[str, NDArray[np.generic]] = {
-            "rough_tel_id": self.tel_id,
-            "rough_ns": self.rough_ns,
-            **{name: getattr(self, name) for name in _WALK},
-        }
-        arrays |= {f"residual_{k}": v for k, v in self.residuals.to_arrays().items()}
-        if self.network is not None:
-            arrays |= {f"network_{k}": v for k, v in self.network.to_arrays().items()}
-        return arrays
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-
-        def part(prefix: str) -> dict[str, NDArray[np.generic]]:
-            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-        network = part("network_")
-        return cls(
-            np.asarray(arrays["rough_tel_id"], np.int64),
-            np.asarray(arrays["rough_ns"], np.float64),
-            NetworkFit.from_arrays(network) if network else None,
-            Moments.from_arrays(part("residual_")),
-            *(np.asarray(arrays[name], np.float64) for name in _WALK),
-        )
-
-
-_WALK = ("walk_ns", "walk_response", "walk_covariance", "walk_effect")
-
-
-def n_stages(options: TimingOptions) -> int:
+def n_timing_stages(options: TimingOptions) -> int:
     """Return the number of stages: rough offsets, perhaps the time walk, and the network's."""
     return 1 + options.walk + network_stages(options.network)
 
@@ -261,7 +215,7 @@ def reduce_timing(
     Parameters
     ----------
     stage : int
-        0 <= stage < n_stages(options).
+        0 <= stage < n_timing_stages(options).
     options : TimingOptions
         How times become offsets.
     events : TimingEvents
@@ -283,9 +237,9 @@ def reduce_timing(
     if given is None:
         pairs = _pair_events(events, telescopes, events.residual_ns)
         return summarise_pairs(pairs, options.rough, histogram=True)
-    size = int(max(given.tel_id.max(initial=0), np.max(events.tel_id, initial=0))) + 1
+    size = int(max(given.rough_tel_id.max(initial=0), np.max(events.tel_id, initial=0))) + 1
     rough_ns, walk_ns = np.full(size, np.nan), np.zeros(size)
-    rough_ns[given.tel_id] = given.rough_ns
+    rough_ns[given.rough_tel_id] = given.rough_ns
     around_ns = events.residual_ns - np.nan_to_num(rough_ns)[events.tel_id]
     walks = options.walk and stage > 1
     if walks and events.smallness is not None:
@@ -321,11 +275,11 @@ def _walk_rows(
     if events.smallness is None:
         raise ValueError("the time walk needs image sizes")
     place, number = (np.full(int(telescopes.tel_id.max()) + 1, -1) for _ in range(2))
-    place[given.tel_id] = np.arange(len(given.tel_id))
+    place[given.rough_tel_id] = np.arange(len(given.rough_tel_id))
     number[telescopes.tel_id] = np.unique(telescopes.tel_type, return_inverse=True)[1]
     one, two = events.tel_id[events.row_1], events.tel_id[events.row_2]
     return WalkRows(
-        len(given.tel_id),
+        len(given.rough_tel_id),
         len(given.walk_ns),
         place[one],
         place[two],
@@ -407,7 +361,7 @@ def fit_timing(
     if isinstance(total, WalkSummary):
         if given is None:
             raise ValueError("the time walk comes after the rough offsets")
-        walk_ns, response = total.solve(len(given.tel_id), len(given.walk_ns))
+        walk_ns, response = total.solve(len(given.rough_tel_id), len(given.walk_ns))
         return replace(given, walk_ns=walk_ns, walk_response=response)
     if given is None:
         return _rough_fit(options, total, telescopes)
@@ -498,6 +452,48 @@ def _with_rough(fit: NetworkFit, rough_ns: NDArray[np.float64]) -> NetworkFit:
     )
 
 
+def add_systematic(
+    fit: TimingFit,
+    network: NetworkFit,
+    offsets: dict[str, NDArray[Any]],
+    covariance: dict[str, NDArray[Any]],
+) -> None:
+    """Add systematic and total errors to the columns of offsets and of their covariance."""
+    floor = systematic_covariance(fit)
+    has_value = np.isfinite(offsets["value"])
+    systematic = np.where(has_value, np.sqrt(np.diagonal(floor)), np.nan)
+    total = np.hypot(offsets["error"], systematic)
+    unknown = has_value & ~np.isfinite(total)
+    offsets |= {
+        "systematic": systematic,
+        "error_total": total,
+        "flags": flags.add(offsets["flags"], {Flag.NO_TOTAL_ERROR: unknown}),
+    }
+    one, two = together(network.component)
+    covariance["systematic_covariance"] = floor[one, two]
+
+
+def rough_columns(
+    fit: TimingFit, types: Mapping[int, str], references: list[int]
+) -> dict[str, NDArray[Any]]:
+    """Columns of the offsets before the second stage, good to some nanoseconds."""
+    fixed_ns = fit.rough_ns[np.isin(fit.rough_tel_id, references)]
+    value = fit.rough_ns - (fixed_ns[0] if np.isfinite(fixed_ns).any() else 0.0)
+    has_value = np.isfinite(value)
+    return {
+        "tel_type": np.array([types[number] for number in fit.rough_tel_id.tolist()]),
+        "tel_id": fit.rough_tel_id,
+        "value": value,
+        "flags": flags.column({Flag.PRELIMINARY: has_value, Flag.NO_PAIR: ~has_value}),
+    }
+
+
+def walk_columns(fit: TimingFit, types: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
+    """Columns of the table of time walks, one row for each type."""
+    error = np.sqrt(np.diagonal(fit.walk_covariance))
+    return {"tel_type": types, "time_walk": fit.walk_ns, "error": error}
+
+
 def residual_columns(
     fit: TimingFit, impact_edges_m: tuple[float, ...]
 ) -> dict[str, NDArray[np.generic]]:
@@ -509,7 +505,7 @@ def residual_columns(
     edges = np.array(impact_edges_m)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.sqrt(residuals.variance() / residuals.n)
-    tel_id = fit.tel_id[:n_tel]
+    tel_id = fit.rough_tel_id[:n_tel]
     tel_type = np.zeros(0, "U1") if network is None else network.tel_type[:n_tel]
     return {
         "tel_type": np.repeat(tel_type, n_bins),

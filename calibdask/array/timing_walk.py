@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from calibdask.array.model import divergence
-from calibdask.array.summary import rows_of
+from calibdask.array.network.model import divergence
+from calibdask.array.network.pairs import rows_of
+from calibdask.stats.record import ArraySums
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = ["WalkRows", "WalkSummary", "walk_effect", "walk_normal", "walk_scores"]
 
@@ -90,7 +89,7 @@ class WalkRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WalkSummary:
+class WalkSummary(ArraySums):
     """Normal equations of M unknowns: T offsets and Y walks.
 
     Attributes
@@ -108,19 +107,6 @@ class WalkSummary:
     def identity(cls, size: int) -> Self:
         """No events: merging it changes nothing."""
         return cls(np.zeros((size, size)), np.zeros(size))
-
-    def merge(self, other: Self) -> Self:
-        """Both sets of events together."""
-        return type(self)(self.normal + other.normal, self.flow + other.flow)
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-        return cls(*(np.asarray(arrays[field.name], np.float64) for field in fields(cls)))
 
     def solve(
         self, n_telescopes: int, n_types: int

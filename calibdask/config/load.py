@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Configuration", "load_config"]
+__all__ = ["Configuration", "explain_problem", "load_config"]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,9 @@ def load_config(
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 path = (name, *details["loc"])
-                problems.append(f"{_locate(sources, path)}: {_explain(details, path, schema)}")
+                problems.append(
+                    f"{_locate(sources, path)}: {explain_problem(details, path, schema)}"
+                )
     if problems:
         raise ConfigError(_listed(problems))
     return Configuration(sections, merged, tuple(sources))
@@ -268,8 +270,18 @@ _EXPECTED = {
 }
 
 
-def _explain(details: Any, path: OptionPath, schema: Schema) -> str:
-    """Say in plain words what pydantic found."""
+def explain_problem(details: Any, path: OptionPath, schema: Schema) -> str:
+    """Return in plain words what pydantic found.
+
+    Parameters
+    ----------
+    details : dict
+        One of the errors of a `pydantic.ValidationError`.
+    path : tuple of str or int
+        Where the value stands, from the section on.
+    schema : mapping of str to type
+        The sections.
+    """
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     name = str(path[-1])
     if kind == "extra_forbidden":

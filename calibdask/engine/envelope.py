@@ -178,6 +178,8 @@ class Outcome:
         Of a fit: digest of the state.
     duplicates : tuple of (group, identifier, shard, shard, int)
         Of a comparison of keys: the smallest in each group that two shards hold, and how many do.
+    members : tuple of Outcome
+        Of fits of several cells: the outcome of each.
     """
 
     address: str | None = None
@@ -191,3 +193,9 @@ class Outcome:
     done: bool = True
     digest: str = ""
     duplicates: tuple[tuple[int, int, int, int, int], ...] = ()
+    members: tuple[Outcome, ...] = ()
+
+    def failures(self) -> list[Failure]:
+        """Return the failures of the task and of its members."""
+        found = [one.failure for one in (self, *self.members)]
+        return [failure for failure in found if failure is not None]

@@ -61,6 +61,9 @@ DRIVER_BYTES_PER_SHARD = 3.5e3
 """Memory that the driver takes more for each shard."""
 
 _MANY_CELLS = 10_000  # more are told of
+_BUNDLES_PER_STAGE = 100  # tasks that cells are divided among, where they are many
+_CELLS_PER_BUNDLE = 100
+_BYTES_PER_BUNDLE = 16 << 20  # of summaries and states: they are in memory together
 _FEW_AND_MANY = 2, 200  # workers that the printed plan reckons with
 
 
@@ -137,7 +140,7 @@ class Plan:
     def _map_config(self) -> Mapping[str, Any]:
         return self.calibration.map_config()  # once, not for every address
 
-    @property
+    @functools.cached_property
     def cells(self) -> dict[Cell, tuple[int, ...]]:
         """The shards that contribute to each cell, in plan order."""
         members: dict[Cell, list[int]] = {}
@@ -145,6 +148,33 @@ class Plan:
             for cell in shard.cells:
                 members.setdefault(cell, []).append(shard.index)
         return {cell: tuple(indices) for cell, indices in sorted(members.items(), key=_cell_key)}
+
+    def bundles(self, cells: Sequence[Cell]) -> Iterator[Sequence[Cell]]:
+        """Divide cells among tasks that fit them: small cells of a large number share one.
+
+        What a task holds changes no number. Neighbours in the order of shards go together, so that
+        a shard's result is opened by few tasks.
+
+        Parameters
+        ----------
+        cells : sequence of Cell
+            Cells of a few shards each.
+        """
+        most = min(len(cells) // _BUNDLES_PER_STAGE, _CELLS_PER_BUNDLE)
+        if most < 2:
+            yield from ([cell] for cell in cells)
+            return
+        members = self.cells
+        bundle: list[Cell] = []
+        n_bytes = 0
+        for cell in sorted(cells, key=members.__getitem__):
+            needed = sum(self.calibration.stored_bytes(cell, self.shards))
+            if bundle and (len(bundle) == most or n_bytes + needed > _BYTES_PER_BUNDLE):
+                yield bundle
+                bundle, n_bytes = [], 0
+            bundle.append(cell)
+            n_bytes += needed
+        yield bundle
 
     @property
     def inputs(self) -> tuple[InputRef, ...]:
@@ -158,17 +188,22 @@ class Plan:
 
     @property
     def n_merges(self) -> int:
-        """Merges of one stage."""
+        """Merges of one stage whose results are stored: those of a few shards are in the fit."""
         return sum(
-            sum(1 for _ in merge_tree(len(members), self.fan_in)) for members in self.cells.values()
+            sum(1 for _ in merge_tree(len(members), self.fan_in))
+            for members in self.cells.values()
+            if len(members) > self.fan_in
         )
 
     def estimate(self, workers: int) -> Estimate:
         """Reckon what a stage costs beside its own work, from what was measured of others."""
         waves = {(1, "map"): [shard.n_bytes for shard in self.shards]}  # done at once: bytes read
-        for members in self.cells.values():
+        cells = self.cells
+        few = [cell for cell, members in cells.items() if len(members) <= self.fan_in]
+        waves[2, "fit"] = [0 for _ in self.bundles(few)]
+        for cell in cells.keys() - few:
             level = 0
-            for node in merge_tree(len(members), self.fan_in):
+            for node in merge_tree(len(cells[cell]), self.fan_in):
                 level = node.level
                 waves.setdefault((level + 1, "merge"), []).append(0)
             waves.setdefault((level + 2, "fit"), []).append(0)
@@ -189,7 +224,9 @@ class Plan:
         total = tasks * BYTES_PER_RESULT + sum(shard.stored_bytes for shard in self.shards)
         for cell, members in self.cells.items():
             merged, state = self.calibration.stored_bytes(cell, self.shards)
-            total += sum(1 for _ in merge_tree(len(members), self.fan_in)) * merged + state
+            total += state
+            if len(members) > self.fan_in:
+                total += sum(1 for _ in merge_tree(len(members), self.fan_in)) * merged
         # Later stages sum up less than the first, with as many files.
         again = self.calibration.usual_stages - 1
         return total + again * tasks * (BYTES_PER_RESULT + self.calibration.small_bytes)
@@ -443,7 +480,7 @@ def _many_cells(calibration: AnyCalibration, shards: Sequence[Shard]) -> Iterato
     n_cells = len({cell for shard in shards for cell in shard.cells})
     if n_cells > _MANY_CELLS:
         wider = "; a longer Campaign.time_bin makes fewer" if calibration.bins_time else ""
-        yield f"there are {n_cells} cells, each with merges, a fit and files of its own{wider}"
+        yield f"there are {n_cells} cells, each with a fit of its own{wider}"
 
 
 def make_plan(

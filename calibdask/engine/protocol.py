@@ -324,6 +324,10 @@ class Calibration[Data, Fit: State, Result]:
     state: ClassVar[type[State]] = Values
     """Type of the states that :meth:`fit` returns."""
 
+    combines: ClassVar[str] = ""
+    """How the names of those arrays of a state begin that :meth:`combine` and :meth:`notices` need:
+    others are not read."""
+
     patterns: ClassVar[tuple[str, ...]] = ("*.h5", "*.hdf5")
     """Which files to take from a directory given as input."""
 

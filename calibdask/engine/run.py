@@ -30,11 +30,12 @@ from calibdask.engine.shown import facts_html, facts_text, shortened, table_text
 from calibdask.engine.sites.table import check_cluster, open_executor
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
+    CellFit,
     States,
     Task,
     WorkContext,
     Writing,
-    fit_cell,
+    fit_cells,
     map_shard,
     merge_node,
     write_file,
@@ -145,7 +146,7 @@ class _Stage:
         self.stage = stage
         self.tasks: list[Task] = []
         self.map_keys: dict[int, str] = {}
-        self.fit_keys: dict[Cell, str] = {}
+        self.fits: dict[Cell, tuple[str, int]] = {}  # a task and the cell's place in it
         digests = {cell: outcome.digest for cell, outcome in given.items() if cell in active}
         states = {
             cell: outcome.address
@@ -161,7 +162,9 @@ class _Stage:
             self.tasks.append(Task(key, "map", shard.label, map_shard, do_map))
             self.map_keys[index] = key
         fit_config = canonical_json(plan.calibration.fit_config())
-        for number, (cell, members) in enumerate(active.items()):
+        deep = [cell for cell, members in active.items() if len(members) > plan.fan_in]
+        for number, cell in enumerate(deep):
+            members = active[cell]
             below = [self.map_keys[index] for index in members]
             above: list[str] = []
             level = 1
@@ -174,11 +177,39 @@ class _Stage:
                 do_merge = (context, stage, cell, node.level)
                 self.tasks.append(Task(key, "merge", label, merge_node, do_merge, needs))
                 above.append(key)
-            key = f"{stage}-{number}-fit"
-            label = "/".join(map(str, cell)) or "everything"
-            do_fit = (context, stage, cell, fit_config, states.get(cell))
-            self.tasks.append(Task(key, "fit", label, fit_cell, do_fit, (above[-1],)))
-            self.fit_keys[cell] = key
+            fit = CellFit(cell, states.get(cell), (0,))
+            self._add_fit(context, [fit], level, fit_config, [above[-1]])
+        for cells in plan.bundles([cell for cell in active if len(active[cell]) <= plan.fan_in]):
+            together = sorted({index for one in cells for index in active[one]})
+            place = {index: number for number, index in enumerate(together)}
+            fits = [
+                CellFit(one, states.get(one), tuple(place[index] for index in active[one]))
+                for one in cells
+            ]
+            maps = [self.map_keys[index] for index in together]
+            self._add_fit(context, fits, 0, fit_config, maps)
+
+    def _add_fit(
+        self,
+        context: WorkContext,
+        fits: Sequence[CellFit],
+        level: int,
+        fit_config: str,
+        needs: Sequence[str],
+    ) -> None:
+        key = f"{self.stage}-fit-{len(self.fits)}"
+        label = "/".join(map(str, fits[0].cell)) or "everything"
+        if len(fits) > 1:
+            label += f" +{len(fits) - 1}"
+        arguments = (context, self.stage, fits, level, fit_config)
+        self.tasks.append(Task(key, "fit", label, fit_cells, arguments, tuple(needs)))
+        self.fits |= {fit.cell: (key, place) for place, fit in enumerate(fits)}
+
+    def fitted(self, cell: Cell, outcomes: Mapping[str, Outcome]) -> Outcome:
+        """Return the outcome of the fit of a cell."""
+        key, place = self.fits[cell]
+        # A task that failed as a whole has no members.
+        return outcomes[key].members[place] if outcomes[key].members else outcomes[key]
 
 
 def _run_tasks(
@@ -194,10 +225,10 @@ def _run_tasks(
 
     def done(task: Task, outcome: Outcome) -> None:
         account.cpu_seconds += outcome.cpu_seconds
-        for note in outcome.notes:
+        for note in (note for one in (outcome, *outcome.members) for note in one.notes):
             account.notes.append(note)
             emit(events.Message("WARNING", note))
-        failure = outcome.failure
+        failure = next(iter(outcome.failures()), None)
         if failure is not None and failure.kind == "CorruptResult":
             return
         if task.key not in told:
@@ -231,9 +262,10 @@ def _run_tasks(
     for _ in range(_MAX_REPAIRS):
         outcomes = executor.run(tasks, done, began)
         broken = [
-            outcome.failure
+            failure
             for outcome in outcomes.values()
-            if outcome.failure is not None and outcome.failure.kind == "CorruptResult"
+            for failure in outcome.failures()
+            if failure.kind == "CorruptResult"
         ]
         if not broken:
             break
@@ -315,8 +347,8 @@ def execute(
             if compared:
                 raise_duplicates(plan, _run_tasks(executor, 0, compared, account, emit).values())
         _check_complete(plan, stage, outcomes, account)
-        for cell, key in stage.fit_keys.items():
-            outcome = outcomes[key]
+        for cell in active:
+            outcome = stage.fitted(cell, outcomes)
             if outcome.failure is not None:
                 account.failed_cells.append(outcome.failure)
                 given.pop(cell, None)
@@ -357,8 +389,8 @@ def _check_complete(
     failed = {index for index, key in stage.map_keys.items() if outcomes[key].failure is not None}
     good = stage.map_keys.keys() - failed
     members = plan.cells
-    for cell, key in stage.fit_keys.items():
-        outcome = outcomes[key]
+    for cell in stage.fits:
+        outcome = stage.fitted(cell, outcomes)
         if outcome.failure is not None and not outcome.shards:
             continue
         inside = {index for start, stop in outcome.shards for index in range(start, stop)}
@@ -518,8 +550,9 @@ def run_calibration(
             executor.announce((plan, context))
             states, rows = execute(plan, context, executor, account, emit)
             _judge(plan, account, options.allow_missing, workdir)
-            result = calibration.combine(states)
-            for notice in calibration.notices(states, result):
+            needed = states.only(calibration.combines)
+            result = calibration.combine(needed)
+            for notice in calibration.notices(needed, result):
                 account.notes.append(notice)
                 emit(events.Message("WARNING", notice))
             outputs = calibration.outputs(result)

@@ -37,13 +37,15 @@ if TYPE_CHECKING:
         State,
         Summary,
     )
+    from calibdask.engine.store import Pack
 
 __all__ = [
+    "CellFit",
     "States",
     "Task",
     "WorkContext",
     "Writing",
-    "fit_cell",
+    "fit_cells",
     "guarded",
     "kept_arrays",
     "load_state",
@@ -131,11 +133,15 @@ def _cell_group(cell: Cell) -> str:
     return "cell " + canonical_json(list(cell))
 
 
-def load_state(context: WorkContext, address: str) -> State:
-    """Read the state of a cell from the store."""
+def load_state(context: WorkContext, address: str, prefix: str = "") -> State:
+    """Read the state of a cell from the store: of its arrays those whose names begin so."""
+
+    def wanted(names: Iterable[str]) -> Iterable[str]:
+        return (name for name in names if name.startswith(prefix))
+
     try:
         with context.store.open(address) as pack:
-            return context.calibration.state.from_arrays(pack.group("state"))
+            return context.calibration.state.from_arrays(pack.group("state", wanted))
     except CorruptResult:
         context.store.discard(address)
         raise
@@ -144,12 +150,18 @@ def load_state(context: WorkContext, address: str) -> State:
 class States(Mapping["Cell", "State"]):
     """States of cells in the store, each read when it is asked for and not held."""
 
-    def __init__(self, context: WorkContext, addresses: Mapping[Cell, str]) -> None:
-        self._context = context
+    def __init__(
+        self, context: WorkContext, addresses: Mapping[Cell, str], prefix: str = ""
+    ) -> None:
+        self._context, self._prefix = context, prefix
         self.addresses = addresses
 
+    def only(self, prefix: str) -> States:
+        """Return the same states, of whose arrays those are read whose names begin so."""
+        return States(self._context, self.addresses, prefix)
+
     def __getitem__(self, cell: Cell) -> State:
-        return load_state(self._context, self.addresses[cell])
+        return load_state(self._context, self.addresses[cell], self._prefix)
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.addresses)
@@ -173,10 +185,16 @@ def load_summary(
         It is not there.
     """
     with context.store.open(address) as pack:
-        filled = pack.header["filled"] if level else list(cell) in pack.header["cells"]
-        if not filled:
-            return None
-        arrays = pack.group("total" if level else _cell_group(cell))
+        return _summary_in(context, stage, cell, level, pack)
+
+
+def _summary_in(
+    context: WorkContext, stage: int, cell: Cell, level: int, pack: Pack
+) -> Summary | None:
+    filled = pack.header["filled"] if level else list(cell) in pack.header["cells"]
+    if not filled:
+        return None
+    arrays = pack.group("total" if level else _cell_group(cell))
     return context.calibration.summary_type(stage).from_arrays(arrays)
 
 
@@ -338,15 +356,35 @@ def merge_node(
     return guarded(context, f"merge of {_cell_name(cell)}", work)
 
 
-def fit_cell(
+@dataclass(frozen=True, slots=True)
+class CellFit:
+    """A cell to be fitted.
+
+    Attributes
+    ----------
+    cell : Cell
+        The cell.
+    given : str or None
+        Address of the cell's state of the stage before.
+    children : tuple of int
+        What is merged for it: places among the outcomes that the task is given. One child that is
+        the root of a merge tree is merged already.
+    """
+
+    cell: Cell
+    given: str | None
+    children: tuple[int, ...]
+
+
+def fit_cells(
     context: WorkContext,
     stage: int,
-    cell: Cell,
+    cells: Sequence[CellFit],
+    level: int,
     fit_config: str,
-    given: str | None,
-    root: Outcome,
+    *outcomes: Outcome,
 ) -> Outcome:
-    """Fit one cell from its merged summary.
+    """Fit some cells, and store their states together where they are many.
 
     Parameters
     ----------
@@ -354,22 +392,61 @@ def fit_cell(
         What every task needs.
     stage : int
         The stage.
-    cell : Cell
-        The cell.
+    cells : sequence of CellFit
+        The cells.
+    level : int
+        Level of the outcomes in the merge trees: shards (0) are merged here, and that is not
+        stored.
     fit_config : str
         Canonical JSON of the options that the fit depends on.
-    given : str, optional
-        Address of the cell's state of the stage before.
-    root : Outcome
-        The root of the cell's merge tree.
+    *outcomes : Outcome
+        What the cells are made of.
     """
-    calibration = context.calibration
+    label = _cell_name(cells[0].cell) + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
+
+    def work() -> Outcome:
+        if len(cells) > 1:
+            context.store.look()
+        results: list[tuple[str, Mapping[str, Any], Mapping[str, Rows]]] = []
+        opened: dict[str, Pack] = {}  # a shard holds many cells, and its header is read once
+        members = tuple(
+            _fit_cell(context, stage, one, level, fit_config, outcomes, opened, results)
+            for one in cells
+        )
+        if len(cells) > 1 and results:
+            context.store.save_many(results)
+        elif results:
+            context.store.save(*results[0])
+        return Outcome(members=members)
+
+    return guarded(context, f"fit of {label}", work)
+
+
+_MOST_OPEN = 64  # results of shards, by one task
+
+
+def _fit_cell(
+    context: WorkContext,
+    stage: int,
+    one: CellFit,
+    level: int,
+    fit_config: str,
+    outcomes: Sequence[Outcome],
+    opened: dict[str, Pack],
+    results: list[tuple[str, Mapping[str, Any], Mapping[str, Rows]]],
+) -> Outcome:
+    """Fit a cell, and add what is to be stored to `results`."""
+    calibration, cell = context.calibration, one.cell
+    children = [outcomes[place] for place in one.children]
 
     def work() -> Outcome:
         notes: list[str] = []
-        if root.failure is not None:
-            return Outcome(shards=root.shards, failure=root.failure)
-        if root.address is None:
+        if level and children[0].failure is not None:
+            return Outcome(shards=children[0].shards, failure=children[0].failure)
+        shards = join_ranges([child.shards for child in children])
+        addresses = [child.address for child in children]
+        total_address = addresses[0] if level else merge_address(cell, 1, addresses)
+        if not any(addresses):
             raise NotEnoughData(f"{_cell_name(cell)}: no input holds anything for it")
         address = digest_json(
             {
@@ -379,8 +456,8 @@ def fit_cell(
                 "stage": stage,
                 "cell": list(cell),
                 "fit": fit_config,
-                "given": given,
-                "total": root.address,
+                "given": one.given,
+                "total": total_address,
             }
         )
         if context.store.has(address):
@@ -388,22 +465,32 @@ def fit_cell(
                 with context.store.open(address) as pack:
                     pack.check()  # nobody below makes it again when it turns out to be broken
                     done, digest = pack.header["done"], pack.header["digest"]
-                return Outcome(address, root.shards, cached=True, done=done, digest=digest)
+                return Outcome(address, shards, cached=True, done=done, digest=digest)
             except CorruptResult as error:
                 notes.append(_discard(context, address, error))
-        try:
-            with context.store.open(root.address) as pack:
-                arrays = pack.group("total")
-        except CorruptResult:
-            context.store.discard(root.address)
-            raise
-        total = calibration.summary_type(stage).from_arrays(arrays)
-        before = None if given is None else load_state(context, given)
+        total = None
+        for child in addresses:
+            if child is None:
+                continue
+            try:
+                if child not in opened:
+                    if len(opened) == _MOST_OPEN:
+                        opened.pop(next(iter(opened)))
+                    opened[child] = context.store.open(child)
+                summary = _summary_in(context, stage, cell, level, opened[child])
+            except CorruptResult:
+                context.store.discard(child)
+                raise
+            if summary is not None:
+                total = summary if total is None else total.merge(summary)
+        if total is None:
+            raise NotEnoughData(f"{_cell_name(cell)}: no input holds anything for it")
+        before = None if one.given is None else load_state(context, one.given)
         state = calibration.fit(stage, cell, total, before)
         stored = state.to_arrays()
         digest = digest_arrays(stored)
-        context.store.save(address, {"done": state.done, "digest": digest}, {"state": stored})
-        return Outcome(address, root.shards, done=state.done, digest=digest, notes=tuple(notes))
+        results.append((address, {"done": state.done, "digest": digest}, {"state": stored}))
+        return Outcome(address, shards, done=state.done, digest=digest, notes=tuple(notes))
 
     return guarded(context, f"fit of {_cell_name(cell)}", work)
 

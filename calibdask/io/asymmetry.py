@@ -205,11 +205,10 @@ def read_asymmetries(
         info, factor = _inspect(file, path, label)
         first, stop = (0, info.n_rows) if rows is None else rows
         if not 0 <= first <= stop <= info.n_rows:
-            msg = (
+            raise CorruptedInput(
                 f"{path}: rows {first} to {stop} asked for, but there are {info.n_rows};"
                 " the file changed since it was planned: plan again"
             )
-            raise CorruptedInput(msg)
         table = file.table(f"/{info.label}/events").read(first, stop)
     read: dict[str, NDArray[Any]] = {}
     columns = _columns(
@@ -223,8 +222,9 @@ def read_asymmetries(
             values = whole_numbers(values, f"{path}: /{info.label}/events has {column.name}")
         read[column.field] = values.astype(dtype)
         if dtype.kind in "iu" and not np.array_equal(read[column.field], values):
-            msg = f"{path}: /{info.label}/events has {column.name} that do not fit {dtype}"
-            raise CorruptedInput(msg)
+            raise CorruptedInput(
+                f"{path}: /{info.label}/events has {column.name} that do not fit {dtype}"
+            )
         if column.is_value and factor != 1.0:
             read[column.field] *= factor
     return Asymmetries(**read)
@@ -260,12 +260,12 @@ class AsymmetryWriter:
         for column in self._columns:
             values = getattr(rows, column.field)
             if values is None:
-                msg = f"{self._table._v_pathname}: rows without {column.field}"
-                raise ValueError(msg)
+                raise ValueError(f"{self._table._v_pathname}: rows without {column.field}")
             block[column.name] = values
             if column.dtype.kind != "f" and not np.array_equal(block[column.name], values):
-                msg = f"{self._table._v_pathname}: {column.name} does not fit {column.dtype}"
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{self._table._v_pathname}: {column.name} does not fit {column.dtype}"
+                )
         self._table.append(block)
         self._table.flush()
         self._obs_ids.update(np.unique(block["obs_id"]).tolist())
@@ -390,8 +390,9 @@ def _inspect(file: File, path: Path, label: str | None) -> tuple[AsymmetryInfo, 
     others = ("_uncert_1", "id_1", f"{_IMPACT}_1")
     values = [name[:-2] for name in names if name.endswith("_1") and not name.endswith(others)]
     if len(values) != 1:
-        msg = f"{where} should compare one quantity, but compares {values or 'none'}"
-        raise CorruptedInput(msg)
+        raise CorruptedInput(
+            f"{where} should compare one quantity, but compares {values or 'none'}"
+        )
     has_uncertainty = f"{label}_uncertainty" in names
     geometries = [name.removesuffix(f"{_IMPACT}_1") for name in names if f"{_IMPACT}_1" in name]
     geometry = geometries[0] if geometries and _LIMIT in names else None
@@ -399,15 +400,17 @@ def _inspect(file: File, path: Path, label: str | None) -> tuple[AsymmetryInfo, 
     for column in columns:
         found = table.dtype[column.name] if column.name in names else None
         if found is None or found.kind not in _KINDS[column.dtype.kind]:
-            msg = f"{where} needs a column {column.name} of {column.dtype}, and has {found}"
-            raise CorruptedInput(msg)
+            raise CorruptedInput(
+                f"{where} needs a column {column.name} of {column.dtype}, and has {found}"
+            )
     units = _read_units(file, path, f"/{label}/events")
     found_units = {units.get(column.name, "") for column in columns if column.is_value}
     expected = "TeV" if label == ENERGY_ASYMMETRY else ""
     factor, unit = standard_unit(min(found_units))
     if len(found_units) > 1 or unit != expected:
-        msg = f"{where} has {values[0]} in {sorted(found_units)}, expected {expected!r}"
-        raise CorruptedInput(msg)
+        raise CorruptedInput(
+            f"{where} has {values[0]} in {sorted(found_units)}, expected {expected!r}"
+        )
     # Ours say it in an attribute; those of calibpipe have to be read.
     obs_id = table.attribute("obs_id")
     obs_id = table.column("obs_id") if obs_id is None else obs_id
@@ -429,14 +432,12 @@ def _find_label(file: File, path: Path, label: str | None) -> str:
     present = [name for name in candidates if f"/{name}/events" in file]
     if not present:
         nodes = [table.path for table in file.tables()]
-        msg = (
+        raise MissingInput(
             f"{path}: has no table {' or '.join(f'/{name}/events' for name in candidates)}, but"
             f" {', '.join(nodes[:5]) or 'nothing'}; is it a file of event-wise asymmetries?"
         )
-        raise MissingInput(msg)
     if len(present) > 1:
-        msg = f"{path}: has both {' and '.join(present)}; say which by asymmetry_label"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path}: has both {' and '.join(present)}; say which by asymmetry_label")
     return present[0]
 
 
@@ -490,8 +491,7 @@ def _read_units(file: File, path: Path, table_path: str) -> dict[str, str]:
         # Parsed into a tree of text: nothing is constructed, whatever tags it has.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        msg = f"{path}: {header} is not YAML: {error}"
-        raise CorruptedInput(msg) from None
+        raise CorruptedInput(f"{path}: {header} is not YAML: {error}") from None
     described = _mapping(root).get("datatype")
     entries = described.value if isinstance(described, yaml.SequenceNode) else []
     units = {}

@@ -65,12 +65,7 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         "ISO speed; where EXIF has 65535, the tags for larger ones tell it",
         f"{_STACK}; maps are made for each.",
         ("ISOSPEED", "ISO"),
-        (
-            "ISOSpeedRatings",
-            "RecommendedExposureIndex",
-            "ISOSpeed",
-            "StandardOutputSensitivity",
-        ),
+        ("ISOSpeedRatings", "RecommendedExposureIndex", "ISOSpeed", "StandardOutputSensitivity"),
         ("iso",),
     ),
     "gain_setting": Keyword(
@@ -186,7 +181,7 @@ KEYWORDS: Final[dict[str, Keyword]] = {
         zarr=("bit_depth",),
     ),
 }
-"""By attribute of `calibdask.io.frames.FrameInfo`."""
+"""By attribute of `calibdask.io.frame_info.FrameInfo`."""
 
 
 def header_text(value: Any) -> str | None:

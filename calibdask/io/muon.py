@@ -45,7 +45,6 @@ _OPTICS = "/configuration/instrument/telescope/optics"
 _OBSERVATIONS = "/configuration/observation/observation_block"
 
 _KEYS = ("obs_id", "event_id", "tel_id")
-# A wide table never stands in memory for the sake of some of its columns.
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +102,7 @@ def has_muon_tables(path: Path | str) -> bool:
 
 
 def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
-    """Look at the metadata of a file with muon tables.
-
-    Parameters
-    ----------
-    path : Path or str
-        The file.
-    columns : sequence of str
-        Columns that will be read.
-
-    Returns
-    -------
-    MuonInfo
-        Everything a plan needs to know of the file.
+    """Look at the metadata of a file whose muon tables will be read.
 
     Raises
     ------
@@ -156,17 +143,7 @@ def inspect_muons(path: Path | str, columns: Sequence[str]) -> MuonInfo:
 def ring_times(path: Path | str, tel_ids: Sequence[int]) -> dict[int, NDArray[np.int64]]:
     """Read when each telescope was triggered: the only times that its rings can have.
 
-    Parameters
-    ----------
-    path : Path or str
-        The file.
-    tel_ids : sequence of int
-        Telescopes.
-
-    Returns
-    -------
-    dict of int to ndarray of int64
-        Nanoseconds of TAI since 1970, in the order of the trigger table; `NO_TIME` for none.
+    Times are nanoseconds of TAI since 1970 in the order of the trigger table; `NO_TIME` for none.
     """
     with open_hdf5(path) as file:
         tel_id, _, _, time_ns = _read_triggers(_table(file, path, TRIGGER), path)
@@ -191,11 +168,6 @@ def read_rings(
         Telescopes whose tables are read, in this order.
     part : tuple of int
         (i, n): the i-th of n equal parts of each table.
-
-    Returns
-    -------
-    RingRows
-        The rows.
 
     Raises
     ------

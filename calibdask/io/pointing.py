@@ -88,11 +88,10 @@ def require_pointing(path: Path | str) -> None:
     """
     with open_hdf5(path) as file:
         if not any(place in file for place in PLACES):
-            msg = (
+            raise MissingInput(
                 f"{path}: no pointing tables at {' or '.join(PLACES)}, which the altitude in"
                 " equidistant_event_selection needs; set its second number to 0 to do without"
             )
-            raise MissingInput(msg)
 
 
 def read_pointing(path: Path | str, tel_ids: Iterable[int]) -> dict[int, Pointing]:
@@ -152,8 +151,9 @@ def read_block_pointing(path: Path | str) -> dict[int, tuple[float, float]]:
             for name in names[1:3]:
                 unit = table.unit(name)
                 if unit not in _TO_RAD:
-                    msg = f"{path}: {_BLOCKS} has {name} in {unit!r}, expected rad or deg"
-                    raise CorruptedInput(msg)
+                    raise CorruptedInput(
+                        f"{path}: {_BLOCKS} has {name} in {unit!r}, expected rad or deg"
+                    )
                 factors.append(_TO_RAD[unit])
             for obs_id, lat, lon, frame in zip(*table.columns(names).values(), strict=True):
                 if frame == _ALTAZ and np.isfinite([lat, lon]).all():

@@ -13,6 +13,7 @@ import signal
 import threading
 import warnings
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from calibdask.io.hdf5 import TRANSIENT, error_numbers
 _BEFORE = os.environ.get("HDF5_USE_FILE_LOCKING")
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 import tables  # noqa: E402
+from tables.description import descr_from_dtype  # noqa: E402
 
 if _BEFORE is None:
     del os.environ["HDF5_USE_FILE_LOCKING"]
@@ -203,15 +205,23 @@ def write_table(
     table = file.create_table(
         parent or "/",
         leaf,
-        obj=rows,
+        description=_description(rows.dtype),
         filters=BLOSC_ZSTD,
         expectedrows=n_rows,
         createparents=True,
         track_times=False,
     )
+    table.append(rows)
     _write_attributes(table, metadata)
     # Left to PyTables, tables reach the disk in the order of garbage collection.
     table.close()
+
+
+@cache
+def _description(dtype: np.dtype[Any]) -> tables.Description:
+    """Describe the columns of tables; files of many tables have few kinds of them."""
+    description: tables.Description = descr_from_dtype(dtype)[0]
+    return description
 
 
 def write_root_attributes(file: tables.File, attributes: Mapping[str, str]) -> None:

@@ -238,29 +238,27 @@ def _inter_calibration(file: File) -> InterCalibrationTable:
     table = file.table(INTER_CALIBRATION.path)
     where = f"{file.path}: {table.path}"
     if "time_bin" in table.names:
-        msg = (
+        raise CorruptedInput(
             f"{where} is binned in time: give the DL2 files alone, which makes one network of all"
             " types by time bin, or an inter-calibration without bins"
         )
-        raise CorruptedInput(msg)
     columns = read_columns(table, INTER_CALIBRATION, ("tel_type", "tel_id", "value", "error"))
     tel_id, value, error, flags = (columns[n] for n in ("tel_id", "value", "error", "flags"))
     ids, count = np.unique(tel_id, return_counts=True)
     if (count > 1).any():
-        msg = f"{where} has telescope {ids[count > 1][0]} twice"
-        raise CorruptedInput(msg)
+        raise CorruptedInput(f"{where} has telescope {ids[count > 1][0]} twice")
     wrong = (np.isfinite(value) & (value <= 0)) | (error < 0)
     if wrong.any():
         row = np.flatnonzero(wrong)[0]
-        msg = (
+        raise CorruptedInput(
             f"{where} has value {value[row]} +- {error[row]} for telescope {tel_id[row]}, expected"
             " a value above 0 and an error of at least 0: run the inter-calibration again"
         )
-        raise CorruptedInput(msg)
     obs_id = table.attribute("obs_id")
     if obs_id is None:
-        msg = f"{where} does not tell by its attribute obs_id which observations it is from"
-        raise CorruptedInput(msg)
+        raise CorruptedInput(
+            f"{where} does not tell by its attribute obs_id which observations it is from"
+        )
     good = np.isfinite(value) & np.isfinite(error) & usable(flags)
     value, error = np.where(good, value, np.nan), np.where(good, error, np.nan)
     covariance = np.diag(error**2)
@@ -270,8 +268,9 @@ def _inter_calibration(file: File) -> InterCalibrationTable:
         row = {number: k for k, number in enumerate(tel_id.tolist())}
         ends = [[row.get(n, -1) for n in entries[f"tel_id_{k}"].tolist()] for k in (1, 2)]
         if min(map(min, ends), default=0) < 0:
-            msg = f"{file.path}: {more.path} has telescopes that {table.path} has not"
-            raise CorruptedInput(msg)
+            raise CorruptedInput(
+                f"{file.path}: {more.path} has telescopes that {table.path} has not"
+            )
         covariance[np.diag_indices_from(covariance)] = np.nan
         covariance[ends[0], ends[1]] = entries["covariance"]
         _check_covariance(f"{file.path}: {more.path}", tel_id, error, covariance)
@@ -301,12 +300,11 @@ def _check_covariance(
     wrong = np.argwhere(~sound & np.outer(known, known))
     if len(wrong):
         one, two = wrong[0].tolist()
-        msg = (
+        raise CorruptedInput(
             f"{where} has {covariance[one, two]:g} for telescopes {tel_id[one]} and {tel_id[two]},"
             f" {covariance[two, one]:g} for {tel_id[two]} and {tel_id[one]}, and their errors are"
             f" {error[one]:g} and {error[two]:g}: run the inter-calibration again"
         )
-        raise CorruptedInput(msg)
 
 
 def _refuse_repeated(where: str, chunks: Columns, rows: NDArray[np.int64]) -> None:
@@ -316,8 +314,9 @@ def _refuse_repeated(where: str, chunks: Columns, rows: NDArray[np.int64]) -> No
     for row, chunk in zip(rows.tolist(), values, strict=True):
         first = seen.setdefault(chunk, row)
         if first != row:
-            msg = f"{where} the same rings in rows {first} and {row}: remove one of them"
-            raise CorruptedInput(msg)
+            raise CorruptedInput(
+                f"{where} the same rings in rows {first} and {row}: remove one of them"
+            )
 
 
 def _muons(file: File) -> MuonThroughputs:
@@ -339,12 +338,11 @@ def _muons(file: File) -> MuonThroughputs:
         wrong = good & ~((mean > 0) & (mean < _PERCENT) & (sem > 0))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            msg = (
+            raise CorruptedInput(
                 f"{where} a throughput of {mean[row]:g} +- {sem[row]:g} in row {row}, expected a"
                 f" fraction of the light, above 0 and below {_PERCENT:g} (not in percent), with an"
                 " error above 0: mend the row, or leave the file out"
             )
-            raise CorruptedInput(msg)
         parts["tel_id"].append(np.full(np.count_nonzero(good), tel_id))
         for key, values in columns.items():
             parts[key].append(values[good])

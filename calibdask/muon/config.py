@@ -8,8 +8,7 @@ option by option.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -23,9 +22,15 @@ from calibdask.config import (
     option,
     read_with,
 )
-from calibdask.config.fields import for_all, patterns
 from calibdask.errors import ConfigError
-from calibdask.select import QualityCriteria, TelescopePatterns, compile_criteria
+from calibdask.muon.ring_config import (
+    EventSource,
+    MuonIntensityFitter,
+    MuonProcessor,
+    RingFit,
+    TailcutsImageCleaner,
+)
+from calibdask.select import QualityCriteria, compile_criteria
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,10 +41,9 @@ __all__ = [
     "DEFAULT_CRITERIA",
     "SECTIONS",
     "SHOWN",
+    "CalculatePSFWithMuons",
+    "CalculateThroughputWithMuons",
     "MuonConfig",
-    "MuonOptions",
-    "RingFit",
-    "RingFitOptions",
     "resolve",
 ]
 
@@ -54,8 +58,6 @@ DEFAULT_CRITERIA: tuple[tuple[str, str], ...] = (
     ("throughput calculation is valid", "muonefficiency_is_valid"),
 )
 """ctao-calibpipe's selection of rings."""
-
-_HOLE_RADIUS_M = (("type", "LST_*", 0.74), ("type", "MST_*", 0.59), ("type", "SST_1M_*", 0.38))
 
 
 # -- reading values -----------------------------------------------------------------------------
@@ -99,7 +101,9 @@ def _duration_ns(value: object) -> int:
     return width_ns
 
 
-type _Patterns = Annotated[TelescopePatterns, patterns()]
+def _component(name: str) -> Any:
+    """Declare the section of a component inside of one that holds it."""
+    return inner_section(alias=name, help="Takes precedence over the section further out.")
 
 
 # -- sections -----------------------------------------------------------------------------------
@@ -141,9 +145,7 @@ class SizeChunking(Section):
         "with rings of the one before, so that these count twice: it is read as 'truncate'.",
     )
     allow_undersized_tables: bool = option(
-        False,
-        stage="fit",
-        help="Whether a telescope with fewer rings than one chunk has a value.",
+        False, stage="fit", help="Whether a telescope with fewer rings than one chunk has a value."
     )
 
 
@@ -166,18 +168,10 @@ class TimeChunking(Section):
 
 class _Aggregator(Section):
     chunking_type: Annotated[Chunking, caseless("SizeChunking", "TimeChunking")] = option(
-        "SizeChunking",
-        stage="plan",
-        help="How rings are cut into chunks.",
+        "SizeChunking", stage="plan", help="How rings are cut into chunks."
     )
-    size_chunking: SizeChunking | None = inner_section(
-        alias="SizeChunking",
-        help="Counts over the one further out.",
-    )
-    time_chunking: TimeChunking | None = inner_section(
-        alias="TimeChunking",
-        help="Counts over the one further out.",
-    )
+    size_chunking: SizeChunking | None = _component("SizeChunking")
+    time_chunking: TimeChunking | None = _component("TimeChunking")
 
 
 class SigmaClippingAggregator(_Aggregator):
@@ -190,20 +184,14 @@ class SigmaClippingAggregator(_Aggregator):
         help="Rings further from the mean are clipped. Below 1.5 clipping need not end.",
         unit="standard deviations",
     )
-    iterations: int = option(
-        5,
-        stage="fit",
-        ge=1,
-        le=50,
-        help="How often it is done at most.",
-    )
+    iterations: int = option(5, stage="fit", ge=1, le=50, help="How often it is done at most.")
 
 
 class PlainAggregator(_Aggregator):
     """Mean and scatter of all rings."""
 
 
-class _CalculateWithMuons(JobSection):
+class _MuonJobSection(JobSection):
     """What both jobs have in common."""
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -218,41 +206,35 @@ class _CalculateWithMuons(JobSection):
         "later join those of an earlier run in its work directory.",
     )
     allowed_tels: Annotated[tuple[int, ...], read_with(_telescopes)] | None = option(
-        None,
-        stage="map",
-        help="Telescopes to calibrate; all unless given.",
-        example=[1, 2],
+        None, stage="map", help="Telescopes to calibrate; all unless given.", example=[1, 2]
     )
     aggregator_type: Annotated[
         Aggregator, caseless("SigmaClippingAggregator", "PlainAggregator")
-    ] = option(
-        "SigmaClippingAggregator",
-        stage="fit",
-        help="How rings are averaged.",
-    )
-    muon_quality_query: MuonQualityQuery | None = inner_section(
-        alias="MuonQualityQuery",
-        help="Counts over the one at top level.",
-    )
-    sigma_clipping: SigmaClippingAggregator | None = inner_section(
-        alias="SigmaClippingAggregator",
-        help="Counts over the one at top level.",
-    )
-    plain: PlainAggregator | None = inner_section(
-        alias="PlainAggregator",
-        help="Counts over the one at top level.",
-    )
-    size_chunking: SizeChunking | None = inner_section(
-        alias="SizeChunking",
-        help="Counts over the one at top level.",
-    )
-    time_chunking: TimeChunking | None = inner_section(
-        alias="TimeChunking",
-        help="Counts over the one at top level.",
-    )
+    ] = option("SigmaClippingAggregator", stage="fit", help="How rings are averaged.")
+    muon_quality_query: MuonQualityQuery | None = _component("MuonQualityQuery")
+    sigma_clipping: SigmaClippingAggregator | None = _component("SigmaClippingAggregator")
+    plain: PlainAggregator | None = _component("PlainAggregator")
+    size_chunking: SizeChunking | None = _component("SizeChunking")
+    time_chunking: TimeChunking | None = _component("TimeChunking")
+
+    @property
+    def criteria(self) -> QualityCriteria:
+        """Selection of rings."""
+        query = self.muon_quality_query or MuonQualityQuery()
+        return QualityCriteria(query.quality_criteria)
+
+    @property
+    def clip_sigma(self) -> float | None:
+        """Where rings are clipped, in standard deviations; None: nowhere."""
+        return self.sigma_clipping.max_sigma if self.sigma_clipping else None
+
+    @property
+    def iterations(self) -> int:
+        """How often rings are clipped, at most."""
+        return self.sigma_clipping.iterations if self.sigma_clipping else 0
 
 
-class CalculateThroughputWithMuons(_CalculateWithMuons):
+class CalculateThroughputWithMuons(_MuonJobSection):
     """Optical throughput of each telescope, from the light in muon rings."""
 
     min_number_of_muon: int = option(
@@ -263,7 +245,7 @@ class CalculateThroughputWithMuons(_CalculateWithMuons):
     )
 
 
-class CalculatePSFWithMuons(_CalculateWithMuons):
+class CalculatePSFWithMuons(_MuonJobSection):
     """Optical point spread function of each telescope, from the width of muon rings."""
 
     muonring_radius_fit_nbins: int = option(
@@ -275,186 +257,17 @@ class CalculatePSFWithMuons(_CalculateWithMuons):
         "0.8.0 takes it as the number of edges and has one bin less.)",
     )
     min_number_of_muon: int = option(
-        100,
-        stage="fit",
-        ge=2,
-        help="Bins with fewer rings are left out of the fit.",
+        100, stage="fit", ge=2, help="Bins with fewer rings are left out of the fit."
     )
 
 
-class MuonProcessor(Section):
-    """What is measured of a ring, where rings are fitted to images."""
-
-    hints: ClassVar[Mapping[str, str]] = {
-        "ImageParameterQuery": "the cuts on images are ctapipe's defaults",
-        "RingQuery": "the cuts on rings are ctapipe's defaults; select rings in MuonQualityQuery",
-    }
-
-    completeness_threshold: _Patterns = option(
-        for_all(30.0),
-        stage="map",
-        help="Light in a segment of the ring that makes it complete.",
-        unit="photoelectrons",
+SECTIONS: Mapping[str, type[Section]] = {"QualityQuery": MuonQualityQuery} | {
+    model.__name__: model
+    for model in (
+        *(CalculateThroughputWithMuons, CalculatePSFWithMuons, MuonQualityQuery),
+        *(SigmaClippingAggregator, PlainAggregator, SizeChunking, TimeChunking),
+        *(MuonProcessor, MuonIntensityFitter, TailcutsImageCleaner, EventSource),
     )
-    ratio_width: _Patterns = option(
-        for_all(1.5),
-        stage="map",
-        help="Ring width for the intensity ratio, in pixel diameters.",
-    )
-    pedestal: _Patterns = option(
-        for_all(1.1),
-        stage="map",
-        help="Scatter of a pixel without light.",
-        unit="photoelectrons",
-    )
-    ring_integration_width: _Patterns = option(
-        for_all(0.25),
-        stage="map",
-        help="Width for the light of the ring, in ring radii.",
-    )
-    outer_ring_width: _Patterns = option(
-        for_all(0.2),
-        stage="map",
-        help="Width for the light outside of it, in ring radii.",
-    )
-
-
-class MuonIntensityFitter(Section):
-    """The fit of impact, width and efficiency, where rings are fitted to images."""
-
-    spe_width: _Patterns = option(
-        for_all(0.5),
-        stage="map",
-        help="Width of a photoelectron's distribution.",
-    )
-    min_lambda_m: _Patterns = option(
-        for_all(300e-9),
-        stage="map",
-        help="Shortest wavelength of the light.",
-        unit="m",
-    )
-    max_lambda_m: _Patterns = option(
-        for_all(600e-9),
-        stage="map",
-        help="Longest wavelength of the light.",
-        unit="m",
-    )
-    hole_radius_m: _Patterns = option(
-        TelescopePatterns((("type", "*", 0.0), *_HOLE_RADIUS_M)),
-        stage="map",
-        help="Radius of the hole in the mirror.",
-        unit="m",
-    )
-    oversampling: _Patterns = option(
-        for_all(3.0),
-        stage="map",
-        help="Points in a pixel's angle for the line integral.",
-    )
-    compatibility: Annotated[Literal["ctapipe"], caseless("ctapipe")] | None = option(
-        None,
-        stage="map",
-        help="ctapipe: the model of ctapipe 0.32 with its fixed circle, and "
-        "MuonProcessor.pedestal as noise. Its efficiencies are off by -4.7 % (hexagonal pixels), "
-        "+27 % (square) and -22 % (round) on an absolute scale. Unless given, pixels count with "
-        "their area and noise is measured off the ring.",
-        example="ctapipe",
-    )
-    fit_circle: bool | None = option(
-        None,
-        stage="map",
-        help="Whether the likelihood moves the circle, too: yes, unless compatibility is "
-        "given. With the circle fixed at the fit of pixel positions, whose radius is too large for "
-        "wide rings, the efficiency is low by 0.2 % (width 0.05 deg) to 1.3 % (0.2 deg).",
-        example=False,
-    )
-    saturation_pe: _Patterns = option(
-        for_all(0.0),
-        stage="map",
-        help="Charge that a pixel reads at most. Rings with a pixel at or above it are "
-        "left out, and so are those where three pixels or more read the same largest charge to "
-        "the last bit. 0: not known.",
-        unit="photoelectrons",
-    )
-    max_noise: _Patterns = option(
-        for_all(2.0),
-        stage="map",
-        help="Rings are left out where the noise measured off them is larger than so many "
-        "times MuonProcessor.pedestal.",
-    )
-    max_misfit: _Patterns = option(
-        for_all(3.0),
-        stage="map",
-        help="Rings are left out where the chi2 of their pixels over its degrees of freedom "
-        "is larger: a second ring, or a telescope that the model does not describe.",
-    )
-
-
-class TailcutsImageCleaner(Section):
-    """Which pixels of an image count, where images come without a mask."""
-
-    picture_threshold_pe: _Patterns = option(
-        for_all(10.0),
-        stage="map",
-        help="Charge of a pixel that is kept with its neighbours.",
-        unit="photoelectrons",
-    )
-    boundary_threshold_pe: _Patterns = option(
-        for_all(5.0),
-        stage="map",
-        help="Charge of a pixel that is kept beside one of these.",
-        unit="photoelectrons",
-    )
-    min_picture_neighbors: _Patterns = option(
-        for_all(2.0),
-        stage="map",
-        help="Such neighbours that a pixel of the picture needs.",
-    )
-
-
-class EventSource(Section):
-    """How images are read."""
-
-    focal_length_choice: Annotated[
-        Literal["EFFECTIVE", "EQUIVALENT"], caseless("EFFECTIVE", "EQUIVALENT")
-    ] = option(
-        "EFFECTIVE",
-        stage="map",
-        help="Focal length that turns camera positions into angles, where rings are fitted "
-        "to images. Tables of rings need none. Files of single telescopes often lack the effective "
-        "one.",
-    )
-
-
-class RingFit(Section):
-    """How rings are fitted to images: the sections that stand at top level."""
-
-    source: EventSource = inner_section(EventSource(), help="", alias="EventSource")
-    cleaner: TailcutsImageCleaner = inner_section(
-        TailcutsImageCleaner(), help="", alias="TailcutsImageCleaner"
-    )
-    processor: MuonProcessor = inner_section(MuonProcessor(), help="", alias="MuonProcessor")
-    fitter: MuonIntensityFitter = inner_section(
-        MuonIntensityFitter(), help="", alias="MuonIntensityFitter"
-    )
-
-
-_OF_RINGS: Mapping[str, type[Section]] = {
-    "MuonQualityQuery": MuonQualityQuery,
-    "QualityQuery": MuonQualityQuery,
-    "SigmaClippingAggregator": SigmaClippingAggregator,
-    "PlainAggregator": PlainAggregator,
-    "SizeChunking": SizeChunking,
-    "TimeChunking": TimeChunking,
-    "MuonProcessor": MuonProcessor,
-    "MuonIntensityFitter": MuonIntensityFitter,
-    "TailcutsImageCleaner": TailcutsImageCleaner,
-    "EventSource": EventSource,
-}
-
-SECTIONS: Mapping[str, type[Section]] = {
-    "CalculateThroughputWithMuons": CalculateThroughputWithMuons,
-    "CalculatePSFWithMuons": CalculatePSFWithMuons,
-    **_OF_RINGS,
 }
 """All sections that a muon configuration may have."""
 
@@ -468,83 +281,10 @@ SHOWN: Mapping[str, type[Section]] = {
 """Those of all jobs that a new configuration shows."""
 
 
-# -- options of the jobs ------------------------------------------------------------------------
+# -- configurations -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RingFitOptions:
-    """Options of the fit of rings to images, by telescope.
-
-    Attributes
-    ----------
-    focal_length_choice : str
-        ``EFFECTIVE`` or ``EQUIVALENT``.
-    fit_circle : bool
-        Whether the likelihood moves the circle.
-    of_ctapipe : bool
-        Whether the model is ctapipe's.
-    patterns : tuple of (str, TelescopePatterns)
-        Name of an option of the ring fit, and its values by telescope.
-    """
-
-    focal_length_choice: Literal["EFFECTIVE", "EQUIVALENT"]
-    fit_circle: bool
-    of_ctapipe: bool
-    patterns: tuple[tuple[str, TelescopePatterns], ...]
-
-    def of_telescope(self, tel_id: int, description: str) -> dict[str, float]:
-        """Return the values for one telescope."""
-        return {
-            name: float(patterns.resolve([tel_id], [description], option=name)[0])
-            for name, patterns in self.patterns
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class MuonOptions:
-    """Options of a muon calibration, resolved.
-
-    Attributes
-    ----------
-    quality_criteria : QualityCriteria
-        Selection of rings.
-    ring_fit : RingFitOptions
-        How rings are fitted to images.
-    allowed_tels : tuple of int or None
-        Telescopes to calibrate; None: all.
-    clip_sigma : float or None
-        Where rings are clipped, in standard deviations; None: nowhere.
-    iterations : int
-        How often, at most.
-    bins : TimeBins or None
-        Time bins; None: one for all.
-    chunk_size : int or None
-        Rings of a chunk, where there are no time bins.
-    skip_last : bool
-        Leave out a last chunk that is not full.
-    allow_undersized : bool
-        Whether a telescope with fewer rings than a chunk has a value.
-    min_rings : int
-        Fewest rings of a value that counts.
-    n_radius_bins : int
-        Bins in ring radius.
-    """
-
-    quality_criteria: QualityCriteria
-    ring_fit: RingFitOptions
-    allowed_tels: tuple[int, ...] | None = None
-    clip_sigma: float | None = 4.0
-    iterations: int = 5
-    bins: TimeBins | None = None
-    chunk_size: int | None = None
-    skip_last: bool = False
-    allow_undersized: bool = False
-    min_rings: int = 10
-    n_radius_bins: int = 10
-
-
-@dataclass(frozen=True, slots=True)
-class MuonConfig:
+class MuonConfig(NamedTuple):
     """A checked configuration of a muon calibration.
 
     Attributes
@@ -553,27 +293,28 @@ class MuonConfig:
         The section of the job with the innermost query, aggregator and chunking.
     ring_fit : RingFit
         How rings are fitted to images.
-    options : MuonOptions
-        The same, as the job uses it.
+    bins : TimeBins or None
+        Time bins; None: one for all rings.
+    chunk_size : int or None
+        Rings of a chunk, where there are no time bins.
     notes : tuple of str
         What is valid but worth a line in the log and the report.
     """
 
     section: CalculateThroughputWithMuons | CalculatePSFWithMuons
     ring_fit: RingFit
-    options: MuonOptions
+    bins: TimeBins | None
+    chunk_size: int | None
     notes: tuple[str, ...]
 
 
-def resolve(job: str, document: Configuration, campaign: Campaign) -> MuonConfig:
+def resolve(document: Configuration, campaign: Campaign, *, psf: bool) -> MuonConfig:
     """Resolve the options of a muon calibration (ConfigError for what is contradictory)."""
     tool: CalculateThroughputWithMuons | CalculatePSFWithMuons
-    if job == "calculate-psf-muon":
+    if psf:
         tool = document.get("CalculatePSFWithMuons", CalculatePSFWithMuons)
-        n_radius_bins = tool.muonring_radius_fit_nbins
     else:
         tool = document.get("CalculateThroughputWithMuons", CalculateThroughputWithMuons)
-        n_radius_bins = CalculatePSFWithMuons().muonring_radius_fit_nbins
     notes: list[str] = []
     if tool.append:
         notes.append(f"{type(tool).__name__}.append is without effect: the output is a file anew")
@@ -585,49 +326,48 @@ def resolve(job: str, document: Configuration, campaign: Campaign) -> MuonConfig
     )
     if not query.quality_criteria:
         notes.append("no quality criteria, so every ring is used, whether its fit is valid or not")
+
+    def found[S: Section](of: type[S], *inner: S | None) -> S:
+        return _joined(of, document.find(of.__name__, of), *inner)
+
     clipping = tool.aggregator_type == "SigmaClippingAggregator"
-    sigma = _joined(
-        SigmaClippingAggregator,
-        document.find("SigmaClippingAggregator", SigmaClippingAggregator),
-        tool.sigma_clipping,
-    )
-    plain = _joined(PlainAggregator, document.find("PlainAggregator", PlainAggregator), tool.plain)
-    aggregator: _Aggregator = sigma if clipping else plain
-    size = _joined(
-        SizeChunking,
-        document.find("SizeChunking", SizeChunking),
-        tool.size_chunking,
-        aggregator.size_chunking,
-    )
-    bins, chunk_size = _chunks(document, tool, aggregator, size, campaign, notes)
-    if chunk_size is not None and job == "calculate-psf-muon":
-        # The peer does as much and then uses the first chunk of each radius bin only.
+    sigma = found(SigmaClippingAggregator, tool.sigma_clipping)
+    aggregator = sigma if clipping else found(PlainAggregator, tool.plain)
+    size = found(SizeChunking, tool.size_chunking, aggregator.size_chunking)
+    if size.last_chunk_policy == "overlap":
         notes.append(
-            f"SizeChunking.chunk_size {chunk_size} is without effect here: the line is fitted to"
-            " all rings of a time bin"
+            "SizeChunking.last_chunk_policy 'overlap' would count rings of the last chunk but one"
+            " twice: read as 'truncate'"
         )
-        chunk_size = None
-    ring_fit = RingFit().model_copy(
-        update={
-            "source": document.get("EventSource", EventSource),
-            "cleaner": document.get("TailcutsImageCleaner", TailcutsImageCleaner),
-            "processor": document.get("MuonProcessor", MuonProcessor),
-            "fitter": document.get("MuonIntensityFitter", MuonIntensityFitter),
-        }
-    )
-    options = MuonOptions(
-        quality_criteria=QualityCriteria(query.quality_criteria),
-        allowed_tels=tool.allowed_tels,
-        clip_sigma=sigma.max_sigma if clipping else None,
-        iterations=sigma.iterations if clipping else 0,
-        bins=bins,
-        chunk_size=chunk_size,
-        skip_last=size.last_chunk_policy == "skip",
-        allow_undersized=size.allow_undersized_tables,
-        min_rings=tool.min_number_of_muon,
-        n_radius_bins=n_radius_bins,
-        ring_fit=_ring_fit(ring_fit),
-    )
+    bins, chunk_size = campaign.bins, None
+    if aggregator.chunking_type == "TimeChunking":
+        time = found(TimeChunking, tool.time_chunking, aggregator.time_chunking)
+        if bins is None and time.chunk_duration:
+            bins = campaign.model_copy(update={"time_bin": time.chunk_duration}).bins
+            notes.append(
+                "TimeChunking.chunk_duration: bins are aligned to Campaign.epoch, not to the first"
+                " ring, so that they do not depend on where files begin"
+            )
+    elif size.chunk_size is not None:
+        if bins is not None:
+            notes.append("SizeChunking.chunk_size is not used: Campaign.time_bin counts")
+        elif psf:
+            # The peer does as much and then uses the first chunk of each radius bin only.
+            notes.append(
+                f"SizeChunking.chunk_size {size.chunk_size} is without effect here: the line is"
+                " fitted to all rings of a time bin"
+            )
+        else:
+            chunk_size = size.chunk_size
+    parts = {
+        name: found(type(section)) for name, section in RingFit() if isinstance(section, Section)
+    }
+    ring_fit = RingFit().model_copy(update=parts)
+    if ring_fit.of_ctapipe and ring_fit.fitter.fit_circle:
+        raise ConfigError(
+            "MuonIntensityFitter.fit_circle: true was given with compatibility: ctapipe, which"
+            " fixes the circle; leave one of them out"
+        )
     within = {"size_chunking": None, "time_chunking": None}
     section = tool.model_copy(
         update={
@@ -638,7 +378,7 @@ def resolve(job: str, document: Configuration, campaign: Campaign) -> MuonConfig
             "time_chunking": None,
         }
     )
-    return MuonConfig(section, ring_fit, options, tuple(notes))
+    return MuonConfig(section, ring_fit, bins, chunk_size, tuple(notes))
 
 
 def _joined[S: Section](model: type[S], *sections: S | None) -> S:
@@ -648,65 +388,3 @@ def _joined[S: Section](model: type[S], *sections: S | None) -> S:
         if section is not None:
             chosen |= {name: getattr(section, name) for name in section.model_fields_set}
     return model().model_copy(update=chosen)
-
-
-def _chunks(
-    document: Configuration,
-    tool: _CalculateWithMuons,
-    aggregator: _Aggregator,
-    size: SizeChunking,
-    campaign: Campaign,
-    notes: list[str],
-) -> tuple[TimeBins | None, int | None]:
-    """Decide between time bins, chunks by number, and one bin for all."""
-    by_time = aggregator.chunking_type == "TimeChunking"
-    if size.last_chunk_policy == "overlap":
-        notes.append(
-            "SizeChunking.last_chunk_policy 'overlap' would count rings of the last chunk but one"
-            " twice: read as 'truncate'"
-        )
-    if campaign.bins is not None:
-        if size.chunk_size is not None and not by_time:
-            notes.append("SizeChunking.chunk_size is not used: Campaign.time_bin counts")
-        return campaign.bins, None
-    if not by_time:
-        return None, size.chunk_size
-    chunking = _joined(
-        TimeChunking,
-        document.find("TimeChunking", TimeChunking),
-        tool.time_chunking,
-        aggregator.time_chunking,
-    )
-    if chunking.chunk_duration == 0:
-        return None, None
-    epoch = campaign.model_copy(update={"time_bin": chunking.chunk_duration}).bins
-    notes.append(
-        "TimeChunking.chunk_duration: bins are aligned to Campaign.epoch, not to the first ring, so"
-        " that they do not depend on where files begin"
-    )
-    return epoch, None
-
-
-def _ring_fit(ring_fit: RingFit) -> RingFitOptions:
-    processor, fitter, cleaner = ring_fit.processor, ring_fit.fitter, ring_fit.cleaner
-    names = {
-        "min_lambda_m": "min_wavelength_m",
-        "max_lambda_m": "max_wavelength_m",
-        "picture_threshold_pe": "picture_threshold",
-        "boundary_threshold_pe": "boundary_threshold",
-    }
-    values = [
-        (names.get(name, name), getattr(section, name))
-        for section in (cleaner, processor, fitter)
-        for name in type(section).model_fields
-        if name not in ("compatibility", "fit_circle")
-    ]
-    choice = ring_fit.source.focal_length_choice
-    of_ctapipe = fitter.compatibility is not None
-    if of_ctapipe and fitter.fit_circle:
-        raise ConfigError(
-            "MuonIntensityFitter.fit_circle: true was given with compatibility: ctapipe, which"
-            " fixes the circle; leave one of them out"
-        )
-    fit_circle = not of_ctapipe if fitter.fit_circle is None else fitter.fit_circle
-    return RingFitOptions(choice, fit_circle, of_ctapipe, tuple(values))

@@ -9,12 +9,12 @@ own model.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from calibdask.errors import ConfigError
+from calibdask.simulation import refuse_option, simulation_options
+from calibdask.simulation import simulation_option as option
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,132 +36,110 @@ _MAX_CONTAINED: Final = 0.95  # of the camera's radius, for the outer edge of ri
 _FINE_STRUCTURE: Final = 1.0 / 137.035999177  # CODATA 2022
 _MIN_WAVELENGTH_M: Final = 300e-9
 _MAX_WAVELENGTH_M: Final = 600e-9
-_SHAPES: Final = ("hexagon", "square", "circle")
-
-# Least and greatest values of the options.
-_RANGES: Final = {
-    "n_files": (1, 20_000),
-    "n_rings_per_telescope": (1, 100_000),
-    "n_telescopes": (1, 1000),
-    "seed": (0, math.inf),
-    "rate_hz": (1e-6, 1e6),
-    "n_pixels": (100, 20_000),
-    "hole_radius_m": (0, 10),
-    "optical_efficiency": (0.001, 10),
-    "width_deg": (0.001, 1),
-    "min_radius_deg": (0.1, 3),
-    "max_radius_deg": (0.1, 3),
-    "min_impact_m": (0, 100),
-    "max_impact_m": (0, 100),
-    "night_sky_pe": (0, 100),
-    "pedestal_pe": (0.01, 100),
-    "spe_width": (0, 2),
-    "gap": (0, 0.5),
-    "saturation_pe": (0, 1e6),
-}
 
 
-@dataclass(frozen=True)
+@simulation_options
 class MuonImageSimulation:
-    """What to simulate: telescopes like an LST; every ring has the same efficiency and width.
+    """Telescopes like an LST; every ring has the same efficiency and width."""
 
-    Parameters
-    ----------
-    n_files : int
-        Files, each one observation block (obs_id 3001, 3002, ...).
-    n_rings_per_telescope : int
-        Rings of each telescope in each file; each is an event of its own.
-    n_telescopes : int
-        Telescopes, tel_id 1, 2, ...
-    seed : int
-        Of everything random.
-    rate_hz : float
-        Rings per second, all telescopes together.
-    effective_focal_length : bool
-        Whether the file knows it: real files of single telescopes do not.
-    n_pixels : int
-        Pixels of the cameras, 0.1 deg wide; 1855 in an LST.
-    hole_radius_m : float
-        Radius of the hole in the mirror.
-    optical_efficiency : float
-        Photoelectrons per Cherenkov photon on the mirror.
-    width_deg : float
-        Standard deviation, along each axis, of the isotropic Gaussian that blurs each photon's
-        direction: the optical point spread and the muon's multiple scattering.
-    min_radius_deg, max_radius_deg : float
-        Radii, uniform between.
-    min_impact_m, max_impact_m : float
-        Impact distances, uniform in area between; the azimuth is uniform.
-    truncated : float
-        Part of the rings of which the camera contains only 50 to 99 %. The others lie in it.
-    night_sky_pe : float
-        Mean charge of the night sky in a pixel, in p.e.; its mean is subtracted, its noise stays.
-    pedestal_pe : float
-        Standard deviation of the charge in a dark pixel, in p.e.: night sky and electronics.
-    spe_width : float
-        Standard deviation of the charge of one photoelectron, in p.e.
-    broken : float
-        Part of the pixels that read exactly 0; they are the same in all images of a telescope.
-    pixel_shape : str
-        "hexagon" or "circle", on a hexagonal grid, or "square" on a square one.
-    gap : float
-        Distance between the edges of neighbouring pixels, relative to that of their centres; light
-        that falls between them is lost.
-    saturation_pe : float
-        Largest charge that a pixel can read, in p.e.; 0 for no limit.
-    second_ring : float
-        Part of the images with the ring of a second muon, anywhere in the same ranges.
-    """
+    n_files: int = option(
+        1, "Files, each one observation block (obs_id 3001, 3002, ...).", low=1, high=20_000
+    )
+    n_rings_per_telescope: int = option(
+        100,
+        "Rings of each telescope in each file; each is an event of its own.",
+        low=1,
+        high=100_000,
+    )
+    n_telescopes: int = option(1, "Telescopes, tel_id 1, 2, ...", low=1, high=1000)
+    seed: int = option(0, "Of everything random.", low=0)
+    rate_hz: float = option(1.0, "Rings per second, all telescopes together.", low=1e-6, high=1e6)
+    effective_focal_length: bool = option(
+        True, "Whether the file has it: real files of single telescopes do not."
+    )
+    n_pixels: int = option(
+        1855, "Pixels of the cameras, 0.1 deg wide; 1855 in an LST.", low=100, high=20_000
+    )
+    hole_radius_m: float = option(0.74, "Radius of the hole in the mirror.", low=0, high=10)
+    optical_efficiency: float = option(
+        0.2, "Photoelectrons per Cherenkov photon on the mirror.", low=0.001, high=10
+    )
+    width_deg: float = option(
+        0.06,
+        "Standard deviation, along each axis, of the isotropic Gaussian that blurs each photon's"
+        " direction: the optical point spread and the muon's multiple scattering.",
+        low=0.001,
+        high=1,
+    )
+    min_radius_deg: float = option(1.0, "Smallest radius; uniform between.", low=0.1, high=3)
+    max_radius_deg: float = option(1.25, "Largest radius.", low=0.1, high=3)
+    min_impact_m: float = option(
+        0.0,
+        "Smallest impact distance; uniform in area between, with uniform azimuth.",
+        low=0,
+        high=100,
+    )
+    max_impact_m: float = option(10.0, "Largest impact distance.", low=0, high=100)
+    truncated: float = option(
+        0.0,
+        "Part of the rings of which the camera contains only 50 to 99 %. The others lie in it.",
+        low=0,
+        high=1,
+    )
+    night_sky_pe: float = option(
+        0.8,
+        "Mean charge of the night sky in a pixel, in p.e.; its mean is subtracted, its noise"
+        " stays.",
+        low=0,
+        high=100,
+    )
+    pedestal_pe: float = option(
+        1.1,
+        "Standard deviation of the charge in a dark pixel, in p.e.: night sky and electronics.",
+        low=0.01,
+        high=100,
+    )
+    spe_width: float = option(
+        0.5, "Standard deviation of the charge of one photoelectron, in p.e.", low=0, high=2
+    )
+    broken: float = option(
+        0.0,
+        "Part of the pixels that read exactly 0, the same in all images of a telescope.",
+        low=0,
+        high=1,
+    )
+    pixel_shape: str = option(
+        "hexagon",
+        "hexagon or circle, on a hexagonal grid, or square on a square one.",
+        choices=["hexagon", "square", "circle"],
+    )
+    gap: float = option(
+        0.0,
+        "Distance between the edges of neighbouring pixels, relative to that of their centres;"
+        " light that falls between them is lost.",
+        low=0,
+        high=0.5,
+    )
+    saturation_pe: float = option(
+        0.0, "Largest charge that a pixel can read, in p.e.; 0 for no limit.", low=0, high=1e6
+    )
+    second_ring: float = option(
+        0.0,
+        "Part of the images with the ring of a second muon, anywhere in the same ranges.",
+        low=0,
+        high=1,
+    )
 
-    n_files: int = 1
-    n_rings_per_telescope: int = 100
-    n_telescopes: int = 1
-    seed: int = 0
-    rate_hz: float = 1.0
-    effective_focal_length: bool = True
-    n_pixels: int = 1855
-    hole_radius_m: float = 0.74
-    optical_efficiency: float = 0.2
-    width_deg: float = 0.06
-    min_radius_deg: float = 1.0
-    max_radius_deg: float = 1.25
-    min_impact_m: float = 0.0
-    max_impact_m: float = 10.0
-    truncated: float = 0.0
-    night_sky_pe: float = 0.8
-    pedestal_pe: float = 1.1
-    spe_width: float = 0.5
-    broken: float = 0.0
-    pixel_shape: str = "hexagon"
-    gap: float = 0.0
-    saturation_pe: float = 0.0
-    second_ring: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.pixel_shape not in _SHAPES:
-            raise ConfigError(
-                f"pixel_shape: expected one of {', '.join(_SHAPES)}, got {self.pixel_shape!r}"
-            )
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if option.type == "str":
-                continue
-            if isinstance(value, bool) != (option.type == "bool") or (
-                option.type == "int" and not isinstance(value, int)
-            ):
-                raise ConfigError(f"{option.name}: expected {option.type}, got {value!r}")
-            low, high = _RANGES.get(option.name, (0, 1))
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise ConfigError(
-                    f"{option.name}: expected a value between {low:g} and {high:g}, got {value!r}"
-                )
+    def check(self) -> None:
+        """Refuse ranges that are empty, and a night sky noisier than the pedestal."""
         for what in ("radius_deg", "impact_m"):
-            if getattr(self, f"min_{what}") > getattr(self, f"max_{what}"):
-                raise ConfigError(f"min_{what} is larger than max_{what}")
-        if self.pedestal_pe**2 < self.night_sky_pe * (1.0 + self.spe_width**2):
-            raise ConfigError(
-                f"pedestal_pe: got {self.pedestal_pe:g}, but the night sky alone makes"
-                f" {math.sqrt(self.night_sky_pe * (1.0 + self.spe_width**2)):.3g}"
+            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if low > high:
+                refuse_option(f"min_{what}", low, f"at most max_{what}, {high:g}")
+        by_sky = math.sqrt(self.night_sky_pe * (1.0 + self.spe_width**2))
+        if self.pedestal_pe < by_sky:
+            refuse_option(
+                "pedestal_pe", self.pedestal_pe, f"at least {by_sky:.3g}, which the night sky makes"
             )
 
 

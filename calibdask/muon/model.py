@@ -224,7 +224,7 @@ def assign_chunks(
     bounds = np.concatenate([starts, stop])
     place = np.searchsorted(bounds[:, 0], keys[:, 0], side="right")
     # Where a ring is as old as a bound, the rest of the key decides.
-    tied = np.isin(keys[:, 0], bounds[:, 0])
+    tied = bounds[np.maximum(place, 1) - 1, 0] == keys[:, 0]
     if tied.any():
         joined = np.concatenate([bounds, keys[tied]])
         order = np.lexsort((np.arange(len(joined)), joined[:, 2], joined[:, 1], joined[:, 0]))

@@ -4,7 +4,16 @@ The method is that of ctapipe (`ctapipe.image.muon`, 0.32), so that rings are th
 Taubin fit, which after each of three iterations is restricted to an annulus. What ctapipe finds
 with a general minimiser has a closed form here.
 
-Angles are in radian, in the telescope frame.
+Angles are in radian, in the telescope frame. Functions have these arguments in common:
+
+x, y : array of float64, (P,)
+    Pixels, in rad.
+image : array of float64, (P,)
+    Charges, in p.e.; NaN in pixels that are not to be used.
+mask : array of bool, (P,)
+    The cleaned pixels.
+circle : Circle
+    The ring.
 """
 
 from __future__ import annotations
@@ -193,19 +202,7 @@ def taubin(x: Vector, y: Vector, image: Vector, mask: Mask) -> Circle:
     solving ∇N = λ ∇D for the centre, a linear system, and taking the λ of the solution
     (W. Dinkelbach, Manage. Sci. 13 (1967) 492): it converges quadratically, to the global minimum.
 
-    Parameters
-    ----------
-    x, y : array of float64, (P,)
-        Pixels, in rad.
-    image : array of float64, (P,)
-        Charges.
-    mask : array of bool, (P,)
-        The pixels to use.
-
-    Returns
-    -------
-    Circle
-        NaN where the charges determine no circle.
+    The circle is NaN where the charges determine none.
     """
     none = Circle(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
     # From here on relative to the centre of gravity: fourth moments lose digits far from it.
@@ -295,21 +292,7 @@ def taubin(x: Vector, y: Vector, image: Vector, mask: Mask) -> Circle:
 def fit_ring(x: Vector, y: Vector, image: Vector, mask: Mask) -> tuple[Circle, Mask]:
     """Fit the circle of a ring: first to the cleaned pixels, then twice to the annulus around it.
 
-    Parameters
-    ----------
-    x, y : array of float64, (P,)
-        Pixels, in rad.
-    image : array of float64, (P,)
-        Charges, in p.e.; NaN in pixels that are not to be used.
-    mask : array of bool, (P,)
-        The cleaned pixels.
-
-    Returns
-    -------
-    circle : Circle
-        NaN where there is none.
-    annulus : array of bool, (P,)
-        The usable pixels around the last circle.
+    It returns the circle, NaN where there is none, and a mask of the usable pixels around it.
     """
     annulus = mask & np.isfinite(image)
     circle = taubin(x, y, image, annulus)
@@ -330,17 +313,8 @@ def containment(distance: float, radius: float, fov_radius: float) -> float:
     Two circles meet where cos α = (R² + d² - r²) / (2 d R), α seen from the centre of the ring and
     counted from the direction to the centre of the field.
 
-    Parameters
-    ----------
-    distance, radius : float
-        Distance of the ring's centre from that of the field of view, and its radius.
-    fov_radius : float
-        Radius of the field of view.
-
-    Returns
-    -------
-    float
-        From 0 to 1. A ring around the whole field has nothing in it (ctapipe 0.32 says 1).
+    `distance` is that of the two centres. A ring around the whole field has nothing in it (ctapipe
+    0.32 says 1).
     """
     if distance + radius <= fov_radius:
         return 1.0
@@ -352,21 +326,9 @@ def containment(distance: float, radius: float, fov_radius: float) -> float:
 
 @compiled
 def completeness(x: Vector, y: Vector, image: Vector, circle: Circle, threshold: float) -> float:
-    """Tell how many of 30 segments of the image, seen from the ring's centre, have enough light.
+    """Return the fraction of 30 segments, seen from the ring's centre, that have enough light.
 
-    Parameters
-    ----------
-    x, y, image : array of float64, (P,)
-        Pixels, in rad, and charges, in p.e.
-    circle : Circle
-        The ring.
-    threshold : float
-        A segment counts with more than this, in p.e.
-
-    Returns
-    -------
-    float
-        Fraction of the segments.
+    A segment counts with more than `threshold`, in p.e.
     """
     charge = np.zeros(COMPLETENESS_BINS)
     for i in range(x.size):
@@ -397,14 +359,10 @@ def light(
 
     Parameters
     ----------
-    x, y, width : array of float64, (P,)
-        Pixels and their widths, in rad.
-    image : array of float64, (P,)
-        Charges, in p.e.
-    mask : array of bool, (P,)
-        The cleaned pixels.
-    circle : Circle
-        The ring.
+    x, y, image, mask, circle
+        See this module.
+    width : array of float64, (P,)
+        Widths of the pixels, in rad.
     ratio_width : float
         Width of the ring for `intensity_ratio`, in widths of a pixel.
     integration_width, outer_width : float
@@ -471,19 +429,9 @@ def light(
 def noise(x: Vector, y: Vector, image: Vector, circle: Circle) -> float:
     """Measure the noise of a pixel off the ring: its standard deviation without outliers.
 
-    Parameters
-    ----------
-    x, y, image : array of float64, (P,)
-        Pixels, in rad, and charges, in p.e.; NaN in pixels that are not to be used.
-    circle : Circle
-        The ring.
-
-    Returns
-    -------
-    float
-        In p.e., of the charges within 5 standard deviations of the median, which for this are
-        taken from the quartiles. NaN where fewer than `MIN_DARK_PIXELS` lie off the annulus, or
-        more than a tenth of them read exactly 0: they were set to 0.
+    In p.e., of the charges within 5 standard deviations of the median, which for this are taken
+    from the quartiles. NaN where fewer than `MIN_DARK_PIXELS` lie off the annulus, or more than a
+    tenth of them read exactly 0: they were set to 0.
     """
     dark = np.empty(x.size)
     n, n_zero = 0, 0
@@ -511,18 +459,9 @@ def noise(x: Vector, y: Vector, image: Vector, circle: Circle) -> float:
 def saturated(charge: Vector, limit: float) -> int:
     """Count the pixels that read as much as they can.
 
-    Parameters
-    ----------
-    charge : array of float64, (M,)
-        Charges of pixels on the ring, in p.e.
-    limit : float
-        What a pixel can read at most; 0 where that is not known.
-
-    Returns
-    -------
-    int
-        Pixels at or above the limit, or those at the largest charge where they are at least
-        `MIN_EQUAL`: measured charges are never equal to the last bit.
+    Of M charges on the ring, in p.e., it counts those at or above `limit` (0: not known), or those
+    at the largest charge where they are at least `MIN_EQUAL`: measured charges are never equal to
+    the last bit.
     """
     largest = charge.max()
     n_equal, n_above = 0, 0
@@ -545,7 +484,7 @@ def tailcuts(
     Parameters
     ----------
     image : array of float, (P,)
-        Charges, in p.e.; NaN counts as dark.
+        NaN counts as dark.
     neighbours : array of int, (P, K)
         Neighbours of each pixel, filled up with -1.
     picture, boundary : float

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from calibdask.muon.intensity import (
-    Optics,
-    average_over_hole,
-    fit_intensity,
-    misfit,
-    predict,
-    profile_points,
-)
+from calibdask.muon.columns import EFFICIENCY, LIGHT, MEASURED, RING
+from calibdask.muon.intensity import Optics, predict, profile_points
+from calibdask.muon.intensity_fit import average_over_hole, fit_intensity, misfit
 from calibdask.muon.ring import (
     completeness,
     containment,
@@ -32,15 +26,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.muon.intensity import Fit
+    from calibdask.io.camera_images import Camera, TelescopeImages
+    from calibdask.muon.intensity_fit import Fit
     from calibdask.muon.ring import Mask, Vector
+    from calibdask.muon.ring_options import RingOptions
 
 __all__ = [
     "RING_COLUMNS",
     "RING_UNITS",
     "STATUS",
     "TROUBLED",
-    "RingOptions",
     "optics_of",
     "predicted_image",
     "rings_of",
@@ -64,21 +59,8 @@ STATUS: Final = (
 )
 """What became of an image: the meaning of the column `status`."""
 
-(
-    _FITTED,
-    _FEW_PIXELS,
-    _LITTLE_LIGHT,
-    _NO_RING,
-    _FEW_ON_RING,
-    _OUTSIDE,
-    _NOT_VALID,
-    _DUAL_MIRROR,
-    _NO_IMAGE,
-    _NO_OPTICS,
-    _SATURATED,
-    _NOISY,
-    _POOR_FIT,
-) = range(len(STATUS))
+_FITTED, _FEW_PIXELS, _LITTLE_LIGHT, _NO_RING, _FEW_ON_RING, _OUTSIDE, _NOT_VALID = range(7)
+_DUAL_MIRROR, _NO_IMAGE, _NO_OPTICS, _SATURATED, _NOISY, _POOR_FIT = range(7, len(STATUS))
 
 TROUBLED: Final = (_SATURATED, _NOISY, _POOR_FIT)
 """Rings that were fitted, but whose efficiency is not to be trusted: none of them is used."""
@@ -108,57 +90,6 @@ _SHAPES: Final = {
     "circle": _Shape(math.pi / 4.0, 1.0 / 16.0, 1.0),
 }
 
-_RING: Final = (
-    ("center_fov_lon", "deg"),
-    ("center_fov_lat", "deg"),
-    ("radius", "deg"),
-    ("center_fov_lon_err", "deg"),
-    ("center_fov_lat_err", "deg"),
-    ("radius_err", "deg"),
-    ("center_phi", "deg"),
-    ("center_distance", "deg"),
-)
-_LIGHT: Final = (
-    ("containment", ""),
-    ("completeness", ""),
-    ("intensity_ratio", ""),
-    ("mean_squared_error", "deg2"),
-    ("ring_intensity", ""),
-    ("intensity_outside_ring", ""),
-    ("n_pixels_in_ring", ""),
-    ("mean_intensity_outside_ring", ""),
-    ("radial_std_dev", "deg"),
-    ("skewness", ""),
-    ("excess_kurtosis", ""),
-)
-_EFFICIENCY: Final = (
-    ("width", "deg"),
-    ("impact", "m"),
-    ("impact_x", "m"),
-    ("impact_y", "m"),
-    ("optical_efficiency", ""),
-    ("is_valid", ""),
-    ("parameters_at_limit", ""),
-    ("likelihood_value", ""),
-    # From here on what ctapipe's table has not.
-    ("width_err", "deg"),
-    ("impact_err", "m"),
-    ("phi_err", "rad"),
-    ("optical_efficiency_err", ""),
-    ("cov_efficiency_impact", "m"),
-    ("cov_efficiency_width", "deg"),
-    ("gradient_norm", ""),
-    ("n_iterations", ""),
-    ("n_starts", ""),
-    ("misfit", ""),
-    ("pedestal", ""),
-    ("n_saturated_pixels", ""),
-)
-_MEASURED: Final = (
-    *((f"muonring_{name}", unit) for name, unit in _RING),
-    *((f"muonparameters_{name}", unit) for name, unit in _LIGHT),
-    *((f"muonefficiency_{name}", unit) for name, unit in _EFFICIENCY),
-)
 _DTYPES: Final = {
     "muonparameters_n_pixels_in_ring": np.int64,
     "muonefficiency_is_valid": np.bool_,
@@ -170,138 +101,23 @@ _DTYPES: Final = {
 
 RING_COLUMNS: Final = (
     *("obs_id", "event_id", "tel_id", "time_ns"),
-    *(name for name, _ in _MEASURED),
+    *(name for name, _ in MEASURED),
     "n_broken_pixels",
     "status",
 )
 """The columns of `rings_of`, in order."""
 
-RING_UNITS: Final = {name: unit for name, unit in _MEASURED if unit} | {"time_ns": "ns"}
+RING_UNITS: Final = {name: unit for name, unit in MEASURED if unit} | {"time_ns": "ns"}
 """Unit of each column that has one."""
 
-_N_RING, _N_LIGHT, _N_EFFICIENCY = len(_RING), len(_LIGHT), len(_EFFICIENCY)
-
-
-class _Camera(Protocol):
-    """What is asked of a camera (see `calibdask.io.images.Camera`)."""
-
-    @property
-    def tel_id(self) -> int: ...
-    @property
-    def n_mirrors(self) -> int: ...
-    @property
-    def mirror_area_m2(self) -> float: ...
-    @property
-    def focal_length_m(self) -> float: ...
-    @property
-    def pixel_x_rad(self) -> NDArray[np.float64]: ...
-    @property
-    def pixel_y_rad(self) -> NDArray[np.float64]: ...
-    @property
-    def pixel_width_rad(self) -> NDArray[np.float64]: ...
-    @property
-    def pixel_shape(self) -> str: ...
-    @property
-    def fov_radius_rad(self) -> float: ...
-    @property
-    def neighbours(self) -> NDArray[np.int32]: ...
-
-
-class _Images(Protocol):
-    """What is asked of the images of a telescope (see `calibdask.io.images.TelescopeImages`)."""
-
-    @property
-    def camera(self) -> _Camera: ...
-    @property
-    def obs_id(self) -> NDArray[np.int64]: ...
-    @property
-    def event_id(self) -> NDArray[np.int64]: ...
-    @property
-    def time_ns(self) -> NDArray[np.int64]: ...
-    @property
-    def image(self) -> NDArray[np.float32]: ...
-    @property
-    def image_mask(self) -> NDArray[np.bool_] | None: ...
-
-
-@dataclass(frozen=True)
-class RingOptions:
-    """Cuts and model of the ring fit for one telescope; the defaults of the cuts are ctapipe's.
-
-    Attributes
-    ----------
-    picture_threshold, boundary_threshold : float
-        Charges that cleaning keeps, in p.e., where the images come without a mask.
-    min_picture_neighbors : int
-        Neighbours above `picture_threshold` that a pixel above it must have.
-    min_pixels : int
-        An image needs more cleaned pixels than this.
-    min_intensity : float
-        And more light in them, in p.e.
-    min_ring_pixels : int
-        The annulus needs more pixels than this.
-    min_containment : float
-        And the camera a larger part of the ring.
-    completeness_threshold : float
-        Light that fills a segment of the ring, in p.e.
-    ratio_width : float
-        Width of the ring for the intensity ratio, in pixels.
-    pedestal : float
-        Standard deviation of the noise in a pixel, in p.e.
-    ring_integration_width, outer_ring_width : float
-        Half width of the ring for its intensity, and width of the strips beside it, in radii.
-    spe_width : float
-        Standard deviation of the charge of one photoelectron, in p.e.
-    min_wavelength_m, max_wavelength_m : float
-        Range of the Cherenkov light, in m.
-    hole_radius_m : float
-        Radius of the hole in the mirror, in m.
-    oversampling : int
-        Points of the azimuth profile per pixel on the ring.
-    fit_circle : bool
-        Whether the likelihood may move the circle too (ctapipe fixes it): centre, radius and their
-        errors are then its own. The Taubin fit makes wide rings too large, and so the efficiency
-        too small, by 0.2 % at a width of 0.05° and 1.3 % at 0.2° in a camera with pixels of 0.1°.
-    of_ctapipe : bool
-        Whether the model is ctapipe's (`calibdask.muon.intensity`); the noise in its likelihood is
-        then `pedestal`, else what is measured off the ring.
-    saturation_pe : float
-        Largest charge that a pixel can read, in p.e.; 0 where that is not known.
-    max_noise : float
-        Rings beside noise above so many times `pedestal` are in trouble.
-    max_misfit : float
-        And so are those whose χ² over degrees of freedom is larger than this.
-    """
-
-    picture_threshold: float = 10.0
-    boundary_threshold: float = 5.0
-    min_picture_neighbors: int = 2
-    min_pixels: int = 100
-    min_intensity: float = 500.0
-    min_ring_pixels: int = 50
-    min_containment: float = 0.5
-    completeness_threshold: float = 30.0
-    ratio_width: float = 1.5
-    pedestal: float = 1.1
-    ring_integration_width: float = 0.25
-    outer_ring_width: float = 0.2
-    spe_width: float = 0.5
-    min_wavelength_m: float = 300e-9
-    max_wavelength_m: float = 600e-9
-    hole_radius_m: float = 0.0
-    oversampling: int = 3
-    fit_circle: bool = True
-    of_ctapipe: bool = False
-    saturation_pe: float = 0.0
-    max_noise: float = 2.0
-    max_misfit: float = 3.0
+_N_RING, _N_LIGHT, _N_EFFICIENCY = len(RING), len(LIGHT), len(EFFICIENCY)
 
 
 class _Cuts(NamedTuple):
     """`RingOptions` for the kernel: floats, so that there is one specialisation."""
 
-    picture_threshold: float
-    boundary_threshold: float
+    picture_threshold_pe: float
+    boundary_threshold_pe: float
     min_picture_neighbors: float
     min_pixels: float
     min_intensity: float
@@ -317,7 +133,7 @@ class _Cuts(NamedTuple):
     max_misfit: float
 
 
-def optics_of(camera: _Camera, options: RingOptions) -> Optics:
+def optics_of(camera: Camera, options: RingOptions) -> Optics:
     """Return what the model must know of a telescope."""
     shape, width = _SHAPES[camera.pixel_shape], float(camera.pixel_width_rad[0])
     if options.of_ctapipe:
@@ -330,8 +146,8 @@ def optics_of(camera: _Camera, options: RingOptions) -> Optics:
         hole_radius_m=float(options.hole_radius_m),
         pixel_width_rad=across,
         pixel_length_rad=along,
-        min_wavelength_m=float(options.min_wavelength_m),
-        max_wavelength_m=float(options.max_wavelength_m),
+        min_wavelength_m=float(options.min_lambda_m),
+        max_wavelength_m=float(options.max_lambda_m),
         oversampling=float(options.oversampling),
         pedestal=float(options.pedestal),
         spe_width=float(options.spe_width),
@@ -339,7 +155,7 @@ def optics_of(camera: _Camera, options: RingOptions) -> Optics:
     )
 
 
-def unusable(camera: _Camera) -> str | None:
+def unusable(camera: Camera) -> str | None:
     """Tell why no ring can be fitted in the images of a telescope: one of `STATUS`, or None."""
     if camera.n_mirrors != 1:
         return STATUS[_DUAL_MIRROR]
@@ -353,7 +169,7 @@ def unusable(camera: _Camera) -> str | None:
     return None if sound else STATUS[_NO_OPTICS]
 
 
-def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
+def rings_of(images: TelescopeImages, options: RingOptions) -> dict[str, NDArray[Any]]:
     """Fit a ring to each image of a telescope.
 
     Parameters
@@ -383,7 +199,7 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
         "tel_id": np.full(n, camera.tel_id, np.int16),
         "time_ns": np.asarray(images.time_ns, np.int64),
     }
-    for k, (name, unit) in enumerate(_MEASURED):
+    for k, (name, unit) in enumerate(MEASURED):
         values = measured[:, k]
         if unit in ("deg", "deg2"):
             values = values * math.degrees(1.0) ** (2 if unit == "deg2" else 1)
@@ -393,7 +209,7 @@ def rings_of(images: _Images, options: RingOptions) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.int8]]:
+def _measure(images: TelescopeImages, options: RingOptions) -> tuple[Vector, NDArray[np.int8]]:
     """Fit all images of a telescope: rows of the measured columns (angles in rad), and status."""
     camera = images.camera
     x = np.ascontiguousarray(camera.pixel_x_rad, np.float64)
@@ -403,7 +219,7 @@ def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.
     field = float(camera.fov_radius_rad)
     optics = optics_of(camera, options)
     cuts = _Cuts(*(float(getattr(options, name)) for name in _Cuts._fields))
-    thresholds = (cuts.picture_threshold, cuts.boundary_threshold, cuts.min_picture_neighbors)
+    thresholds = (cuts.picture_threshold_pe, cuts.boundary_threshold_pe, cuts.min_picture_neighbors)
     rows = np.tile(_nothing(), (len(images.image), 1))
     status = np.empty(len(rows), np.int8)
     # The loop is Python's: compiled, it would be compiled with all that it calls once more.
@@ -418,7 +234,7 @@ def _measure(images: _Images, options: RingOptions) -> tuple[Vector, NDArray[np.
 
 
 def predicted_image(
-    camera: _Camera, options: RingOptions, ring: Mapping[str, Any]
+    camera: Camera, options: RingOptions, ring: Mapping[str, Any]
 ) -> NDArray[np.float64]:
     """Return the image that the model predicts for a fitted ring.
 

@@ -17,224 +17,153 @@ its number, not on how many other files there are.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from calibdask.errors import ConfigError
+from calibdask.io.ctapipe_writer import (
+    OpticsDescription,
+    TelescopeDescription,
+    square_camera,
+    write_instrument,
+    write_observation,
+    write_reference_metadata,
+    write_telescope_table,
+    write_triggers,
+)
+from calibdask.io.pytables import create_hdf5
+from calibdask.muon.columns import CTAPIPE
+from calibdask.simulation import (
+    START_TAI_S,
+    ignore_progress,
+    new_files,
+    random_stream,
+    simulation_options,
+    write_files,
+    write_truth,
+)
+from calibdask.simulation import simulation_option as option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
-
-    from calibdask.io.dl1 import TelescopeDescription
 
     type Columns = dict[str, NDArray[Any]]
 
 __all__ = [
     "MuonSimulation",
-    "Options",
     "describe_telescopes",
     "ring_columns",
-    "simulate",
+    "simulate_ring_tables",
     "simulate_rings",
     "true_efficiency",
     "write_rings",
 ]
 
 FIRST_OBS_ID: Final = 2001
-START_TAI_S: Final = 1_700_000_037  # 2023-11-14T22:13:20 UTC
 _NS_PER_S: Final = 1_000_000_000
 _SECONDS_PER_DAY: Final = 86_400.0
 _TELESCOPES_STREAM, _FILE_STREAM = range(2)  # first numbers of the spawn keys
 _SCATTER_OF_RADIUS_DEG: Final = 0.05
 
-UNITS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(
-        (
-            "muonring_center_fov_lon",
-            "muonring_center_fov_lat",
-            "muonring_radius",
-            "muonring_center_fov_lon_err",
-            "muonring_center_fov_lat_err",
-            "muonring_radius_err",
-            "muonring_center_phi",
-            "muonring_center_distance",
-            "muonparameters_radial_std_dev",
-            "muonefficiency_width",
-        ),
-        "deg",
-    ),
-    "muonparameters_mean_squared_error": "deg**2",
-    "muonefficiency_impact": "m",
-    "muonefficiency_impact_x": "m",
-    "muonefficiency_impact_y": "m",
-}
+UNITS: Final = {name: unit.replace("deg2", "deg**2") for name, unit in CTAPIPE if unit}
 """Units of ctapipe's muon table."""
 
-_COLUMNS: Final = (
-    "muonring_center_fov_lon",
-    "muonring_center_fov_lat",
-    "muonring_radius",
-    "muonring_center_fov_lon_err",
-    "muonring_center_fov_lat_err",
-    "muonring_radius_err",
-    "muonring_center_phi",
-    "muonring_center_distance",
-    "muonparameters_containment",
-    "muonparameters_completeness",
-    "muonparameters_intensity_ratio",
-    "muonparameters_mean_squared_error",
-    "muonparameters_ring_intensity",
-    "muonparameters_intensity_outside_ring",
-    "muonparameters_n_pixels_in_ring",
-    "muonparameters_mean_intensity_outside_ring",
-    "muonparameters_radial_std_dev",
-    "muonparameters_skewness",
-    "muonparameters_excess_kurtosis",
-    "muonefficiency_width",
-    "muonefficiency_impact",
-    "muonefficiency_impact_x",
-    "muonefficiency_impact_y",
-    "muonefficiency_optical_efficiency",
-    "muonefficiency_is_valid",
-    "muonefficiency_parameters_at_limit",
-    "muonefficiency_likelihood_value",
-)
 
-# Least and greatest values of the options.
-_RANGES: Final = {
-    "n_files": (1, 20_000),
-    "n_rings": (1, 1e9),
-    "n_telescopes": (1, 1000),
-    "n_dual_mirror": (0, 1000),
-    "n_channels": (1, 2),
-    "seed": (0, np.inf),
-    "efficiency": (0.001, 10),
-    "efficiency_spread": (0, 1),
-    "efficiency_sigma": (0, 1),
-    "trend_per_day": (-0.1, 0.1),
-    "impact_slope_per_m": (-0.05, 0.05),
-    "azimuth_amplitude": (-0.5, 0.5),
-    "max_impact_m": (0.1, 100),
-    "radius_deg": (0.5, 3),
-    "width_intercept": (0.001, 1),
-    "width_slope_per_deg": (-1, 1),
-    "width_scatter": (0, 1),
-    "duration_s": (1, 1e5),
-    "gap_s": (0, 1e8),
-    "outlier_fraction": (0, 1),
-    "outlier_factor": (1e-3, 10),
-    "no_ring_fraction": (0, 1),
-    "invalid_fraction": (0, 1),
-    "at_limit_fraction": (0, 1),
-    "stereo_fraction": (0, 1),
-    "no_time_fraction": (0, 1),
-}
-
-
-@dataclass(frozen=True)
+@simulation_options
 class MuonSimulation:
-    """What to simulate. Everything below "Faults" is off unless said otherwise.
+    """Rings of telescopes with one mirror; all faults are off unless said otherwise."""
 
-    Parameters
-    ----------
-    n_files : int
-        Files, each one observation block (obs_id 2001, 2002, ...) of `duration_s`.
-    n_rings : int
-        Images with a ring in all files and telescopes together, about; at least.
-    n_telescopes : int
-        LSTs with single mirrors, tel_id 1, 2, ...
-    n_channels : int
-        Gain channels of their cameras.
-    seed : int
-        Of everything random.
-    efficiency : float
-        Optical efficiency of the telescopes at the beginning of the first file.
-    efficiency_spread : float
-        Relative scatter of it between telescopes.
-    efficiency_sigma : float
-        Scatter of the rings' values around it, in efficiency.
-    trend_per_day : float
-        Relative change of the efficiency in a day.
-    impact_slope_per_m : float
-        Relative change of a ring's value with its impact distance, zero at 5 m.
-    azimuth_amplitude : float
-        Relative change with the azimuth of the impact, as its cosine.
-    max_impact_m : float
-        Largest impact distance; the usual cut is at 10 m.
-    radius_deg : float
-        Mean ring radius; it scatters by 0.05 deg.
-    width_intercept, width_slope_per_deg : float
-        Ring width over radius: intercept + slope * radius.
-    width_scatter : float
-        Relative scatter of a ring's width.
-    duration_s, gap_s : float
-        Length of a block, and time from its end to the next one's begin.
-
-        **Faults**
-    n_dual_mirror : int
-        Telescopes with two mirrors, after the others: in the layout, without muon table.
-    effective_focal_length : bool
-        Whether the file knows it: real files of single telescopes do not.
-    outlier_fraction, outlier_factor : float
-        Of the rings: efficiency multiplied by the factor (2 %).
-    no_ring_fraction : float
-        Images without a ring, in addition: rows of NaN.
-    invalid_fraction, at_limit_fraction : float
-        Of the rings: the fit not valid, a parameter at its limit; their efficiency is nonsense.
-    stereo_fraction : float
-        Of the events: every telescope triggers and has a ring.
-    no_time_fraction : float
-        Of the rings: not in the trigger table.
-    shuffled_rows : bool
-        The rows of every table stand in an order of their own, so times do not rise.
-    """
-
-    n_files: int = 2
-    n_rings: int = 10_000
-    n_telescopes: int = 2
-    n_channels: int = 2
-    seed: int = 0
-    efficiency: float = 0.2
-    efficiency_spread: float = 0.0
-    efficiency_sigma: float = 0.012
-    trend_per_day: float = 0.0
-    impact_slope_per_m: float = 0.0
-    azimuth_amplitude: float = 0.0
-    max_impact_m: float = 11.0
-    radius_deg: float = 1.15
-    width_intercept: float = 0.13
-    width_slope_per_deg: float = -0.08
-    width_scatter: float = 0.1
-    duration_s: float = 1200.0
-    gap_s: float = 600.0
-    n_dual_mirror: int = 0
-    effective_focal_length: bool = True
-    outlier_fraction: float = 0.02
-    outlier_factor: float = 1.8
-    no_ring_fraction: float = 0.1
-    invalid_fraction: float = 0.01
-    at_limit_fraction: float = 0.01
-    stereo_fraction: float = 0.0
-    no_time_fraction: float = 0.0
-    shuffled_rows: bool = False
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, bool) != (option.type == "bool") or (
-                option.type == "int" and not isinstance(value, int)
-            ):
-                raise ConfigError(f"{option.name}: expected {option.type}, got {value!r}")
-            low, high = _RANGES.get(option.name, (0, 1))
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise ConfigError(
-                    f"{option.name}: expected a value between {low:g} and {high:g}, got {value!r}"
-                )
+    n_files: int = option(
+        2,
+        "Files, each one observation block (obs_id 2001, 2002, ...) of duration_s.",
+        low=1,
+        high=20_000,
+    )
+    n_rings: int = option(
+        10_000,
+        "Images with a ring in all files and telescopes together, about; at least.",
+        low=1,
+        high=1e9,
+    )
+    n_telescopes: int = option(2, "LSTs with single mirrors, tel_id 1, 2, ...", low=1, high=1000)
+    n_channels: int = option(2, "Gain channels of their cameras.", low=1, high=2)
+    seed: int = option(0, "Of everything random.", low=0)
+    efficiency: float = option(
+        0.2,
+        "Optical efficiency of the telescopes at the beginning of the first file.",
+        low=0.001,
+        high=10,
+    )
+    efficiency_spread: float = option(
+        0.0, "Relative scatter of it between telescopes.", low=0, high=1
+    )
+    efficiency_sigma: float = option(
+        0.012, "Scatter of the rings' values around it, in efficiency.", low=0, high=1
+    )
+    trend_per_day: float = option(
+        0.0, "Relative change of the efficiency in a day.", low=-0.1, high=0.1
+    )
+    impact_slope_per_m: float = option(
+        0.0,
+        "Relative change of a ring's value with its impact distance, zero at 5 m.",
+        low=-0.05,
+        high=0.05,
+    )
+    azimuth_amplitude: float = option(
+        0.0,
+        "Relative change with the azimuth of the impact, as its cosine.",
+        low=-0.5,
+        high=0.5,
+    )
+    max_impact_m: float = option(
+        11.0, "Largest impact distance; the usual cut is at 10 m.", low=0.1, high=100
+    )
+    radius_deg: float = option(1.15, "Mean ring radius; it scatters by 0.05 deg.", low=0.5, high=3)
+    width_intercept: float = option(
+        0.13, "Ring width over radius is intercept + slope * radius.", low=0.001, high=1
+    )
+    width_slope_per_deg: float = option(-0.08, "See width_intercept.", low=-1, high=1)
+    width_scatter: float = option(0.1, "Relative scatter of a ring's width.", low=0, high=1)
+    duration_s: float = option(1200.0, "Length of a block.", low=1, high=1e5)
+    gap_s: float = option(
+        600.0, "Time from the end of a block to the beginning of the next.", low=0, high=1e8
+    )
+    n_dual_mirror: int = option(
+        0,
+        "Telescopes with two mirrors, after the others: in the layout, without muon table.",
+        low=0,
+        high=1000,
+    )
+    effective_focal_length: bool = option(
+        True, "Whether the file has it: real files of single telescopes do not."
+    )
+    outlier_fraction: float = option(
+        0.02, "Of the rings: efficiency multiplied by outlier_factor.", low=0, high=1
+    )
+    outlier_factor: float = option(1.8, "See outlier_fraction.", low=1e-3, high=10)
+    no_ring_fraction: float = option(
+        0.1, "Images without a ring, in addition: rows of NaN.", low=0, high=1
+    )
+    invalid_fraction: float = option(
+        0.01, "Of the rings: the fit not valid, so their efficiency is nonsense.", low=0, high=1
+    )
+    at_limit_fraction: float = option(
+        0.01,
+        "Of the rings: a parameter at its limit, so their efficiency is nonsense.",
+        low=0,
+        high=1,
+    )
+    stereo_fraction: float = option(
+        0.0, "Of the events: every telescope triggers and has a ring.", low=0, high=1
+    )
+    no_time_fraction: float = option(0.0, "Of the rings: not in the trigger table.", low=0, high=1)
+    shuffled_rows: bool = option(
+        False, "The rows of every table stand in an order of their own, so times do not rise."
+    )
 
     @property
     def n_rings_per_file(self) -> int:
@@ -246,14 +175,9 @@ class MuonSimulation:
         return START_TAI_S + number * (self.duration_s + self.gap_s)
 
 
-Options = MuonSimulation
-
-
 def efficiency_at_start(options: MuonSimulation) -> NDArray[np.float64]:
     """Efficiency of each telescope when the first file begins, shape (n_telescopes,)."""
-    key = (_TELESCOPES_STREAM,)
-    rng = np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
-    scatter = rng.standard_normal(options.n_telescopes)
+    scatter = random_stream(options, _TELESCOPES_STREAM).standard_normal(options.n_telescopes)
     return np.asarray(options.efficiency * (1 + options.efficiency_spread * scatter))
 
 
@@ -268,8 +192,6 @@ def true_efficiency(
 
 def describe_telescopes(options: MuonSimulation) -> list[TelescopeDescription]:
     """Return the telescopes of the layout; the cameras are invented."""
-    from calibdask.io.dl1 import OpticsDescription, TelescopeDescription, square_camera
-
     known = options.effective_focal_length
     lst = OpticsDescription(effective_focal_length_m=29.3 if known else float("nan"))
     sst = OpticsDescription("SST", "SST", "SCHWARZSCHILD_COUDER", 8.0, 2, 19, 2.15, 2.2)
@@ -297,7 +219,7 @@ def ring_columns(n_rows: int, **given: ArrayLike) -> Columns:
         Columns, with or without the rows of ``obs_id``, ``event_id`` and so on.
     """
     columns: Columns = {}
-    for name in _COLUMNS:
+    for name, _ in CTAPIPE:
         empty: Any = np.nan
         if name in ("muonefficiency_is_valid", "muonefficiency_parameters_at_limit"):
             empty = False
@@ -322,8 +244,7 @@ def simulate_rings(options: MuonSimulation, number: int) -> Columns:
     dict of str to ndarray
         ctapipe's columns, ``time_ns``, and ``has_time``, in the order of time.
     """
-    key = (_FILE_STREAM, number)
-    rng = np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
+    rng = random_stream(options, _FILE_STREAM, number)
     per_event = 1 + options.stereo_fraction * (options.n_telescopes - 1)
     n_events = max(1, round(options.n_rings_per_file / per_event / (1 - options.no_ring_fraction)))
     stereo = rng.random(n_events) < options.stereo_fraction
@@ -413,15 +334,6 @@ def write_rings(
     ConfigError
         The file exists.
     """
-    from calibdask.io.dl1 import (
-        write_instrument,
-        write_observation,
-        write_reference_metadata,
-        write_telescope_table,
-        write_triggers,
-    )
-    from calibdask.io.pytables import create_hdf5
-
     timed = columns["has_time"] if "has_time" in columns else np.ones(len(columns["obs_id"]), bool)
     obs_id = int(columns["obs_id"][0])
     with create_hdf5(path) as file:
@@ -439,53 +351,36 @@ def write_rings(
         write_triggers(file, telescopes, {name: columns[name][timed] for name in keys})
         for tel_id in np.unique(columns["tel_id"]).tolist():
             own = columns["tel_id"] == tel_id
-            rows = {name: columns[name][own] for name in ("obs_id", "event_id", *_COLUMNS)}
+            rows = {name: columns[name][own] for name in ("obs_id", "event_id", *dict(CTAPIPE))}
             write_telescope_table(file, "/dl1/event/telescope/muon", tel_id, rows, UNITS)
 
 
-def simulate(
-    output: Path, options: MuonSimulation, progress: Callable[[int, int], None] | None = None
+def simulate_ring_tables(
+    output: Path,
+    options: MuonSimulation,
+    progress: Callable[[int, int], None] = ignore_progress,
 ) -> tuple[Path, ...]:
-    """Write the DL1 files of a campaign, and ``truth.json`` beside them.
+    """Write the DL1 files of a campaign, and ``truth.json`` beside them; return their paths.
 
-    Parameters
-    ----------
-    output : Path
-        Directory; made when it is not there.
-    options : MuonSimulation
-        What to simulate. The same options give the same bytes.
-    progress : callable, optional
-        Called with the number of files written and the number of files asked for.
-
-    Returns
-    -------
-    tuple of Path
-        The DL1 files.
-
-    Raises
-    ------
-    ConfigError
-        One of the files exists.
+    The same options give the same bytes (ConfigError where one of the files exists).
     """
-    output.mkdir(parents=True, exist_ok=True)
-    paths = [output / f"muons_obs{FIRST_OBS_ID + i}.dl1.h5" for i in range(options.n_files)]
-    truth_path = output / "truth.json"
-    if existing := [path for path in (*paths, truth_path) if path.exists()]:
-        raise ConfigError(f"{existing[0]}: exists already; remove it or choose another directory")
+    names = [f"muons_obs{FIRST_OBS_ID + i}.dl1.h5" for i in range(options.n_files)]
+    paths = new_files(output, names)
     telescopes = describe_telescopes(options)
-    for number, path in enumerate(paths):
-        # What other files there are must not show in this one.
-        alone = replace(options, n_files=1, n_rings=options.n_rings_per_file)
+    # What other files there are must not show in one.
+    alone = asdict(replace(options, n_files=1, n_rings=options.n_rings_per_file))
+
+    def write(path: Path, number: int) -> None:
         write_rings(
             path,
             telescopes,
             simulate_rings(options, number),
             start_s=options.start_tai_s(number),
             duration_s=options.duration_s,
-            identity=json.dumps(asdict(alone) | {"number": number}),
+            identity=json.dumps(alone | {"number": number}),
         )
-        if progress is not None:
-            progress(number + 1, len(paths))
+
+    write_files(paths, write, progress)
     truth = {
         "options": asdict(options),
         "start_tai_s": START_TAI_S,
@@ -496,5 +391,5 @@ def simulate(
             "slope_per_deg": options.width_slope_per_deg,
         },
     }
-    truth_path.write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
-    return tuple(paths)
+    write_truth(output, truth)
+    return paths

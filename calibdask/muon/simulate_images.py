@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from calibdask.errors import ConfigError
+from calibdask.io.camera_images import Camera, TelescopeImages
+from calibdask.io.ctapipe_writer import (
+    CameraDescription,
+    OpticsDescription,
+    TelescopeDescription,
+    write_instrument,
+    write_observation,
+    write_reference_metadata,
+    write_telescope_table,
+    write_triggers,
+)
+from calibdask.io.pytables import create_hdf5
 from calibdask.muon.image_simulation import (
     MuonImageSimulation,
     draw_images,
@@ -22,7 +33,15 @@ from calibdask.muon.image_simulation import (
     pixels_of,
 )
 from calibdask.muon.ring import tailcuts
-from calibdask.muon.rings import RingOptions
+from calibdask.muon.ring_options import RingOptions
+from calibdask.simulation import (
+    START_TAI_S,
+    ignore_progress,
+    new_files,
+    random_stream,
+    write_files,
+    write_truth,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,15 +49,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from calibdask.io.images import Camera, TelescopeImages
-
-__all__ = ["Options", "describe_camera", "simulate", "simulate_images"]
-
-Options = MuonImageSimulation
+__all__ = ["describe_camera", "simulate_images", "simulate_ring_images"]
 
 TRUTH: Final = "/truth/event/telescope/muon"
 FIRST_OBS_ID: Final = 3001
-START_TAI_S: Final = 1_700_000_037  # 2023-11-14T22:13:20 UTC
 _NS_PER_S: Final = 1_000_000_000
 _PIXEL_PITCH_M: Final = 0.05
 _FOCAL_LENGTH_M: Final = 28.0
@@ -51,8 +65,6 @@ _UNITS: Final = {
 
 def describe_camera(tel_id: int, options: MuonImageSimulation) -> Camera:
     """Return a telescope like an LST: a mirror of 387 m², pixels every 0.1°."""
-    from calibdask.io.images import Camera
-
     optics = (1, _MIRROR_AREA_M2, _FOCAL_LENGTH_M)
     shape, grid = options.pixel_shape, _grid_of(options)
     return Camera.from_lengths(tel_id, "LST_LST_LSTCam", optics, _pixels_m(options), shape, grid)
@@ -89,13 +101,8 @@ def simulate_images(
     images : TelescopeImages
         Cleaned with ctapipe's default thresholds. Broken pixels read exactly 0.
     """
-    from calibdask.io.images import TelescopeImages
-
     # A telescope's broken pixels are the same in all files.
-    broken, chance = (
-        np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
-        for key in ((0, tel_id), (1, number, tel_id))
-    )
+    broken, chance = random_stream(options, 0, tel_id), random_stream(options, 1, number, tel_id)
     camera = describe_camera(tel_id, options)
     focal = focal_plane(
         camera.pixel_x_rad,
@@ -108,7 +115,7 @@ def simulate_images(
     image = draw_images(options, truth, focal, math.sqrt(_MIRROR_AREA_M2 / math.pi), chance)
     image[:, broken.random(options.n_pixels) < options.broken] = 0.0
     cuts = RingOptions()
-    thresholds = (cuts.picture_threshold, cuts.boundary_threshold, cuts.min_picture_neighbors)
+    thresholds = (cuts.picture_threshold_pe, cuts.boundary_threshold_pe, cuts.min_picture_neighbors)
     mask = np.array(
         [tailcuts(one, camera.neighbours, *thresholds) for one in image.astype(np.float64)]
     )
@@ -121,60 +128,24 @@ def simulate_images(
     return truth, TelescopeImages(camera, obs_id, event, time_ns, image, mask)
 
 
-def simulate(
-    output: Path, options: MuonImageSimulation, progress: Callable[[int, int], None]
+def simulate_ring_images(
+    output: Path,
+    options: MuonImageSimulation,
+    progress: Callable[[int, int], None] = ignore_progress,
 ) -> tuple[Path, ...]:
-    """Write the files of a campaign, and ``truth.json`` beside them.
+    """Write the DL1 files of a campaign, and ``truth.json`` beside them; return their paths.
 
-    Parameters
-    ----------
-    output : Path
-        Directory; made when it is not there.
-    options : MuonImageSimulation
-        What to simulate. The same options give the same bytes.
-    progress : callable
-        Called with the number of files written and the number of files asked for.
-
-    Returns
-    -------
-    tuple of Path
-        The DL1 files.
-
-    Raises
-    ------
-    ConfigError
-        One of the files exists.
+    The same options give the same bytes (ConfigError where one of the files exists).
     """
-    output.mkdir(parents=True, exist_ok=True)
-    paths = tuple(
-        output / f"dl1_images_obs{FIRST_OBS_ID + number}.h5" for number in range(options.n_files)
-    )
-    truth_path = output / "truth.json"
-    if existing := [path for path in (*paths, truth_path) if path.exists()]:
-        msg = f"{existing[0]}: exists already; remove it or choose another directory"
-        raise ConfigError(msg)
-    for number, path in enumerate(paths):
-        _write_file(path, options, number)
-        progress(number + 1, len(paths))
-    text = json.dumps({"simulation": "muon-images", **asdict(options)}, indent=2)
-    truth_path.write_text(text + "\n", encoding="utf-8")
+    names = [f"dl1_images_obs{FIRST_OBS_ID + number}.h5" for number in range(options.n_files)]
+    paths = new_files(output, names)
+    write_files(paths, lambda path, number: _write_file(path, options, number), progress)
+    write_truth(output, {"simulation": "muon-images", **asdict(options)})
     return paths
 
 
 def _write_file(path: Path, options: MuonImageSimulation, number: int) -> None:
     """Write the file of one observation block."""
-    from calibdask.io.dl1 import (
-        CameraDescription,
-        OpticsDescription,
-        TelescopeDescription,
-        write_instrument,
-        write_observation,
-        write_reference_metadata,
-        write_telescope_table,
-        write_triggers,
-    )
-    from calibdask.io.pytables import create_hdf5
-
     known = options.effective_focal_length
     optics = OpticsDescription(
         mirror_area_m2=_MIRROR_AREA_M2,

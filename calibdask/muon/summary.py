@@ -6,25 +6,23 @@ however the rings were cut into shards, and a ring at a clipping bound falls on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
+from calibdask.muon.gallery import Gallery
 from calibdask.muon.model import PROFILES
+from calibdask.stats import grouped
 from calibdask.stats.exact import ExactMoments
+from calibdask.stats.record import ArrayRecord, ArraySums
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
-
-    type Arrays = Mapping[str, NDArray[Any]]
 
 __all__ = [
     "ChunkKeys",
     "EfficiencySummary",
-    "Gallery",
     "RingSummary",
     "Rings",
     "WidthSummary",
@@ -37,6 +35,9 @@ _LATEST, _EARLIEST = np.iinfo(np.int64).max, np.iinfo(np.int64).min
 _NS_PER_MS = 1_000_000
 MILLISECONDS_OF_2020 = 1_577_836_800_000
 """Times are summed from here (TAI since 1970)."""
+
+_EFFICIENCY = {"efficiency": ("efficiency_", ExactMoments)}
+_GALLERY = {"gallery": ("gallery_", Gallery)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,15 +80,6 @@ class Rings:
         }
 
 
-def _prefixed(prefix: str, moments: ExactMoments) -> dict[str, NDArray[Any]]:
-    return {f"{prefix}_{name}": values for name, values in moments.to_arrays().items()}
-
-
-def _moments_of(arrays: Arrays, prefix: str) -> ExactMoments:
-    names = ("exponent", "n", "s1", "s2")
-    return ExactMoments.from_arrays({name: arrays[f"{prefix}_{name}"] for name in names})
-
-
 def _extent(
     chunk: NDArray[np.int64], values: NDArray[np.int64], n_chunks: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -98,96 +90,15 @@ def _extent(
     return least, greatest
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Gallery:
-    """What images add to a cell: its first few rings to look at, and how many are in trouble.
-
-    Attributes
-    ----------
-    limit : int
-        How many are kept.
-    keys : ndarray of int64, shape (G, 3)
-        (time, observation, event) of each, in rising order.
-    rings : ndarray of float64, shape (G, 7)
-        Centre (fov_lon, fov_lat), radius and width in deg; efficiency; impact distance in m; width
-        of a pixel in deg.
-    n_pixels : ndarray of int64, shape (G,)
-        Pixels of each image.
-    pixels : ndarray of float32, shape (4, sum of n_pixels)
-        fov_lon and fov_lat in deg, charge and expected charge in p.e., one image after the other.
-    troubled : ndarray of int64, shape (3,)
-        Rings that were left out, by the reasons `calibdask.muon.rings.TROUBLED`.
-    """
-
-    limit: int
-    keys: NDArray[np.int64]
-    rings: NDArray[np.float64]
-    n_pixels: NDArray[np.int64]
-    pixels: NDArray[np.float32]
-    troubled: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
-
-    @classmethod
-    def identity(cls, limit: int = 0) -> Self:
-        """Return one without images."""
-        return cls(
-            limit,
-            np.empty((0, 3), np.int64),
-            np.empty((0, 7)),
-            np.empty(0, np.int64),
-            np.empty((4, 0), np.float32),
-        )
-
-    def merge(self, other: Self) -> Self:
-        """Keep the first rings of both, and count all that are in trouble."""
-        limit, troubled = max(self.limit, other.limit), self.troubled + other.troubled
-        if not len(other.keys):
-            return replace(self, limit=limit, troubled=troubled)
-        if not len(self.keys):
-            return replace(other, limit=limit, troubled=troubled)
-        keys = np.concatenate([self.keys, other.keys])
-        chosen = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))[:limit]
-        images = [*self.images(), *other.images()]
-        return type(self)(
-            limit,
-            keys[chosen],
-            np.concatenate([self.rings, other.rings])[chosen],
-            np.concatenate([self.n_pixels, other.n_pixels])[chosen],
-            np.concatenate([images[i] for i in chosen.tolist()], axis=1),
-            troubled,
-        )
-
-    def images(self) -> list[NDArray[np.float32]]:
-        """Pixels of each image, shape (4, n_pixels)."""
-        return (
-            np.split(self.pixels, np.cumsum(self.n_pixels)[:-1], axis=1) if len(self.keys) else []
-        )
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Fields by name, for storage without pickle."""
-        return {
-            "gallery_limit": np.array(self.limit),
-            "gallery_keys": self.keys,
-            "gallery_rings": self.rings,
-            "gallery_n_pixels": self.n_pixels,
-            "gallery_pixels": self.pixels,
-            "gallery_troubled": self.troubled,
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Inverse of `to_arrays`."""
-        return cls(
-            int(arrays["gallery_limit"]),
-            np.asarray(arrays["gallery_keys"], np.int64),
-            np.asarray(arrays["gallery_rings"], np.float64),
-            np.asarray(arrays["gallery_n_pixels"], np.int64),
-            np.asarray(arrays["gallery_pixels"], np.float32),
-            np.asarray(arrays["gallery_troubled"], np.int64),
-        )
+def _closed_bins(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the bin of each value; half open bins but for the last, which holds its upper edge."""
+    bins = grouped.bin_of(values, edges).astype(np.int64, copy=False) - 1
+    bins[values == edges[-1]] = len(edges) - 2
+    return bins
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RingSummary:
+class RingSummary(ArrayRecord):
     """The rings of a cell before any clipping: both jobs begin with it.
 
     Attributes
@@ -207,6 +118,8 @@ class RingSummary:
     greatest: NDArray[np.int64]
     radius_deg: NDArray[np.float64]
     gallery: Gallery
+
+    parts: ClassVar = _EFFICIENCY | _GALLERY
 
     @classmethod
     def identity(cls) -> Self:
@@ -246,29 +159,9 @@ class RingSummary:
             self.gallery.merge(other.gallery),
         )
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Fields by name, for storage without pickle."""
-        return _prefixed("efficiency", self.efficiency) | {
-            "least": self.least,
-            "greatest": self.greatest,
-            "radius_deg": self.radius_deg,
-            **self.gallery.to_arrays(),
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Inverse of `to_arrays`."""
-        return cls(
-            _moments_of(arrays, "efficiency"),
-            np.asarray(arrays["least"], np.int64),
-            np.asarray(arrays["greatest"], np.int64),
-            np.asarray(arrays["radius_deg"], np.float64),
-            Gallery.from_arrays(arrays),
-        )
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ChunkKeys:
+class ChunkKeys(ArrayRecord):
     """When the rings of a telescope were seen: 24 bytes each, to cut them into equal numbers.
 
     Attributes
@@ -281,6 +174,8 @@ class ChunkKeys:
 
     keys: NDArray[np.int64]
     gallery: Gallery
+
+    parts: ClassVar = _GALLERY
 
     @classmethod
     def identity(cls) -> Self:
@@ -295,21 +190,14 @@ class ChunkKeys:
     def merge(self, other: Self) -> Self:
         """Join the keys of different rings."""
         keys = np.concatenate([self.keys, other.keys])
-        order = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0]))
-        return type(self)(keys[order], self.gallery.merge(other.gallery))
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Fields by name, for storage without pickle."""
-        return {"keys": self.keys, **self.gallery.to_arrays()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Inverse of `to_arrays`."""
-        return cls(np.asarray(arrays["keys"], np.int64).reshape(-1, 3), Gallery.from_arrays(arrays))
+        # Shards mostly follow each other in time.
+        if len(self.keys) and len(other.keys) and self.keys[-1, 0] >= other.keys[0, 0]:
+            keys = keys[np.lexsort(keys.T[::-1])]
+        return type(self)(keys, self.gallery.merge(other.gallery))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EfficiencySummary:
+class EfficiencySummary(ArrayRecord):
     """The rings of a cell within the clipping bounds, by chunk; one chunk where there are bins.
 
     It holds the range of chunks that have rings here: a shard of a long campaign knows few of them.
@@ -328,7 +216,7 @@ class EfficiencySummary:
         Earliest and latest time in ns and smallest and largest observation number, likewise.
     counts : ndarray of int64, shape (K, N_BINS + 2)
         Histogram of (efficiency - mean) / std with the mean and std of the stage before.
-    profiles : dict of str to ExactMoments of K * n_bins groups
+    by_impact, by_azimuth, by_radius : ExactMoments of K * n_bins groups
         Efficiency by bins of what residuals are shown against; see `PROFILES`.
     """
 
@@ -339,12 +227,24 @@ class EfficiencySummary:
     least: NDArray[np.int64]
     greatest: NDArray[np.int64]
     counts: NDArray[np.int64]
-    profiles: dict[str, ExactMoments]
+    by_impact: ExactMoments
+    by_azimuth: ExactMoments
+    by_radius: ExactMoments
+
+    parts: ClassVar = (
+        _EFFICIENCY
+        | {"time_ms": ("time_ms_", ExactMoments)}
+        | {f"by_{name}": (f"by_{name}_", ExactMoments) for name in PROFILES}
+    )
+
+    @property
+    def profiles(self) -> dict[str, ExactMoments]:
+        """Efficiency by the name of what residuals are shown against."""
+        return {name: getattr(self, f"by_{name}") for name in PROFILES}
 
     @classmethod
     def identity(cls) -> Self:
         """Return one without rings."""
-        profiles = {name: ExactMoments.identity(0) for name in PROFILES}
         return cls(
             0,
             ExactMoments.identity(0),
@@ -353,7 +253,7 @@ class EfficiencySummary:
             np.empty((2, 0), np.int64),
             np.empty((2, 0), np.int64),
             np.empty((0, N_BINS + 2), np.int64),
-            profiles,
+            *(ExactMoments.identity(0) for _ in PROFILES),
         )
 
     @classmethod
@@ -398,17 +298,13 @@ class EfficiencySummary:
         index = np.flatnonzero(keep)[inside]
         unit = np.where(std > 0, std, 1.0)
         edges = np.linspace(-reach, reach, N_BINS + 1)
-        place = np.searchsorted(edges, (value - mean[own]) / unit[own], side="right")
-        cells = own * (N_BINS + 2) + place
-        counts = np.bincount(cells, minlength=n_chunks * (N_BINS + 2))
-        profiles = {}
+        counts = grouped.histogram(own, (value - mean[own]) / unit[own], n_chunks, edges)
+        profiles = []
         for name, (_, bin_edges) in PROFILES.items():
-            n_bins = len(bin_edges) - 1
-            bins = np.searchsorted(bin_edges, rings.profile[name][index], side="right") - 1
-            bins[rings.profile[name][index] == bin_edges[-1]] = n_bins - 1
-            seen = (bins >= 0) & (bins < n_bins)
-            group = own[seen] * n_bins + bins[seen]
-            profiles[name] = ExactMoments.from_groups(group, value[seen], n_chunks * n_bins)
+            bins, n_bins = _closed_bins(rings.profile[name][index], bin_edges), len(bin_edges) - 1
+            group, seen = own * n_bins + bins, (bins >= 0) & (bins < n_bins)
+            of_group = (group, value) if seen.all() else (group[seen], value[seen])
+            profiles.append(ExactMoments.from_groups(*of_group, n_chunks * n_bins))
         time_ms = rings.time_ns[index] // _NS_PER_MS - MILLISECONDS_OF_2020
         return cls(
             first,
@@ -417,8 +313,8 @@ class EfficiencySummary:
             n_all,
             np.stack([times[0], observations[0]]),
             np.stack([times[1], observations[1]]),
-            counts.reshape(n_chunks, N_BINS + 2).astype(np.int64),
-            profiles,
+            counts,
+            *profiles,
         )
 
     def merge(self, other: Self) -> Self:
@@ -438,7 +334,7 @@ class EfficiencySummary:
             np.minimum(one.least, two.least),
             np.maximum(one.greatest, two.greatest),
             one.counts + two.counts,
-            {name: sums.merge(two.profiles[name]) for name, sums in one.profiles.items()},
+            *(sums.merge(two.profiles[name]) for name, sums in one.profiles.items()),
         )
 
     def over(self, first: int, stop: int) -> Self:
@@ -447,10 +343,10 @@ class EfficiencySummary:
         if not before and not after:
             return self
         ends = ((0, 0), (before, after))
-        profiles = {}
+        profiles = []
         for name, sums in self.profiles.items():
             n_bins = len(PROFILES[name][1]) - 1
-            profiles[name] = sums.padded(before * n_bins, after * n_bins)
+            profiles.append(sums.padded(before * n_bins, after * n_bins))
         return type(self)(
             first,
             self.efficiency.padded(before, after),
@@ -459,44 +355,12 @@ class EfficiencySummary:
             np.pad(self.least, ends, constant_values=_LATEST),
             np.pad(self.greatest, ends, constant_values=_EARLIEST),
             np.pad(self.counts, ((before, after), (0, 0))),
-            profiles,
-        )
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Fields by name, for storage without pickle."""
-        arrays: dict[str, NDArray[Any]] = {
-            **_prefixed("efficiency", self.efficiency),
-            **_prefixed("time_ms", self.time_ms),
-            "first": np.array(self.first),
-            "n_all": self.n_all,
-            "least": self.least,
-            "greatest": self.greatest,
-            "counts": self.counts,
-        }
-        for name, moments in self.profiles.items():
-            arrays |= _prefixed(f"by_{name}", moments)
-        return arrays
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Inverse of `to_arrays`."""
-        n_all, least, greatest, counts = (
-            np.asarray(arrays[name], np.int64) for name in ("n_all", "least", "greatest", "counts")
-        )
-        return cls(
-            int(arrays["first"]),
-            _moments_of(arrays, "efficiency"),
-            _moments_of(arrays, "time_ms"),
-            n_all,
-            least,
-            greatest,
-            counts,
-            {name: _moments_of(arrays, f"by_{name}") for name in PROFILES},
+            *profiles,
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WidthSummary:
+class WidthSummary(ArraySums):
     """Width over radius of the rings of a cell within the clipping bounds, by bins of radius.
 
     Attributes
@@ -512,6 +376,11 @@ class WidthSummary:
     ratio: ExactMoments
     radius_deg: ExactMoments
     n_all: NDArray[np.int64]
+
+    parts: ClassVar = {
+        "ratio": ("ratio_", ExactMoments),
+        "radius_deg": ("radius_deg_", ExactMoments),
+    }
 
     @classmethod
     def of(
@@ -532,9 +401,7 @@ class WidthSummary:
         low, high : ndarray of float64, shape (B,)
             Bounds of width over radius, both included.
         """
-        n_bins = len(low)
-        bins = np.searchsorted(edges_deg, rings.radius_deg, side="right").astype(np.int64) - 1
-        bins[rings.radius_deg == edges_deg[-1]] = n_bins - 1
+        n_bins, bins = len(low), _closed_bins(rings.radius_deg, edges_deg)
         keep = (bins >= 0) & (bins < n_bins)
         own, radius_deg = bins[keep], rings.radius_deg[keep]
         ratio = ExactMoments.rounded(rings.width_deg[keep] / radius_deg)
@@ -543,29 +410,4 @@ class WidthSummary:
             ExactMoments.from_groups(own[inside], ratio[inside], n_bins),
             ExactMoments.from_groups(own[inside], radius_deg[inside], n_bins),
             np.bincount(own, minlength=n_bins).astype(np.int64),
-        )
-
-    def merge(self, other: Self) -> Self:
-        """Join the summaries of different rings within the same bounds."""
-        return type(self)(
-            self.ratio.merge(other.ratio),
-            self.radius_deg.merge(other.radius_deg),
-            self.n_all + other.n_all,
-        )
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Fields by name, for storage without pickle."""
-        return {
-            **_prefixed("ratio", self.ratio),
-            **_prefixed("radius_deg", self.radius_deg),
-            "n_all": self.n_all,
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Arrays) -> Self:
-        """Inverse of `to_arrays`."""
-        return cls(
-            _moments_of(arrays, "ratio"),
-            _moments_of(arrays, "radius_deg"),
-            np.asarray(arrays["n_all"], np.int64),
         )

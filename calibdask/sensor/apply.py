@@ -111,15 +111,7 @@ class Corrections:
         defects = None if self.defects is None else self.defects[first:stop]
         readnoise = _rows(self.readnoise, first, stop)
         return Corrections(
-            bias,
-            readnoise,
-            iso_factor,
-            dark,
-            flat,
-            gain,
-            defects,
-            self.saturation_dn,
-            self.step_dn,
+            bias, readnoise, iso_factor, dark, flat, gain, defects, self.saturation_dn, self.step_dn
         )
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
-__all__ = ["Bias", "ReadNoise", "bias_flags", "noise_flags"]
+__all__ = ["BiasJob", "ReadNoiseJob", "bias_flags", "noise_flags"]
 
 type Floats = NDArray[np.float64]
 
@@ -170,7 +170,7 @@ class _FromBiasFrames(MapCalibration):
 
 
 @dataclass(frozen=True)
-class Bias(_FromBiasFrames):
+class BiasJob(_FromBiasFrames):
     """Bias and read noise."""
 
     name: ClassVar[str] = "bias"
@@ -181,7 +181,7 @@ class Bias(_FromBiasFrames):
 
 
 @dataclass(frozen=True)
-class ReadNoise(_FromBiasFrames):
+class ReadNoiseJob(_FromBiasFrames):
     """Read noise only."""
 
     name: ClassVar[str] = "readnoise"

@@ -26,7 +26,7 @@ from calibdask.errors import CalibdaskError, ConfigError, MissingInput
 from calibdask.flags import ImageFlag
 from calibdask.sensor import config
 from calibdask.sensor.apply import Corrections, Term, calibrate
-from calibdask.sensor.calibration import FrameStream, FromFrames
+from calibdask.sensor.calibration import FromFrames
 from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.levels import step_of
 from calibdask.sensor.metadata import misfits, setting_of
@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calibdask.engine.protocol import Arrays, Rows, Survey
-    from calibdask.io.frames import FrameInfo
+    from calibdask.io.frame_info import FrameInfo
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.settings import Setting
+    from calibdask.sensor.stream import FrameStream
     from calibdask.sensor.tiles import SensorFacts
 
-__all__ = ["Batch", "CalibrateImages", "CalibratedFrames"]
+__all__ = ["Batch", "CalibrateImagesJob", "CalibratedFrames"]
 
 _OUT_BYTES = 10  # of a calibrated pixel: value, error, mask
 _SHOWN = "shown "
@@ -111,7 +112,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class CalibrateImages(FromFrames[Batch, Values, CalibratedFrames]):
+class CalibrateImagesJob(FromFrames[Batch, Values, CalibratedFrames]):
     """Corrects frames for bias, ISO speed, dark current, flat field and gain."""
 
     name: ClassVar[str] = "calibrate-images"
@@ -637,10 +638,7 @@ def _cached(read: Any, path: str, _stamp: int) -> Any:
 
 @lru_cache(maxsize=2)
 def _load(
-    choice: _Choice,
-    _digests: tuple[tuple[str, str], ...],
-    shape: tuple[int, int],
-    pattern: str,
+    choice: _Choice, _digests: tuple[tuple[str, str], ...], shape: tuple[int, int], pattern: str
 ) -> Corrections:
     """Read maps, in single precision; a worker keeps them for its next frames."""
     terms: dict[str, Term] = {}

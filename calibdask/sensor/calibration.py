@@ -1,19 +1,14 @@
-"""Stacks of frames as a calibration of the engine: frames in, tiles to fit, maps out.
+"""Calibrations from frames: which files are frames, their stacks and shards, other jobs' products.
 
 A shard is a batch of frames of one stack, or of several small ones; its cells are tiles, bands of
-the sensor at full width. So frames are read once, as they lie in the files, while merges and fits
-work on a tile of all stacks each, in parallel and in bounded memory. A calibration derives from
-`StackCalibration` and says what it makes of one tile.
+the sensor at full width.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from itertools import groupby
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -21,270 +16,60 @@ import numpy as np
 
 from calibdask.config import JobSection
 from calibdask.engine.protocol import (
-    Arrays,
     Calibration,
     Cell,
     InputRef,
-    Maps,
-    Output,
     Piece,
-    Reduced,
-    Rows,
     Shard,
     State,
-    Summary,
     Survey,
     Tables,
 )
-from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError, WrongKind
-from calibdask.flags import PixelFlag
-from calibdask.io.frames import (
-    FRAME_PATTERNS,
-    FrameInfo,
-    inspect_frame,
-    libraries_of,
-    read_frame,
-    read_frames,
-)
-from calibdask.io.maps import TABLES, MapLayout, ProductMaps, create_maps, read_product, write_rows
+from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, WrongKind
+from calibdask.io.frames import FRAME_PATTERNS, inspect_frame, libraries_of
+from calibdask.io.maps import TABLES, ProductMaps, read_product
 from calibdask.io.metadata import Description
 from calibdask.io.spectacle import camera_file_of
-from calibdask.sensor.clipping import clip_bounds
 from calibdask.sensor.config import Frames, ProductField, Stacks
 from calibdask.sensor.isotable import READ
 from calibdask.sensor.kernel import check_frame_count
-from calibdask.sensor.levels import pile_up, step_of
 from calibdask.sensor.metadata import (
     KINDS,
-    Conflict,
     StackKey,
     conflict_warnings,
-    describe,
+    describe_frame,
     misfits,
     stack_keys,
     temperature_warnings,
     unused_rows,
 )
-from calibdask.sensor.pixels import saturation_dn
 from calibdask.sensor.settings import differences, nearest, settings_of
-from calibdask.sensor.summary import Bounds, StackSummary, Tile, summarise, tiles_of
-from calibdask.sensor.tiles import FrameSum, SensorFacts, SideArray, TileFit, TileStacks
+from calibdask.sensor.stream import Frame, FrameStream, Surveyed, frames_of, sensor_facts, values_of
+from calibdask.sensor.summary import Tile, tiles_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from astropy.table import QTable
     from numpy.typing import NDArray
 
     from calibdask.config import Campaign, Configuration
+    from calibdask.io.frame_info import FrameInfo
     from calibdask.sensor.settings import Setting
-    from calibdask.sensor.tiles import Facts
+    from calibdask.sensor.tiles import SensorFacts
 
-__all__ = ["Frame", "FrameStream", "StackCalibration", "Surveyed", "frames_of", "sensor_facts"]
+__all__ = ["BATCH", "FromFrames", "cell_of", "tile_of"]
 
 _PIXEL_BYTES = {True: 18, False: 36}  # of a summary: exact sums, or moments of floats
+
+
 _SMALLEST_RATIO = 4  # bytes read for each byte of summary, where there are frames enough
-_LEVELS = ("sensor levels",)  # facts of a tile: saturation (0 for none) and step
+
+
 _PRODUCTS = ("bias", "readnoise", "iso", "dark", "flat", "gain", "defects")  # options that name one
-_BATCH = 4  # frames in memory while they are folded: the sums are read and written less often
 
 
-@dataclass(frozen=True, slots=True)
-class Surveyed:
-    """What a look at a file's metadata gave, and where its sources contradict each other."""
-
-    info: FrameInfo
-    conflicts: tuple[Conflict, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame of the plan.
-
-    Attributes
-    ----------
-    source : InputRef
-        Its file.
-    info : FrameInfo
-        What is known of the file's frames.
-    index : int
-        Its place in the file.
-    """
-
-    source: InputRef
-    info: FrameInfo
-    index: int
-
-    @property
-    def name(self) -> int:
-        """64 bits that stand for its content and place: names of files play no part."""
-        text = f"{self.source.identity}#{self.index}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def frames_of(
-    surveys: Sequence[Survey], frames: Frames | None = None
-) -> dict[StackKey, list[Frame]]:
-    """Put the frames of all files into stacks, in order of time and path.
-
-    Parameters
-    ----------
-    surveys : sequence of Survey
-        Their facts are `Surveyed`.
-    frames : Frames, optional
-        As for `stack_keys`.
-    """
-    stacks: dict[StackKey, list[Survey]] = {}
-    keys = stack_keys([survey.facts.info for survey in surveys], frames)
-    for survey, key in zip(surveys, keys, strict=True):
-        stacks.setdefault(key, []).append(survey)
-    return {
-        key: [
-            Frame(one.source, one.facts.info, index)
-            for one in sorted(members, key=_time_and_path)
-            for index in range(one.facts.info.n_frames)
-        ]
-        for key, members in sorted(stacks.items())
-    }
-
-
-def _time_and_path(survey: Survey) -> tuple[str, str]:
-    info: FrameInfo = survey.facts.info
-    return info.time, info.path
-
-
-def sensor_facts(infos: Sequence[FrameInfo], saturated_from: int | None = None) -> SensorFacts:
-    """Tell what frames that go together have in common.
-
-    Parameters
-    ----------
-    infos : sequence of FrameInfo
-        At least one; of one sensor.
-    saturated_from : int, optional
-        Where a value counts as saturated, if it is not what the files state.
-    """
-    levels = [one.white_level for one in infos if one.white_level is not None]
-    times = sorted(one.time for one in infos if one.time)
-    first = infos[0]
-    return SensorFacts(
-        camera=next((one.camera for one in infos if one.camera), ""),
-        shape=first.shape,
-        pattern=first.pattern,
-        black_level=next((one.black_level for one in infos if one.black_level), ()),
-        saturation_dn=min(levels, default=None) if saturated_from is None else saturated_from,
-        bit_depth=next((one.bit_depth for one in infos if one.bit_depth is not None), None),
-        serial_number=next((one.serial_number for one in infos if one.serial_number), ""),
-        binning=next((one.binning for one in infos if one.binning), ()),
-        window=next((one.window for one in infos if one.window), ()),
-        unit=next((one.unit for one in infos if one.unit), ""),
-        first=times[0] if times else "",
-        last=times[-1] if times else "",
-        lit_areas=next((one.lit_areas for one in infos if one.lit_areas), ()),
-    )
-
-
-class FrameStream:
-    """The frames of a shard, read one after the other while they are folded.
-
-    A frame that cannot be read, or that holds no number at all, is left out and kept in `lost`: the
-    others are good. Of single values that are no numbers `odd` tells; they enter no sum.
-    """
-
-    def __init__(self, frames: Sequence[tuple[str, Frame]]) -> None:
-        self.frames = frames
-        self.lost: list[tuple[str, CalibdaskError]] = []
-        self.odd: list[str] = []
-        self.n_read = 0
-
-    def __iter__(self) -> Iterator[tuple[str, int, NDArray[Any]]]:
-        """Return label of the stack, name and values of each frame.
-
-        Raises
-        ------
-        TransientError
-            The file system does not answer.
-        CalibdaskError
-            None of the frames can be read: the error of the first.
-        """
-        for (label, path), members in groupby(
-            self.frames, key=lambda one: (one[0], one[1].source.path)
-        ):
-            yield from self._read(label, path, [frame for _, frame in members])
-        if self.lost and not self.n_read:
-            raise self.lost[0][1]
-
-    def _read(
-        self, label: str, path: str, frames: Sequence[Frame]
-    ) -> Iterator[tuple[str, int, NDArray[Any]]]:
-        """Read frames that lie side by side in one file."""
-        done = 0
-        try:
-            for frame, values in zip(frames, _values(path, frames), strict=True):
-                _check_values(frame, values)
-                done += 1
-                if values.dtype.kind == "f" and not self._has_numbers(frame, values):
-                    continue
-                self.n_read += 1
-                yield label, frame.name, values
-        except TransientError:
-            raise
-        except CalibdaskError as error:
-            lost = len(frames) - done
-            if lost > 1:
-                error = type(error)(
-                    f"{error}; {lost} frames from number {frames[done].index} on are lost"
-                )
-            self.lost.append((path, error))
-
-    def _has_numbers(self, frame: Frame, values: NDArray[Any]) -> bool:
-        """Tell what is no number in a frame; a frame without any is lost."""
-        n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-        where = f"{frame.info.path}: frame {frame.index}"
-        if n_bad == values.size:
-            error = CorruptedInput(f"{where} holds no number: all its values are NaN or infinite")
-            self.lost.append((frame.info.path, error))
-        elif n_bad:
-            self.odd.append(
-                f"{where}: {n_bad} of {values.size} values are NaN or infinite and are left out"
-            )
-        return n_bad < values.size
-
-
-def _values(path: str, frames: Sequence[Frame]) -> Iterator[NDArray[Any]]:
-    first = frames[0]
-    chosen = {} if first.info.hdu is None else {"hdu": first.info.hdu}
-    if first.info.n_frames == 1:
-        yield read_frame(path, **chosen)
-    else:
-        yield from read_frames(path, first.index, frames[-1].index + 1, **chosen)
-
-
-def _check_values(frame: Frame, values: NDArray[Any]) -> None:
-    """Refuse values that are not what the file's metadata promised."""
-    if values.shape != frame.info.shape or values.dtype != np.dtype(frame.info.dtype):
-        raise CorruptedInput(
-            f"{frame.info.path}: frame {frame.index} is {values.shape} {values.dtype}, but its"
-            f" metadata say {frame.info.shape} {frame.info.dtype}"
-        )
-
-
-class _Product(Mapping[str, "NDArray[Any]"]):
-    """Some rows of another calibration's maps, each read when it is asked for."""
-
-    def __init__(self, maps: ProductMaps, first: int, stop: int) -> None:
-        self._maps, self._first, self._stop = maps, first, stop
-        self._names = [name for name, one in maps.layouts.items() if one.dims == ("y", "x")]
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._maps:
-            raise KeyError(name)
-        return self._maps.rows(name, self._first, self._stop)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+BATCH = 4  # frames in memory while they are folded: the sums are read and written less often
 
 
 @dataclass(frozen=True)
@@ -388,7 +173,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
                 f"{source.path}: is a cube of three planes, which may be the colours of a picture:"
                 " if they are frames, say so by Frames.planes: frames"
             )
-        info, conflicts = describe(found, self.frames)
+        info, conflicts = describe_frame(found, self.frames)
         if not info.kind:
             info = replace(info, kind=self.own_kind)
         if info.kind and info.kind not in KINDS and not self.any_kind:
@@ -408,7 +193,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         info: FrameInfo = survey.facts.info
         if info.n_frames > 1:
             return False
-        (frame,) = _values(info.path, [Frame(survey.source, info, 0)])
+        (frame,) = values_of(info.path, [Frame(survey.source, info, 0)])
         return bool(frame.min() == frame.max())
 
     def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
@@ -599,7 +384,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
     @property
     def cells(self) -> tuple[Cell, ...]:
         """The tiles' cells."""
-        return tuple(_cell_of(tile) for tile in self.tiles)
+        return tuple(cell_of(tile) for tile in self.tiles)
 
     @property
     def keys(self) -> tuple[StackKey, ...]:
@@ -664,7 +449,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
             n_bytes=sum(
                 len(run) * size for (_, _, run), (size, _) in zip(runs, sizes, strict=True)
             ),
-            peak_bytes=(_BATCH + 3) * frame_bytes + held + clipping,
+            peak_bytes=(BATCH + 3) * frame_bytes + held + clipping,
             stored_bytes=held * 10 // 9,  # the bounds of each pixel are stored wider
         )
 
@@ -764,284 +549,6 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
-    """Base of what is calibrated from stacks of frames: sums by tile, fits by tile, maps."""
-
-    summary: ClassVar[type[Summary]] = StackSummary
-    state: ClassVar[type[State]] = TileFit
-
-    # -- what a calibration says ------------------------------------------------------------------
-
-    def fit_tile(self, tile: TileStacks) -> TileFit:
-        """Fit one tile: maps, and small numbers to be joined. Pure."""
-        raise NotImplementedError
-
-    def join(self, facts: Mapping[Cell, Facts]) -> Any:
-        """Join the small numbers of all tiles, from the first row on, into the result."""
-        return facts
-
-    def finish_tile(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
-        """Change the maps of one tile with what is known of all, before they are written."""
-        del cell, result
-        return maps
-
-    def describe_map(self, name: str) -> Mapping[str, Any]:
-        """Return the attributes of a map: units, long_name, ..."""
-        del name
-        return {}
-
-    def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
-        """Return the attributes of groups of maps."""
-        del result
-        return {}
-
-    def more_arrays(self, result: Any) -> Mapping[str, SideArray]:
-        """Return small arrays to be written beside the maps."""
-        del result
-        return {}
-
-    def export(self, directory: Path, maps: ProductMaps, result: Any) -> None:
-        """Write further files into the product's directory."""
-
-    # -- map --------------------------------------------------------------------------------------
-
-    def read(self, shard: Shard) -> FrameStream:
-        """Return the frames of a shard: a batch of them may be larger than memory should hold."""
-        return self.frames_of(shard)
-
-    def reduce(self, shard: Shard, data: FrameStream) -> Reduced:
-        """Sum the frames up, tile by tile."""
-        del shard
-        return self._summarise(0, data, None)
-
-    def refine(
-        self, stage: int, shard: Shard, data: Rows | FrameStream, given: Mapping[Cell, TileFit]
-    ) -> Reduced:
-        """Sum the frames up again without outliers."""
-        del shard
-        if not isinstance(data, FrameStream):
-            raise TypeError("the first stage keeps no frames")
-        bounds = self._bounds({label for label, _ in data.frames}, given)
-        return self._summarise(stage, data, bounds)
-
-    def _summarise(
-        self, stage: int, data: FrameStream, bounds: Mapping[str, Bounds] | None
-    ) -> Reduced:
-        last = stage == self.stacks.clip_iterations
-        saturation = self._sensor.saturation_dn
-        summaries = summarise(
-            data,
-            self.tiles,
-            saturation=np.inf if saturation is None else saturation,
-            bounds=bounds,
-            lit_areas=self._sensor.lit_areas,
-            batch=_BATCH,
-        )
-        n_read = sum(len(one.frames.frame_id) for one in summaries[self.tiles[0]].stacks.values())
-        return Reduced(
-            {_cell_of(tile): one for tile, one in summaries.items()},
-            {"frames": len(data.frames), "frames read": n_read},
-            warnings=(*data.odd, *(self._much_clipped(summaries) if last else ())),
-            lost=tuple(data.lost),
-        )
-
-    def _bounds(self, labels: set[str], given: Mapping[Cell, TileFit]) -> dict[str, Bounds]:
-        """Join the bounds of all tiles for some stacks; one tile's state in memory at a time."""
-        shape = self._sensor.shape
-        whole: dict[str, Bounds] = {}
-        for tile in self.tiles:
-            top, bottom = tile
-            state = given[_cell_of(tile)]
-            for label in labels & state.bounds.keys():
-                mine = state.bounds[label]
-                if label not in whole:
-                    kind = mine.low.dtype
-                    whole[label] = Bounds(np.empty(shape, kind), np.empty(shape, kind))
-                whole[label].low[top:bottom] = mine.low
-                whole[label].high[top:bottom] = mine.high
-        return whole
-
-    def _much_clipped(self, summaries: Mapping[Tile, StackSummary]) -> Iterator[str]:
-        """Name frames of which many pixels are outliers: clouds, a lamp, a hand."""
-        n_pixels = self._sensor.n_lit
-        clipped: Counter[int] = Counter()
-        for summary in summaries.values():
-            for stack in summary.stacks.values():
-                frames = zip(stack.frames.frame_id, stack.frames.frame_clipped, strict=True)
-                clipped.update({int(name): int(count) for name, count in frames})
-        for name, count in sorted(
-            clipped.items(), key=lambda one: self._frames_by_name[one[0]][1].info.path
-        ):
-            if count > self.stacks.max_clipped * n_pixels:
-                frame = self._frames_by_name[name][1]
-                yield (
-                    f"{frame.info.path}: {100 * count / n_pixels:.1f} % of the pixels of frame"
-                    f" {frame.index} are outliers of its stack and were left out: look at it"
-                )
-
-    # -- fit --------------------------------------------------------------------------------------
-
-    def fit(self, stage: int, cell: Cell, total: StackSummary, given: TileFit | None) -> TileFit:
-        """Return bounds for another pass, or fit the tile."""
-        del given
-        sigma = self.stacks.clip_sigma
-        if sigma is not None and stage < self.stacks.clip_iterations:
-            step = self._levels(total).step_dn
-            bounds = {
-                label: clip_bounds(stack, sigma, step) for label, stack in total.stacks.items()
-            }
-            return TileFit(bounds=bounds)
-        tile = self.tile(cell, total)
-        fitted = self.fit_tile(tile)
-        levels = np.array([tile.sensor.saturation_dn or 0, tile.sensor.step_dn])
-        return replace(fitted, facts={**fitted.facts, _LEVELS: levels})
-
-    def _levels(self, total: StackSummary) -> SensorFacts:
-        """Complete what is stated about the sensor by what the frames show."""
-        sensor = self._sensor
-        facts = [stack.frames.facts for stack in total.stacks.values()]
-        step = step_of(facts)
-        top = None
-        if self.stacks.saturation_dn is None:
-            top = pile_up(facts, saturation_dn(sensor), sensor.n_lit, step)
-        return replace(
-            sensor, step_dn=step, saturation_dn=sensor.saturation_dn if top is None else top
-        )
-
-    def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
-        """Tell what the frames show about the converter, where it is not what is stated."""
-        del result
-        sensor = self._sensor
-        found, step = self._found(states)
-        told = []
-        if found is not None and found != sensor.saturation_dn:
-            stated = saturation_dn(sensor)
-            told.append(
-                f"pixels pile up at {found} DN, "
-                + (
-                    f"below the stated white level of {stated}"
-                    if stated is not None
-                    else "and no file states a white level"
-                )
-                + f": {found} counts as saturation (Stacks.saturation_dn says otherwise)"
-            )
-        if step > 1:
-            told.append(
-                f"all values are multiples of {step}: the data are left-justified, and rounding"
-                f" counts as {step}^2/12 DN^2"
-            )
-        return told
-
-    def _found(self, states: Mapping[Cell, TileFit]) -> tuple[int | None, int]:
-        """Return saturation and step that the fits went by."""
-        known = [cell for cell in self.cells if cell in states]
-        top, step = states[known[0]].facts[_LEVELS].tolist() if known else (0, 1)
-        return int(top) or None, int(step)
-
-    def tile(self, cell: Cell, total: StackSummary) -> TileStacks:
-        """Put together what a fit of one tile gets."""
-        sensor = self._levels(total)
-        top, bottom = _tile_of(cell)
-        stacks, frames = {}, {}
-        for key in self.keys:
-            if key.label not in total.stacks:
-                continue
-            stack = stacks[key] = total.stacks[key.label]
-            rows = zip(
-                stack.frames.frame_id.tolist(),
-                stack.frames.frame_sum.tolist(),
-                stack.frames.frame_clipped.tolist(),
-                strict=True,
-            )
-            placed = sorted((*self._frames_by_name[name], name, sums) for name, *sums in rows)
-            frames[key] = tuple(
-                FrameSum(name, frame.info.path, frame.index, frame.info.time, *sums)
-                for _, frame, name, sums in placed
-            )
-        index = next(one.info for _, members in self.plan_frames for one in members).channel_index
-        reps = (-(-sensor.shape[0] // 2), -(-sensor.shape[1] // 2))
-        channel = np.tile(index, reps)[top:bottom, : sensor.shape[1]]
-        given = {name: _Product(read_product(path), top, bottom) for name, path in self.products}
-        return TileStacks(top, bottom, channel, sensor, stacks, frames, given)
-
-    def combine(self, states: Mapping[Cell, TileFit]) -> Any:
-        """Join the small numbers of the tiles."""
-        return self.join({cell: states[cell].facts for cell in self.cells if cell in states})
-
-    # -- maps -------------------------------------------------------------------------------------
-
-    def outputs(self, result: Any) -> Sequence[Output]:
-        """Return tables and maps."""
-        maps = Maps(
-            partial(self.create_maps, result=result),
-            partial(self.write_maps, result=result),
-            partial(self.finish_maps, result=result),
-        )
-        return [self.described(result), maps]
-
-    def create_maps(self, path: Path, states: Mapping[Cell, TileFit], *, result: Any) -> None:
-        """Make the maps that the first tile has, at the sensor's size."""
-        cell = self.cells[0]
-        maps = self.finished(cell, states[cell].maps, result)
-        layouts = {
-            name: MapLayout(
-                self._sensor.shape,
-                np.asarray(values).dtype.str,
-                self.stacks.tile_rows,
-                attributes=self.describe_map(name),
-            )
-            for name, values in sorted(maps.items())
-        }
-        more = self.more_arrays(result)
-        layouts |= {
-            name: MapLayout(
-                one.values.shape, one.values.dtype.str, max(1, len(one.values)), one.dims,
-                one.attributes,
-            )
-            for name, one in more.items()
-        }  # fmt: skip
-        sensor = self._sensor
-        about = {
-            "job": self.name,
-            "version": self.version,
-            "camera": sensor.camera,
-            "pattern": sensor.pattern,
-            "saturation_dn": self._found(states)[0],
-            "serial_number": sensor.serial_number,
-            "binning": list(sensor.binning),
-            "window": list(sensor.window),
-            "unit": sensor.unit,
-            "filters": sorted(
-                {one.info.filter for _, frames in self.plan_frames for one in frames} - {""}
-            ),
-            "lit_areas": [list(area) for area in sensor.lit_areas],
-            "first_frame": sensor.first,
-            "last_frame": sensor.last,
-        }
-        create_maps(path, layouts, {"": about, **self.describe_groups(result)})
-        for name, one in more.items():
-            write_rows(path, name, 0, one.values)
-
-    def finished(self, cell: Cell, maps: Arrays, result: Any) -> Arrays:
-        """Return the maps of one tile as they are written: masks say where no light falls."""
-        dark = ~self._sensor.lit(*_tile_of(cell))
-        border = PixelFlag.BORDER.bit
-        return {
-            name: np.where(dark, border, one) if name.endswith("mask") and dark.any() else one
-            for name, one in self.finish_tile(cell, maps, result).items()
-        }
-
-    def write_maps(self, path: Path, cell: Cell, state: TileFit, *, result: Any) -> None:
-        """Write the maps of one tile: its rows are whole chunks."""
-        for name, values in self.finished(cell, state.maps, result).items():
-            write_rows(path, name, _tile_of(cell)[0], values)
-
-    def finish_maps(self, path: Path, *, result: Any) -> None:
-        """Let the calibration write what else it has."""
-        self.export(path.parent, read_product(path), result)
-
-
 def _compressed_twins(infos: Sequence[FrameInfo]) -> dict[int, WrongKind]:
     """Find FITS files that are the same frame as one beside them, compressed."""
     plain = {info.path: info for info in infos}
@@ -1073,6 +580,7 @@ SENSOR_FIELDS: tuple[ProductField, ...] = (
 )  # fmt: skip
 """What any product and the frames have in common."""
 
+
 SETTING_FIELDS: Mapping[str, tuple[ProductField, ...]] = {
     "bias": ("iso", "gain_setting", "offset_setting", "readout_mode"),
     "readnoise": ("iso", "gain_setting", "readout_mode"),
@@ -1082,6 +590,7 @@ SETTING_FIELDS: Mapping[str, tuple[ProductField, ...]] = {
     "gain": ("gain_setting", "readout_mode"),
 }
 """Of which settings a product has to have maps, by the name under which it is configured."""
+
 
 _GROUPS = {
     "bias": "bias",
@@ -1106,11 +615,13 @@ def _said(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
-def _cell_of(tile: Tile) -> Cell:
+def cell_of(tile: Tile) -> Cell:
+    """Return the cell of a tile."""
     return ("rows", *tile)
 
 
-def _tile_of(cell: Cell) -> Tile:
+def tile_of(cell: Cell) -> Tile:
+    """Return the tile of a cell."""
     _, top, bottom = cell
     return int(top), int(bottom)
 

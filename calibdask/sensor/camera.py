@@ -17,7 +17,7 @@ from calibdask.io.spectacle import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from calibdask.io.frames import FrameInfo
+    from calibdask.io.frame_info import FrameInfo
 
 __all__ = ["CAMERA_FILE", "generate_metadata"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from calibdask.sensor.summary import Stack
 
-__all__ = ["LEAST_FRAMES", "clip_bounds", "trimmed_variance_factor"]
+__all__ = ["LEAST_FRAMES", "stack_bounds", "trimmed_variance_factor"]
 
 LEAST_FRAMES = 5
 """With fewer values nothing is clipped: too little is left to tell what is usual."""
@@ -72,7 +72,7 @@ def _reach(n: int, n_sigma: float) -> float:
     return float(-stdtrit(n - 3, ndtr(-n_sigma)) / np.sqrt(trimmed_variance_factor(n)))
 
 
-def clip_bounds(stack: Stack, n_sigma: float, step_dn: int = 1) -> Bounds:
+def stack_bounds(stack: Stack, n_sigma: float, step_dn: int = 1) -> Bounds:
     """Return the bounds of what to keep of each pixel.
 
     Parameters

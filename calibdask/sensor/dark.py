@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from calibdask.io.maps import ProductMaps
     from calibdask.report import Section
     from calibdask.sensor.metadata import StackKey
-    from calibdask.sensor.model import DarkCurrent as Fit
+    from calibdask.sensor.model import DarkFit as Fit
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
-__all__ = ["DarkCurrent", "average_normalised", "dark_flags", "dark_series", "fit_series"]
+__all__ = ["DarkCurrentJob", "average_normalised", "dark_flags", "dark_series", "fit_series"]
 
 _SETTING = ("iso", "gain_setting", "offset_setting", "readout_mode")
 """Columns of a row that tell the setting, those that are there."""
@@ -49,12 +49,7 @@ def dark_series(tile: TileStacks, near_saturation: float) -> dict[tuple[Setting,
     def key_of(key: StackKey) -> tuple[Setting, float, float]:
         return key.setting, key.temperature_c, key.exposure_s
 
-    stacks = gather(
-        tile,
-        "dark_current",
-        key_of,
-        near_saturation=near_saturation,
-    )
+    stacks = gather(tile, "dark_current", key_of, near_saturation=near_saturation)
     series: dict[tuple[Setting, float], Series] = {}
     for setting, temperature, exposure in sorted(stacks):
         if exposure >= 0:
@@ -145,7 +140,7 @@ def _group(setting: Setting, temperature: float, *, several: bool) -> str:
 
 
 @dataclass(frozen=True)
-class DarkCurrent(MapCalibration):
+class DarkCurrentJob(MapCalibration):
     """Dark current by pixel."""
 
     name: ClassVar[str] = "dark-current"

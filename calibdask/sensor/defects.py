@@ -16,8 +16,7 @@ from calibdask.sensor.flat import light_of, response_flags
 from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.overview import overview, overviews
 from calibdask.sensor.pixels import BIAS_SOURCES, gather
-from calibdask.sensor.tables import DEFECT_PIXELS, build
-from calibdask.sensor.tables import DEFECTS as DEFECT_COUNTS
+from calibdask.sensor.tables import DEFECT_PIXELS, DEFECTS, build
 from calibdask.sensor.tiles import TileFit
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from calibdask.report import Section
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
-__all__ = ["DEFECTS", "Defects"]
+__all__ = ["DEFECT_FLAGS", "DefectsJob"]
 
-DEFECTS = (
+DEFECT_FLAGS = (
     PixelFlag.HOT,
     PixelFlag.BAD_BIAS,
     PixelFlag.NOISY,
@@ -46,7 +45,7 @@ _LISTED = 2000
 
 
 @dataclass(frozen=True)
-class Defects(MapCalibration):
+class DefectsJob(MapCalibration):
     """Pixels that stand out in any of the frames given."""
 
     name: ClassVar[str] = "defects"
@@ -63,10 +62,7 @@ class Defects(MapCalibration):
         mask = np.zeros(tile.shape, np.uint16)
         applied: set[PixelFlag] = set()
         stacks = gather(
-            tile,
-            "bias_readnoise",
-            lambda key: key.setting,
-            near_saturation=options.near_saturation,
+            tile, "bias_readnoise", lambda key: key.setting, near_saturation=options.near_saturation
         )
         for pixels in stacks.values():
             applied |= {PixelFlag.BAD_BIAS, PixelFlag.NOISY, PixelFlag.FEW_FRAMES}
@@ -88,11 +84,11 @@ class Defects(MapCalibration):
                 "defects: nothing to judge pixels by: give bias frames, dark frames at two exposure"
                 " times or more, or flat fields with bias frames"
             )
-        defect = np.where(tile.lit, mask & sum(flag.bit for flag in DEFECTS), np.uint16(0))
+        defect = np.where(tile.lit, mask & sum(flag.bit for flag in DEFECT_FLAGS), np.uint16(0))
         y, x = np.nonzero(defect)
         listed = np.stack([y + tile.y0, x, tile.channel[y, x], defect[y, x]], axis=1)
         facts: dict[FactKey, NDArray[Any]] = {
-            ("applied",): np.array([flag in applied for flag in DEFECTS]),
+            ("applied",): np.array([flag in applied for flag in DEFECT_FLAGS]),
             ("listed",): listed[:_LISTED].astype(np.int64),
             ("n_defects",): np.array([len(listed)]),
         }
@@ -116,16 +112,11 @@ class Defects(MapCalibration):
                 "n_defects": counts.get(flag, 0),
                 "fraction": counts.get(flag, 0) / n_pixels,
             }
-            for flag, used in zip(DEFECTS, applied, strict=True)
+            for flag, used in zip(DEFECT_FLAGS, applied, strict=True)
         ]
         n_all = int(sum(tile["n_defects",][0] for tile in tiles))
         rows.append(
-            {
-                "criterion": "any",
-                "applied": True,
-                "n_defects": n_all,
-                "fraction": n_all / n_pixels,
-            }
+            {"criterion": "any", "applied": True, "n_defects": n_all, "fraction": n_all / n_pixels}
         )
         listed = np.concatenate([tile["listed",] for tile in tiles])
         return {
@@ -148,7 +139,7 @@ class Defects(MapCalibration):
             }
             for row, column, channel, mask in result["listed"].tolist()
         ]
-        tables = {DEFECT_COUNTS.path: build(DEFECT_COUNTS, self._sensor, result["rows"])}
+        tables = {DEFECTS.path: build(DEFECTS, self._sensor, result["rows"])}
         if listed:
             tables[DEFECT_PIXELS.path] = build(DEFECT_PIXELS, self._sensor, listed)
         return tables

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from calibdask.sensor.pixels import Pixels
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
-__all__ = ["Emva1288"]
+__all__ = ["Emva1288Job"]
 
 PAIRS = ("emva_bright", "emva_dark")
 SPATIAL = ("emva_bright_spatial", "emva_dark_spatial")
@@ -40,7 +40,7 @@ type Key = tuple[Setting, float, float]
 
 
 @dataclass(frozen=True)
-class Emva1288(MapCalibration):
+class Emva1288Job(MapCalibration):
     """All results of the standard, one row per ISO speed."""
 
     name: ClassVar[str] = "emva1288"

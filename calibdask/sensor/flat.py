@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     type Floats = NDArray[np.float64]
     type Mask = NDArray[np.uint16]
 
-__all__ = ["NEIGHBOURHOOD", "FlatField", "Light", "light_of", "response_flags"]
+__all__ = ["NEIGHBOURHOOD", "FlatFieldJob", "FlatSignal", "light_of", "response_flags"]
 
 _FLICKER = 0.05  # of the variance without it: what it adds beyond that is taken out
 
@@ -44,7 +44,7 @@ NEIGHBOURHOOD = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Light:
+class FlatSignal:
     """Signal under even light, summed over stacks.
 
     Attributes
@@ -69,7 +69,7 @@ class Light:
     bias_source: int
 
 
-def light_of(tile: TileStacks, near_saturation: float) -> Light | None:
+def light_of(tile: TileStacks, near_saturation: float) -> FlatSignal | None:
     """Add up the flat-field stacks of a tile; None if there are none."""
     stacks = gather(
         tile,
@@ -97,7 +97,7 @@ def light_of(tile: TileStacks, near_saturation: float) -> Light | None:
         variance += n**2 * np.nan_to_num(bias_level(tile, setting).variance)
     with np.errstate(invalid="ignore"):
         mask[~(signal > 0)] |= PixelFlag.NO_SIGNAL.bit
-    return Light(signal, variance, mask, n_frames, len(stacks), source)
+    return FlatSignal(signal, variance, mask, n_frames, len(stacks), source)
 
 
 def _steady_variance(pixels: Pixels, signal: Floats, tile: TileStacks) -> Floats:
@@ -117,7 +117,7 @@ def _steady_variance(pixels: Pixels, signal: Floats, tile: TileStacks) -> Floats
 
 
 def response_flags(
-    tile: TileStacks, light: Light, n_sigma: float, fraction: float = np.inf
+    tile: TileStacks, light: FlatSignal, n_sigma: float, fraction: float = np.inf
 ) -> tuple[Floats, Floats, Mask]:
     """Compare each pixel's response with its neighbours' and flag those that stand out.
 
@@ -154,7 +154,7 @@ def response_flags(
 
 
 @dataclass(frozen=True)
-class FlatField(MapCalibration):
+class FlatFieldJob(MapCalibration):
     """Relative response: measured map, radial model, and what is left between them."""
 
     name: ClassVar[str] = "flatfield"
@@ -164,10 +164,7 @@ class FlatField(MapCalibration):
     own_kind: ClassVar[str] = "flatfield"
     single: ClassVar[Mapping[str, Sequence[str]]] = {"flatfield": ("filter",)}
     meanings: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "flatfield": (
-            "1",
-            "response relative to the optical centre: divide by it",
-        ),
+        "flatfield": ("1", "response relative to the optical centre: divide by it"),
         "flatfield_error": ("1", "standard error of the flat field from noise"),
         "model": ("1", "radial model of the vignetting"),
         "model_error": ("1", "standard error of the model"),

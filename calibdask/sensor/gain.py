@@ -17,20 +17,12 @@ from calibdask.sensor.model import (
     MIN_TEMPORAL_VARIANCE,
     QUANTISATION_VARIANCE,
     chi2_probability,
-    fit_ptc,
-    full_well,
-    photon_transfer,
     pool_noise,
     variance_fit_probability,
 )
 from calibdask.sensor.overview import N_CHANNELS, overview, overviews
-from calibdask.sensor.pixels import (
-    BIAS_SOURCES,
-    bias_level,
-    gather,
-    saturation_dn,
-    without_flicker,
-)
+from calibdask.sensor.photon_transfer import fit_ptc, full_well, photon_transfer
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, saturation_dn, without_flicker
 from calibdask.sensor.spatial import steps_along
 from calibdask.sensor.tables import AMPLIFIERS, CURVE, GAIN, build, channel_names, count_columns
 from calibdask.sensor.tiles import TileFit
@@ -53,7 +45,7 @@ if TYPE_CHECKING:
     type Floats = NDArray[np.float64]
     type Level = tuple[str, float, float]
 
-__all__ = ["Gain"]
+__all__ = ["GainJob"]
 
 # Sums over the pixels of a channel at one level: of all, and of those that the fit may use.
 _SUMS = (
@@ -73,7 +65,7 @@ _BY_VALUE = PixelFlag.UNPHYSICAL.value
 
 
 @dataclass(frozen=True)
-class Gain(MapCalibration):
+class GainJob(MapCalibration):
     """Gain by pixel and by channel."""
 
     name: ClassVar[str] = "gain"

@@ -14,12 +14,7 @@ from calibdask.sensor.isotable import CURVE_COLUMNS
 from calibdask.sensor.job import MapCalibration
 from calibdask.sensor.model import chi2_probability, fit_iso_curve, iso_ratios
 from calibdask.sensor.overview import overview, overviews
-from calibdask.sensor.pixels import (
-    BIAS_SOURCES,
-    bias_level,
-    gather,
-    saturation_dn,
-)
+from calibdask.sensor.pixels import BIAS_SOURCES, bias_level, gather, saturation_dn
 from calibdask.sensor.spatial import within_range
 from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS, build, count_columns
 from calibdask.sensor.tiles import TileFit
@@ -39,7 +34,7 @@ if TYPE_CHECKING:
 
     type Floats = NDArray[np.float64]
 
-__all__ = ["IsoNormalisation"]
+__all__ = ["IsoNormalisationJob"]
 
 _BLOCK = 16  # rows and columns of the blocks that are taken or left as a whole
 
@@ -47,7 +42,7 @@ _SUMS = ("numerator", "numerator_variance", "reference", "reference_variance", "
 
 
 @dataclass(frozen=True)
-class IsoNormalisation(MapCalibration):
+class IsoNormalisationJob(MapCalibration):
     """Factor of every ISO speed relative to the lowest one."""
 
     name: ClassVar[str] = "iso-normalisation"
@@ -113,11 +108,7 @@ class IsoNormalisation(MapCalibration):
             if i == 0:
                 error = np.zeros_like(error)  # it is 1 by definition
             group = f"iso_normalisation/{setting.name}"
-            maps |= {
-                f"{group}/ratio": ratio,
-                f"{group}/ratio_error": error,
-                f"{group}/mask": mask,
-            }
+            maps |= {f"{group}/ratio": ratio, f"{group}/ratio_error": error, f"{group}/mask": mask}
             facts |= overview(f"{group}/ratio", tile, ratio, mask)
             facts["n_frames", iso] = np.array([len(pixels.frame_means)])
         return TileFit(maps, facts | {("sums",): sums, ("sources",): sources})

@@ -24,10 +24,7 @@ CURVE_COLUMNS = ("slope", "slope_error", "knee", "knee_error", "covariance")
 
 READ: Final = {
     ISO_FACTORS.path: (ISO_FACTORS, ("iso", "factor", "factor_error")),
-    ISO_CURVE.path: (
-        ISO_CURVE,
-        ("kind", *CURVE_COLUMNS, "chi2", "ndf", "bic_linear", "bic_knee"),
-    ),
+    ISO_CURVE.path: (ISO_CURVE, ("kind", *CURVE_COLUMNS, "chi2", "ndf", "bic_linear", "bic_knee")),
 }
 """Tables of products that other jobs read, by path, and which columns of them."""
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from calibdask.flags import PixelFlag
-from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.config import MapSection
 from calibdask.sensor.isotable import IsoTable
+from calibdask.sensor.stacked import StackCalibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -31,7 +31,7 @@ from calibdask.sensor.settings import NOT_STATED, Setting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from calibdask.io.frames import FrameInfo
+    from calibdask.io.frame_info import FrameInfo
     from calibdask.sensor.config import FrameRow
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "Conflict",
     "StackKey",
     "conflict_warnings",
-    "describe",
+    "describe_frame",
     "misfits",
     "setting_of",
     "stack_keys",
@@ -119,7 +119,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def describe(
+def describe_frame(
     info: FrameInfo, frames: Frames | None = None
 ) -> tuple[FrameInfo, tuple[Conflict, ...]]:
     """Complete what a frame's file says by what others say about it.
@@ -572,7 +572,7 @@ def misfits(
         How many frames a stack must have (two unless given; frames to be calibrated are in none),
         and what `stack_keys` takes.
     conflicts : sequence of sequence of Conflict, optional
-        What `describe` gave with each of the frames: said again with what is wrong.
+        What `describe_frame` gave with each of the frames: said again with what is wrong.
     single : mapping of str to sequence of str, optional
         Attributes of which all frames of a kind have one value, by kind.
 
@@ -648,11 +648,7 @@ _COMMON: Final[dict[str, Callable[[FrameInfo], str]]] = {
 
 
 def _minority(
-    infos: Sequence[FrameInfo],
-    places: Sequence[int],
-    what: str,
-    texts: Sequence[str],
-    among: str,
+    infos: Sequence[FrameInfo], places: Sequence[int], what: str, texts: Sequence[str], among: str
 ) -> dict[int, CalibdaskError]:
     counts: Counter[str] = Counter()
     for place in places:

@@ -110,7 +110,7 @@ def overview(
     """
     known = np.isfinite(values) & tile.lit
     good = known & (mask & ~np.uint16(ignored) == 0)
-    filled = np.where(good, values, 0.0)
+    filled = values if good.all() else np.where(good, values, 0.0)
     moments = _channel_moments(tile.channel, filled, good)
     height, width = tile.sensor.shape
     step = max(2, -(-max(height, width) // _THUMBNAIL))
@@ -155,7 +155,10 @@ def _channel_moments(
         n = int(np.count_nonzero(good[here]))
         if n:
             mean = filled[here].sum() / n
-            m2 = np.square(np.where(good[here], filled[here] - mean, 0.0)).sum()
+            delta = filled[here] - mean
+            if n < delta.size:
+                delta = np.where(good[here], delta, 0.0)
+            m2 = np.square(delta, out=delta).sum()
             one = Moments(np.zeros(N_CHANNELS, np.int64), *np.zeros((2, N_CHANNELS)))
             one.n[channel[place]], one.mean[channel[place]], one.m2[channel[place]] = n, mean, m2
             total = total.merge(one)
@@ -168,8 +171,12 @@ def _picked(first: int, stop: int, stride: int) -> NDArray[np.int64]:
 
     The golden section keeps the picks from falling on the same columns, and channels, in every row.
     """
-    place = np.arange(first, stop)
-    picked = np.flatnonzero((place * 0.6180339887498949) % stride < 1.0)
+    golden = 0.6180339887498949
+    # Two or fewer of each turn are picked: only those near its beginning are tried.
+    turns = np.arange(int(first * golden) // stride, int(stop * golden) // stride + 1)
+    place = (turns * stride / golden).astype(np.int64)[:, np.newaxis] + np.arange(-1, 4)
+    place = np.unique(place[(place >= first) & (place < stop)])
+    picked = place[(place * golden) % stride < 1.0] - first
     picked.flags.writeable = False
     return picked
 

@@ -104,11 +104,7 @@ class Pixels:
 
 
 def gather[K](
-    tile: TileStacks,
-    kind: str,
-    key_of: Callable[[StackKey], K],
-    *,
-    near_saturation: float = 0.95,
+    tile: TileStacks, kind: str, key_of: Callable[[StackKey], K], *, near_saturation: float = 0.95
 ) -> dict[K, Pixels]:
     """Join the stacks of a kind that share a key.
 

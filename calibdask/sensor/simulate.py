@@ -24,15 +24,14 @@ from calibdask.sensor.simulation import (
     frame_specs,
     true_sensor,
 )
+from calibdask.simulation import ignore_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-__all__ = ["Options", "SensorSimulation", "SimulatedSensor", "simulate", "simulate_sensor"]
-
-Options = SensorSimulation
+__all__ = ["SimulatedSensor", "simulate_sensor"]
 
 _SHORT: Final = 0.6  # what is left of a file cut short
 
@@ -62,17 +61,8 @@ class SimulatedSensor:
     paths: tuple[Path, ...]
 
 
-def simulate(
-    output: Path, options: SensorSimulation, progress: Callable[[int, int], None]
-) -> tuple[Path, ...]:
-    """Write frames as the command line asks for them; see `simulate_sensor`."""
-    return simulate_sensor(output, options, progress).paths
-
-
 def simulate_sensor(
-    output: Path,
-    options: SensorSimulation,
-    progress: Callable[[int, int], None] | None = None,
+    output: Path, options: SensorSimulation, progress: Callable[[int, int], None] = ignore_progress
 ) -> SimulatedSensor:
     """Write the frames of all series, ``truth.npz`` (maps) and ``truth.json`` (all else).
 
@@ -114,8 +104,7 @@ def simulate_sensor(
             copy = path.with_name(f"{path.stem}_copy{path.suffix}")
             shutil.copyfile(path, copy)
             copies[copy], wrong[copy] = spec, fault
-        if progress is not None:
-            progress(number + 1, len(frames))
+        progress(number + 1, len(frames))
     written = frames | copies
     others += _write_around(output, options, written)
     maps: dict[str, Any] = truth.maps()
@@ -237,10 +226,7 @@ def _write_emva_descriptor(
 
 
 def _to_json(
-    output: Path,
-    truth: SensorTruth,
-    frames: Mapping[Path, FrameSpec],
-    faults: Mapping[Path, str],
+    output: Path, truth: SensorTruth, frames: Mapping[Path, FrameSpec], faults: Mapping[Path, str]
 ) -> str:
     options = truth.options
     return json.dumps(

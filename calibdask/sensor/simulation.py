@@ -27,9 +27,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from calibdask.errors import ConfigError
+from calibdask.simulation import random_stream, refuse_option, simulation_options
+from calibdask.simulation import simulation_option as option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -75,249 +77,137 @@ _STACK_SECONDS: Final = 3600
 _BAND: Final = 32  # rows; with another number the same seed gives other frames
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+_ZERO_UP: Any = {"low": 0, "high": 100_000}
+_FRACTION: Any = {"low": 0, "high": 1}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _all(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple) and all(map(of, value))
-
-
-_IS_OF_TYPE: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "int": _is_int,
-    "int | None": lambda value: value is None or _is_int(value),
-    "float": _is_number,
-    "str": lambda value: isinstance(value, str),
-    "tuple[int, ...]": _all(_is_int),
-    "tuple[float, ...]": _all(_is_number),
-    "tuple[str, ...]": _all(lambda value: isinstance(value, str)),
-}
-
-_RANGES: Final = {
-    "rows": (1, 40_000),
-    "columns": (1, 40_000),
-    "n_frames": (1, 100_000),
-    "seed": (0, np.inf),
-    "bits": (8, 16),
-    "isos": (1, 60_000),
-    "iso_knee": (1, 60_000),
-    "gain_dn_e": (1e-3, 1e3),
-    "gain_spread": (0, 0.3),
-    "prnu": (0, 0.3),
-    "vignetting": (-10, 10),
-    "vignetting_centre": (0, 1),
-    "full_well_e": (10, 1e7),
-    "nonlinearity": (0, 0.5),
-    "fixed_pattern_dn": (0, 1000),
-    "read_noise_e": (0, 1000),
-    "read_noise_dn": (0, 1000),
-    "read_noise_spread": (0, 1),
-    "dark_current_e_s": (0, 1e6),
-    "dark_current_spread": (0, 2),
-    "hot_fraction": (0, 1),
-    "hot_current_e_s": (0, 1e7),
-    "dark_doubling_c": (0.1, 1000),
-    "temperatures_c": (-270, 200),
-    "dark_exposures_s": (0, 1e5),
-    "gain_levels": (0, 5),
-    "flat_level": (0, 5),
-    "iso_level": (0, 5),
-    "linearity_exposures_s": (1e-6, 1e5),
-    "emva_points": (3, 1000),
-    "emva_frames": (3, 10_000),
-    "quantum_efficiency": (0.001, 1),
-    "cosmic_rays": (0, 1e5),
-    "saturated_fraction": (0, 1),
-    "outlier_factor": (0, 100),
-    **{f"n_{fault}": (0, 100_000) for fault in FAULTS},
-}
-
-
-@dataclass(frozen=True)
+@simulation_options
 class SensorSimulation:
-    """What to simulate. Everything below "Faults" is off.
+    """A camera, the series of frames that it takes, and what is wrong with some of them.
 
-    Parameters
-    ----------
-    rows, columns : int
-        Size of the sensor; any, odd ones too (LibRaw opens DNG from 22 x 22 pixels on).
-    n_frames : int
-        Frames of a stack.
-    seed : int
-        Of everything random.
-    kinds : tuple of str
-        Which series: "bias_readnoise", "dark_current", "flatfield", "gain", "iso_normalisation",
-        "light" (a scene, to be calibrated), "linearity" (a series of exposures), "emva1288" (pairs
-        and stacks without filters and vignetting, as PNG with their descriptor).
-    file_format : str
-        "dng" or "fits".
-    layout : str
-        "spectacle": folders and names by which SPECTACLE knows kind, ISO speed and exposure, with
-        the camera file. "flat": all frames in one folder, and frames.yaml tells what they are.
-    make, model : str
-        The camera.
-    pattern : str
-        Colours of the first 2 x 2 pixels; empty for a sensor without filters.
-    bits : int
-        Of the analogue-to-digital converter.
-    black_level : tuple of int
-        In DN: four, in the order of `pattern`, or one for all.
-    isos : tuple of int
-        ISO speeds; gain, flat field and linearity have the lowest, light frames the two lowest.
-    iso_knee : int, optional
-        From this ISO speed on, the amplification stays as it is.
-    gain_dn_e : float
-        K, in DN per electron at the lowest ISO speed.
-    gain_spread : float
-        Its relative standard deviation from pixel to pixel.
-    prnu : float
-        Relative standard deviation of the pixels' sensitivity.
-    vignetting : tuple of float
-        Coefficients k0, k1, ... of the correction; empty for none.
-    vignetting_centre : tuple of float
-        Its centre, as fractions of columns and rows.
-    full_well_e : float
-        Most electrons a pixel holds.
-    nonlinearity : float
-        Fraction of the signal that is lost at full well.
-    fixed_pattern_dn : float
-        Standard deviation of the pixels' offsets, in DN at the lowest ISO speed; amplified.
-    read_noise_e, read_noise_dn : float
-        Before the amplifier, in electrons, and behind it, in DN.
-    read_noise_spread : float
-        Standard deviation of the logarithm of the pixels' read noise before the amplifier.
-    dark_current_e_s, dark_current_spread : float
-        Median dark current in electrons per second at 20 degrees Celsius, and the standard
-        deviation of its logarithm.
-    hot_fraction, hot_current_e_s : float
-        Of the pixels: their dark current is larger, by an exponential law of this mean.
-    dark_doubling_c : float
-        Rise of temperature that doubles the dark current.
-    temperatures_c : tuple of float
-        Of the dark frames; all others are taken at the first.
-    dark_exposures_s : tuple of float
-        Exposures of the dark frames; they are taken at the lowest and the third lowest ISO speed.
-    gain_levels : tuple of float
-        Illumination of the gain frames, as fractions of saturation.
-    flat_level, iso_level : float
-        Illumination of the flat field, and of the ISO series at the highest amplification.
-    linearity_exposures_s : tuple of float
-        Exposures of that series; the longest one reaches 0.9 of saturation.
-    emva_points, emva_frames : int
-        Exposures of the EMVA 1288 series, from 0 to beyond saturation, and frames of its stacks.
-    quantum_efficiency : float
-        Electrons per photon of the EMVA 1288 series.
-
-        **Faults**
-    n_truncated, n_wrong_shape, n_wrong_exposure, n_missing_iso, n_other_camera : int
-        Frames whose file is cut short; that have another size; that say three times their exposure;
-        that say no ISO speed; that are another camera's.
-    n_outlier, outlier_factor : int, float
-        Frames that got so many times the light.
-    n_duplicate : int
-        Frames that are there twice.
-    cosmic_rays : float
-        Mean number of hits in a frame, of 1000 electrons and more.
-    saturated_fraction : float
-        Of the pixels: they always have the largest value.
-
-    Raises
-    ------
-    ConfigError
-        A value out of its range or without meaning.
+    ISO speeds: gain, flat field and linearity have the lowest, light frames the two lowest, dark
+    frames the lowest and the third lowest.
     """
 
-    rows: int = 96
-    columns: int = 128
-    n_frames: int = 10
-    seed: int = 1
-    kinds: tuple[str, ...] = (
-        "bias_readnoise",
-        "dark_current",
-        "flatfield",
-        "gain",
-        "iso_normalisation",
+    rows: int = option(96, "Rows of the sensor; LibRaw opens DNG from 22 on.", low=1, high=40_000)
+    columns: int = option(128, "Columns of the sensor, likewise.", low=1, high=40_000)
+    n_frames: int = option(10, "Frames of a stack.", low=1, high=100_000)
+    seed: int = option(1, "Of everything random.", low=0, high=2**64)
+    kinds: tuple[str, ...] = option(
+        ("bias_readnoise", "dark_current", "flatfield", "gain", "iso_normalisation"),
+        "Which series. light: a scene, to be calibrated; linearity: several exposures; emva1288:"
+        " pairs and stacks, no filters, no vignetting, as PNG with their descriptor.",
+        choices=SIMULATED_KINDS,
     )
-    file_format: str = "dng"
-    layout: str = "spectacle"
-    make: str = "Calibdask"
-    model: str = "Simulated One"
-    pattern: str = "RGGB"
-    bits: int = 12
-    black_level: tuple[int, ...] = (128, 129, 130, 131)
-    isos: tuple[int, ...] = (100, 200, 400, 800, 1600, 3200)
-    iso_knee: int | None = 1600
-    gain_dn_e: float = 0.3
-    gain_spread: float = 0.02
-    prnu: float = 0.01
-    vignetting: tuple[float, ...] = (0.6, -0.2, 0.3)
-    vignetting_centre: tuple[float, ...] = (0.515, 0.487)
-    full_well_e: float = 20_000.0
-    nonlinearity: float = 0.0
-    fixed_pattern_dn: float = 0.5
-    read_noise_e: float = 4.0
-    read_noise_dn: float = 0.8
-    read_noise_spread: float = 0.1
-    dark_current_e_s: float = 5.0
-    dark_current_spread: float = 0.2
-    hot_fraction: float = 0.002
-    hot_current_e_s: float = 400.0
-    dark_doubling_c: float = 6.3
-    temperatures_c: tuple[float, ...] = (20.0,)
-    dark_exposures_s: tuple[float, ...] = (1.0, 4.0, 8.0, 16.0, 32.0)
-    gain_levels: tuple[float, ...] = (0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    flat_level: float = 0.6
-    iso_level: float = 0.7
-    linearity_exposures_s: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-    emva_points: int = 30
-    emva_frames: int = 50
-    quantum_efficiency: float = 0.5
-    n_truncated: int = 0
-    n_wrong_shape: int = 0
-    n_wrong_exposure: int = 0
-    n_missing_iso: int = 0
-    n_other_camera: int = 0
-    n_outlier: int = 0
-    outlier_factor: float = 1.5
-    n_duplicate: int = 0
-    cosmic_rays: float = 0.0
-    saturated_fraction: float = 0.0
+    file_format: str = option("dng", "Format of the frames.", choices=("dng", "fits"))
+    layout: str = option(
+        "spectacle",
+        "spectacle: folders and names by which SPECTACLE knows kind, ISO speed and exposure, with"
+        " the camera file; flat: all frames in one folder, and frames.yaml describes them.",
+        choices=("spectacle", "flat"),
+    )
+    make: str = option("Calibdask", "Maker of the camera.")
+    model: str = option("Simulated One", "The camera.")
+    pattern: str = option(
+        "RGGB", "Colours of the first 2 x 2 pixels; empty for a sensor without filters.",
+        choices=("", "RGGB", "BGGR", "GRBG", "GBRG"),
+    )  # fmt: skip
+    bits: int = option(12, "Of the analogue-to-digital converter.", low=8, high=16)
+    black_level: tuple[int, ...] = option(
+        (128, 129, 130, 131), "DN: four, in the order of the pattern, or one for all."
+    )
+    isos: tuple[int, ...] = option(
+        (100, 200, 400, 800, 1600, 3200), "ISO speeds, rising.", low=1, high=60_000
+    )
+    iso_knee: int | None = option(
+        1600, "From this ISO speed on, the amplification is constant.", low=1, high=60_000
+    )
+    gain_dn_e: float = option(
+        0.3, "K, in DN per electron at the lowest ISO speed.", low=1e-3, high=1e3
+    )
+    gain_spread: float = option(0.02, "Relative standard deviation of K.", low=0, high=0.3)
+    prnu: float = option(0.01, "Relative deviation of the pixels' sensitivity.", low=0, high=0.3)
+    vignetting: tuple[float, ...] = option(
+        (0.6, -0.2, 0.3), "Coefficients k0, k1, ... of the correction.", low=-10, high=10
+    )
+    vignetting_centre: tuple[float, ...] = option(
+        (0.515, 0.487), "Its centre, as fractions of columns and rows.", **_FRACTION
+    )
+    full_well_e: float = option(20_000.0, "Most electrons a pixel holds.", low=10, high=1e7)
+    nonlinearity: float = option(
+        0.0, "Fraction of the signal that is lost at full well.", low=0, high=0.5
+    )
+    fixed_pattern_dn: float = option(
+        0.5, "Standard deviation of the offsets, DN at the lowest ISO speed.", low=0, high=1000
+    )
+    read_noise_e: float = option(4.0, "Before the amplifier, electrons.", low=0, high=1000)
+    read_noise_dn: float = option(0.8, "Behind the amplifier, DN.", low=0, high=1000)
+    read_noise_spread: float = option(
+        0.1, "Standard deviation of the logarithm of the noise before the amplifier.", **_FRACTION
+    )
+    dark_current_e_s: float = option(
+        5.0, "Median dark current at 20 deg C, electrons per second.", low=0, high=1e6
+    )
+    dark_current_spread: float = option(0.2, "Standard deviation of its logarithm.", low=0, high=2)
+    hot_fraction: float = option(0.002, "Of the pixels: they are hot.", **_FRACTION)
+    hot_current_e_s: float = option(
+        400.0, "Mean of the exponential law of what hot pixels have more.", low=0, high=1e7
+    )
+    dark_doubling_c: float = option(
+        6.3, "Rise of temperature that doubles the dark current.", low=0.1, high=1000
+    )
+    temperatures_c: tuple[float, ...] = option(
+        (20.0,), "Of the dark frames; others are taken at the first.", low=-270, high=200
+    )
+    dark_exposures_s: tuple[float, ...] = option(
+        (1.0, 4.0, 8.0, 16.0, 32.0), "Exposures of the dark frames.", low=0, high=1e5
+    )
+    gain_levels: tuple[float, ...] = option(
+        (0.03, 0.06, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        "Illumination of the gain frames, as fractions of saturation.", low=0, high=5,
+    )  # fmt: skip
+    flat_level: float = option(0.6, "Illumination of the flat field.", low=0, high=5)
+    iso_level: float = option(
+        0.7, "Illumination of the ISO series at the highest amplification.", low=0, high=5
+    )
+    linearity_exposures_s: tuple[float, ...] = option(
+        (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
+        "Exposures of that series; the longest reaches 0.9 of saturation.", low=1e-6, high=1e5,
+    )  # fmt: skip
+    emva_points: int = option(
+        30, "Exposures of the EMVA 1288 series, to beyond saturation.", low=3, high=1000
+    )
+    emva_frames: int = option(50, "Frames of its spatial stacks.", low=3, high=10_000)
+    quantum_efficiency: float = option(0.5, "Electrons per photon of it.", low=0.001, high=1)
+    n_truncated: int = option(0, "Fault: files that are cut short.", **_ZERO_UP)
+    n_wrong_shape: int = option(0, "Fault: frames of another size.", **_ZERO_UP)
+    n_wrong_exposure: int = option(0, "Fault: frames with thrice their exposure.", **_ZERO_UP)
+    n_missing_iso: int = option(0, "Fault: frames that state no ISO speed.", **_ZERO_UP)
+    n_other_camera: int = option(0, "Fault: frames of another camera.", **_ZERO_UP)
+    n_outlier: int = option(0, "Fault: frames under another light.", **_ZERO_UP)
+    outlier_factor: float = option(1.5, "Times the light that these got.", low=0, high=100)
+    n_duplicate: int = option(0, "Fault: frames that are there twice.", **_ZERO_UP)
+    cosmic_rays: float = option(
+        0.0, "Fault: mean hits in a frame, of 1000 electrons and more.", low=0, high=1e5
+    )
+    saturated_fraction: float = option(
+        0.0, "Fault: of the pixels, that always have the largest value.", **_FRACTION
+    )
 
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            if not _IS_OF_TYPE[str(option.type)](value := getattr(self, option.name)):
-                _refuse(option.name, repr(value), f"of type {option.type}")
-        for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name)
-            for one in value if isinstance(value, tuple) else (value,):
-                if one is not None and not lowest <= one <= highest:
-                    _refuse(name, one, f"between {lowest:g} and {highest:g}")
-        for name, choices in (
-            ("file_format", ("dng", "fits")),
-            ("layout", ("spectacle", "flat")),
-            ("pattern", ("", "RGGB", "BGGR", "GRBG", "GBRG")),
-        ):
-            if getattr(self, name) not in choices:
-                _refuse(name, repr(getattr(self, name)), f"one of {', '.join(map(repr, choices))}")
-        for kind in self.kinds:
-            if kind not in SIMULATED_KINDS:
-                _refuse("kinds", repr(kind), f"of {', '.join(SIMULATED_KINDS)}")
+    def check(self) -> None:
+        """Refuse options that contradict each other (ConfigError)."""
         for name in ("kinds", "isos", "temperatures_c", "dark_exposures_s", "gain_levels"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
-                _refuse(name, getattr(self, name), "several different ones, at least one")
+                refuse_option(name, getattr(self, name), "one or more different values")
         if tuple(sorted(self.isos)) != self.isos:
-            _refuse("isos", self.isos, "rising")
+            refuse_option("isos", self.isos, "rising values")
         if len(self.black_level) not in ((1, 4) if self.pattern else (1,)):
-            wanted = "one or four" if self.pattern else "one, as there are no filters"
-            _refuse("black_level", self.black_level, wanted)
+            wanted = "one value or four" if self.pattern else "one value, as there are no filters"
+            refuse_option("black_level", self.black_level, wanted)
         if len(self.vignetting_centre) != 2:
-            _refuse("vignetting_centre", self.vignetting_centre, "two fractions")
+            refuse_option("vignetting_centre", self.vignetting_centre, "two fractions")
         if not all(0 <= level < 2**self.bits - 1 for level in self.black_level):
-            _refuse("black_level", self.black_level, f"below {2**self.bits - 1}")
+            refuse_option("black_level", self.black_level, f"values below {2**self.bits - 1}")
 
     @property
     def white_level(self) -> int:
@@ -327,11 +217,8 @@ class SensorSimulation:
     @property
     def black_levels(self) -> tuple[int, ...]:
         """Black level of each pixel of the pattern; one without filters."""
-        return (
-            self.black_level * 4
-            if self.pattern and len(self.black_level) == 1
-            else (self.black_level)
-        )
+        same = self.pattern and len(self.black_level) == 1
+        return self.black_level * 4 if same else self.black_level
 
     def amplification(self, iso: int) -> float:
         """Return g: the signal at an ISO speed over that at the lowest one."""
@@ -342,15 +229,6 @@ class SensorSimulation:
         """Return the electrons at which a mean pixel saturates."""
         swing_dn = self.white_level - max(self.black_level)
         return min(self.full_well_e, swing_dn / (self.amplification(iso) * self.gain_dn_e))
-
-
-def _refuse(name: str, value: object, wanted: str) -> None:
-    msg = f"{name}: must be {wanted}, is {value}"
-    raise ConfigError(msg)
-
-
-def _stream(options: SensorSimulation, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=key))
 
 
 # -- the sensor ------------------------------------------------------------------------------------
@@ -425,7 +303,7 @@ def true_sensor(options: SensorSimulation) -> SensorTruth:
     rows, columns = shape = options.rows, options.columns
     # One stream a map, so that an option of one does not move another.
     fpn, gain, prnu, dark, hot, hot_dark, noise, stuck = (
-        _stream(options, _SENSOR, number) for number in range(8)
+        random_stream(options, _SENSOR, number) for number in range(8)
     )
     levels = np.array(options.black_levels, float)
     black = np.resize(levels.reshape(2, 2), (2, 2)) if levels.size == 4 else levels.reshape(1, 1)
@@ -465,7 +343,9 @@ def _vignetting(options: SensorSimulation) -> Map:
     for power, coefficient in enumerate(options.vignetting, start=1):
         factor += coefficient * r_squared**power
     if factor.min() <= 0:
-        _refuse("vignetting", options.vignetting, "such that the factor stays above 0")
+        refuse_option(
+            "vignetting", options.vignetting, "coefficients whose factor is above 0 everywhere"
+        )
     return factor
 
 
@@ -611,7 +491,7 @@ def assign_faults(options: SensorSimulation, specs: Sequence[FrameSpec]) -> dict
     wanted = [fault for fault in FAULTS for _ in range(getattr(options, f"n_{fault}"))]
     if len(wanted) > len(able):
         raise ConfigError(f"{len(wanted)} faults are more than the {len(able)} frames for them")
-    chosen = _stream(options, _FAULT).permutation(len(able))[: len(wanted)]
+    chosen = random_stream(options, _FAULT).permutation(len(able))[: len(wanted)]
     return {able[int(place)]: fault for place, fault in zip(chosen, wanted, strict=True)}
 
 
@@ -633,7 +513,7 @@ def expose(truth: SensorTruth, spec: FrameSpec, light_factor: float = 1.0) -> ND
         The pixels, in DN.
     """
     options = truth.options
-    rng = _stream(options, _FRAME, spec.stream_key, spec.index)
+    rng = random_stream(options, _FRAME, spec.stream_key, spec.index)
     frame = np.empty((options.rows, options.columns), np.uint16)
     hits = _cosmic_rays(options, spec)
     for first in range(0, options.rows, _BAND):  # what a band needs stays in the cache
@@ -681,7 +561,7 @@ def _expose_band(
 
 def _cosmic_rays(options: SensorSimulation, spec: FrameSpec) -> tuple[NDArray[Any], ...]:
     """Return rows, columns and electrons of the hits of one frame."""
-    rng = _stream(options, _COSMIC, spec.stream_key, spec.index)
+    rng = random_stream(options, _COSMIC, spec.stream_key, spec.index)
     number = rng.poisson(options.cosmic_rays)
     rows = rng.integers(0, options.rows, number)
     columns = rng.integers(0, options.columns, number)

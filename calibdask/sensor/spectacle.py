@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from calibdask.io.maps import ProductMaps
-    from calibdask.sensor.calibration import StackCalibration
     from calibdask.sensor.model import IsoCurve
     from calibdask.sensor.settings import Setting
     from calibdask.sensor.spatial import RadialModel
+    from calibdask.sensor.stacked import StackCalibration
 
 __all__ = ["N_TERMS", "write_bias", "write_dark", "write_flat", "write_gain", "write_iso"]
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from calibdask.flags import PixelFlag
 from calibdask.sensor import config
-from calibdask.sensor.calibration import StackCalibration
 from calibdask.sensor.overview import StackRecord, overview, overviews
 from calibdask.sensor.pixels import saturated_in
 from calibdask.sensor.settings import NOT_STATED
+from calibdask.sensor.stacked import StackCalibration
 from calibdask.sensor.tables import FRAMES, STACKS, build, count_columns
 from calibdask.sensor.tiles import SideArray, TileFit
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from calibdask.sensor.metadata import StackKey
     from calibdask.sensor.tiles import FactKey, Facts, TileStacks
 
-__all__ = ["StackImages", "StackRecord", "group_of", "spectacle_stem"]
+__all__ = ["StackImagesJob", "StackRecord", "group_of", "spectacle_stem"]
 
 _MAPS: dict[str, dict[str, Any]] = {
     "mean": {"units": "DN", "long_name": "mean over the frames"},
@@ -76,7 +76,7 @@ def spectacle_stem(paths: Sequence[str], key: StackKey) -> Path:
 
 
 @dataclass(frozen=True)
-class StackImages(StackCalibration):
+class StackImagesJob(StackCalibration):
     """Exact moments of every pixel over the frames of each stack."""
 
     name: ClassVar[str] = "stack-images"

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     type FactKey = tuple[str | int | float, ...]
     type Facts = Mapping[FactKey, NDArray[Any]]
 
-__all__ = ["FrameSum", "SensorFacts", "SideArray", "TileFit", "TileStacks"]
+__all__ = ["FACT", "FrameSum", "SensorFacts", "SideArray", "TileFit", "TileStacks"]
+
+FACT = "fact "
+"""How the names of a tile's facts begin where it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class SensorFacts:
     first, last : str
         Times of the first and the last frame; empty where unknown.
     serial_number, binning, window, unit
-        As in `calibdask.io.frames.FrameInfo`.
+        As in `calibdask.io.frame_info.FrameInfo`.
     lit_areas : tuple of (int, int, int, int)
         Where light falls (see `calibdask.io.areas.Area`); empty for everywhere.
     step_dn : int
@@ -227,7 +230,7 @@ class TileFit:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays, named by what they are."""
         arrays = {f"map {name}": np.asarray(one) for name, one in self.maps.items()}
-        arrays |= {f"fact {json.dumps(key)}": np.asarray(one) for key, one in self.facts.items()}
+        arrays |= {FACT + json.dumps(key): np.asarray(one) for key, one in self.facts.items()}
         for name, one in self.bounds.items():
             arrays |= {f"low {name}": one.low, f"high {name}": one.high}
         return arrays

@@ -16,6 +16,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from calibdask.access import check_private, make_private
 from calibdask.errors import ConfigError
 
@@ -126,10 +128,14 @@ def compiled[F: Callable[..., Any]](function: F) -> F:
 
 
 def warm_up() -> None:
-    """Let numba load what every process needs for its first kernel, if there are kernels.
+    """Prepare for tasks: what this does holds for processes that are forked from this one.
 
-    A process forked from this one finds it in its memory.
+    numba, where it is in use, loads what its first kernel needs. And arrays that a task makes and
+    frees again and again stay with the process: glibc returns blocks to the system that are as
+    large as the largest that it has freed so far, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD), and
+    each page that comes anew costs as much as the arithmetic on it.
     """
+    np.empty(2**25 - 2**13, np.uint8)  # freed at once; none of its pages is ever in memory
     if "numba" not in sys.modules:
         return
     from numba.core.registry import cpu_target

@@ -68,7 +68,7 @@ class ExactMoments:
     @staticmethod
     def rounded(values: ArrayLike, exponent: int = -40) -> NDArray[np.float64]:
         """Round values as the sums do it, so that equal values have this value as their mean."""
-        return np.asarray(np.ldexp(np.rint(np.ldexp(values, -exponent)), exponent))
+        return np.asarray(np.rint(np.asarray(values) * 2.0**-exponent) * 2.0**exponent)
 
     @classmethod
     def from_groups(
@@ -100,7 +100,7 @@ class ExactMoments:
         if not np.all(cls.holds(values, exponent)):
             raise ValueError("values that are not numbers or too large for this exponent: drop")
         grouped.check(group, values, n_groups)
-        units = np.rint(np.ldexp(values, -exponent)).astype(np.int64)
+        units = np.rint(values * 2.0**-exponent).astype(np.int64)
         return cls(exponent, *grouped.exact_sums(np.asarray(group, np.int64), units, n_groups))
 
     def merge(self, other: Self) -> Self:
@@ -111,22 +111,23 @@ class ExactMoments:
 
     def padded(self, before: int, after: int) -> Self:
         """Add empty groups before and after these."""
-
-        def pad(values: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.pad(values, [(before, after), *[(0, 0)] * (values.ndim - 1)])
-
-        return type(self)(self.exponent, pad(self.n), pad(self.s1), pad(self.s2))
+        n_groups = before + len(self.n) + after
+        larger, own = self.identity(n_groups, self.exponent), slice(before, n_groups - after)
+        larger.n[own], larger.s1[own], larger.s2[own] = self.n, self.s1, self.s2
+        return larger
 
     def moments(self) -> Moments:
         """Return n, mean and M2 as floats, each rounded once."""
+        filled = np.flatnonzero(self.n)
+        # Whole numbers of Python, which divide with one rounding, however large they are.
+        n = self.n[filled].astype(object)
+        one, two = (
+            sum(limb << (grouped.LIMB_BITS * j) for j, limb in enumerate(limbs[filled].T))
+            for limbs in (self.s1.astype(object), self.s2.astype(object))
+        )
         mean, m2 = np.zeros(len(self.n)), np.zeros(len(self.n))
-        for i in np.flatnonzero(self.n).tolist():
-            n = int(self.n[i])
-            one = sum(limb << (grouped.LIMB_BITS * j) for j, limb in enumerate(self.s1[i].tolist()))
-            two = sum(limb << (grouped.LIMB_BITS * j) for j, limb in enumerate(self.s2[i].tolist()))
-            # Whole numbers divide with one rounding, however large they are.
-            mean[i] = math.ldexp(one / n, self.exponent)
-            m2[i] = math.ldexp((n * two - one * one) / n, 2 * self.exponent)
+        mean[filled] = np.ldexp((one / n).astype(np.float64), self.exponent)
+        m2[filled] = np.ldexp(((n * two - one * one) / n).astype(np.float64), 2 * self.exponent)
         return Moments(self.n.copy(), mean, m2)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:

@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LIMB_BITS", "check", "exact_sums", "histogram", "moments"]
+__all__ = ["LIMB_BITS", "bin_of", "check", "exact_sums", "histogram", "moments"]
 
 LIMB_BITS = 16
 """Bits of a limb of `calibdask.stats.exact.ExactMoments`."""
 
 _MANY = 200_000  # values for which numba is worth importing
 _SOME = 2_000  # values for which a kernel is worth calling, where numba is there already
-_BLOCK = 2**19  # values: the sum of that many products of limbs is exact in float64 (2**53)
 
 
 def _worthwhile(n_values: int) -> bool:
@@ -108,8 +107,33 @@ def histogram(
     if _worthwhile(len(values)):
         return _kernel("histogram")(group, values, n_groups, edges)  # type: ignore[no-any-return]
     n_bins = len(edges) + 1
-    cell = np.asarray(group, np.int64) * n_bins + np.searchsorted(edges, values, side="right")
+    cell = np.asarray(group, np.int64) * n_bins + bin_of(values, edges)
     return np.bincount(cell, minlength=n_groups * n_bins).reshape(n_groups, n_bins).astype(np.int64)
+
+
+def bin_of(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return ``numpy.searchsorted(edges, values, side="right")``, faster where bins are equal.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (N,)
+        The values.
+    edges : ndarray of float64, shape (B + 1,)
+        Rising.
+
+    Returns
+    -------
+    ndarray of int, shape (N,)
+        0 for values below all edges, B + 1 for those above and for NaN.
+    """
+    n_edges = len(edges)
+    with np.errstate(all="ignore"):
+        column = (values - edges[0]) * ((n_edges - 1) / (edges[-1] - edges[0]))
+    index: NDArray[np.intp] = np.fmin(np.fmax(column, -1.0), n_edges - 1.0).astype(np.intp) + 1
+    low, high = np.append(-np.inf, edges), np.append(edges, np.inf)
+    wrong = np.flatnonzero(~((low[index] <= values) & (values < high[index])))
+    index[wrong] = np.searchsorted(edges, values[wrong], side="right")
+    return index
 
 
 def exact_sums(
@@ -137,17 +161,21 @@ def exact_sums(
         return _kernel("exact_sums")(group, units, n_groups)  # type: ignore[no-any-return]
     n = np.zeros(n_groups, np.int64)
     s1, s2 = np.zeros((n_groups, 3), np.int64), np.zeros((n_groups, 5), np.int64)
+    if not len(group):
+        return n, s1, s2
+    if (group[1:] < group[:-1]).any():
+        # NumPy sorts whole numbers of 16 bits by radix.
+        order = np.argsort(group.astype(np.uint16) if n_groups <= 2**16 else group, kind="stable")
+        group, units = group[order], units[order]
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    filled = group[starts]
+    n[filled] = np.diff(starts, append=len(group))
     mask = (1 << LIMB_BITS) - 1
-    for start in range(0, len(units), _BLOCK):
-        own, block = group[start : start + _BLOCK], units[start : start + _BLOCK]
-        limbs = (block & mask, (block >> LIMB_BITS) & mask, block >> (2 * LIMB_BITS))
-        a, b, c = (limb.astype(np.float64) for limb in limbs)
-        n += np.bincount(own, minlength=n_groups)
-        # Products of limbs are below 2**33, so these float sums are exact.
-        for j, limb in enumerate((a, b, c)):
-            s1[:, j] += np.bincount(own, limb, n_groups).astype(np.int64)
-        for j, product in enumerate((a * a, 2 * a * b, b * b + 2 * a * c, 2 * b * c, c * c)):
-            s2[:, j] += np.bincount(own, product, n_groups).astype(np.int64)
+    a, b, c = units & mask, (units >> LIMB_BITS) & mask, units >> (2 * LIMB_BITS)
+    for j, limb in enumerate((a, b, c)):
+        s1[filled, j] = np.add.reduceat(limb, starts)
+    for j, product in enumerate((a * a, 2 * a * b, b * b + 2 * a * c, 2 * b * c, c * c)):
+        s2[filled, j] = np.add.reduceat(product, starts)
     return n, s1, s2
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import kstest
 
-from calibdask.array.coefficients import coefficients
-from calibdask.array.drift import find_drift
-from calibdask.array.model import NetworkOptions
-from calibdask.array.summary import PairEvents
+from calibdask.array.network.coefficients import coefficients
+from calibdask.array.network.drift import find_drift
+from calibdask.array.network.model import NetworkOptions
+from calibdask.array.network.pairs import PairEvents
 from tests.array.toys import fit_shards
 from tests.benchmarks.image_bias import DEFAULT, METHODS, REAL, biases, rows_of
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from calibdask.array.absolute import combine_with_muons, compare_types, pool_chunks, tie_types
-from calibdask.array.model import NetworkOptions, Telescopes, pair_types
-from calibdask.array.network import fit_stage
-from calibdask.array.summary import reduce_stage
+from calibdask.array.model import Telescopes, pair_types
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.model import NetworkOptions
+from calibdask.array.network.stages import reduce_stage
 from tests.array.toys import draw_events, fit_shards
 
 N = 5

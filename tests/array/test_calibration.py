@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from calibdask.api import load_config, plan
-from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
+from calibdask.array.asymmetry_estimation import EnergyAsymmetryEstimation
+from calibdask.array.inter_calibration import InterCalibration
+from calibdask.array.network.pairs import PairSummary
+from calibdask.array.network.scores import ScoreSummary
+from calibdask.array.network.state import NetworkFit
 from calibdask.array.simulate import ArraySimulation, simulate_array
-from calibdask.array.state import NetworkFit
-from calibdask.array.summary import PairSummary, ScoreSummary
 from calibdask.engine.inputs import identify
 from calibdask.engine.protocol import ALL
 from calibdask.errors import ConfigError, NotEnoughData, WrongKind

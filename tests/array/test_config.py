@@ -378,7 +378,7 @@ def test_what_is_wrong_with_another_job_stops_none(job: str, tmp_path: Path) -> 
         JOBS["timing-calibration"].prepare([path], {})
     assert JOBS["inter-calibration"].prepare([path], {}).calibration.fitter.n_min == 20
     muons = JOBS["calculate-throughput-muon"].prepare([path], {}).calibration
-    assert muons.options.min_rings == 30
+    assert muons.section.min_number_of_muon == 30
 
 
 # -- what must not pass ---------------------------------------------------------------------------

@@ -10,16 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibdask.array.coefficients import coefficients
-from calibdask.array.model import NetworkOptions
-from calibdask.array.network import fit_stage
-from calibdask.array.state import NetworkFit
-from calibdask.array.summary import (
-    PairSummary,
-    ScoreSummary,
-    summarise_pairs,
-    summarise_scores,
-)
+from calibdask.array.network.coefficients import coefficients
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.model import NetworkOptions
+from calibdask.array.network.pairs import PairSummary, summarise_pairs
+from calibdask.array.network.scores import ScoreSummary, summarise_scores
+from calibdask.array.network.state import NetworkFit
 from tests.array.toys import draw_events, fit_shards, join_events, take
 from tests.laws import assert_same, check_summary_laws
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibdask.array.drift import CHANCE, find_drift
+from calibdask.array.network.drift import CHANCE, find_drift
 
 
 def draw(rng, n_bins, n_tel, *, sigma=0.01, n_events=300, held=0):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibdask.array.summary import PairEvents, summarise_pairs
+from calibdask.array.network.pairs import PairEvents, summarise_pairs
 
 
 @pytest.mark.parametrize("extreme", [1e300, 5e-324, 1e31, 1e-31, np.inf, 0.0, -1.0, np.nan])

@@ -14,7 +14,7 @@ from calibdask.array.image_size import (
     pair_size,
     systematic,
 )
-from calibdask.array.model import NetworkOptions
+from calibdask.array.network.model import NetworkOptions
 from tests.array.toys import draw_events, fit_shards, join_events, take
 from tests.benchmarks.image_bias import DEFAULT, METHODS, REAL, biases, rows_of
 

@@ -6,17 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibdask.array.model import (
-    NetworkOptions,
     Telescopes,
     asymmetry,
     asymmetry_uncertainty,
-    connected_components,
     distance_asymmetry,
     find_pairs,
-    gauge_inverse,
-    laplacian,
     log_ratio,
     pair_events,
+)
+from calibdask.array.network.model import (
+    NetworkOptions,
+    connected_components,
+    gauge_inverse,
+    laplacian,
     shrink_variance,
     solve_asymmetry_network,
     solve_network,

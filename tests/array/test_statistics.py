@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibdask.array.coefficients import coefficients
-from calibdask.array.model import NetworkOptions
+from calibdask.array.network.coefficients import coefficients
+from calibdask.array.network.model import NetworkOptions
 from tests.array.toys import draw_events, fit_shards
 
 SETTINGS = {

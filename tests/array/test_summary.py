@@ -10,19 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibdask.array.coefficients import coefficients
-from calibdask.array.model import NetworkOptions, Observable, Telescopes, pair_types
-from calibdask.array.network import fit_stage
-from calibdask.array.state import NetworkFit
-from calibdask.array.summary import (
-    STAGES,
-    PairEvents,
-    PairSummary,
-    ScoreSummary,
-    reduce_stage,
-    summarise_pairs,
-    summarise_scores,
-)
+from calibdask.array.model import Telescopes, pair_types
+from calibdask.array.network.coefficients import coefficients
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.model import NetworkOptions, Observable
+from calibdask.array.network.pairs import PairEvents, PairSummary, summarise_pairs
+from calibdask.array.network.scores import ScoreSummary, summarise_scores
+from calibdask.array.network.stages import STAGES, reduce_stage
+from calibdask.array.network.state import NetworkFit
 from calibdask.errors import ConfigError, CorruptedInput
 from calibdask.flags import Flag
 from tests.array.toys import draw_events, fit_shards, join_events, take
@@ -165,7 +160,7 @@ class TestSummaries:
         events = two_types()
         fit = fit_shards(NetworkOptions(), [events])
         whole = summarise_scores(fit, events).to_arrays()
-        monkeypatch.setattr("calibdask.array.summary.EVENTS_PER_BLOCK", 7)
+        monkeypatch.setattr("calibdask.array.network.scores.EVENTS_PER_BLOCK", 7)
         for name, values in summarise_scores(fit, events).to_arrays().items():
             np.testing.assert_allclose(values, whole[name], rtol=1e-9, atol=1e-9)
 

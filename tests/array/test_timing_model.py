@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibdask.array.simulation import ArraySimulation, ctao_time, simulate_events, true_array
+from calibdask.array.shower_simulation import simulate_events, stored_time
+from calibdask.array.simulation import ArraySimulation, true_array
 from calibdask.array.timing_model import (
     NS_PER_M,
     between_bin_variance,
@@ -119,7 +120,7 @@ def test_times_are_exact_wherever_the_second_ends(second, quarters, start):
 
 
 def test_events_over_the_end_of_a_second():
-    time = ctao_time(np.full(4, START + 1.0), np.array([-0.25, 0.0, -1.0, 29.0]))
+    time = stored_time(np.full(4, START + 1.0), np.array([-0.25, 0.0, -1.0, 29.0]))
     assert len(np.unique(time[:, 0])) == 2
     since = since_first_ns(time, np.array([0, 0, 1, 1]), 2)
     np.testing.assert_array_equal(since, [0.0, 0.25, 0.0, 30.0])

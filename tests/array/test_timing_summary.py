@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibdask.array.coefficients import coefficients
-from calibdask.array.model import NetworkOptions, Observable, Telescopes, find_pairs, pair_events
-from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
+from calibdask.array.model import Telescopes, find_pairs, pair_events
+from calibdask.array.network.coefficients import coefficients
+from calibdask.array.network.model import NetworkOptions, Observable
+from calibdask.array.shower_simulation import simulate_events
+from calibdask.array.simulation import ArraySimulation, true_array
 from calibdask.array.timing_model import front_delay_ns, since_first_ns
 from calibdask.array.timing_summary import (
     TimingEvents,
@@ -19,7 +21,7 @@ from calibdask.array.timing_summary import (
     TimingOptions,
     TimingScores,
     fit_timing,
-    n_stages,
+    n_timing_stages,
     offset_network,
     reduce_timing,
     residual_columns,
@@ -92,7 +94,7 @@ def some(events, chosen):
 def fit(timing, shards, telescopes, n=None):
     """All stages (or the first n) over shards merged in order."""
     state = None
-    for stage in range(n_stages(timing) if n is None else n):
+    for stage in range(n_timing_stages(timing) if n is None else n):
         total, *others = [reduce_timing(stage, timing, s, telescopes, state) for s in shards]
         for other in others:
             total = total.merge(other)
@@ -276,7 +278,7 @@ def test_no_image_triggers_early():
     events = replace(events, residual_ns=events.residual_ns - events.smallness)
     state = fit(options(walk=True), [events], telescopes)
     assert state.walk_ns.tolist() == [0.0, 0.0, 0.0]
-    assert len(array.tel_type) == len(state.tel_id)
+    assert len(array.tel_type) == len(state.rough_tel_id)
 
 
 # -- networks -----------------------------------------------------------------------------------
@@ -343,7 +345,7 @@ def test_what_is_known_before_the_last_stage():
     """Preliminary offsets are offsets, not what is left of them around rough ones."""
     events, telescopes, _ = times(replace(NIGHT, seed=22), delay_ns=FAR)
     timing = options()
-    states = [fit(timing, [events], telescopes, n=n) for n in range(1, n_stages(timing) + 1)]
+    states = [fit(timing, [events], telescopes, n=n) for n in range(1, n_timing_stages(timing) + 1)]
     assert offset_network(states[0]) is None
     final = states[-1].network.theta
     for state in states[1:]:
@@ -356,8 +358,8 @@ def test_what_is_known_before_the_last_stage():
 
 EVENTS, TELESCOPES, _ = times(replace(NIGHT, array="reduced", n_events=120, seed=21))
 WALKING = options(n_min=2, walk=True)
-STATE = fit(WALKING, [EVENTS], TELESCOPES, n=n_stages(WALKING) - 1)
-LAST = n_stages(WALKING) - 1
+STATE = fit(WALKING, [EVENTS], TELESCOPES, n=n_timing_stages(WALKING) - 1)
+LAST = n_timing_stages(WALKING) - 1
 ROUGH = fit(WALKING, [EVENTS], TELESCOPES, n=1)
 
 

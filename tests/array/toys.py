@@ -6,8 +6,9 @@ from dataclasses import fields
 
 import numpy as np
 
-from calibdask.array.network import fit_stage
-from calibdask.array.summary import PairEvents, n_stages, reduce_stage
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.pairs import PairEvents
+from calibdask.array.network.stages import n_stages, reduce_stage
 
 
 def draw_events(

@@ -17,16 +17,19 @@ import numpy as np
 
 from calibdask.api import load_config
 from calibdask.array.absolute import tie_types
-from calibdask.array.coefficients import has_error, student_factor
-from calibdask.array.model import NetworkOptions, Telescopes
-from calibdask.array.network import fit_stage
+from calibdask.array.model import Telescopes
+from calibdask.array.network.coefficients import has_error, student_factor
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.pairs import PairEvents
+from calibdask.array.network.stages import n_stages, reduce_stage
 from calibdask.array.pairs import Layout
-from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
-from calibdask.array.summary import PairEvents, n_stages, reduce_stage
+from calibdask.array.shower_simulation import simulate_events
+from calibdask.array.simulation import ArraySimulation, true_array
 from calibdask.io.dl2 import ArrayLayout, TelescopeEvents
 
 if TYPE_CHECKING:
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.model import NetworkOptions
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = ["WINDOWS", "Scale", "scales", "study", "table"]
 

@@ -16,14 +16,17 @@ import numpy as np
 
 from calibdask.api import load_config
 from calibdask.array.image_size import harder_selections, pair_size, systematic
-from calibdask.array.model import NetworkOptions, log_ratio
-from calibdask.array.network import fit_stage
+from calibdask.array.model import log_ratio
+from calibdask.array.network.fit import fit_stage
+from calibdask.array.network.model import NetworkOptions
+from calibdask.array.network.pairs import PairEvents, distance_range
+from calibdask.array.network.stages import reduce_stage
 from calibdask.array.pairs import ALTITUDE, Layout, select_pairs
-from calibdask.array.simulation import ArraySimulation, simulate_events, true_array
-from calibdask.array.summary import PairEvents, distance_range, reduce_stage
+from calibdask.array.shower_simulation import simulate_events
+from calibdask.array.simulation import ArraySimulation, true_array
 
 if TYPE_CHECKING:
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = ["METHODS", "SETTINGS", "Bias", "biases", "rows_of", "study", "table"]
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from calibdask.io.images import inspect_images, read_images
-from calibdask.muon.rings import RingOptions, rings_of
-from calibdask.muon.simulate_images import Options, simulate
+from calibdask.muon.image_simulation import MuonImageSimulation
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
+from calibdask.muon.simulate_images import simulate_ring_images
 
 OPTIONS = RingOptions(hole_radius_m=0.74)
 OF_CTAPIPE = replace(OPTIONS, of_ctapipe=True, fit_circle=False)
@@ -62,7 +64,9 @@ def main():
     parser.add_argument("--rings", type=int, default=400)
     n = parser.parse_args().rings
     with tempfile.TemporaryDirectory() as directory:
-        (path,) = simulate(Path(directory), Options(n_rings_per_telescope=n), lambda *_: None)
+        (path,) = simulate_ring_images(
+            Path(directory), MuonImageSimulation(n_rings_per_telescope=n), lambda *_: None
+        )
         inspect_images(path)
         start = time.perf_counter()
         rings_of(next(read_images(path, rows=(0, 1))), OPTIONS)

@@ -22,7 +22,7 @@ import tables
 sys.path.insert(0, str(Path(__file__).parent))
 from bench import CALIBDASK, Cost, Row, describe_machine, format_table, run
 
-from calibdask.muon.simulate import MuonSimulation, simulate
+from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = MuonSimulation(n_files=N_FILES, n_rings=n_rings, n_telescopes=4, gap_s=80_000)
-        paths = simulate(folder / "rings", options)
+        paths = simulate_ring_tables(folder / "rings", options)
         config = folder / "config.yaml"
         config.write_text(CONFIG, encoding="utf-8")
         floor_s = read(paths)

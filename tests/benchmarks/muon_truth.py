@@ -20,11 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibdask.muon.rings import RingOptions, rings_of
-from calibdask.muon.simulate_images import Options, simulate_images
+from calibdask.muon.image_simulation import MuonImageSimulation
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
+from calibdask.muon.simulate_images import simulate_images
 
 LOOSE = RingOptions(
-    hole_radius_m=0.74, picture_threshold=5.0, boundary_threshold=2.5, min_pixels=50
+    hole_radius_m=0.74, picture_threshold_pe=5.0, boundary_threshold_pe=2.5, min_pixels=50
 )
 FITS = {
     "default": LOOSE,
@@ -48,7 +50,7 @@ class Row(NamedTuple):
 
 def study(n, options, **settings):
     """Simulate and fit; the figures of one row."""
-    truth, images = simulate_images(Options(n_rings_per_telescope=n, **settings), 0, 1)
+    truth, images = simulate_images(MuonImageSimulation(n_rings_per_telescope=n, **settings), 0, 1)
     image = np.where(images.image == 0, np.nan, images.image).astype(np.float32)
     rings = rings_of(replace(images, image=image, image_mask=None), options)
     ok = rings["status"] == 0

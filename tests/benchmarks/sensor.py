@@ -114,6 +114,29 @@ def files_floor(folder: Path, output: Path) -> None:
         path.read_bytes()
 
 
+def files_numpy(folder: Path, output: Path) -> None:
+    """Number, sum and sum of squares over LibRaw or astropy: one frame in memory at a time."""
+    import rawpy
+    from astropy.io import fits
+
+    n, total, squares = 0, np.zeros((), np.uint32), np.zeros((), np.uint64)
+    for path in sorted([*folder.rglob("*.dng"), *folder.rglob("*.fits")]):
+        if path.suffix == ".fits":
+            frame = fits.getdata(path)
+        else:
+            with rawpy.imread(str(path)) as raw:
+                frame = raw.raw_image.copy()
+        if not n:
+            total, squares = np.zeros(frame.shape, np.uint32), np.zeros(frame.shape, np.uint64)
+        n += 1
+        total += frame
+        squares += np.square(frame, dtype=np.uint32)
+    output.mkdir()
+    np.save(output / "mean.npy", (total / n).astype(np.float32))
+    variance = (n * squares - total.astype(np.uint64) ** 2) / (n * (n - 1))
+    np.save(output / "stds.npy", np.sqrt(variance).astype(np.float32))
+
+
 def files_peer(folder: Path, output: Path) -> None:
     """All frames into one array by LibRaw, then mean and standard deviation, then two files."""
     import rawpy
@@ -240,6 +263,43 @@ def bench_files(folder: Path, shape: tuple[int, int]) -> list[Row]:
     return rows
 
 
+def bench_streaming(folder: Path, shape: tuple[int, int]) -> list[Row]:
+    """CPU beyond that of a trivial run, against a streaming NumPy loop over the same files."""
+    from astropy.io import fits
+
+    write_frames(folder / "trivial", 2, (64, 64))
+    sources = {f"{n} DNG files": folder / f"dng{n}" for n in END_TO_END[:2]}
+    for n, source in zip(END_TO_END, sources.values(), strict=False):
+        write_frames(source, n, shape)
+    sources["40 FITS files"] = folder / "fits"
+    (folder / "fits" / "bias_readnoise").mkdir(parents=True)
+    stack = make_stack(8, shape)
+    for number in range(40):
+        frame = stack[number % len(stack)]
+        frame[0, 0] = number
+        fits.writeto(folder / "fits" / "bias_readnoise" / f"{number:02d}.fits", frame)
+    costs: dict[str, list[tuple[Cost, Cost, Cost]]] = {name: [] for name in sources}
+    for _ in range(TURNS):
+        for name, source in sources.items():
+            mine = []
+            for one in (folder / "trivial", source):
+                mine.append(run(_job(one, folder / "ours", "--cluster", "serial"), folder))
+                _remove(folder / "ours")
+            loop = [sys.executable, HERE / "sensor.py", "--files", "numpy", source]
+            costs[name].append((*mine, run([*loop, folder / "loop"], folder)))
+            _remove(folder / "loop")
+    rows = []
+    for name, turns in costs.items():
+        trivial, ours, loop = (_best([*of]) for of in zip(*turns, strict=True))
+        allowed = {"24 DNG files": 2.0, "72 DNG files": 1.1}.get(name, 1.5)
+        beyond = ours.cpu_s - trivial.cpu_s
+        what = f"stack of {name}, serial: CPU beyond a trivial run"
+        rows.append(Row(what, beyond, "s", loop.cpu_s, "a NumPy loop", allowed))
+    for source in (*sources.values(), folder / "trivial"):
+        _remove(source)
+    return rows
+
+
 def bench_long(folder: Path, shape: tuple[int, int], n: int) -> list[Row]:
     """A long stack on two local workers."""
     write_frames(folder / "long", n, shape)
@@ -278,7 +338,9 @@ def _remove(path: Path) -> None:
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=["ram", "files", "long"], default=None)
+    parser.add_argument(
+        "--only", nargs="*", choices=["ram", "files", "streaming", "long"], default=None
+    )
     parser.add_argument("--shape", nargs=2, type=int, default=SHAPE, help="rows and columns")
     parser.add_argument("--frames", type=int, default=LONG, help="frames of the long stack")
     parser.add_argument("--one", choices=["floor", "ours", "peer"], help=argparse.SUPPRESS)
@@ -290,11 +352,12 @@ def main() -> None:
         return
     if given.files:
         what, source, output = given.files
-        {"floor": files_floor, "peer": files_peer}[what](Path(source), Path(output))
+        ways = {"floor": files_floor, "numpy": files_numpy, "peer": files_peer}
+        ways[what](Path(source), Path(output))
         return
     # Modules are compiled once on a user's machine; without it, each start pays for it again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    parts = given.only or ["ram", "files", "long"]
+    parts = given.only or ["ram", "files", "streaming", "long"]
     rows: list[Row] = []
     base = os.environ.get("CALIBDASK_BENCH_DATA")
     with tempfile.TemporaryDirectory(dir=base) as name:
@@ -303,6 +366,8 @@ def main() -> None:
             rows += bench_in_ram(folder, shape)
         if "files" in parts:
             rows += bench_files(folder, shape)
+        if "streaming" in parts:
+            rows += bench_streaming(folder, shape)
         if "long" in parts:
             rows += bench_long(folder, shape, given.frames)
     print(f"{shape[0]} x {shape[1]} pixels of 16 bits\n\n{format_table(rows)}")

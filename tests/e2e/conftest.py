@@ -11,8 +11,7 @@ import pytest
 import calibdask as package
 from calibdask.array.simulate import ArraySimulation, SimulatedArray, simulate_array
 from calibdask.cli import main
-from calibdask.muon.simulate import MuonSimulation
-from calibdask.muon.simulate import simulate as simulate_muons
+from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
 from calibdask.registry import JOBS
 from calibdask.sensor.simulate import simulate_sensor
 from calibdask.sensor.simulation import SensorSimulation
@@ -52,7 +51,7 @@ def campaign(tmp_path_factory) -> SimulatedArray:
 def muons(tmp_path_factory) -> tuple[Path, ...]:
     """Two DL1 files with muon tables: read only."""
     options = MuonSimulation(n_rings=4000, n_dual_mirror=1, trend_per_day=-0.05, gap_s=80_000)
-    return simulate_muons(tmp_path_factory.mktemp("muons"), options)
+    return simulate_ring_tables(tmp_path_factory.mktemp("muons"), options)
 
 
 @pytest.fixture(scope="session")

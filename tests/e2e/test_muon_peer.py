@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from calibdask.io.images import read_images
-from calibdask.muon.rings import RING_COLUMNS, STATUS, RingOptions, optics_of, rings_of
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import RING_COLUMNS, STATUS, optics_of, rings_of
 
 OPTIONS = RingOptions(hole_radius_m=0.74, of_ctapipe=True, fit_circle=False)
 SADDLE, INVALID = 400, 1800
@@ -187,7 +188,8 @@ def test_where_the_light_is_opposite_to_its_start_the_peer_stays_in_the_saddle(s
     """
     import astropy.units as u
 
-    from calibdask.muon.intensity import fit_intensity, predict, profile_points
+    from calibdask.muon.intensity import predict, profile_points
+    from calibdask.muon.intensity_fit import fit_intensity
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -228,7 +230,7 @@ def test_where_the_light_is_opposite_to_its_start_the_peer_stays_in_the_saddle(s
 
 def test_with_the_circle_of_the_peer_nothing_is_left(peers, ours):
     """The same circle, pixels and likelihood: only Migrad's tolerance remains."""
-    from calibdask.muon.intensity import fit_intensity
+    from calibdask.muon.intensity_fit import fit_intensity
 
     table, charges, _ = peers
     images, _ = ours

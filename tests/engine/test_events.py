@@ -28,10 +28,10 @@ def test_a_run_tells_everything_once(told):
     names = [type(one).__name__ for one in told]
     assert names.count("RunStarted") == names.count("RunEnded") == 1
     ended = [one for one in told if isinstance(one, events.TaskEnded)]
-    assert sorted(one.group for one in ended) == ["fit", "map", "map", "map", "merge"]
+    assert sorted(one.group for one in ended) == ["fit", "map", "map", "map"]
     assert [bool(one.failure) for one in ended if one.group == "map"].count(True) == 1
     (started,) = [one for one in told if isinstance(one, events.StageStarted)]
-    assert started.tasks == {"map": 3, "merge": 1, "fit": 1}
+    assert started.tasks == {"map": 3, "fit": 1}
     last = told[-1]
     assert (last.computed, last.cached, last.failed) == (2, 0, 1)
 

@@ -10,7 +10,7 @@ import pytest
 from faults import ClippedMeans, Scripted, calls, run, write_inputs
 
 from calibdask import api
-from calibdask.array.calibration import InterCalibration
+from calibdask.array.inter_calibration import InterCalibration
 from calibdask.array.simulate import ArraySimulation, simulate_array
 from calibdask.engine import events
 from calibdask.engine.plan import make_plan

@@ -39,9 +39,8 @@ from calibdask.engine.store import Store
 from calibdask.io.hdf5 import open_hdf5
 from calibdask.io.maps import read_product
 from calibdask.muon.image_simulation import MuonImageSimulation
-from calibdask.muon.simulate import MuonSimulation
-from calibdask.muon.simulate import simulate as simulate_rings
-from calibdask.muon.simulate_images import simulate as simulate_images
+from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
+from calibdask.muon.simulate_images import simulate_ring_images
 from calibdask.sensor.simulate import simulate_sensor
 from calibdask.sensor.simulation import SensorSimulation
 
@@ -162,11 +161,11 @@ class Frozen:
 
     @cached_property
     def _rings(self) -> Sequence[Path]:
-        return simulate_rings(self.folder / "rings", RINGS)
+        return simulate_ring_tables(self.folder / "rings", RINGS)
 
     @cached_property
     def _images(self) -> Sequence[Path]:
-        return simulate_images(self.folder / "images", IMAGES, lambda _done, _all: None)
+        return simulate_ring_images(self.folder / "images", IMAGES, lambda _done, _all: None)
 
     @cached_property
     def _camera(self) -> Sequence[Path]:

@@ -19,10 +19,11 @@ from typing import Any, Final
 import numpy as np
 
 import calibdask
-from calibdask.array.calibration import EnergyAsymmetryEstimation, InterCalibration
+from calibdask.array.asymmetry_estimation import EnergyAsymmetryEstimation
 from calibdask.array.cross import CrossCalibration
+from calibdask.array.inter_calibration import InterCalibration
+from calibdask.array.network.pairs import PairSummary
 from calibdask.array.simulate import ArraySimulation, simulate_array
-from calibdask.array.summary import PairSummary
 from calibdask.array.timing import TimingCalibration
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import WorkContext, map_shard

@@ -26,8 +26,9 @@ import numpy as np
 import tables as pytables
 
 import calibdask
-from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons
-from calibdask.muon.simulate import MuonSimulation, simulate
+from calibdask.muon.psf import PsfFromMuons
+from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
+from calibdask.muon.throughput import ThroughputFromMuons
 
 GOLDEN: Final = Path(__file__).with_name("muon.json")
 PEER: Final = Path(__file__).with_name("muon_peer.json")
@@ -46,7 +47,7 @@ CalculateThroughputWithMuons:
 
 def compute(folder: Path) -> dict[str, Any]:
     """Simulate into an empty folder, calibrate, and give the numbers."""
-    paths = simulate(folder / "rings", OPTIONS)
+    paths = simulate_ring_tables(folder / "rings", OPTIONS)
     numbers: dict[str, Any] = {
         "versions": {kind.name: kind.version for kind in (ThroughputFromMuons, PsfFromMuons)}
     }
@@ -71,7 +72,7 @@ def compute(folder: Path) -> dict[str, Any]:
 
 def ask_peer(folder: Path, environment: Path) -> dict[str, Any]:
     """Let the peer calibrate the same file."""
-    paths = simulate(folder / "rings", OPTIONS)
+    paths = simulate_ring_tables(folder / "rings", OPTIONS)
     path = folder / "rings.h5"
     shutil.copy(paths[0], path)  # it writes into its input
     for kind, text in PEER_CONFIGS.items():

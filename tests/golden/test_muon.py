@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import calibdask
-from calibdask.muon.simulate import simulate
+from calibdask.muon.simulate import simulate_ring_tables
 from tests.golden.muon import GOLDEN, OPTIONS, PEER, PSF, compute
 
 MEANT = (
@@ -86,7 +86,7 @@ def test_the_last_chunk_overlaps_only_at_the_peers(computed, peer, tel):
 
 def test_lines_agree_within_what_the_peer_gets_wrong(peer, tmp_path):
     """Same nine bins as the peer: the points are the same, weights and errors are not."""
-    paths = simulate(tmp_path / "rings", OPTIONS)
+    paths = simulate_ring_tables(tmp_path / "rings", OPTIONS)
     overrides = {"CalculatePSFWithMuons.muonring_radius_fit_nbins": 9}
     result = calibdask.run(
         "calculate-psf-muon", paths, tmp_path / "psf.h5", overrides=overrides, cluster="serial",

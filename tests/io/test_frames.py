@@ -17,9 +17,10 @@ from astropy.io import fits
 from PIL import Image
 
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, WrongKind
-from calibdask.io import frames
+from calibdask.io import raw as raw_files
 from calibdask.io.dng import DngHeader, write_dng
-from calibdask.io.frames import FRAME_PATTERNS, FrameInfo, inspect_frame, read_frame, read_frames
+from calibdask.io.frame_info import FrameInfo
+from calibdask.io.frames import FRAME_PATTERNS, inspect_frame, read_frame, read_frames
 
 TIME = datetime(2025, 3, 4, 5, 6, 7)  # noqa: DTZ001  cameras know no zone
 BLACK = (100, 110, 120, 130)
@@ -61,16 +62,16 @@ def test_libraw_opens_our_dng_pixel_by_pixel(tmp_path, pattern, shape):
 def test_without_libraw_the_same(tmp_path, pattern, shape):
     path = tmp_path / "one.dng"
     dng(path, shape, pattern, temperature_c=-10.5)
-    strip = frames._Strips.of(path)
+    strip = raw_files._Strips.of(path)
     assert (strip is not None) is bool(pattern)  # a DNG without filters goes through LibRaw
-    by_libraw = frames._inspect_libraw(path, frames._raw_tags(path)[0])
+    by_libraw = raw_files._inspect_libraw(path, raw_files._raw_tags(path)[0])
     assert inspect_frame(path) == by_libraw
     assert by_libraw == FrameInfo(
         str(path), shape, "uint16", bit_depth=12, white_level=4095, make="Acme", model="Acme One",
         pattern=pattern, black_level=BLACK if pattern else BLACK[:1], iso=800,
         exposure_s=0.004, time="2025-03-04T05:06:07", temperature_c=-10.5,
     )  # fmt: skip
-    with frames._libraw(path) as raw:
+    with raw_files._libraw(path) as raw:
         theirs = raw.raw_image.copy()
     np.testing.assert_array_equal(read_frame(path), theirs)
 
@@ -86,7 +87,7 @@ def test_what_libraw_changes_is_left_to_it(tmp_path):
         (50712, 3, 4096, tuple(table.tolist()), True), (50717, 3, 1, 4095, True),
     ]  # fmt: skip
     tifffile.imwrite(path, frame, photometric="cfa", extratags=more, metadata=None)
-    assert frames._Strips.of(path) is None
+    assert raw_files._Strips.of(path) is None
     np.testing.assert_array_equal(read_frame(path), table[frame])
 
 
@@ -134,7 +135,7 @@ def test_strips_one_behind_the_other_are_one_piece(tmp_path, rows):
     frame = pixels((40, 60))
     path = tmp_path / "strips.dng"
     write_strips(path, frame, rows)
-    assert len(frames._Strips.of(path).runs) == 1
+    assert len(raw_files._Strips.of(path).runs) == 1
     np.testing.assert_array_equal(read_frame(path), frame)
     with rawpy.imread(str(path)) as raw:
         np.testing.assert_array_equal(raw.raw_image, frame)
@@ -166,7 +167,7 @@ def test_big_endian_dng(tmp_path):
         (50717, 3, 1, 4095, True),
     ]  # fmt: skip
     tifffile.imwrite(path, frame, photometric="cfa", extratags=more, metadata=None, byteorder=">")
-    assert frames._Strips.of(path).byte_order == ">"
+    assert raw_files._Strips.of(path).byte_order == ">"
     ours = read_frame(path)
     assert ours.dtype.isnative
     np.testing.assert_array_equal(ours, frame)
@@ -197,7 +198,7 @@ def test_a_dng_without_exif(tmp_path):
     dng(path, iso=None, exposure_s=None, time=None)
     info = inspect_frame(path)
     assert (info.iso, info.exposure_s, info.time) == (None, None, "")
-    assert info == frames._inspect_libraw(path, frames._raw_tags(path)[0])
+    assert info == raw_files._inspect_libraw(path, raw_files._raw_tags(path)[0])
 
 
 @pytest.mark.parametrize(
@@ -292,9 +293,9 @@ def test_a_tiff_without_some_of_its_strips_is_refused(tmp_path, compression):
 def test_files_of_one_camera_are_decoded_once_for_their_metadata(tmp_path, monkeypatch):
     """LibRaw tells levels only after decoding, which would take as long as the whole job."""
     decoded = []
-    inspect = frames._inspect_libraw
+    inspect = raw_files._inspect_libraw
     monkeypatch.setattr(
-        frames, "_inspect_libraw", lambda path, tags: decoded.append(path) or inspect(path, tags)
+        raw_files, "_inspect_libraw", lambda path, tags: decoded.append(path) or inspect(path, tags)
     )
     for number in range(6):
         iso = 100 if number < 4 else 200
@@ -308,7 +309,7 @@ def test_files_of_one_camera_are_decoded_once_for_their_metadata(tmp_path, monke
     infos = {path: inspect_frame(path) for path in paths}
     assert [path.stem for path in decoded] == ["0", "4", "0", "silent", "size"]
     for path, info in infos.items():
-        assert info == inspect(path, frames._raw_tags(path)[0])
+        assert info == inspect(path, raw_files._raw_tags(path)[0])
     assert (infos[paths[3]].exposure_s, infos[paths[3]].temperature_c) == (4.0, 3.0)
     again = len(decoded)
     dng(

@@ -8,7 +8,8 @@ import pytest
 import tables
 
 from calibdask.errors import CorruptedInput, MissingInput
-from calibdask.io.dl1 import (
+from calibdask.io.camera_images import neighbours_of
+from calibdask.io.ctapipe_writer import (
     OpticsDescription,
     TelescopeDescription,
     square_camera,
@@ -18,13 +19,7 @@ from calibdask.io.dl1 import (
     write_telescope_table,
     write_triggers,
 )
-from calibdask.io.images import (
-    has_images,
-    inspect_images,
-    is_hdf5,
-    neighbours_of,
-    read_images,
-)
+from calibdask.io.images import has_images, inspect_images, is_hdf5, read_images
 from calibdask.io.pytables import create_hdf5
 
 START_NS = 1_700_000_037_000_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import calibdask
-from calibdask.muon.simulate import MuonSimulation, simulate
+from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
 
 THROUGHPUT = "/dl1/monitoring/telescope/calibration/optical_throughput/muon"
 PSF = "/dl1/monitoring/telescope/optical_psf"
@@ -27,7 +27,7 @@ OPTIONS = MuonSimulation(
 @pytest.fixture(scope="session")
 def muons(tmp_path_factory):
     """Three files of two telescopes that lose 3 % a day, and one with two mirrors."""
-    return simulate(tmp_path_factory.mktemp("muons"), OPTIONS)
+    return simulate_ring_tables(tmp_path_factory.mktemp("muons"), OPTIONS)
 
 
 @pytest.fixture

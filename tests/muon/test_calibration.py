@@ -20,7 +20,7 @@ from calibdask.muon.simulate import (
     MuonSimulation,
     describe_telescopes,
     ring_columns,
-    simulate,
+    simulate_ring_tables,
     simulate_rings,
     true_efficiency,
     write_rings,
@@ -153,7 +153,7 @@ def test_residuals_show_what_depends_on_the_impact(tmp_path, run):
         outlier_fraction=0.0,
         seed=2,
     )
-    result = run("throughput", simulate(tmp_path / "sim", options))
+    result = run("throughput", simulate_ring_tables(tmp_path / "sim", options))
     impact = result.tables[f"{THROUGHPUT}_impact"]
     middle = 0.5 * (impact["impact_low"] + impact["impact_high"]).value
     residual = np.asarray(impact["residual"])
@@ -317,7 +317,7 @@ def test_errors_of_the_line_are_of_width_over_radius(tmp_path, run):
     errors, chi2 = [], []
     for n_rings in (8000, 16000):
         options = MuonSimulation(n_files=1, n_rings=n_rings, n_telescopes=1, seed=6)
-        paths = simulate(tmp_path / str(n_rings), options)
+        paths = simulate_ring_tables(tmp_path / str(n_rings), options)
         line = run("psf", paths).tables[f"{PSF}/tel_001"]
         errors.append(line["slope_err"].value[0])
         chi2.append(line["chi2"][0] / line["ndf"][0])
@@ -356,7 +356,7 @@ def test_unsorted_times_change_nothing(tmp_path, run):
 
 def test_rings_without_a_time_are_left_out_and_counted(tmp_path, run):
     options = MuonSimulation(n_files=1, n_rings=2000, no_time_fraction=0.3, seed=9)
-    result = run("throughput", simulate(tmp_path / "sim", options))
+    result = run("throughput", simulate_ring_tables(tmp_path / "sim", options))
     flow = list(result.account.total.cut_flow.values())
     assert 0.6 < flow[-1] / flow[-2] < 0.8
     assert any(
@@ -473,7 +473,9 @@ def test_nonsense_values_are_left_out(tmp_path, run):
 @pytest.mark.parametrize("n_channels", [1, 2])
 def test_cameras_of_one_and_of_two_gains(tmp_path, run, n_channels):
     options = MuonSimulation(n_files=1, n_rings=500, n_channels=n_channels, seed=3)
-    table = run("throughput", simulate(tmp_path / "sim", options)).tables[f"{THROUGHPUT}/tel_001"]
+    table = run("throughput", simulate_ring_tables(tmp_path / "sim", options)).tables[
+        f"{THROUGHPUT}/tel_001"
+    ]
     assert table["mean"][0] == pytest.approx(0.2, abs=0.005)
 
 

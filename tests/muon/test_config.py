@@ -21,11 +21,12 @@ def load(tmp_path):
 
 
 def test_defaults_are_those_of_the_peer(load):
-    options = load().calibration.options
-    assert options.quality_criteria.pairs == DEFAULT_CRITERIA
+    calibration = load().calibration
+    options = calibration.section
+    assert options.criteria.pairs == DEFAULT_CRITERIA
     assert (options.clip_sigma, options.iterations) == (4.0, 5)
-    assert (options.chunk_size, options.bins, options.allowed_tels) == (None, None, None)
-    assert load(job=PSF).calibration.options.min_rings == 100
+    assert (calibration.chunk_size, calibration.bins, options.allowed_tels) == (None, None, None)
+    assert load(job=PSF).calibration.section.min_number_of_muon == 100
 
 
 def test_a_configuration_of_the_peer(load):
@@ -48,13 +49,14 @@ CalculateThroughputWithMuons:
       allow_undersized_tables: true
 """
     )
-    options = config.calibration.options
+    options = config.calibration.section
     assert config.inputs == ("muons.dl1.h5",)
     assert options.allowed_tels == (1, 2)
-    assert options.quality_criteria.pairs == (("impact", "muonefficiency_impact <= 8.0"),)
-    assert (options.clip_sigma, options.iterations, options.chunk_size) == (3.0, 4, 1000)
-    assert options.skip_last
-    assert options.allow_undersized
+    assert options.criteria.pairs == (("impact", "muonefficiency_impact <= 8.0"),)
+    assert (options.clip_sigma, options.iterations) == (3.0, 4)
+    assert config.calibration.chunk_size == 1000
+    assert options.size_chunking.last_chunk_policy == "skip"
+    assert options.size_chunking.allow_undersized_tables
     assert config.calibration.notes == ()
 
 
@@ -66,23 +68,25 @@ QualityQuery: {quality_criteria: [["outer", "muonefficiency_is_valid"]]}
 CalculateThroughputWithMuons:
   SigmaClippingAggregator: {iterations: 3, SizeChunking: {chunk_size: 9}}
 """
-    options = load(text).calibration.options
-    assert (options.chunk_size, options.skip_last) == (9, True)
+    calibration = load(text).calibration
+    options = calibration.section
+    assert calibration.chunk_size == 9
+    assert options.size_chunking.last_chunk_policy == "skip"
     assert (options.clip_sigma, options.iterations) == (2.5, 3)
-    assert options.quality_criteria.pairs == (("outer", "muonefficiency_is_valid"),)
+    assert options.criteria.pairs == (("outer", "muonefficiency_is_valid"),)
 
 
 def test_sections_of_the_other_job_do_not_count(load):
     text = "CalculatePSFWithMuons: {allowed_tels: [4], muonring_radius_fit_nbins: 20}\n"
-    assert load(text).calibration.options.allowed_tels is None
-    options = load(text, job=PSF).calibration.options
-    assert (options.allowed_tels, options.n_radius_bins) == ((4,), 20)
+    assert load(text).calibration.section.allowed_tels is None
+    options = load(text, job=PSF).calibration.section
+    assert (options.allowed_tels, options.muonring_radius_fit_nbins) == ((4,), 20)
 
 
 def test_all_rings_with_the_plain_aggregator(load):
     options = load(
         "CalculateThroughputWithMuons: {aggregator_type: PlainAggregator}\n"
-    ).calibration.options
+    ).calibration.section
     assert options.clip_sigma is None
 
 
@@ -91,23 +95,23 @@ def test_chunks_by_time_are_bins(load):
 SigmaClippingAggregator: {chunking_type: TimeChunking, TimeChunking: {chunk_duration: 10 min}}
 """
     config = load(text)
-    assert config.calibration.options.bins.width_ns == 600_000_000_000
-    assert config.calibration.options.chunk_size is None
+    assert config.calibration.bins.width_ns == 600_000_000_000
+    assert config.calibration.chunk_size is None
     assert "aligned" in config.calibration.notes[0]
     zero = load("SigmaClippingAggregator: {chunking_type: TimeChunking}\n")
-    assert zero.calibration.options.bins is None
+    assert zero.calibration.bins is None
 
 
 def test_time_bins_win_over_numbers(load):
     config = load("SizeChunking: {chunk_size: 100}\n", Campaign__time_bin="1 h")
-    assert config.calibration.options.bins.width_ns == 3_600_000_000_000
-    assert config.calibration.options.chunk_size is None
+    assert config.calibration.bins.width_ns == 3_600_000_000_000
+    assert config.calibration.chunk_size is None
     assert "SizeChunking.chunk_size is not used" in config.calibration.notes[0]
 
 
 def test_overlapping_chunks_are_not_made(load):
     config = load("SizeChunking: {chunk_size: 100, last_chunk_policy: overlap}\n")
-    assert not config.calibration.options.skip_last
+    assert config.calibration.section.size_chunking.last_chunk_policy == "overlap"
     assert "twice" in config.calibration.notes[0]
     with pytest.raises(ConfigError, match=r"SizeChunking\.chunk_shift.*not independent"):
         load("SizeChunking: {chunk_size: 100, chunk_shift: 50}\n")
@@ -115,7 +119,7 @@ def test_overlapping_chunks_are_not_made(load):
 
 def test_chunks_by_number_mean_nothing_to_the_psf(load):
     config = load("SizeChunking: {chunk_size: 100}\n", job=PSF)
-    assert config.calibration.options.chunk_size is None
+    assert config.calibration.chunk_size is None
     assert "without effect" in config.calibration.notes[0]
 
 
@@ -129,7 +133,7 @@ def test_nothing_is_appended(load):
 
 def test_no_criteria_is_noted(load):
     config = load("MuonQualityQuery: {quality_criteria: []}\n")
-    assert config.calibration.options.quality_criteria.pairs == ()
+    assert config.calibration.section.criteria.pairs == ()
     assert "every ring is used" in config.calibration.notes[0]
 
 
@@ -161,12 +165,12 @@ def test_wrong_options_are_named(load, text, message):
 
 def test_the_model_is_ours_unless_compatibility_is_asked_for(load):
     ours, peers = (
-        load(text).calibration.options.ring_fit
+        load(text).calibration.ring_fit
         for text in ("", "MuonIntensityFitter: {compatibility: ctapipe}\n")
     )
     assert (ours.of_ctapipe, ours.fit_circle) == (False, True)
     assert (peers.of_ctapipe, peers.fit_circle) == (True, False)
-    fixed = load("MuonIntensityFitter: {fit_circle: false}\n").calibration.options.ring_fit
+    fixed = load("MuonIntensityFitter: {fit_circle: false}\n").calibration.ring_fit
     assert (fixed.of_ctapipe, fixed.fit_circle) == (False, False)
     with pytest.raises(ConfigError, match="fixes the circle; leave one of them out"):
         load("MuonIntensityFitter: {compatibility: ctapipe, fit_circle: true}\n")
@@ -179,11 +183,11 @@ def test_options_of_the_ring_fit_by_telescope(load):
 MuonProcessor: {pedestal: [[type, "*", 1.0], [id, 2, 2.0]]}
 MuonIntensityFitter: {oversampling: 5}
 """
-    fit = load(text).calibration.options.ring_fit
-    assert fit.of_telescope(1, "LST_LST_LSTCam")["pedestal"] == 1.0
+    fit = load(text).calibration.ring_fit
+    assert fit.of_telescope(1, "LST_LST_LSTCam").pedestal == 1.0
     two = fit.of_telescope(2, "MST_MST_NectarCam")
-    assert (two["pedestal"], two["hole_radius_m"], two["oversampling"]) == (2.0, 0.59, 5.0)
-    assert fit.of_telescope(3, "SST_SST_SSTCam")["hole_radius_m"] == 0.0
+    assert (two.pedestal, two.hole_radius_m, two.oversampling) == (2.0, 0.59, 5)
+    assert fit.of_telescope(3, "SST_SST_SSTCam").hole_radius_m == 0.0
 
 
 def test_what_only_fits_depend_on_is_not_in_the_map(load):

@@ -9,11 +9,13 @@ import tables
 from calibdask.errors import ConfigError, CorruptedInput, MissingInput, NotEnoughData
 from calibdask.io.images import read_images
 from calibdask.io.muon import MUON_GROUP
+from calibdask.muon.gallery import pictures as pictures_of
 from calibdask.muon.image_simulation import MuonImageSimulation
 from calibdask.muon.report import Picture
-from calibdask.muon.rings import RingOptions, rings_of
-from calibdask.muon.simulate import MuonSimulation, simulate
-from calibdask.muon.simulate_images import simulate as simulate_images
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
+from calibdask.muon.simulate import MuonSimulation, simulate_ring_tables
+from calibdask.muon.simulate_images import simulate_ring_images
 from calibdask.muon.tables import TABLES, TREND
 from calibdask.registry import JOBS
 from tests.muon.conftest import PSF, THROUGHPUT
@@ -25,7 +27,9 @@ CUT = {"Campaign.shard_bytes": "400 KiB"}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return simulate_images(tmp_path_factory.mktemp("images"), OPTIONS, lambda done, total: None)
+    return simulate_ring_images(
+        tmp_path_factory.mktemp("images"), OPTIONS, lambda done, total: None
+    )
 
 
 @pytest.fixture
@@ -79,9 +83,8 @@ def test_rings_are_fitted_once_for_both_jobs(images, run, tmp_path, monkeypatch)
 
 
 def test_a_few_images_are_kept_for_people(result):
-    from calibdask.muon.calibration import _pictures
-
-    pictures = _pictures(result.result)
+    found = {cell: state.gallery for cell, state in result.result.items()}
+    pictures = pictures_of(found)
     assert len(pictures) == 6
     assert all(isinstance(one, Picture) for one in pictures)
     assert [one.tel_id for one in pictures] == [1, 2, 1, 2, 1, 2]
@@ -118,9 +121,11 @@ def test_tables_of_rings_come_first(images, run, tmp_path):
 
 
 def test_images_and_tables_in_one_run(images, run, tmp_path):
-    rings = simulate(tmp_path / "rings", MuonSimulation(n_files=1, n_rings=300, n_telescopes=1))
+    rings = simulate_ring_tables(
+        tmp_path / "rings", MuonSimulation(n_files=1, n_rings=300, n_telescopes=1)
+    )
     other = MuonSimulation(n_files=1, n_rings=300, n_telescopes=1, n_dual_mirror=1)
-    contradicting = simulate(tmp_path / "other", other)
+    contradicting = simulate_ring_tables(tmp_path / "other", other)
     with pytest.raises(ConfigError, match="different arrays"):
         run("throughput", [*images[:1], *contradicting])
     result = run("throughput", [*images[:1], *rings])
@@ -133,7 +138,7 @@ def test_no_focal_length(run, tmp_path):
     options = MuonImageSimulation(
         n_files=1, n_rings_per_telescope=5, effective_focal_length=False, seed=1
     )
-    paths = simulate_images(tmp_path / "images", options, lambda done, total: None)
+    paths = simulate_ring_images(tmp_path / "images", options, lambda done, total: None)
     with pytest.raises(MissingInput, match="EQUIVALENT"):
         run("throughput", paths)
     overrides = {"EventSource.focal_length_choice": "EQUIVALENT"}
@@ -199,7 +204,7 @@ def troubled(tmp_path_factory):
     )
     saturated = MuonImageSimulation(n_rings_per_telescope=60, saturation_pe=15.0, seed=4)
     return {
-        name: simulate_images(directory / name, options, lambda done, total: None)
+        name: simulate_ring_images(directory / name, options, lambda done, total: None)
         for name, options in (("two", two), ("saturated", saturated))
     }
 

@@ -8,17 +8,12 @@ import pytest
 from hypothesis import assume, example, given, reject, settings
 from hypothesis import strategies as st
 
-from calibdask.muon.image_simulation import pixels_of
-from calibdask.muon.intensity import (
-    chord,
-    fit_intensity,
-    likelihood,
-    polar,
-    predict,
-    profile_points,
-)
-from calibdask.muon.rings import RingOptions, optics_of
-from calibdask.muon.simulate_images import Options, describe_camera
+from calibdask.muon.image_simulation import MuonImageSimulation, pixels_of
+from calibdask.muon.intensity import chord, likelihood, polar, predict, profile_points
+from calibdask.muon.intensity_fit import fit_intensity
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import optics_of
+from calibdask.muon.simulate_images import describe_camera
 
 FOCAL_LENGTH_M = 28.0
 X, Y, _ = (values / FOCAL_LENGTH_M for values in pixels_of(1855, 0.05, "hexagon", 0.0))
@@ -26,7 +21,7 @@ X, Y, _ = (values / FOCAL_LENGTH_M for values in pixels_of(1855, 0.05, "hexagon"
 
 def lst(hole_m=0.74, oversampling=3, shape="hexagon", *, of_ctapipe=False):
     camera = replace(
-        describe_camera(1, Options()),
+        describe_camera(1, MuonImageSimulation()),
         mirror_area_m2=math.pi * 11.095**2,
         pixel_width_rad=np.full(1855, 0.05 / FOCAL_LENGTH_M),
         pixel_shape=shape,

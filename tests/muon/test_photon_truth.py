@@ -23,8 +23,9 @@ from calibdask.muon.image_simulation import (
     pixels_of,
 )
 from calibdask.muon.intensity import predict, profile_points
-from calibdask.muon.rings import STATUS, RingOptions, optics_of, rings_of
-from calibdask.muon.simulate_images import Options, describe_camera, simulate_images
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import STATUS, optics_of, rings_of
+from calibdask.muon.simulate_images import describe_camera, simulate_images
 from tests.benchmarks.muon_truth import LOOSE, study
 
 LST = RingOptions(hole_radius_m=0.74)
@@ -44,7 +45,7 @@ SHAPES = ["hexagon", "square", "circle"]
 
 def status_of(n, **settings):
     """Truth, what became of the images, and the efficiencies relative to the truth."""
-    truth, images = simulate_images(Options(n_rings_per_telescope=n, **settings), 0, 1)
+    truth, images = simulate_images(MuonImageSimulation(n_rings_per_telescope=n, **settings), 0, 1)
     rings = rings_of(replace(images, image_mask=None), LST)
     relative = rings["muonefficiency_optical_efficiency"] / truth["efficiency"] - 1
     return np.array([STATUS[k] for k in rings["status"]]), relative, rings
@@ -118,7 +119,7 @@ def test_hexagons_without_gaps_lose_nothing():
 @pytest.mark.parametrize(("width_deg", "impact_m"), [(0.05, 3.0), (0.2, 9.0)])
 def test_the_model_is_the_mean_of_drawn_images(shape, width_deg, impact_m):
     """Of 100: the light to 0.1 %, pixel by pixel to 4 % where it is bright."""
-    camera = describe_camera(1, Options(pixel_shape=shape, gap=0.03))
+    camera = describe_camera(1, MuonImageSimulation(pixel_shape=shape, gap=0.03))
     optics = optics_of(camera, LST)
     focal = focal_plane(
         camera.pixel_x_rad, camera.pixel_y_rad, shape, float(camera.pixel_width_rad[0])
@@ -221,7 +222,7 @@ def test_saturated_rings_are_left_out_and_the_others_are_right(saturation_pe):
 
 
 def test_a_limit_that_is_told_finds_a_single_saturated_pixel():
-    truth, images = simulate_images(Options(n_rings_per_telescope=30, seed=10), 0, 1)
+    truth, images = simulate_images(MuonImageSimulation(n_rings_per_telescope=30, seed=10), 0, 1)
     images = replace(images, image_mask=None)
     plain = rings_of(images, LST)
     limit = float(np.sort(images.image.max(axis=1))[15])
@@ -243,7 +244,7 @@ def test_night_sky_far_above_the_pedestal_is_told():
 
 
 def test_images_whose_dark_pixels_were_set_to_zero_have_no_noise_to_measure():
-    _, images = simulate_images(Options(n_rings_per_telescope=20, seed=12), 0, 1)
+    _, images = simulate_images(MuonImageSimulation(n_rings_per_telescope=20, seed=12), 0, 1)
     reduced = np.where(images.image_mask, images.image, 0.0).astype(np.float32)
     rings = rings_of(replace(images, image=reduced), LST)
     fitted = rings["status"] == 0
@@ -255,11 +256,15 @@ def test_images_whose_dark_pixels_were_set_to_zero_have_no_noise_to_measure():
 
 
 def test_second_rings_and_saturation_are_as_often_and_as_high_as_asked():
-    _, some = simulate_images(Options(n_rings_per_telescope=100, second_ring=0.3, seed=13), 0, 1)
-    _, none = simulate_images(Options(n_rings_per_telescope=100, seed=13), 0, 1)
+    _, some = simulate_images(
+        MuonImageSimulation(n_rings_per_telescope=100, second_ring=0.3, seed=13), 0, 1
+    )
+    _, none = simulate_images(MuonImageSimulation(n_rings_per_telescope=100, seed=13), 0, 1)
     more = some.image.sum(axis=1) > 1.5 * none.image.sum(axis=1).mean()
     assert 15 <= more.sum() <= 45
-    _, low = simulate_images(Options(n_rings_per_telescope=3, saturation_pe=9.0, seed=13), 0, 1)
+    _, low = simulate_images(
+        MuonImageSimulation(n_rings_per_telescope=3, saturation_pe=9.0, seed=13), 0, 1
+    )
     assert low.image.max() == np.float32(9.0)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from calibdask.io.images import neighbours_of
+from calibdask.io.camera_images import neighbours_of
 from calibdask.muon.image_simulation import pixels_of
 from calibdask.muon.ring import (
     Circle,

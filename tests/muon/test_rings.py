@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibdask.io.images import Camera, TelescopeImages
+from calibdask.io.camera_images import Camera, TelescopeImages
 from calibdask.muon.image_simulation import MuonImageSimulation
 from calibdask.muon.ring import tailcuts
+from calibdask.muon.ring_options import RingOptions
 from calibdask.muon.rings import (
     RING_COLUMNS,
     RING_UNITS,
     STATUS,
-    RingOptions,
     predicted_image,
     rings_of,
     unusable,
@@ -21,7 +21,7 @@ from calibdask.muon.rings import (
 from calibdask.muon.simulate_images import simulate_images
 
 LST = RingOptions(hole_radius_m=0.74)
-LOOSE = replace(LST, picture_threshold=5.0, boundary_threshold=2.5, min_pixels=50)
+LOOSE = replace(LST, picture_threshold_pe=5.0, boundary_threshold_pe=2.5, min_pixels=50)
 SIMULATION = MuonImageSimulation(n_rings_per_telescope=60, seed=5)
 
 
@@ -138,7 +138,7 @@ def test_images_without_a_ring_say_why(sixty):
         return np.where(np.abs(off) < math.radians(0.11), charge, rng.normal(0.0, 1.0, n))
 
     line = np.where(np.abs(x) < math.radians(0.16), 20.0, 0.0)
-    faint = replace(LST, picture_threshold=2.0, boundary_threshold=1.5, min_pixels=10)
+    faint = replace(LST, picture_threshold_pe=2.0, boundary_threshold_pe=1.5, min_pixels=10)
     several = _with_image(
         images,
         [

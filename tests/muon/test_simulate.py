@@ -11,7 +11,7 @@ from calibdask.errors import ConfigError
 from calibdask.muon.simulate import (
     MuonSimulation,
     describe_telescopes,
-    simulate,
+    simulate_ring_tables,
     simulate_rings,
     true_efficiency,
     write_rings,
@@ -27,12 +27,12 @@ def digest(path):
 
 def test_equal_options_give_equal_bytes(tmp_path):
     options = MuonSimulation(n_files=2, n_rings=200, seed=5)
-    one, two = (simulate(tmp_path / name, options) for name in "ab")
+    one, two = (simulate_ring_tables(tmp_path / name, options) for name in "ab")
     assert [digest(path) for path in one] == [digest(path) for path in two]
-    other = simulate(tmp_path / "c", MuonSimulation(n_files=2, n_rings=200, seed=6))
+    other = simulate_ring_tables(tmp_path / "c", MuonSimulation(n_files=2, n_rings=200, seed=6))
     assert digest(other[0]) != digest(one[0])
     # Another file more changes none of the others.
-    more = simulate(tmp_path / "d", MuonSimulation(n_files=4, n_rings=400, seed=5))
+    more = simulate_ring_tables(tmp_path / "d", MuonSimulation(n_files=4, n_rings=400, seed=5))
     assert [digest(path) for path in more[:2]] == [digest(path) for path in one]
 
 
@@ -78,7 +78,7 @@ def test_faults(tmp_path):
         shuffled_rows=True,
         effective_focal_length=False,
     )
-    (path,) = simulate(tmp_path / "sim", options)
+    (path,) = simulate_ring_tables(tmp_path / "sim", options)
     with pytables.open_file(path) as file:
         tables = [node.name for node in file.get_node("/dl1/event/telescope/muon")]
         assert tables == ["tel_001", "tel_002", "tel_003"]
@@ -101,7 +101,7 @@ def test_ctapipe_opens_the_files(tmp_path):
         from ctapipe.io import TableLoader, read_table
 
         options = MuonSimulation(n_files=1, n_rings=100, n_dual_mirror=1, seed=1)
-        (path,) = simulate(tmp_path / "sim", options)
+        (path,) = simulate_ring_tables(tmp_path / "sim", options)
         subarray = SubarrayDescription.from_hdf(path)
         assert subarray.tel_ids.tolist() == [1, 2, 3]
         assert int(subarray.tel[3].optics.n_mirrors) == 2
@@ -120,7 +120,9 @@ def test_ctapipe_opens_the_files(tmp_path):
 
 def test_columns_are_ctapipes(tmp_path):
     """As ctapipe-process 0.32.0 --write-muon-parameters writes them."""
-    (path,) = simulate(tmp_path / "sim", MuonSimulation(n_files=1, n_rings=10, n_telescopes=1))
+    (path,) = simulate_ring_tables(
+        tmp_path / "sim", MuonSimulation(n_files=1, n_rings=10, n_telescopes=1)
+    )
     with pytables.open_file(path) as file:
         dtype = file.get_node("/dl1/event/telescope/muon/tel_001").dtype
     from ctapipe.containers import (
@@ -159,9 +161,9 @@ def test_options_out_of_range(option, value):
 
 def test_an_existing_file_is_kept(tmp_path):
     options = MuonSimulation(n_files=1, n_rings=10)
-    (path,) = simulate(tmp_path, options)
+    (path,) = simulate_ring_tables(tmp_path, options)
     with pytest.raises(ConfigError, match="exists already"):
-        simulate(tmp_path, options)
+        simulate_ring_tables(tmp_path, options)
     with pytest.raises(ConfigError, match="exists already"):
         write_rings(path, describe_telescopes(options), simulate_rings(options, 0))
 

@@ -9,15 +9,19 @@ import pytest
 from calibdask.errors import ConfigError
 from calibdask.io.hdf5 import digest_hdf5
 from calibdask.io.images import inspect_images, read_images
-from calibdask.muon.rings import RingOptions, rings_of
-from calibdask.muon.simulate_images import Options, simulate, simulate_images
+from calibdask.muon.image_simulation import MuonImageSimulation
+from calibdask.muon.ring_options import RingOptions
+from calibdask.muon.rings import rings_of
+from calibdask.muon.simulate_images import simulate_images, simulate_ring_images
 
-OPTIONS = Options(n_files=2, n_rings_per_telescope=6, n_telescopes=2, broken=0.01, seed=3)
+OPTIONS = MuonImageSimulation(
+    n_files=2, n_rings_per_telescope=6, n_telescopes=2, broken=0.01, seed=3
+)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return simulate(tmp_path_factory.mktemp("muon-images"), OPTIONS, lambda *_: None)
+    return simulate_ring_images(tmp_path_factory.mktemp("muon-images"), OPTIONS, lambda *_: None)
 
 
 def test_files_hold_what_was_drawn(files):
@@ -38,10 +42,10 @@ def test_files_hold_what_was_drawn(files):
 
 
 def test_equal_options_give_equal_files(files, tmp_path):
-    again = simulate(tmp_path / "again", OPTIONS, lambda *_: None)
+    again = simulate_ring_images(tmp_path / "again", OPTIONS, lambda *_: None)
     assert [digest_hdf5(path) for path in again] == [digest_hdf5(path) for path in files]
     with pytest.raises(ConfigError, match="exists already"):
-        simulate(tmp_path / "again", OPTIONS, lambda *_: None)
+        simulate_ring_images(tmp_path / "again", OPTIONS, lambda *_: None)
 
 
 def test_broken_pixels_are_the_same_in_all_files(files):

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibdask.muon.gallery import Gallery
 from calibdask.muon.summary import (
     N_BINS,
     ChunkKeys,
     EfficiencySummary,
-    Gallery,
     RingSummary,
     WidthSummary,
 )

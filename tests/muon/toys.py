@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibdask.engine.protocol import Shard
-from calibdask.muon.calibration import PsfFromMuons, ThroughputFromMuons, _RingTable
+from calibdask.muon.gallery import Gallery
+from calibdask.muon.selection import RingTable
 from calibdask.muon.simulate import (
     UNITS,
     MuonSimulation,
@@ -16,7 +17,7 @@ from calibdask.muon.simulate import (
     ring_columns,
     write_rings,
 )
-from calibdask.muon.summary import Gallery, Rings
+from calibdask.muon.summary import Rings
 from calibdask.registry import JOBS
 
 if TYPE_CHECKING:
@@ -94,18 +95,19 @@ def write_file(path: Path, telescopes: int = 1, **columns: Any) -> Path:
     return path
 
 
-def in_memory(kind: str, columns: Any, **options: Any) -> Any:
+SECTION = {"throughput": "CalculateThroughputWithMuons", "psf": "CalculatePSFWithMuons"}
+
+
+def in_memory(kind: str, columns: Any, bins: Any = None, min_rings: int | None = None) -> Any:
     """Run all stages of a job on simulated columns, without files and engine; give its tables."""
-    calibration = {"throughput": ThroughputFromMuons, "psf": PsfFromMuons}[kind](
-        replace(JOBS[f"calculate-{kind}-muon"].prepare([], {}).calibration.options, **options),
-        2**28,
-    )
-    bins = calibration.options.bins
+    overrides = {} if min_rings is None else {f"{SECTION[kind]}.min_number_of_muon": min_rings}
+    calibration = JOBS[f"calculate-{kind}-muon"].prepare([], overrides).calibration
+    calibration = replace(calibration, bins=bins)
     number = (
         np.zeros(len(columns["tel_id"]), int) if bins is None else bins.index(columns["time_ns"])
     )
     cells = tuple(sorted(set(zip(columns["tel_id"].tolist(), number.tolist(), strict=True))))
-    table = _RingTable(dict(columns), dict(UNITS), columns["time_ns"])
+    table = RingTable(dict(columns), dict(UNITS), columns["time_ns"])
     shard = Shard(0, (), cells=cells)
     reduced = calibration.reduce(shard, table)
     rows, active, states = reduced.rows, dict.fromkeys(cells), {}

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calibdask.sensor.apply import Corrections, Term, calibrate
-from calibdask.sensor.bias import Bias
-from calibdask.sensor.dark import DarkCurrent
-from calibdask.sensor.flat import FlatField
-from calibdask.sensor.gain import Gain
+from calibdask.sensor.bias import BiasJob
+from calibdask.sensor.dark import DarkCurrentJob
+from calibdask.sensor.flat import FlatFieldJob
+from calibdask.sensor.gain import GainJob
 from calibdask.sensor.tiles import SensorFacts
 from tests.sensor.toys import key, run_job
 
@@ -96,22 +96,24 @@ def pulls_of(sensor: Sensor) -> dict[str, np.ndarray]:
         return value, error, (mask == 0) & lit
 
     for name in ("bias", "readnoise"):
-        value, error, good = keep(Bias(), bias, name, f"{name}/iso100")
+        value, error, good = keep(BiasJob(), bias, name, f"{name}/iso100")
         found[name] = ((value - true[name]) / error)[good]
     stacks = {
         key("dark_current", iso=100, exposure_s=t): sensor.frames(20, exposure_s=t)
         for t in (1.0, 20.0, 60.0, 120.0)
     }
-    value, error, good = keep(DarkCurrent(), bias | stacks, "dark_current", "dark_current/iso100")
+    value, error, good = keep(
+        DarkCurrentJob(), bias | stacks, "dark_current", "dark_current/iso100"
+    )
     found["dark_current"] = ((value - true["dark"] * true["gain"]) / error)[good]
     stacks = {
         key("gain", iso=100, level=f"{i:02d}"): sensor.frames(60, light)
         for i, light in enumerate(np.linspace(1000, 17_000, 14))
     }
-    value, error, good = keep(Gain(), bias | stacks, "gain", "gain/iso100")
+    value, error, good = keep(GainJob(), bias | stacks, "gain", "gain/iso100")
     found["gain"] = ((value - true["gain"]) / error)[good]
     stacks = {key("flatfield", iso=100): sensor.frames(30, 15_000.0)}
-    value, error, good = keep(FlatField(), bias | stacks, "flatfield", "flatfield")
+    value, error, good = keep(FlatFieldJob(), bias | stacks, "flatfield", "flatfield")
     # The scale of a flat field is free, for each channel.
     shape = true["gain"] * true["response"]
     scale = np.ones(sensor.whole)

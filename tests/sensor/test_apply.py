@@ -15,14 +15,14 @@ from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, Missin
 from calibdask.flags import ImageFlag
 from calibdask.io.maps import MAPS, TABLES, MapLayout, create_maps, write_rows
 from calibdask.io.pytables import create_hdf5, write_table
-from calibdask.sensor import calibration, config
+from calibdask.sensor import config, stream
 from calibdask.sensor.apply import (
     QUANTISATION_VARIANCE,
     Corrections,
     Term,
     calibrate,
 )
-from calibdask.sensor.calibrate import CalibrateImages
+from calibdask.sensor.calibrate import CalibrateImagesJob
 from calibdask.sensor.config import Frames
 from tests.sensor.frames import write_stack
 
@@ -223,7 +223,7 @@ def lights(sensor, tmp_path_factory):
 
 def _job(made, *names, **options):
     products = tuple((name, made[{"readnoise": "bias"}.get(name, name)]) for name in names)
-    return CalibrateImages(products=products, options=config.CalibrateImages(**options))
+    return CalibrateImagesJob(products=products, options=config.CalibrateImages(**options))
 
 
 ALL_OF_THEM = ("bias", "readnoise", "iso", "dark", "flat", "gain")
@@ -252,7 +252,7 @@ def test_frames_of_all_speeds_come_out_in_electrons_with_their_errors(made, ligh
 
 def test_the_same_as_the_functions_on_arrays(sensor, made, lights, tmp_path):
     run(_job(made, "bias", "gain"), [lights / "night100"], tmp_path / "out")
-    raw = calibration.read_frame(lights / "night100/frame_0001.dng")
+    raw = stream.read_frame(lights / "night100/frame_0001.dng")
     corrections = Corrections(
         bias=Term(sensor.bias[100].astype(np.float32), np.float32(1e-3)),
         gain=Term(sensor.gain.astype(np.float32), np.float32(1e-3)),
@@ -287,7 +287,7 @@ def test_a_cube_of_frames_stays_a_cube(sensor, made, tmp_path):
     results = []
     for shard_bytes in (1, 1 << 30):
         output = tmp_path / f"out{shard_bytes}"
-        job = CalibrateImages(
+        job = CalibrateImagesJob(
             products=(("bias", made["bias"]), ("gain", made["gain"])),
             frames=Frames.model_validate({"table": (row,)}),
             shard_bytes=shard_bytes,
@@ -346,11 +346,11 @@ def test_a_product_of_another_sensor(made, tmp_path):
 
 
 def test_a_product_that_is_not_there(lights, tmp_path):
-    job = CalibrateImages(products=(("bias", str(tmp_path / "nothing")),))
+    job = CalibrateImagesJob(products=(("bias", str(tmp_path / "nothing")),))
     with pytest.raises(MissingInput, match="nothing: holds no pixel maps"):
         run(job, [lights], tmp_path / "out")
     with pytest.raises(ConfigError, match="nothing to correct frames for"):
-        run(CalibrateImages(), [lights], tmp_path / "out")
+        run(CalibrateImagesJob(), [lights], tmp_path / "out")
 
 
 def test_dark_current_needs_the_exposure_of_each_frame(made, sensor, tmp_path):
@@ -362,14 +362,14 @@ def test_dark_current_needs_the_exposure_of_each_frame(made, sensor, tmp_path):
 def test_a_frame_that_cannot_be_read_does_not_stop_the_others(
     made, lights, tmp_path, monkeypatch
 ):  # fmt: skip
-    read = calibration.read_frame
+    read = stream.read_frame
 
-    def reads(path, index=0):
+    def reads(path, *more):
         if "night400/frame_0001" in str(path):
             raise CorruptedInput(f"{path}: cannot be decoded")
-        return read(path, index)
+        return read(path, *more)
 
-    monkeypatch.setattr(calibration, "read_frame", reads)
+    monkeypatch.setattr(stream, "read_frame", reads)
     job = _job(made, *ALL_OF_THEM)
     with pytest.raises(CalibdaskError, match=r"night400/frame_0001\.dng: cannot be decoded"):
         run(job, [lights], tmp_path / "out")
@@ -394,7 +394,7 @@ def test_another_exposure_in_the_configuration_is_other_work(made, lights, tmp_p
     digests = []
     for exposure_s in (0.5, 0.5, 5.0):
         table = ({"path": "*.dng", "exposure_s": exposure_s},)
-        job = CalibrateImages(
+        job = CalibrateImagesJob(
             products=(("bias", made["bias"]), ("dark", made["dark"])),
             frames=Frames.model_validate({"table": table}),
         )

@@ -15,10 +15,10 @@ from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData
 from calibdask.io.maps import read_product
 from calibdask.io.spectacle import read_camera_file, write_camera_file
 from calibdask.sensor.config import Frames
-from calibdask.sensor.config import StackImages as StackImagesOptions
-from calibdask.sensor.simulate import SensorSimulation, simulate_sensor
-from calibdask.sensor.simulation import FAULTS
-from calibdask.sensor.stack_images import StackImages
+from calibdask.sensor.config import StackImagesJob as StackImagesOptions
+from calibdask.sensor.simulate import simulate_sensor
+from calibdask.sensor.simulation import FAULTS, SensorSimulation
+from calibdask.sensor.stack_images import StackImagesJob
 
 OPTIONS = SensorSimulation(
     rows=24, columns=32, n_frames=8, kinds=("dark_current", "gain"), isos=(100,),
@@ -47,7 +47,7 @@ def maps_of(output):
 def test_each_is_named_and_the_others_give_what_they_give_alone(made, tmp_path):
     bad = bad_paths(made)
     assert len(bad) == 5
-    plan = make_plan(StackImages(), [made.root / "images"])
+    plan = make_plan(StackImagesJob(), [made.root / "images"])
     assert sorted(failure.where for failure in plan.rejected) == [str(path) for path in bad]
     told = {Path(one.where): one.message for one in plan.rejected}
     for path, fault in made.faults.items():
@@ -64,9 +64,9 @@ def test_each_is_named_and_the_others_give_what_they_give_alone(made, tmp_path):
                 assert "by the names of its folders" in told[path]
             assert str(path) in told[path]
     with pytest.raises((CorruptedInput, NotEnoughData), match="5 of 33 inputs or shards failed"):
-        run(StackImages(), [made.root / "images"], tmp_path / "refused")
+        run(StackImagesJob(), [made.root / "images"], tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
-    kept = run(StackImages(), [made.root / "images"], tmp_path / "kept", allow_missing=0.16)
+    kept = run(StackImagesJob(), [made.root / "images"], tmp_path / "kept", allow_missing=0.16)
     assert "5 MISSING" in str(kept)
     alone = tmp_path / "alone"
     for path in made.frames:
@@ -74,7 +74,7 @@ def test_each_is_named_and_the_others_give_what_they_give_alone(made, tmp_path):
             place = alone / path.relative_to(made.root)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-    run(StackImages(), [alone], tmp_path / "good")
+    run(StackImagesJob(), [alone], tmp_path / "good")
     mine, theirs = maps_of(tmp_path / "kept"), maps_of(tmp_path / "good")
     assert mine.keys() == theirs.keys()
     for name, values in mine.items():
@@ -90,8 +90,8 @@ def test_a_frame_damaged_among_its_pixels_is_lost_from_its_batch(tmp_path):
     broken[1500:1600] = bytes(100)
     (tmp_path / "2.png").write_bytes(broken)
     with pytest.raises(CorruptedInput, match=r"2\.png: .*\n1 of 6 inputs or shards failed"):
-        run(StackImages(), [tmp_path], tmp_path / "out")
-    run(StackImages(), [tmp_path], tmp_path / "out", allow_missing=0.2)
+        run(StackImagesJob(), [tmp_path], tmp_path / "out")
+    run(StackImagesJob(), [tmp_path], tmp_path / "out", allow_missing=0.2)
     maps = maps_of(tmp_path / "out")
     good = np.delete(frames, 2, axis=0)
     (mean,) = [values for name, values in maps.items() if name.endswith("/mean")]
@@ -105,7 +105,7 @@ def test_the_table_mends_what_files_say_wrong(made):
     frames = Frames.model_validate(
         {"table": [{"path": str(wrong), "exposure_s": exposure_s}, {"path": "misspelt/*"}]}
     )
-    plan = make_plan(StackImages(frames=frames), [made.root / "images"])
+    plan = make_plan(StackImagesJob(frames=frames), [made.root / "images"])
     assert str(wrong) not in [failure.where for failure in plan.rejected]
     assert any("misspelt/*" in warning for warning in plan.warnings)
 
@@ -114,7 +114,7 @@ def test_nothing_but_frames_that_are_alone(tmp_path):
     options = SensorSimulation(rows=24, columns=24, n_frames=1, kinds=("gain",))
     made = simulate_sensor(tmp_path, options)
     with pytest.raises(NotEnoughData, match="is the only frame of its stack"):
-        make_plan(StackImages(), [made.root / "images"])
+        make_plan(StackImagesJob(), [made.root / "images"])
 
 
 def test_two_camera_files_in_the_root(tmp_path):
@@ -125,20 +125,20 @@ def test_two_camera_files_in_the_root(tmp_path):
     with pytest.raises(
         ConfigError, match=r"2 camera files \(camera_data\.json, other_data\.json\)"
     ):
-        make_plan(StackImages(), [made.root / "images"])
+        make_plan(StackImagesJob(), [made.root / "images"])
 
 
 def test_no_camera_file_where_spectacle_needs_it(tmp_path):
     """Its products are named after the camera: said where they are asked for, and only there."""
     options = SensorSimulation(rows=24, columns=24, n_frames=2, kinds=("flatfield",))
     made = simulate_sensor(tmp_path, options)
-    asked = StackImages(options=StackImagesOptions(spectacle=True))
+    asked = StackImagesJob(options=StackImagesOptions(spectacle=True))
     assert not make_plan(asked, [made.root / "images"]).warnings
     (tmp_path / "camera_data.json").unlink()
     (said,) = make_plan(asked, [made.root / "images"]).warnings
     assert "beside a camera file (*data.json)" in said
     assert "calibdask generate-metadata" in said
-    assert not make_plan(StackImages(), [made.root / "images"]).warnings
+    assert not make_plan(StackImagesJob(), [made.root / "images"]).warnings
 
 
 def test_saturated_frames_that_are_all_alike_are_no_copies(tmp_path):
@@ -156,9 +156,9 @@ def test_saturated_frames_that_are_all_alike_are_no_copies(tmp_path):
     shutil.copyfile(tmp_path / "images" / "0_1.png", tmp_path / "images" / "0_2.png")
     lines.insert(4, "i images\\0_2.png")
     (tmp_path / "EMVA1288_Data.txt").write_text("\n".join(lines) + "\n")
-    plan = make_plan(StackImages(), [tmp_path])
+    plan = make_plan(StackImagesJob(), [tmp_path])
     assert [Path(failure.where).name for failure in plan.rejected] == ["0_2.png"]
-    run(StackImages(), [tmp_path], tmp_path / "out", allow_missing=0.2)
+    run(StackImagesJob(), [tmp_path], tmp_path / "out", allow_missing=0.2)
     maps = maps_of(tmp_path / "out")
     saturated = [values for name, values in maps.items() if name.endswith("/n_saturated")]
     assert len(saturated) == 3

@@ -15,15 +15,15 @@ from calibdask.io.areas import areas_of_fits, checked, without
 from calibdask.io.frames import inspect_frame
 from calibdask.io.maps import read_product
 from calibdask.sensor import config
-from calibdask.sensor.bias import Bias
-from calibdask.sensor.dark import DarkCurrent
-from calibdask.sensor.defects import Defects
-from calibdask.sensor.emva import Emva1288
-from calibdask.sensor.flat import FlatField
-from calibdask.sensor.gain import Gain
-from calibdask.sensor.iso import IsoNormalisation
-from calibdask.sensor.metadata import describe
-from calibdask.sensor.stack_images import StackImages
+from calibdask.sensor.bias import BiasJob
+from calibdask.sensor.dark import DarkCurrentJob
+from calibdask.sensor.defects import DefectsJob
+from calibdask.sensor.emva import Emva1288Job
+from calibdask.sensor.flat import FlatFieldJob
+from calibdask.sensor.gain import GainJob
+from calibdask.sensor.iso import IsoNormalisationJob
+from calibdask.sensor.metadata import describe_frame
+from calibdask.sensor.stack_images import StackImagesJob
 from calibdask.sensor.summary import summarise
 from tests.sensor.toys import Camera, key, run_job
 
@@ -96,10 +96,10 @@ def numbers_of(result, calibration):
 @pytest.mark.parametrize(
     ("job", "kind"),
     [
-        (StackImages(), "bias"), (Bias(), "bias"), (DarkCurrent(), "dark_current"),
-        (Gain(), "gain"), (IsoNormalisation(), "iso_normalisation"), (Emva1288(), "emva"),
-        (Defects(), "dark_current"),
-        (FlatField(options=config.FlatField(block_size=4)), "flatfield"),
+        (StackImagesJob(), "bias"), (BiasJob(), "bias"), (DarkCurrentJob(), "dark_current"),
+        (GainJob(), "gain"), (IsoNormalisationJob(), "iso_normalisation"), (Emva1288Job(), "emva"),
+        (DefectsJob(), "dark_current"),
+        (FlatFieldJob(options=config.FlatField(block_size=4)), "flatfield"),
     ],
     ids=lambda one: getattr(one, "name", None),
 )  # fmt: skip
@@ -113,14 +113,14 @@ def test_with_a_border_the_lit_part_is_calibrated_as_without(job, kind):
     maps, wide_result, calibration = run_job(job, wide, sensor)
     lit = sensor.lit(0, sensor.shape[0])
     # The radius of the vignetting's model is in units of the farthest corner, of all pixels.
-    radial = {"rtol": 2e-3} if isinstance(job, FlatField) else {"rtol": 1e-9}
+    radial = {"rtol": 2e-3} if isinstance(job, FlatFieldJob) else {"rtol": 1e-9}
     for name, values in expected.items():
         inside = maps[name][TOP:, LEFT : LEFT + columns]
         if name.endswith("mask"):
             np.testing.assert_array_equal(inside, values, name)
             assert (maps[name][~lit] == BORDER).all(), name
         else:
-            atol = 1e-3 if isinstance(job, FlatField) else 1e-12
+            atol = 1e-3 if isinstance(job, FlatFieldJob) else 1e-12
             np.testing.assert_allclose(inside, values, **radial, atol=atol, err_msg=name)
     found = numbers_of(wide_result, calibration)
     for (path, row, name), value in numbers_of(result, plain).items():
@@ -221,14 +221,14 @@ def put(path, frame, **cards):
 def test_a_section_of_the_frame_before_it_was_trimmed_is_refused_unless_told_better(tmp_path):
     path = put(tmp_path / "one.fits", np.zeros((20, 30), np.uint16), TRIMSEC="[11:40,1:20]")
     with pytest.raises(CorruptedInput, match=r"columns 10 to 39, .* 30 columns; .*lit_areas in"):
-        describe(inspect_frame(path))
+        describe_frame(inspect_frame(path))
     row = config.FrameRow.model_validate({"path": "*.fits", "lit_areas": [0, 0, 20, 30]})
-    info, _ = describe(inspect_frame(path), config.Frames(table=(row,)))
+    info, _ = describe_frame(inspect_frame(path), config.Frames(table=(row,)))
     assert info.lit_areas == ()
     row = config.FrameRow.model_validate(
         {"path": "*.fits", "lit_areas": [[0, 2, 20, 12], [0, 18, 20, 28]]}
     )
-    info, _ = describe(inspect_frame(path), config.Frames(table=(row,)))
+    info, _ = describe_frame(inspect_frame(path), config.Frames(table=(row,)))
     assert info.lit_areas == ((0, 2, 20, 12), (0, 18, 20, 28))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from calibdask.errors import CorruptedInput
 from calibdask.io.dng import DngHeader, write_dng
 from calibdask.io.maps import read_product
-from calibdask.sensor.stack_images import StackImages
+from calibdask.sensor.stack_images import StackImagesJob
 
 FRAMES = np.random.default_rng(8).integers(100, 4000, (7, 33, 46)).astype(np.uint16)
 
@@ -48,7 +48,7 @@ def write(folder, name):
 
 @pytest.mark.parametrize("name", ["dng", "fits", "cube", "png", "tif", "npy", "zarr"])
 def test_the_same_maps(tmp_path, name):
-    run(StackImages(), [write(tmp_path / "in", name)], tmp_path / "out")
+    run(StackImagesJob(), [write(tmp_path / "in", name)], tmp_path / "out")
     maps = read_product(tmp_path / "out")
     (prefix,) = {place.rpartition("/")[0] for place in maps.layouts if place.endswith("/mean")}
     np.testing.assert_array_equal(maps.rows(f"{prefix}/mean"), FRAMES.mean(axis=0))
@@ -61,7 +61,7 @@ def test_the_same_maps(tmp_path, name):
 def test_a_zarr_stack_that_lost_a_chunk_is_noticed(tmp_path):
     """Zarr takes a missing chunk for zeros: the plan must not have been of such a store."""
     store = write(tmp_path / "in", "zarr")
-    calibration = StackImages()
+    calibration = StackImagesJob()
     run(calibration, [store], tmp_path / "out")
     next(path for path in (store / "frames" / "c").rglob("*") if path.is_file()).unlink()
     with pytest.raises(CorruptedInput, match=r"all\.zarr: 1 of 9 chunks are missing"):
@@ -72,5 +72,5 @@ def test_stacks_in_a_directory(tmp_path):
     """A Zarr store below the directory that is given is one input, its chunks are none."""
     write(tmp_path / "in" / "a", "zarr")
     write(tmp_path / "in" / "b", "npy")
-    result = run(StackImages(), [tmp_path / "in"], tmp_path / "out", allow_missing=0.5)
+    result = run(StackImagesJob(), [tmp_path / "in"], tmp_path / "out", allow_missing=0.5)
     assert len(result.plan.inputs) == 2

@@ -15,19 +15,20 @@ from PIL import Image
 from calibdask.engine.plan import make_plan
 from calibdask.engine.products import digest_output
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, WrongKind
-from calibdask.io.frames import FrameInfo, inspect_frame, read_frame, read_frames
+from calibdask.io.frame_info import FrameInfo
+from calibdask.io.frames import inspect_frame, read_frame, read_frames
 from calibdask.io.maps import read_product
 from calibdask.sensor import config
-from calibdask.sensor.bias import Bias
-from calibdask.sensor.calibrate import CalibrateImages
+from calibdask.sensor.bias import BiasJob
+from calibdask.sensor.calibrate import CalibrateImagesJob
 from calibdask.sensor.config import Frames
-from calibdask.sensor.dark import DarkCurrent
-from calibdask.sensor.flat import FlatField
-from calibdask.sensor.gain import Gain
-from calibdask.sensor.iso import IsoNormalisation
-from calibdask.sensor.metadata import describe, misfits, setting_of, stack_keys
+from calibdask.sensor.dark import DarkCurrentJob
+from calibdask.sensor.flat import FlatFieldJob
+from calibdask.sensor.gain import GainJob
+from calibdask.sensor.iso import IsoNormalisationJob
+from calibdask.sensor.metadata import describe_frame, misfits, setting_of, stack_keys
 from calibdask.sensor.settings import Setting
-from calibdask.sensor.stack_images import StackImages
+from calibdask.sensor.stack_images import StackImagesJob
 
 SHAPE = (16, 20)
 CARDS = {"INSTRUME": "One", "SATURATE": 65535}
@@ -65,7 +66,7 @@ def rows(result, table):
 def test_a_type_that_is_not_known_is_left_out_by_name(tmp_path, kind):
     series(tmp_path / "in", 3, 1000, "bias", **BIAS)
     series(tmp_path / "in", 4, 20000, "other", IMAGETYP=kind, EXPTIME=3.0)
-    result = run(Bias(), [tmp_path / "in"], tmp_path / "out")
+    result = run(BiasJob(), [tmp_path / "in"], tmp_path / "out")
     assert column(result, "/sensor/bias", "bias_dn") == pytest.approx([1000.0], abs=1)
     ((where, reason),) = result.plan.skipped_alike()
     assert where.startswith("4 files below")
@@ -74,27 +75,36 @@ def test_a_type_that_is_not_known_is_left_out_by_name(tmp_path, kind):
 
 def test_where_nothing_remains_it_is_refused_with_a_hint(tmp_path):
     paths = series(tmp_path, 3, 20000, IMAGETYP="SKYFLAT", EXPTIME=3.0)
-    for job in (Bias(), FlatField(), DarkCurrent(), Gain(), IsoNormalisation(), StackImages()):
+    for job in (
+        BiasJob(),
+        FlatFieldJob(),
+        DarkCurrentJob(),
+        GainJob(),
+        IsoNormalisationJob(),
+        StackImagesJob(),
+    ):
         with pytest.raises(WrongKind, match=r"the type 'SKYFLAT'.* say so by kind in Frames.table"):
             make_plan(job, [tmp_path])
     told = Frames.model_validate({"table": [{"path": "*.fits", "kind": "flatfield"}]})
-    plan = make_plan(StackImages(frames=told), [tmp_path])
+    plan = make_plan(StackImagesJob(frames=told), [tmp_path])
     assert [key.kind for key in plan.calibration.keys] == ["flatfield"]
     # What frames to be calibrated were taken for does not matter.
-    job = CalibrateImages(products=(("bias", str(product(tmp_path / "p"))),))
+    job = CalibrateImagesJob(products=(("bias", str(product(tmp_path / "p"))),))
     assert len(make_plan(job, paths).shards) == 3
 
 
 def test_the_folder_tells_what_an_unknown_type_is_and_that_is_said(tmp_path):
     path = put(tmp_path / "images" / "flatfield" / "1.fits", 500, IMAGETYP="SKYFLAT")
-    info, (conflict,) = describe(inspect_frame(path))
+    info, (conflict,) = describe_frame(inspect_frame(path))
     assert info.kind == "flatfield"
     assert conflict.statement == (
         "the kind is flatfield by the names of its folders, which counts, and 'SKYFLAT' by the file"
     )
 
 
-@pytest.mark.parametrize("job", [Bias, DarkCurrent, FlatField, Gain, IsoNormalisation])
+@pytest.mark.parametrize(
+    "job", [BiasJob, DarkCurrentJob, FlatFieldJob, GainJob, IsoNormalisationJob]
+)
 def test_frames_that_state_no_kind_are_taken_for_the_jobs_own(tmp_path, job):
     series(tmp_path, 2, 500, EXPTIME=1.0, ISOSPEED=100)
     assert [key.kind for key in make_plan(job(), [tmp_path]).calibration.keys] == [job.kinds[0]]
@@ -106,7 +116,7 @@ def test_frames_that_state_no_kind_are_taken_for_the_jobs_own(tmp_path, job):
 def test_two_settings_of_a_camera_are_two_stacks(tmp_path):
     for gain, offset, level, rms in ((0, 10, 200, 2.0), (200, 50, 260, 6.0)):
         series(tmp_path / "in", 5, level, f"{gain}_", rms=rms, GAIN=gain, OFFSET=offset, **BIAS)
-    result = run(Bias(), [tmp_path / "in"], tmp_path / "out")
+    result = run(BiasJob(), [tmp_path / "in"], tmp_path / "out")
     table = rows(result, "/sensor/bias")
     assert [(one["gain_setting"], one["offset_setting"]) for one in table] == [(0, 10), (200, 50)]
     assert column(result, "/sensor/bias", "bias_dn") == pytest.approx([200, 260], abs=0.5)
@@ -162,7 +172,7 @@ def test_a_flat_field_is_of_one_filter(tmp_path):
     series(tmp_path, 3, 5000, "r", IMAGETYP="flat", EXPTIME=1.0, FILTER="R")
     series(tmp_path, 2, 5000, "b", IMAGETYP="flat", EXPTIME=1.0, FILTER="B")
     series(tmp_path, 2, 1000, "bias", FILTER="B", **BIAS)
-    plan = make_plan(FlatField(), [tmp_path])
+    plan = make_plan(FlatFieldJob(), [tmp_path])
     assert [one.message.split(": ")[1] for one in plan.rejected] == [
         "its filter is B, that of most of its kind (flatfield) is R"
     ] * 2
@@ -187,7 +197,7 @@ def test_what_all_frames_of_a_run_have_in_common(what, one, other):
 
 def test_another_unit_than_that_of_a_converter_is_told(tmp_path):
     series(tmp_path, 2, 1000, BUNIT="electron", **BIAS)
-    (note,) = make_plan(Bias(), [tmp_path]).warnings
+    (note,) = make_plan(BiasJob(), [tmp_path]).warnings
     assert "the values of the frames are in electron" in note
 
 
@@ -205,7 +215,7 @@ def test_iso_speeds_beyond_16_bits(tmp_path):
             tags = [*more, (34866, 4, 1, iso, True)]
             path = tmp_path / "in" / f"{iso}_{i}.dng"
             tifffile.imwrite(path, frame, photometric="cfa", extratags=tags, metadata=None)
-    result = run(Bias(), [tmp_path / "in"], tmp_path / "out")
+    result = run(BiasJob(), [tmp_path / "in"], tmp_path / "out")
     assert column(result, "/sensor/bias", "iso") == [102400, 204800]
     assert column(result, "/sensor/bias", "bias_dn") == pytest.approx([520, 600], abs=1)
 
@@ -217,9 +227,9 @@ def test_an_iso_speed_that_is_too_large_for_its_field_has_to_be_told(tmp_path):
     exif.get_ifd(34665)[34855] = 65535
     Image.fromarray(np.zeros(SHAPE, np.uint16)).save(path, exif=exif)
     with pytest.raises(CorruptedInput, match=r"iso\.png: says ISO 65535, which stands for any"):
-        describe(inspect_frame(path))
+        describe_frame(inspect_frame(path))
     told = Frames.model_validate({"table": [{"path": "*.png", "iso": 102400}]})
-    assert describe(inspect_frame(path), told)[0].iso == 102400
+    assert describe_frame(inspect_frame(path), told)[0].iso == 102400
 
 
 def test_measured_exposures_are_those_that_were_set(tmp_path):
@@ -230,12 +240,12 @@ def test_measured_exposures_are_those_that_were_set(tmp_path):
             t = round(set_s * (1 + 8e-4 * random.normal()), 4)
             put(tmp_path / "in" / f"{set_s}_{i}.fits", 1000 + 20 * t, i, IMAGETYP="Dark", EXPTIME=t)
     series(tmp_path / "in", 4, 1000, "bias", **BIAS)
-    result = run(DarkCurrent(), [tmp_path / "in"], tmp_path / "out")
+    result = run(DarkCurrentJob(), [tmp_path / "in"], tmp_path / "out")
     (row,) = rows(result, "/sensor/dark_current")
     assert (row["n_exposures"], row["n_frames"]) == (3, 12)
     # The mean of 320 pixels at 60 s, with 12 frames of 3 DN: better than 0.01 DN/s.
     assert float(row["dark_current_dn_per_s"]) == pytest.approx(20.0, abs=0.01)
-    exact = DarkCurrent(frames=Frames(exposure_tolerance=0.0))
+    exact = DarkCurrentJob(frames=Frames(exposure_tolerance=0.0))
     with pytest.raises(CalibdaskError, match="is the only frame of its stack"):
         make_plan(exact, [tmp_path / "in" / "10.0_0.fits", tmp_path / "in" / "10.0_1.fits"])
 
@@ -260,20 +270,20 @@ def test_dark_frames_are_kept_apart_by_temperature(tmp_path):
                     tmp_path / "in" / f"{celsius:g}_{t:g}_{i}.fits", 1000 + rate * t, i,
                     IMAGETYP="Dark", EXPTIME=t, CCD_TEMP=celsius + 0.5 * (i - 1),
                 )  # fmt: skip
-    result = run(DarkCurrent(), [tmp_path / "in"], tmp_path / "out")
+    result = run(DarkCurrentJob(), [tmp_path / "in"], tmp_path / "out")
     assert column(result, "/sensor/dark_current", "temperature_c") == [-10.0, 0.0]
     found = column(result, "/sensor/dark_current", "dark_current_dn_per_s")
     assert found == pytest.approx([5.0, 20.0], abs=0.1)
     maps = read_product(tmp_path / "out")
     assert maps.about("dark_current/iso_unknown_-10C")["temperature_c"] == -10.0
-    together = DarkCurrent(frames=Frames(temperature_step_c=None))
+    together = DarkCurrentJob(frames=Frames(temperature_step_c=None))
     assert len(make_plan(together, [tmp_path / "in"]).calibration.keys) == 2
 
 
 def test_temperatures_of_other_stacks_are_told(tmp_path):
     for i, celsius in enumerate((-10.0, -10.5, 15.0)):
         put(tmp_path / f"{i}.fits", 1000, i, CCD_TEMP=celsius, **BIAS)
-    (note,) = make_plan(Bias(), [tmp_path]).warnings
+    (note,) = make_plan(BiasJob(), [tmp_path]).warnings
     assert note == "stack bias_readnoise: its frames were taken at -10.5 to 15 °C"
 
 
@@ -282,15 +292,15 @@ def test_temperatures_of_other_stacks_are_told(tmp_path):
 
 def product(folder, level=1000, **cards):
     series(folder / "in", 3, level, **{**BIAS, **cards})
-    run(Bias(), [folder / "in"], folder / "out")
+    run(BiasJob(), [folder / "in"], folder / "out")
     return folder / "out"
 
 
 JOBS = {
-    "flatfield": (FlatField, {"IMAGETYP": "Flat", "EXPTIME": 1.0}),
-    "dark-current": (DarkCurrent, {"IMAGETYP": "Dark", "EXPTIME": 10.0}),
-    "gain": (Gain, {"IMAGETYP": "gain", "EXPTIME": 1.0}),
-    "calibrate-images": (CalibrateImages, {"IMAGETYP": "Light", "EXPTIME": 1.0}),
+    "flatfield": (FlatFieldJob, {"IMAGETYP": "Flat", "EXPTIME": 1.0}),
+    "dark-current": (DarkCurrentJob, {"IMAGETYP": "Dark", "EXPTIME": 10.0}),
+    "gain": (GainJob, {"IMAGETYP": "gain", "EXPTIME": 1.0}),
+    "calibrate-images": (CalibrateImagesJob, {"IMAGETYP": "Light", "EXPTIME": 1.0}),
 }
 
 
@@ -337,7 +347,7 @@ def test_in_what_products_and_frames_are_compared(tmp_path, told, field):
     rest = {card: value for card, value in ALL_TOLD.items() if card not in one}
     series(tmp_path / "other", 3, 800, IMAGETYP="Flat", EXPTIME=1.0, **rest, **other)
     series(tmp_path / "silent", 3, 800, IMAGETYP="Flat", EXPTIME=1.0, **rest)
-    job = FlatField(products=(("bias", str(told)),))
+    job = FlatFieldJob(products=(("bias", str(told)),))
     with pytest.raises(ConfigError, match=rf"the {field.replace('_', ' ')} is .*\[{field}\]"):
         make_plan(job, [tmp_path / "other"])
     make_plan(replace(job, frames=Frames(may_differ=(field,))), [tmp_path / "other"])
@@ -346,14 +356,14 @@ def test_in_what_products_and_frames_are_compared(tmp_path, told, field):
 
 def test_frames_that_are_as_their_product_says_go_with_it(tmp_path, told):
     series(tmp_path / "same", 3, 800, IMAGETYP="Flat", EXPTIME=1.0, **ALL_TOLD)
-    make_plan(FlatField(products=(("bias", str(told)),)), [tmp_path / "same"])
+    make_plan(FlatFieldJob(products=(("bias", str(told)),)), [tmp_path / "same"])
 
 
 def test_bias_frames_among_the_inputs_spare_a_product_of_their_setting(tmp_path):
     made = product(tmp_path / "bias", GAIN=0)
     series(tmp_path / "in", 3, 800, "flat", IMAGETYP="Flat", EXPTIME=1.0, GAIN=100)
     series(tmp_path / "in", 3, 500, "bias", GAIN=100, **BIAS)
-    job = FlatField(products=(("bias", str(made)),))
+    job = FlatFieldJob(products=(("bias", str(made)),))
     result = run(job, [tmp_path / "in"], tmp_path / "out")
     (row,) = rows(result, "/sensor/flatfield")
     assert float(row["signal_mono_dn"]) == pytest.approx(300, abs=2)
@@ -363,8 +373,8 @@ def test_each_setting_gets_its_own_bias(tmp_path):
     for gain, level in ((0, 200), (100, 260)):
         series(tmp_path / "b", 3, level, f"{gain}_", GAIN=gain, **BIAS)
         series(tmp_path / "l", 1, level + 50, f"{gain}_", IMAGETYP="Light", EXPTIME=1.0, GAIN=gain)
-    run(Bias(), [tmp_path / "b"], tmp_path / "bias")
-    job = CalibrateImages(products=(("bias", str(tmp_path / "bias")),))
+    run(BiasJob(), [tmp_path / "b"], tmp_path / "bias")
+    job = CalibrateImagesJob(products=(("bias", str(tmp_path / "bias")),))
     result = run(job, [tmp_path / "l"], tmp_path / "out")
     assert column(result, "/sensor/calibrated", "mean") == pytest.approx([50, 50], abs=1)
 
@@ -374,11 +384,11 @@ def test_dark_current_of_another_temperature_and_flats_of_another_filter(tmp_pat
         series(
             tmp_path / "d", 2, 1000 + 5 * t, f"{t:g}_", IMAGETYP="Dark", EXPTIME=t, CCD_TEMP=-10.0
         )
-    run(DarkCurrent(), [tmp_path / "d"], tmp_path / "dark")
+    run(DarkCurrentJob(), [tmp_path / "d"], tmp_path / "dark")
     series(tmp_path / "f", 2, 5000, "f", IMAGETYP="Flat", EXPTIME=1.0, FILTER="R")
     series(tmp_path / "f", 2, 1000, "b", **BIAS)
-    run(FlatField(), [tmp_path / "f"], tmp_path / "flat")
-    job = CalibrateImages(
+    run(FlatFieldJob(), [tmp_path / "f"], tmp_path / "flat")
+    job = CalibrateImagesJob(
         products=(("dark", str(tmp_path / "dark")), ("flat", str(tmp_path / "flat")))
     )
     light = {"IMAGETYP": "Light", "EXPTIME": 1.0}
@@ -415,12 +425,12 @@ def test_a_file_of_several_amplifiers_is_refused_until_one_is_chosen(tmp_path):
         amplifiers(tmp_path / "in" / f"{i}.fits", (1000 + i, 1100 + i))
     message = r"holds 2 images, and none is said to be the frame: name one .*1 AMP0 \(16 x 20\), 2"
     with pytest.raises(WrongKind, match=message):
-        make_plan(Bias(), [tmp_path / "in"])
+        make_plan(BiasJob(), [tmp_path / "in"])
     with pytest.raises(WrongKind, match=r"'AMP7' is not one which is the frame"):
-        make_plan(Bias(frames=Frames(hdu="AMP7")), [tmp_path / "in"])
+        make_plan(BiasJob(frames=Frames(hdu="AMP7")), [tmp_path / "in"])
     addresses = set()
     for hdu, level in (("AMP0", 1010.5), ("amp1", 1110.5), (2, 1110.5)):
-        job = Bias(frames=Frames(hdu=hdu))
+        job = BiasJob(frames=Frames(hdu=hdu))
         result = run(job, [tmp_path / "in"], tmp_path / f"out{hdu}", workdir=tmp_path / "work")
         (mean,) = column(result, "/sensor/bias", "bias_dn")
         assert mean == pytest.approx(level)
@@ -444,8 +454,8 @@ def test_a_cube_of_three_planes_is_left_out_unless_they_are_frames(tmp_path):
     hdu.header.update(CARDS)
     hdu.writeto(tmp_path / "cube.fits")
     with pytest.raises(WrongKind, match=r"may be the colours .* Frames\.planes: frames"):
-        make_plan(StackImages(), [tmp_path])
-    plan = make_plan(StackImages(frames=Frames(planes="frames")), [tmp_path])
+        make_plan(StackImagesJob(), [tmp_path])
+    plan = make_plan(StackImagesJob(frames=Frames(planes="frames")), [tmp_path])
     assert [len(frames) for _, frames in plan.calibration.plan_frames] == [3]
 
 
@@ -480,7 +490,7 @@ def test_frames_without_numbers_and_single_infinities_are_named(tmp_path):
     cube[3, 2, 4] = np.inf
     np.save(tmp_path / "cube.npy", cube)
     named = Frames.model_validate({"table": [{"path": "*", "kind": "bias_readnoise"}]})
-    job = StackImages(frames=named)
+    job = StackImagesJob(frames=named)
     with pytest.raises(CorruptedInput, match=r"cube\.npy: frame 1 holds no number: all its values"):
         run(job, [tmp_path / "cube.npy"], tmp_path / "refused")
     result = run(job, [tmp_path / "cube.npy"], tmp_path / "out", allow_missing=1.0)
@@ -501,7 +511,7 @@ def test_a_frame_and_its_compressed_copy_are_one_frame(tmp_path):
         with fits.open(path) as hdus:
             packed = fits.CompImageHDU(hdus[0].data, hdus[0].header)
             fits.HDUList([fits.PrimaryHDU(), packed]).writeto(path.parent / f"{path.name}.fz")
-    result = run(Bias(), [tmp_path / "in"], tmp_path / "out")
+    result = run(BiasJob(), [tmp_path / "in"], tmp_path / "out")
     (row,) = rows(result, "/sensor/bias")
     assert int(row["n_frames"]) == 3
     assert result.plan.skipped_alike() == [
@@ -512,7 +522,7 @@ def test_a_frame_and_its_compressed_copy_are_one_frame(tmp_path):
     for path in (tmp_path / "in").glob("*.fits"):
         path.unlink()
     for ending in ("gz", "fz"):
-        plan = make_plan(Bias(), [tmp_path / "in" / f"f{i}.fits.{ending}" for i in range(3)])
+        plan = make_plan(BiasJob(), [tmp_path / "in" / f"f{i}.fits.{ending}" for i in range(3)])
         assert [len(frames) for _, frames in plan.calibration.plan_frames] == [3]
 
 
@@ -523,11 +533,11 @@ def test_a_frame_and_its_compressed_copy_are_one_frame(tmp_path):
 def test_any_name_of_a_folder_will_do(tmp_path, name):
     folder = tmp_path / name
     series(folder / "in", 3, 1000, **BIAS)
-    result = run(Bias(), [folder / "in"], folder / "bias")
+    result = run(BiasJob(), [folder / "in"], folder / "bias")
     assert digest_output(folder / "bias") == result.digest
     assert read_product(folder / "bias").rows("bias/iso_unknown/bias").mean() > 900
     series(folder / "light", 1, 1300, IMAGETYP="Light", EXPTIME=1.0)
-    job = CalibrateImages(products=(("bias", str(folder / "bias")),))
+    job = CalibrateImagesJob(products=(("bias", str(folder / "bias")),))
     done = run(job, [folder / "light"], folder / "out")
     assert digest_output(folder / "out") == done.digest
     stack = np.random.default_rng(1).integers(900, 1100, (3, *SHAPE)).astype(np.uint16)
@@ -542,13 +552,13 @@ def test_a_folder_of_jpegs_says_what_to_do(tmp_path):
     for i in range(2):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{i}.JPG")
     with pytest.raises(WrongKind, match=r"a JPEG is a picture .* set the camera to save raw files"):
-        make_plan(Bias(), [tmp_path])
+        make_plan(BiasJob(), [tmp_path])
 
 
 def test_a_folder_without_frames_says_what_is_looked_for(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"no file named .*\*\.dng.* in the directory") as caught:
-        make_plan(Bias(), [tmp_path])
+        make_plan(BiasJob(), [tmp_path])
     assert "[" not in str(caught.value)
 
 
@@ -568,7 +578,7 @@ def test_the_report_shows_a_frame_before_and_after_with_its_mask(tmp_path):
     with fits.open(paths[0], mode="update") as hdus:
         hdus[0].data[2:4, 4:6] = 65535
     options = config.CalibrateImages(format="fits")
-    job = CalibrateImages(products=(("bias", str(made)),), options=options)
+    job = CalibrateImagesJob(products=(("bias", str(made)),), options=options)
     done = []
     for shard_bytes in (1, 1 << 30):
         output = tmp_path / f"out{shard_bytes}"
@@ -596,7 +606,7 @@ def test_residuals_of_the_photon_transfer_curve_have_error_bars(monkeypatch):
     stacks = {key("bias_readnoise", iso=100): camera.frames(6)}
     for light in (100.0, 1000.0, 4000.0):
         stacks[key("gain", iso=100, level=f"{light:g}")] = camera.frames(6, light=light)
-    _, result, _ = run_job(Gain(), stacks, camera.sensor)
+    _, result, _ = run_job(GainJob(), stacks, camera.sensor)
     monkeypatch.setattr(report, "draw_figure", lambda paint, **_: paint)
     paint = report._draw_ptc(result["rows"], result["points"], Setting(100), result["step_dn"])
     figure = Figure()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibdask.errors import NotEnoughData
-from calibdask.sensor.bias import Bias, ReadNoise
+from calibdask.sensor.bias import BiasJob, ReadNoiseJob
 from tests.sensor.toys import Camera, key, run_job
 
 
@@ -18,7 +18,7 @@ def camera():
 @pytest.fixture(scope="module")
 def product(camera):
     stacks = {key("bias_readnoise", iso=iso): camera.frames(50, iso=iso) for iso in (100, 1600)}
-    return run_job(Bias(), stacks, camera.sensor)
+    return run_job(BiasJob(), stacks, camera.sensor)
 
 
 class TestBias:
@@ -66,8 +66,8 @@ class TestBias:
 
     def test_tiles_change_no_map_and_no_count(self, camera):
         stacks = {key("bias_readnoise", iso=100): camera.frames(10)}
-        one, whole, _ = run_job(ReadNoise(), stacks, camera.sensor, tile_rows=96)
-        many, parts, _ = run_job(ReadNoise(), stacks, camera.sensor, tile_rows=7)
+        one, whole, _ = run_job(ReadNoiseJob(), stacks, camera.sensor, tile_rows=96)
+        many, parts, _ = run_job(ReadNoiseJob(), stacks, camera.sensor, tile_rows=7)
         for name in one:
             if not name.endswith("mask"):  # outliers are looked for within a tile
                 np.testing.assert_array_equal(one[name], many[name])
@@ -75,9 +75,9 @@ class TestBias:
 
     def test_frames_of_floats(self, camera):
         frames = camera.frames(10)
-        one, _, _ = run_job(Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor)
+        one, _, _ = run_job(BiasJob(), {key("bias_readnoise", iso=100): frames}, camera.sensor)
         other, _, _ = run_job(
-            Bias(), {key("bias_readnoise", iso=100): frames.astype(np.float32)}, camera.sensor
+            BiasJob(), {key("bias_readnoise", iso=100): frames.astype(np.float32)}, camera.sensor
         )
         for name in one:
             np.testing.assert_allclose(other[name], one[name], rtol=1e-9)
@@ -88,7 +88,9 @@ class TestBadInput:
         frames = camera.frames(20)
         frames[:, 5, 9] += 400
         frames[::2, 40, 50] += 60
-        maps, result, _ = run_job(Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor)
+        maps, result, _ = run_job(
+            BiasJob(), {key("bias_readnoise", iso=100): frames}, camera.sensor
+        )
         assert maps["bias/iso100/mask"][5, 9] == 1 << 9
         assert maps["readnoise/iso100/mask"][40, 50] == 1 << 10
         assert result["rows"][0]["n_flagged"] <= 3
@@ -98,7 +100,7 @@ class TestBadInput:
         """Cameras that subtract the black level cut the noise in half."""
         frames = np.maximum(camera.frames(20).astype(int) - 128, 0).astype(np.uint16)
         _, result, calibration = run_job(
-            Bias(), {key("bias_readnoise", iso=100): frames}, camera.sensor
+            BiasJob(), {key("bias_readnoise", iso=100): frames}, camera.sensor
         )
         sections = calibration.report(result, calibration.tables(result))
         assert "at zero in some frame" in sections[0].blocks[0].text
@@ -106,10 +108,10 @@ class TestBadInput:
         assert result["rows"][0]["n_flagged"] > 0.9 * 96 * 128
 
     def test_frames_without_iso_have_a_name(self, camera):
-        maps, _, _ = run_job(Bias(), {key("bias_readnoise"): camera.frames(4)}, camera.sensor)
+        maps, _, _ = run_job(BiasJob(), {key("bias_readnoise"): camera.frames(4)}, camera.sensor)
         assert "bias/iso_unknown/bias" in maps
 
     def test_no_bias_frames(self, camera):
         stacks = {key("gain", iso=100): camera.frames(3)}
         with pytest.raises(NotEnoughData, match="kind: bias_readnoise"):
-            run_job(Bias(), stacks, camera.sensor)
+            run_job(BiasJob(), stacks, camera.sensor)

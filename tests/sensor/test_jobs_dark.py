@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibdask.errors import NotEnoughData
-from calibdask.sensor.dark import DarkCurrent
+from calibdask.sensor.dark import DarkCurrentJob
 from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS
 from tests.sensor.toys import Camera, key, run_job
 
@@ -31,7 +31,7 @@ def stacks_of(camera, *, iso=100, n=20, times=TIMES, **more):
 @pytest.fixture(scope="module")
 def product(camera):
     stacks = stacks_of(camera) | {key("bias_readnoise", iso=100): camera.frames(30)}
-    return run_job(DarkCurrent(), stacks, camera.sensor)
+    return run_job(DarkCurrentJob(), stacks, camera.sensor)
 
 
 class TestDark:
@@ -98,14 +98,14 @@ class TestDark:
                 "ndf": np.array([0]), "bic_linear": nan, "bic_knee": nan,
             },
         }  # fmt: skip
-        maps, _, _ = run_job(DarkCurrent(), stacks, camera.sensor, tables={"iso": tables})
+        maps, _, _ = run_job(DarkCurrentJob(), stacks, camera.sensor, tables={"iso": tables})
         truth = camera.truth["dark"] * camera.truth["gain"]
         good = maps["dark_current/mask"] == 0
         pulls = (maps["dark_current/dark_current"] - truth) / maps[
             "dark_current/dark_current_error"
         ]
         assert 0.9 < np.sqrt(np.mean(pulls[good] ** 2)) < 1.1
-        without, _, _ = run_job(DarkCurrent(), stacks, camera.sensor)
+        without, _, _ = run_job(DarkCurrentJob(), stacks, camera.sensor)
         assert "dark_current/dark_current" not in without
 
     def test_temperature_law(self, camera):
@@ -116,7 +116,7 @@ class TestDark:
             for t, warmer in zip((2.0, 10.0), times, strict=True):
                 one = key("dark_current", iso=100, exposure_s=t, temperature_c=temperature)
                 stacks[one] = camera.frames(20, exposure_s=warmer)
-        maps, result, calibration = run_job(DarkCurrent(), stacks, camera.sensor)
+        maps, result, calibration = run_job(DarkCurrentJob(), stacks, camera.sensor)
         (law,) = result["temperature"]
         assert abs(law["doubling_k"] - 7.0) < 4 * law["doubling_k_error"]
         assert law["doubling_k"] == pytest.approx(7.0, rel=0.05)
@@ -127,17 +127,17 @@ class TestDark:
 class TestBadInput:
     def test_one_exposure_only(self, camera):
         with pytest.raises(NotEnoughData, match=r"two exposure times.*ISO 100: \[3.0\] s"):
-            run_job(DarkCurrent(), stacks_of(camera, n=3, times=(3.0,)), camera.sensor)
+            run_job(DarkCurrentJob(), stacks_of(camera, n=3, times=(3.0,)), camera.sensor)
 
     def test_one_exposure_at_one_iso_loses_that_iso_only(self, camera):
         stacks = stacks_of(camera, n=3) | stacks_of(camera, iso=800, n=3, times=(3.0,))
-        maps, result, _ = run_job(DarkCurrent(), stacks, camera.sensor)
+        maps, result, _ = run_job(DarkCurrentJob(), stacks, camera.sensor)
         assert "dark_current/iso100/dark_current" in maps
         assert result["left_out"] == ["ISO 800"]
 
     def test_all_pixels_saturated(self, camera):
         stacks = {one: np.full_like(v, 4095) for one, v in stacks_of(camera, n=3).items()}
-        maps, result, calibration = run_job(DarkCurrent(), stacks, camera.sensor)
+        maps, result, calibration = run_job(DarkCurrentJob(), stacks, camera.sensor)
         sections = calibration.report(result, calibration.tables(result))
         assert "100.0 % of the pixels are flagged" in sections[0].blocks[0].text
         assert np.isnan(maps["dark_current/iso100/dark_current"]).all()

@@ -7,7 +7,7 @@ import pytest
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.defects import Defects
+from calibdask.sensor.defects import DefectsJob
 from tests.sensor.toys import Camera, key, run_job
 
 HOT, BAD_BIAS, NOISY, BAD_RESPONSE = (1 << bit for bit in (8, 9, 10, 11))
@@ -38,7 +38,7 @@ def stacks_of(camera, n=20):
 
 
 def test_every_defect_is_found_for_its_reason(camera):
-    maps, result, calibration = run_job(Defects(), stacks_of(camera), camera.sensor)
+    maps, result, calibration = run_job(DefectsJob(), stacks_of(camera), camera.sensor)
     mask = maps["defects/mask"]
     assert mask[10, 11] == HOT
     assert mask[30, 31] == BAD_RESPONSE
@@ -60,13 +60,13 @@ def test_every_defect_is_found_for_its_reason(camera):
 def test_a_limit_in_absolute_terms(camera):
     options = config.Defects(dark_limit=0.1)
     stacks = {k: v for k, v in stacks_of(camera).items() if k.kind == "dark_current"}
-    maps, _, _ = run_job(Defects(options=options), stacks, camera.sensor)
+    maps, _, _ = run_job(DefectsJob(options=options), stacks, camera.sensor)
     assert (maps["defects/mask"] & HOT > 0).mean() > 0.5
 
 
 def test_what_could_not_be_judged_is_said(camera):
     stacks = {k: v for k, v in stacks_of(camera, n=5).items() if k.kind == "bias_readnoise"}
-    _, result, calibration = run_job(Defects(), stacks, camera.sensor)
+    _, result, calibration = run_job(DefectsJob(), stacks, camera.sensor)
     applied = {row["criterion"]: row["applied"] for row in result["rows"]}
     sections = calibration.report(result, calibration.tables(result))
     assert any("No frames to judge by: hot" in block.text for block in sections[0].blocks)
@@ -78,4 +78,4 @@ def test_what_could_not_be_judged_is_said(camera):
 def test_nothing_to_judge_by(camera):
     one = key("dark_current", iso=100, exposure_s=1.0)
     with pytest.raises(NotEnoughData, match="nothing to judge"):
-        run_job(Defects(), {one: camera.frames(3)}, camera.sensor)
+        run_job(DefectsJob(), {one: camera.frames(3)}, camera.sensor)

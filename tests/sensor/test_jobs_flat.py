@@ -7,7 +7,7 @@ import pytest
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.flat import FlatField
+from calibdask.sensor.flat import FlatFieldJob
 from tests.sensor.toys import Camera, key, run_job
 
 
@@ -27,7 +27,7 @@ def stacks_of(camera, n=30):
 
 @pytest.fixture(scope="module")
 def product(camera):
-    return run_job(FlatField(), stacks_of(camera), camera.sensor)
+    return run_job(FlatFieldJob(), stacks_of(camera), camera.sensor)
 
 
 class TestFlat:
@@ -60,7 +60,7 @@ class TestFlat:
     def test_a_border_is_flagged_as_extrapolated(self, camera):
         options = config.FlatField(border=0.2)
         maps, result, calibration = run_job(
-            FlatField(options=options), stacks_of(camera, n=6), camera.sensor
+            FlatFieldJob(options=options), stacks_of(camera, n=6), camera.sensor
         )
         flagged = maps["flatfield/mask"] & (1 << 12) > 0
         assert flagged[0, 0]
@@ -71,7 +71,7 @@ class TestFlat:
 
     def test_a_monochrome_sensor(self):
         camera = Camera(shape=(96, 128), pattern="")
-        maps, result, _ = run_job(FlatField(), stacks_of(camera), camera.sensor)
+        maps, result, _ = run_job(FlatFieldJob(), stacks_of(camera), camera.sensor)
         assert np.abs(maps["flatfield/model"] * camera.truth["vignetting"] - 1).max() < 5e-3
         assert "signal_mono_dn" in result["row"]
         assert "signal_R_dn" not in result["row"]
@@ -80,7 +80,7 @@ class TestFlat:
         stacks = stacks_of(camera, n=10)
         other = key("flatfield", iso=100, level="dim")
         stacks[other] = camera.frames(10, light=4000.0, vignetted=True)
-        maps, result, _ = run_job(FlatField(), stacks, camera.sensor)
+        maps, result, _ = run_job(FlatFieldJob(), stacks, camera.sensor)
         truth = camera.truth["response"] / camera.truth["vignetting"]
         pulls = (maps["flatfield/flatfield"] - truth) / maps["flatfield/flatfield_error"]
         assert 0.9 < np.sqrt(np.mean(pulls**2)) < 1.15
@@ -94,7 +94,7 @@ class TestBadInput:
         bias = camera.bias(100)
         flat[:, 20, 30] = np.rint(bias[20, 30])
         flat[:, 50, 60] = (flat[:, 50, 60] - bias[50, 60]) * 0.5 + bias[50, 60]
-        maps, result, _ = run_job(FlatField(), stacks, camera.sensor)
+        maps, result, _ = run_job(FlatFieldJob(), stacks, camera.sensor)
         bad = maps["flatfield/mask"] & (1 << 11) > 0
         assert bad[20, 30]
         assert bad[50, 60]
@@ -105,15 +105,15 @@ class TestBadInput:
     def test_no_bias(self, camera):
         stacks = {k: v for k, v in stacks_of(camera, n=2).items() if k.kind == "flatfield"}
         with pytest.raises(NotEnoughData, match="no bias to subtract"):
-            run_job(FlatField(), stacks, camera.sensor)
+            run_job(FlatFieldJob(), stacks, camera.sensor)
 
     def test_no_flats(self, camera):
         stacks = {k: v for k, v in stacks_of(camera, n=2).items() if k.kind != "flatfield"}
         with pytest.raises(NotEnoughData, match="kind flatfield"):
-            run_job(FlatField(), stacks, camera.sensor)
+            run_job(FlatFieldJob(), stacks, camera.sensor)
 
     def test_all_saturated(self, camera):
         stacks = stacks_of(camera, n=3)
         stacks[key("flatfield", iso=100, level="even")][:] = 4095
         with pytest.raises(NotEnoughData, match="blocks"):
-            run_job(FlatField(), stacks, camera.sensor)
+            run_job(FlatFieldJob(), stacks, camera.sensor)

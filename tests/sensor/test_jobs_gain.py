@@ -11,7 +11,7 @@ from calibdask.engine.products import _write_hdf5
 from calibdask.errors import MissingInput, NotEnoughData
 from calibdask.flags import PixelFlag
 from calibdask.sensor import config
-from calibdask.sensor.gain import Gain
+from calibdask.sensor.gain import GainJob
 from calibdask.sensor.tables import AMPLIFIERS, TABLES
 from tests.read_back import assert_read_back
 from tests.sensor.toys import Camera, key, run_job
@@ -34,7 +34,7 @@ def stacks_of(camera, *, n=50, light=LIGHT, **more):
 
 @pytest.fixture(scope="module")
 def product(camera):
-    return run_job(Gain(), stacks_of(camera), camera.sensor)
+    return run_job(GainJob(), stacks_of(camera), camera.sensor)
 
 
 def width(values):
@@ -74,15 +74,15 @@ class TestGain:
 
     def test_a_sensor_without_filters_has_one_channel(self):
         camera = Camera(shape=(32, 32), pattern="")
-        _, result, _ = run_job(Gain(), stacks_of(camera, n=5), camera.sensor)
+        _, result, _ = run_job(GainJob(), stacks_of(camera, n=5), camera.sensor)
         assert [row["channel"] for row in result["rows"]] == ["mono"]
 
     def test_a_flickering_lamp_is_taken_out(self, camera):
         """1 % from frame to frame would add a third to the variance at the top."""
         stacks = stacks_of(camera, n=30, flicker=0.01)
-        with_it, result, _ = run_job(Gain(), stacks, camera.sensor)
+        with_it, result, _ = run_job(GainJob(), stacks, camera.sensor)
         without, spoilt, _ = run_job(
-            Gain(options=config.Gain(flicker=False)), stacks, camera.sensor
+            GainJob(options=config.Gain(flicker=False)), stacks, camera.sensor
         )
         ratio = with_it["gain/iso100/gain"] / camera.truth["gain"]
         assert np.nanmean(ratio) == pytest.approx(1.0, abs=0.005)
@@ -94,7 +94,7 @@ class TestGain:
     def test_the_mean_gain_is_right_under_a_lamp_that_flickers_strongly(self, camera, n):
         """Without negative and noisy pixels it was off by 2 to 10 %, and pulls were 2.2 wide."""
         stacks = stacks_of(camera, n=n, flicker=0.02)
-        maps, result, _ = run_job(Gain(), stacks, camera.sensor)
+        maps, result, _ = run_job(GainJob(), stacks, camera.sensor)
         mask = maps["gain/iso100/mask"]
         if n == 5:
             assert (mask & PixelFlag.UNPHYSICAL.bit).any()
@@ -114,7 +114,7 @@ class TestGain:
         light = [*np.linspace(0.05, 0.65, 7) * top]
         for last in (0.695, 0.705):
             stacks = stacks_of(camera, n=50, light=[*light, last * top])
-            _, result, _ = run_job(Gain(), stacks, camera.sensor)
+            _, result, _ = run_job(GainJob(), stacks, camera.sensor)
             n_used = [point["n_used"] for point in result["points"]]
             assert n_used == [6144] * 7 + [6144 if last < 0.7 else 0]
             (row,) = result["rows"]
@@ -125,7 +125,7 @@ class TestGain:
         camera.truth["gain"][:, 40:] *= 1.2
         camera.truth["gain"][24:] *= 0.85
         stacks = stacks_of(camera, n=30, light=np.linspace(500, 9000, 10))
-        maps, result, calibration = run_job(Gain(), stacks, camera.sensor, tile_rows=64)
+        maps, result, calibration = run_job(GainJob(), stacks, camera.sensor, tile_rows=64)
         tables = calibration.tables(result)
         _write_hdf5(tmp_path / "tables.h5", tables, {})
         assert AMPLIFIERS.path in assert_read_back(tmp_path / "tables.h5", tables, TABLES)
@@ -156,7 +156,7 @@ class TestGain:
     def test_full_well_below_the_converters_end(self):
         camera = Camera(shape=(32, 64), full_well=8000.0)
         light = np.linspace(500, 11_000, 16)
-        _, result, _ = run_job(Gain(), stacks_of(camera, n=20, light=light), camera.sensor)
+        _, result, _ = run_job(GainJob(), stacks_of(camera, n=20, light=light), camera.sensor)
         for row in result["rows"]:
             assert row["full_well_reached"]
             assert row["full_well_electron"] == pytest.approx(8000.0, rel=0.1)
@@ -164,8 +164,8 @@ class TestGain:
 
     def test_tiles_change_no_gain_beyond_the_noise_models(self, camera):
         stacks = stacks_of(camera, n=8)
-        whole, _, _ = run_job(Gain(), stacks, camera.sensor, tile_rows=64)
-        parts, _, _ = run_job(Gain(), stacks, camera.sensor, tile_rows=20)
+        whole, _, _ = run_job(GainJob(), stacks, camera.sensor, tile_rows=64)
+        parts, _, _ = run_job(GainJob(), stacks, camera.sensor, tile_rows=20)
         np.testing.assert_allclose(
             whole["gain/iso100/gain"], parts["gain/iso100/gain"], rtol=0.05, atol=0.01
         )
@@ -179,9 +179,9 @@ class TestGain:
                 "bias/iso100/mask": np.zeros(camera.shape, np.uint16),
             }
         }
-        _, result, _ = run_job(Gain(), stacks, camera.sensor, given=given)
+        _, result, _ = run_job(GainJob(), stacks, camera.sensor, given=given)
         assert result["rows"][0]["bias_source"] == "bias product, same ISO"
-        _, bare, _ = run_job(Gain(), stacks, camera.sensor)
+        _, bare, _ = run_job(GainJob(), stacks, camera.sensor)
         assert bare["rows"][0]["bias_source"] == "none"
         # Without a bias the slope is as good; what needs the zero of signal is not.
         assert bare["rows"][0]["ptc_gain_dn_per_electron"] == pytest.approx(0.25, rel=0.05)
@@ -190,19 +190,19 @@ class TestGain:
 class TestBadInput:
     def test_unknown_saturation_is_said(self, camera):
         unknown = replace(camera.sensor, saturation_dn=None, bit_depth=None)
-        assert "Stacks.saturation_dn" in replace(Gain(), sensor=unknown).warnings()[0]
-        assert not replace(Gain(), sensor=camera.sensor).warnings()
+        assert "Stacks.saturation_dn" in replace(GainJob(), sensor=unknown).warnings()[0]
+        assert not replace(GainJob(), sensor=camera.sensor).warnings()
 
     def test_the_converters_end_counts_where_no_saturation_is_stated(self, camera):
         sensor = replace(camera.sensor, saturation_dn=None)
         stacks = stacks_of(camera, n=10, light=np.linspace(500, 25_000, 14))
-        _, result, _ = run_job(Gain(), stacks, sensor)
+        _, result, _ = run_job(GainJob(), stacks, sensor)
         row = result["rows"][0]
         assert row["ptc_gain_dn_per_electron"] == pytest.approx(0.25, rel=0.02)
 
     def test_one_level(self, camera):
         with pytest.raises(NotEnoughData, match="1 at ISO 100"):
-            run_job(Gain(), stacks_of(camera, n=3, light=[1000.0]), camera.sensor)
+            run_job(GainJob(), stacks_of(camera, n=3, light=[1000.0]), camera.sensor)
 
     def test_all_saturated(self, camera):
         """No value, every pixel flagged, and a page that says so."""
@@ -210,7 +210,7 @@ class TestBadInput:
             one: np.full_like(frames, 4095) if one.kind == "gain" else frames
             for one, frames in stacks_of(camera, n=3, light=[500.0, 1000.0, 2000.0]).items()
         }
-        maps, result, calibration = run_job(Gain(), stacks, camera.sensor)
+        maps, result, calibration = run_job(GainJob(), stacks, camera.sensor)
         assert np.isnan(maps["gain/iso100/gain"]).all()
         assert (maps["gain/iso100/mask"] & (1 << 1)).all()
         assert np.isnan(result["rows"][0]["ptc_gain_dn_per_electron"])
@@ -225,7 +225,7 @@ class TestBadInput:
         for one, frames in stacks.items():
             if one.kind == "gain":
                 frames[:, 3, 4] = 4095
-        maps, result, _ = run_job(Gain(), stacks, camera.sensor)
+        maps, result, _ = run_job(GainJob(), stacks, camera.sensor)
         assert maps["gain/iso100/mask"][3, 4] & (1 << 1)
         assert np.isnan(maps["gain/iso100/gain"][3, 4])
         good = maps["gain/iso100/mask"] == 0
@@ -238,14 +238,14 @@ class TestBadInput:
         stacks = stacks_of(camera, n=2, light=[500.0, 1000.0])
         wrong = {"bias": {"gain/gain": camera.bias(100)}}
         with pytest.raises(MissingInput, match="that of the job bias"):
-            run_job(Gain(), stacks, camera.sensor, given=wrong)
+            run_job(GainJob(), stacks, camera.sensor, given=wrong)
         tables = {"iso": {"/sensor/gain": {}}}
         with pytest.raises(MissingInput, match="that of the job iso-normalisation"):
-            run_job(Gain(), stacks, camera.sensor, tables=tables)
+            run_job(GainJob(), stacks, camera.sensor, tables=tables)
 
     def test_the_brighter_fatter_term_is_an_option(self, camera):
         options = config.Gain(brighter_fatter=True)
-        _, result, _ = run_job(Gain(options=options), stacks_of(camera, n=20), camera.sensor)
+        _, result, _ = run_job(GainJob(options=options), stacks_of(camera, n=20), camera.sensor)
         for row in result["rows"]:  # this camera has none
             assert abs(row["a00_per_electron"]) < 4 * row["a00_per_electron_error"]
 
@@ -258,6 +258,6 @@ class TestBadInput:
                 "bias/iso100/bias_error": np.zeros(camera.shape),
             }
         }
-        maps, _, _ = run_job(Gain(), stacks, camera.sensor, given=given)
+        maps, _, _ = run_job(GainJob(), stacks, camera.sensor, given=given)
         assert np.nanmean(maps["gain/iso100/gain"]) == pytest.approx(0.25, rel=0.02)
         assert np.isfinite(maps["gain/iso100/gain_error"]).all()

@@ -7,7 +7,7 @@ import pytest
 
 from calibdask.errors import NotEnoughData
 from calibdask.sensor import config
-from calibdask.sensor.iso import IsoNormalisation
+from calibdask.sensor.iso import IsoNormalisationJob
 from calibdask.sensor.isotable import IsoTable
 from calibdask.sensor.tables import ISO_CURVE, ISO_FACTORS
 from tests.sensor.toys import Camera, key, run_job
@@ -28,7 +28,7 @@ class TestIso:
     def test_the_table_holds_to_a_thousandth(self, knee):
         """Also at a knee of 2000, where the peer's line is 194 % off at ISO 100."""
         camera = Camera(shape=(96, 128), knee=knee, gain_dn=0.35)
-        maps, result, calibration = run_job(IsoNormalisation(), stacks_of(camera), camera.sensor)
+        maps, result, calibration = run_job(IsoNormalisationJob(), stacks_of(camera), camera.sensor)
         tables = calibration.tables(result)
         curve = result["curve"]
         assert curve.kind == ("linear" if knee > 3200 else "knee")
@@ -55,7 +55,7 @@ class TestIso:
         for seed in range(25):
             camera = Camera(seed=seed, shape=(32, 32), knee=1e9)
             stacks = stacks_of(camera, n=10, speeds=(100, 400, 800))
-            _, result, _ = run_job(IsoNormalisation(), stacks, camera.sensor)
+            _, result, _ = run_job(IsoNormalisationJob(), stacks, camera.sensor)
             pulls += [
                 (row["factor"] - camera.factor(row["iso"])) / row["factor_error"]
                 for row in result["rows"][1:]
@@ -66,7 +66,7 @@ class TestIso:
         """Half the pixels saturate at ISO 3200; a mean over all would be low."""
         camera = Camera(shape=(96, 128), knee=1e9, gain_dn=0.35)
         camera.truth["response"] = np.where(np.indices(camera.shape)[1] < 64, 1.0, 1.6)
-        _, result, _ = run_job(IsoNormalisation(), stacks_of(camera, light=280.0), camera.sensor)
+        _, result, _ = run_job(IsoNormalisationJob(), stacks_of(camera, light=280.0), camera.sensor)
         last = result["rows"][-1]
         assert "saturated" in last["pixel_flags"]
         assert last["n_flagged"] > 5000
@@ -77,18 +77,18 @@ class TestBadInput:
     def test_one_speed(self):
         camera = Camera()
         with pytest.raises(NotEnoughData, match="only ISO 100"):
-            run_job(IsoNormalisation(), stacks_of(camera, speeds=(100,)), camera.sensor)
+            run_job(IsoNormalisationJob(), stacks_of(camera, speeds=(100,)), camera.sensor)
 
     def test_no_light(self):
         camera = Camera()
         stacks = stacks_of(camera, light=3.0, n=4, speeds=(100, 200))
         with pytest.raises(NotEnoughData, match="min_signal"):
-            run_job(IsoNormalisation(), stacks, camera.sensor)
+            run_job(IsoNormalisationJob(), stacks, camera.sensor)
 
     def test_all_saturated_at_one_speed_loses_that_speed_only(self):
         camera = Camera(knee=1e9)
         stacks = stacks_of(camera, light=4000.0, n=6, speeds=(100, 200, 3200))
-        _, result, calibration = run_job(IsoNormalisation(), stacks, camera.sensor)
+        _, result, calibration = run_job(IsoNormalisationJob(), stacks, camera.sensor)
         assert np.isnan(result["rows"][2]["factor"])
         assert result["rows"][1]["factor"] == pytest.approx(2.0, rel=0.01)
         calibration.tables(result)
@@ -100,12 +100,12 @@ class TestBadInput:
             for one, values in stacks_of(camera, n=4).items()
             if one.kind != "bias_readnoise"
         }
-        _, result, _ = run_job(IsoNormalisation(), stacks, camera.sensor)
+        _, result, _ = run_job(IsoNormalisationJob(), stacks, camera.sensor)
         assert result["rows"][0]["bias_source"] == "none"
 
     def test_the_model_can_be_chosen(self):
         camera = Camera(knee=1e9)
         options = config.IsoNormalisation(model="knee")
         stacks = stacks_of(camera, n=4)
-        _, result, _ = run_job(IsoNormalisation(options=options), stacks, camera.sensor)
+        _, result, _ = run_job(IsoNormalisationJob(options=options), stacks, camera.sensor)
         assert result["curve"].kind == "knee"

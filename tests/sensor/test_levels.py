@@ -12,9 +12,9 @@ from calibdask.flags import PixelFlag
 from calibdask.io.dng import DngHeader, write_dng
 from calibdask.io.maps import read_product
 from calibdask.sensor import config
-from calibdask.sensor.bias import Bias
-from calibdask.sensor.clipping import clip_bounds
-from calibdask.sensor.dark import DarkCurrent
+from calibdask.sensor.bias import BiasJob
+from calibdask.sensor.clipping import stack_bounds
+from calibdask.sensor.dark import DarkCurrentJob
 from calibdask.sensor.levels import pile_up, step_of
 from calibdask.sensor.summary import frame_facts, summarise
 from tests.sensor.toys import Camera, key, run_job
@@ -101,7 +101,7 @@ class TestSteps:
         frames = np.rint(rng.normal(4000.0, noise, (40, 48, 64)) / step) * step
         camera = Camera(bits=16)
         maps, result, _ = run_job(
-            Bias(), {key("bias_readnoise", iso=100): frames.astype(np.uint16)}, camera.sensor
+            BiasJob(), {key("bias_readnoise", iso=100): frames.astype(np.uint16)}, camera.sensor
         )
         row = result["rows"][0]
         assert abs(row["readnoise_dn"] - noise) < 4 * row["readnoise_dn_error"]
@@ -109,7 +109,7 @@ class TestSteps:
         assert not maps["readnoise/iso100/mask"].any()
         low = np.rint(rng.normal(4000.0, 4.0, frames.shape) / step) * step  # a quarter of a step
         maps, _, _ = run_job(
-            Bias(), {key("bias_readnoise", iso=100): low.astype(np.uint16)}, camera.sensor
+            BiasJob(), {key("bias_readnoise", iso=100): low.astype(np.uint16)}, camera.sensor
         )
         assert (maps["readnoise/iso100/mask"] & PixelFlag.UNDERSAMPLED.bit).all()
 
@@ -117,8 +117,8 @@ class TestSteps:
         frames = np.full((12, 4, 4), 1600, np.uint16)
         frames[0] = 1616
         (summary,) = summarise([("a", i, one) for i, one in enumerate(frames)], [(0, 4)]).values()
-        assert (clip_bounds(summary.stacks["a"], 5.0).high < 1616).all()
-        assert (clip_bounds(summary.stacks["a"], 5.0, 16).high >= 1616).all()
+        assert (stack_bounds(summary.stacks["a"], 5.0).high < 1616).all()
+        assert (stack_bounds(summary.stacks["a"], 5.0, 16).high >= 1616).all()
 
 
 class TestDarkCurrent:
@@ -142,7 +142,7 @@ class TestDarkCurrent:
 
     def run(self, stacks, saturation):
         sensor = replace(Camera(shape=(32, 48)).sensor, saturation_dn=saturation, bit_depth=14)
-        return run_job(DarkCurrent(), stacks, sensor)
+        return run_job(DarkCurrentJob(), stacks, sensor)
 
     def test_hot_pixels_below_a_white_level_that_is_too_high(self):
         """204 instead of 600 DN/s, without a flag, where the stated level is believed."""
@@ -177,7 +177,7 @@ class TestDarkCurrent:
             }
             sensor = replace(Camera(shape=shape).sensor, saturation_dn=STATED)
             options = config.DarkCurrent(poor_fit=1e-3)
-            maps, _, _ = run_job(DarkCurrent(options=options), stacks, sensor, tile_rows=160)
+            maps, _, _ = run_job(DarkCurrentJob(options=options), stacks, sensor, tile_rows=160)
             share = np.mean((maps["dark_current/mask"] & PixelFlag.POOR_FIT.bit) > 0)
             assert share < 1e-3 + 4 * np.sqrt(1e-3 / 38_400) + 1e-3, (n, share)
 

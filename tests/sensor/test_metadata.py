@@ -9,14 +9,15 @@ import pytest
 from pydantic import ValidationError
 
 from calibdask.errors import ConfigError, CorruptedInput, NotEnoughData, WrongKind
-from calibdask.io.frames import FrameInfo, inspect_frame
+from calibdask.io.frame_info import FrameInfo
+from calibdask.io.frames import inspect_frame
 from calibdask.io.spectacle import CameraFile, write_camera_file
 from calibdask.sensor.config import FrameRow, Frames
 from calibdask.sensor.metadata import (
     SOURCES,
     StackKey,
     conflict_warnings,
-    describe,
+    describe_frame,
     misfits,
     stack_keys,
     unused_rows,
@@ -34,16 +35,16 @@ def info(path="a.dng", **more):
 
 def test_names_of_folders_fill_what_the_file_does_not_say(tmp_path):
     path = tmp_path / "images" / "dark_current" / "iso100" / "t_1_4" / "1.npy"
-    full, conflicts = describe(info(path))
+    full, conflicts = describe_frame(info(path))
     assert (full.kind, full.iso, full.exposure_s) == ("dark_current", 100, 0.25)
     assert not conflicts
-    assert describe(info(path, iso=100, exposure_s=0.251))[1] == ()  # as cameras round
+    assert describe_frame(info(path, iso=100, exposure_s=0.251))[1] == ()  # as cameras round
 
 
 def test_the_file_counts_before_the_folder_and_the_table_before_both(tmp_path):
     path = tmp_path / "images" / "dark_current" / "iso100" / "t_1" / "1.dng"
     told = info(path, iso=200, exposure_s=0.5)
-    full, conflicts = describe(told)
+    full, conflicts = describe_frame(told)
     assert (full.iso, full.exposure_s) == (200, 0.5)
     assert [str(one) for one in conflicts] == [
         (
@@ -56,7 +57,7 @@ def test_the_file_counts_before_the_folder_and_the_table_before_both(tmp_path):
         ),
     ]
     table = Frames(table=(FrameRow(path="t_1/*.dng", iso=100), FrameRow(path="x", exposure_s=9.0)))
-    full, conflicts = describe(told, table)
+    full, conflicts = describe_frame(told, table)
     assert (full.iso, full.exposure_s) == (100, 0.5)
     assert [(one.winner, one.value, one.other) for one in conflicts] == [
         ("the configuration", 100, 200),
@@ -71,7 +72,7 @@ def test_of_the_rows_that_match_the_last_that_says_something_counts():
         {"path": "*/x.fits", "level": "3", "photons": 5.0, "bit_depth": 14},
     ]
     frames = Frames.model_validate({"table": rows})
-    full, _ = describe(info("/a/b/x.fits", bit_depth=None, white_level=None), frames)
+    full, _ = describe_frame(info("/a/b/x.fits", bit_depth=None, white_level=None), frames)
     assert (full.iso, full.kind, full.level, full.photons) == (200, "gain", "3", 5.0)
     assert (full.bit_depth, full.white_level) == (14, 16383)
     assert unused_rows(frames, ["/a/b/y.fits"]) == (
@@ -85,15 +86,15 @@ def test_what_bare_pixels_do_not_say():
         "time": datetime(2025, 3, 4, 5, 6, 7),  # noqa: DTZ001  as YAML reads it
     }  # fmt: skip
     bare = info("a.npy", model="", pattern="", bit_depth=None, white_level=None)
-    full, conflicts = describe(bare, Frames.model_validate({"table": [row]}))
+    full, conflicts = describe_frame(bare, Frames.model_validate({"table": [row]}))
     assert (full.camera, full.pattern, full.black_level) == ("Acme Two", "GBRG", (100,) * 4)
     assert (full.time, conflicts) == ("2025-03-04T05:06:07", ())
     four = Frames.model_validate({"table": [{"path": "*", "black_level": [1, 2, 3, 4]}]})
-    assert describe(info("a.dng"), four)[0].black_level == (1, 2, 3, 4)
+    assert describe_frame(info("a.dng"), four)[0].black_level == (1, 2, 3, 4)
     with pytest.raises(ConfigError, match=r"four black levels .* nothing tells the colour pattern"):
-        describe(bare, four)
+        describe_frame(bare, four)
     one = Frames.model_validate({"table": [{"path": "*", "black_level": 7.5}]})
-    assert describe(bare, one)[0].black_level == (7.5,)
+    assert describe_frame(bare, one)[0].black_level == (7.5,)
 
 
 def test_the_description_names_every_column():
@@ -122,7 +123,7 @@ def test_rows_that_make_no_sense(row, message):
 def test_bit_depth_and_white_level_go_together():
     def told(row, **more):
         frames = Frames.model_validate({"table": [{"path": "*", **row}]})
-        full = describe(info(**more), frames)[0]
+        full = describe_frame(info(**more), frames)[0]
         return full.bit_depth, full.white_level
 
     unknown = {"bit_depth": None, "white_level": None}
@@ -148,7 +149,7 @@ def test_bit_depth_and_white_level_go_together():
     ],
 )
 def test_kinds_of_fits_files(said, kind):
-    assert describe(info(kind=said))[0].kind == kind
+    assert describe_frame(info(kind=said))[0].kind == kind
 
 
 def camera(**more):
@@ -165,32 +166,32 @@ def test_the_camera_file_fills_what_is_left(tmp_path):
     write_camera_file(tmp_path / "camera_data.json", camera())
     (path.parent).mkdir(parents=True)
     bare = info(path, model="", pattern="", bit_depth=None, white_level=None)
-    full, conflicts = describe(bare)
+    full, conflicts = describe_frame(bare)
     assert (full.camera, full.pattern, full.bit_depth) == ("Acme One", "GRBG", 14)
     assert (full.black_level, full.white_level) == ((2, 1, 3, 4), 16383)
     assert not conflicts
-    _, conflicts = describe(dataclasses.replace(bare, model="Two", shape=(4, 6)))
+    _, conflicts = describe_frame(dataclasses.replace(bare, model="Two", shape=(4, 6)))
     assert {(one.what, one.loser) for one in conflicts} == {
         ("the model", "the camera file"),
         ("the shape", "the camera file"),
     }
     # A camera file that is written anew is read anew.
     write_camera_file(tmp_path / "camera_data.json", camera(bit_depth=10, name="A longer name"))
-    assert describe(bare)[0].bit_depth == 10
+    assert describe_frame(bare)[0].bit_depth == 10
     write_camera_file(tmp_path / "other_data.json", camera())
     with pytest.raises(ConfigError, match="2 camera files"):
-        describe(bare)
+        describe_frame(bare)
 
 
 def test_products_of_spectacle_are_no_frames(tmp_path):
     write_camera_file(tmp_path / "camera_data.json", camera())
     with pytest.raises(WrongKind, match="is a product made of frames"):
-        describe(info(tmp_path / "stacks" / "gain" / "iso100_mean.npy"))
+        describe_frame(info(tmp_path / "stacks" / "gain" / "iso100_mean.npy"))
 
 
 def test_the_descriptor_of_emva(shared_sensor):
     folder = shared_sensor / "emva1288_001_ccd_12bit" / "images"
-    infos = [describe(inspect_frame(path))[0] for path in sorted(folder.glob("*.png"))]
+    infos = [describe_frame(inspect_frame(path))[0] for path in sorted(folder.glob("*.png"))]
     stacks = stacks_of(infos)
     sizes = Counter((key.kind, len(members)) for key, members in stacks.items())
     assert sizes == {
@@ -208,9 +209,9 @@ def test_a_descriptor_says_nothing_about_other_images(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.png").touch()
     (tmp_path / "EMVA1288_Data.txt").write_text("n 12 60 40\nb 1000 5\ni a.png\ni b.png\n")
-    assert describe(info(tmp_path / "a.png"))[0].kind == "emva_bright"
-    assert describe(info(tmp_path / "c.png"))[0].kind == ""
-    _, (conflict,) = describe(info(tmp_path / "a.png", bit_depth=14))
+    assert describe_frame(info(tmp_path / "a.png"))[0].kind == "emva_bright"
+    assert describe_frame(info(tmp_path / "c.png"))[0].kind == ""
+    _, (conflict,) = describe_frame(info(tmp_path / "a.png", bit_depth=14))
     assert (conflict.what, conflict.winner, conflict.loser) == (
         "the bit depth", "the file", "the EMVA 1288 descriptor",
     )  # fmt: skip
@@ -220,7 +221,7 @@ def test_a_descriptor_of_another_size(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").touch()
     (tmp_path / "EMVA1288_Data.txt").write_text("n 12 6 4\nd 1000\ni a.png\ni b.png\n")
-    (conflict,) = describe(info(tmp_path / "a.png"))[1]
+    (conflict,) = describe_frame(info(tmp_path / "a.png"))[1]
     assert (conflict.what, conflict.value, conflict.other) == ("the shape", (40, 60), (4, 6))
 
 
@@ -228,7 +229,7 @@ def test_equal_contradictions_are_told_once(tmp_path):
     conflicts = []
     for number in range(3):
         path = tmp_path / "images" / "gain" / "iso100" / f"{number}.dng"
-        conflicts += describe(info(path, iso=200))[1]
+        conflicts += describe_frame(info(path, iso=200))[1]
     (text,) = conflict_warnings(conflicts)
     assert text.endswith("0.dng and 2 more: the ISO speed is 200 by the file, which counts, and 100"
                          " by the names of its folders")  # fmt: skip
@@ -316,5 +317,5 @@ def test_as_many_of_one_as_of_another():
 
 def test_paths_are_matched_from_their_end():
     frames = Frames(table=(FrameRow(path="dark/*.fits", kind="dark_current"),))
-    assert describe(info(Path("/data/dark/1.fits")), frames)[0].kind == "dark_current"
-    assert describe(info(Path("/dark/more/1.fits")), frames)[0].kind == ""
+    assert describe_frame(info(Path("/data/dark/1.fits")), frames)[0].kind == "dark_current"
+    assert describe_frame(info(Path("/dark/more/1.fits")), frames)[0].kind == ""

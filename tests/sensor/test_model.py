@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibdask.errors import NotEnoughData
-from calibdask.sensor import model, spatial, standard
+from calibdask.sensor import model, photon_transfer, spatial, standard
 
 
 def moments(frames):
@@ -250,7 +250,7 @@ class TestPhotonTransfer:
         truth, signal, variance, n = self.simulate(rng)
         good = np.ones(signal.shape, bool)
         noise = model.pool_noise(signal, variance, good)
-        fit = model.photon_transfer(signal, variance, n, good, noise)
+        fit = photon_transfer.photon_transfer(signal, variance, n, good, noise)
         ratio = fit.gain / truth
         assert ratio.mean() == pytest.approx(1.0, abs=0.002)
         assert ratio.std() < 0.072  # 1/mean as weight gives 0.078
@@ -258,7 +258,7 @@ class TestPhotonTransfer:
         assert fit.floor.mean() == pytest.approx(1.44 + 1 / 12, rel=0.05)
         floor_pulls = (fit.floor - 1.44 - 1 / 12) / fit.floor_error
         assert width(floor_pulls) == pytest.approx(1.0, abs=0.08)
-        biased = model.photon_transfer(signal, variance * 49 / 50, n, good, noise)
+        biased = photon_transfer.photon_transfer(signal, variance * 49 / 50, n, good, noise)
         assert (biased.gain / truth).mean() == pytest.approx(0.98, abs=0.002)
 
     def test_noise_of_a_group_comes_from_within_its_pixels(self, rng):
@@ -278,17 +278,21 @@ class TestPhotonTransfer:
         fits = []
         for _ in range(100):
             noisy = variance + rng.normal(0, 1, 15) * error
-            fits.append(model.fit_ptc(gain * electrons, noisy, error, brighter_fatter=True))
+            fits.append(
+                photon_transfer.fit_ptc(gain * electrons, noisy, error, brighter_fatter=True)
+            )
         for name, truth in (("gain", gain), ("a00", a00), ("floor", 9.0)):
             pulls = [(getattr(f, name) - truth) / getattr(f, f"{name}_error") for f in fits]
             assert 0.7 < width(pulls) < 1.2
-        line = model.fit_ptc(gain * electrons, variance, error)
+        line = photon_transfer.fit_ptc(gain * electrons, variance, error)
         assert line.gain < 0.97 * gain  # what the line makes of it
         assert np.isnan(line.a00)
 
     def test_no_brighter_fatter_effect_is_found_as_none(self):
         electrons = np.linspace(1000, 60_000, 15)
-        fit = model.fit_ptc(electrons, electrons + 4.0, 0.01 * electrons, brighter_fatter=True)
+        fit = photon_transfer.fit_ptc(
+            electrons, electrons + 4.0, 0.01 * electrons, brighter_fatter=True
+        )
         assert fit.a00 == pytest.approx(0.0, abs=1e-12)
         assert fit.gain == pytest.approx(1.0)
 
@@ -300,7 +304,7 @@ class TestPhotonTransfer:
         signal = np.broadcast_to(true, variance.shape)
         n = np.full(variance.shape, n_frames)
         good = np.ones(variance.shape, bool)
-        fit = model.photon_transfer(signal, variance, n, good, (0.0, 1.0))
+        fit = photon_transfer.photon_transfer(signal, variance, n, good, (0.0, 1.0))
         p = model.variance_fit_probability(fit.chi2, fit.n_levels - 2, n_frames)
         assert (p < 1e-2).mean() == pytest.approx(1e-2, rel=0.3)
         assert (p < 1e-6).sum() <= 6
@@ -309,15 +313,15 @@ class TestPhotonTransfer:
 
     def test_too_few_levels(self):
         with pytest.raises(NotEnoughData, match="there are 1"):
-            model.fit_ptc(np.ones(1), np.ones(1), np.ones(1))
+            photon_transfer.fit_ptc(np.ones(1), np.ones(1), np.ones(1))
 
     def test_full_well_is_where_the_variance_turns(self):
         signal = np.array([10.0, 20.0, 30.0, 40.0])
-        turned = model.full_well(signal, np.array([1.0, 2.0, 3.0, 0.5]), np.full(4, 0.1))
+        turned = photon_transfer.full_well(signal, np.array([1.0, 2.0, 3.0, 0.5]), np.full(4, 0.1))
         assert turned == (30.0, True)
-        rising = model.full_well(signal, np.array([1.0, 2.0, 3.0, 4.0]), np.full(4, 0.1))
+        rising = photon_transfer.full_well(signal, np.array([1.0, 2.0, 3.0, 4.0]), np.full(4, 0.1))
         assert rising == (40.0, False)
-        wiggle = model.full_well(signal, np.array([1.0, 2.0, 3.1, 3.0]), np.full(4, 0.1))
+        wiggle = photon_transfer.full_well(signal, np.array([1.0, 2.0, 3.1, 3.0]), np.full(4, 0.1))
         assert wiggle == (30.0, False)
 
 

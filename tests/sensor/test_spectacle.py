@@ -14,12 +14,13 @@ from faults import run
 
 from calibdask.io.maps import read_product
 from calibdask.sensor import config
-from calibdask.sensor.bias import Bias
-from calibdask.sensor.dark import DarkCurrent
-from calibdask.sensor.flat import FlatField
-from calibdask.sensor.gain import Gain
-from calibdask.sensor.iso import IsoNormalisation
-from calibdask.sensor.simulate import SensorSimulation, simulate_sensor
+from calibdask.sensor.bias import BiasJob
+from calibdask.sensor.dark import DarkCurrentJob
+from calibdask.sensor.flat import FlatFieldJob
+from calibdask.sensor.gain import GainJob
+from calibdask.sensor.iso import IsoNormalisationJob
+from calibdask.sensor.simulate import simulate_sensor
+from calibdask.sensor.simulation import SensorSimulation
 
 OPTIONS = SensorSimulation(
     rows=64, columns=96, n_frames=12, dark_exposures_s=(1.0, 4.0, 16.0), hot_fraction=0.0,
@@ -35,13 +36,13 @@ def camera(tmp_path_factory):
     made = simulate_sensor(root / "camera", OPTIONS)
     bias, iso = (("bias", str(root / "bias")),), (("iso", str(root / "iso")),)
     for name, calibration in (
-        ("bias", Bias(options=config.Bias(spectacle=True))),
-        ("iso", IsoNormalisation(
+        ("bias", BiasJob(options=config.Bias(spectacle=True))),
+        ("iso", IsoNormalisationJob(
             options=config.IsoNormalisation(spectacle=True), products=bias)),
-        ("dark", DarkCurrent(
+        ("dark", DarkCurrentJob(
             options=config.DarkCurrent(spectacle=True), products=bias + iso)),
-        ("gain", Gain(options=config.Gain(spectacle=True), products=bias + iso)),
-        ("flat", FlatField(options=config.FlatField(spectacle=True), products=bias)),
+        ("gain", GainJob(options=config.Gain(spectacle=True), products=bias + iso)),
+        ("flat", FlatFieldJob(options=config.FlatField(spectacle=True), products=bias)),
     ):  # fmt: skip
         run(calibration, [made.root / "images"], root / name)
         for path in (root / name / "calibration").iterdir():

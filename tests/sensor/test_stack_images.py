@@ -21,10 +21,10 @@ from calibdask.engine.products import digest_output
 from calibdask.errors import CalibdaskError, ConfigError, CorruptedInput, TransientError
 from calibdask.io.hdf5 import read_tables
 from calibdask.io.maps import MAPS, TABLES, read_product
-from calibdask.sensor import calibration, config
+from calibdask.sensor import config, stream
 from calibdask.sensor.config import Frames, Stacks
 from calibdask.sensor.metadata import StackKey
-from calibdask.sensor.stack_images import StackImages, group_of, spectacle_stem
+from calibdask.sensor.stack_images import StackImagesJob, group_of, spectacle_stem
 from tests.sensor.frames import make_frames, write_stack
 
 BRIGHT = make_frames(14, seed=2, level=2000.0)
@@ -47,7 +47,7 @@ def images(tmp_path_factory):
 def reference(images, tmp_path_factory):
     """The product of all frames in one task."""
     output = tmp_path_factory.mktemp("reference") / "out"
-    return run(StackImages(stacks=Stacks(tile_rows=16)), [images], output), output
+    return run(StackImagesJob(stacks=Stacks(tile_rows=16)), [images], output), output
 
 
 def _check_maps(output, groups=None):
@@ -91,7 +91,7 @@ def test_one_digest_over_sharding_merging_order_and_executor(
     reference, images, tmp_path_factory, size, fan_in, cluster, backwards
 ):
     output = tmp_path_factory.mktemp("sharded") / "out"
-    job = StackImages(stacks=Stacks(tile_rows=16, frames_per_task=size))
+    job = StackImagesJob(stacks=Stacks(tile_rows=16, frames_per_task=size))
     paths = sorted(images.rglob("*.dng"), reverse=backwards)
     result = run(job, paths, output, cluster=cluster, workers=2, fan_in=fan_in)
     assert len(result.plan.shards) >= 14 // size
@@ -99,7 +99,7 @@ def test_one_digest_over_sharding_merging_order_and_executor(
 
 
 def test_tiles_change_no_pixel(reference, images, tmp_path):
-    run(StackImages(stacks=Stacks(tile_rows=5, frames_per_task=4)), [images], tmp_path / "out")
+    run(StackImagesJob(stacks=Stacks(tile_rows=5, frames_per_task=4)), [images], tmp_path / "out")
     mine, theirs = read_product(tmp_path / "out"), read_product(reference[1])
     assert mine.layouts.keys() == theirs.layouts.keys()
     for name in mine.layouts:
@@ -114,7 +114,7 @@ def test_files_may_be_moved_and_renamed(reference, images, tmp_path):
     table = [
         {"path": f"{level}/*.dng", "kind": "gain", "level": level} for level in ("bright", "dark")
     ]
-    job = StackImages(
+    job = StackImagesJob(
         stacks=Stacks(tile_rows=16), frames=Frames.model_validate({"table": tuple(table)})
     )
     assert run(job, [tmp_path / "elsewhere"], tmp_path / "out").digest == reference[0].digest
@@ -139,7 +139,7 @@ def test_the_same_bits_on_a_local_cluster(reference, images, tmp_path):
 
 def test_more_frames_later_cost_only_themselves(images, tmp_path):
     paths = sorted((images / "gain/iso100/bright").iterdir())
-    job = StackImages(stacks=Stacks(frames_per_task=4))
+    job = StackImagesJob(stacks=Stacks(frames_per_task=4))
     options = {"workdir": tmp_path / "work"}
     run(job, paths[:8], tmp_path / "first", **options)
     result = run(job, paths[:12], tmp_path / "second", **options)
@@ -154,7 +154,7 @@ def test_a_broken_frame_is_named_and_the_others_are_used(tmp_path):
     frames = make_frames(8)
     paths = write_stack(tmp_path / "images/gain/iso100/a", frames)
     paths[3].write_bytes(paths[3].read_bytes()[:-100])
-    job = StackImages()
+    job = StackImagesJob()
     with pytest.raises(CalibdaskError, match=r"frame_0003.dng"):
         run(job, paths, tmp_path / "out")
     result = run(job, paths, tmp_path / "out", allow_missing=0.2)
@@ -167,23 +167,23 @@ def test_a_broken_frame_is_named_and_the_others_are_used(tmp_path):
 def unreadable(monkeypatch):
     """Frames that turn out to be broken only when their pixels are read."""
     broken: dict[str, Exception] = {}
-    read = calibration.read_frame
+    read = stream.read_frame
 
-    def reads(path, index=0):
+    def reads(path, *more):
         for name, error in list(broken.items()):
             if name in str(path):
                 if isinstance(error, TransientError):
                     del broken[name]
                 raise error
-        return read(path, index)
+        return read(path, *more)
 
-    monkeypatch.setattr(calibration, "read_frame", reads)
+    monkeypatch.setattr(stream, "read_frame", reads)
     return broken
 
 
 def test_a_frame_lost_while_reading_is_named_and_the_others_are_used(images, tmp_path, unreadable):
     unreadable["bright/frame_0005"] = CorruptedInput("frame_0005.dng: cannot be decoded")
-    job = StackImages(stacks=Stacks(frames_per_task=4))
+    job = StackImagesJob(stacks=Stacks(frames_per_task=4))
     with pytest.raises(CalibdaskError, match=r"frame_0005\.dng: cannot be decoded"):
         run(job, [images], tmp_path / "out")
     result = run(job, [images], tmp_path / "out", allow_missing=0.1)
@@ -197,7 +197,7 @@ def test_a_frame_lost_while_reading_is_named_and_the_others_are_used(images, tmp
 
 def test_a_batch_of_which_nothing_can_be_read_is_a_lost_shard(images, tmp_path, unreadable):
     unreadable["dark/frame"] = CorruptedInput("cannot be decoded")
-    job = StackImages(stacks=Stacks(frames_per_task=20))
+    job = StackImagesJob(stacks=Stacks(frames_per_task=20))
     with pytest.raises(CalibdaskError, match="cannot be decoded"):
         run(job, [images / "gain/iso100/dark"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -205,22 +205,22 @@ def test_a_batch_of_which_nothing_can_be_read_is_a_lost_shard(images, tmp_path, 
 
 def test_a_file_system_that_stutters_loses_no_frame(reference, images, tmp_path, unreadable):
     unreadable["bright/frame_0002"] = TransientError("stale file handle")
-    job = StackImages(stacks=Stacks(tile_rows=16, frames_per_task=4))
+    job = StackImagesJob(stacks=Stacks(tile_rows=16, frames_per_task=4))
     result = run(job, [images], tmp_path / "out")
     assert result.digest == reference[0].digest
     assert any("stale file handle" in note for note in result.account.notes)
 
 
 def test_pixels_that_are_not_what_the_metadata_promise(images, tmp_path, monkeypatch):
-    read = calibration.read_frame
+    read = stream.read_frame
 
-    def reads(path, index=0):
-        values = read(path, index)
+    def reads(path, *more):
+        values = read(path, *more)
         return values[:, :-2] if "frame_0004" in str(path) else values
 
-    monkeypatch.setattr(calibration, "read_frame", reads)
+    monkeypatch.setattr(stream, "read_frame", reads)
     with pytest.raises(CalibdaskError, match=r"frame_0004.dng.*\(37, 22\).*\(37, 24\)"):
-        run(StackImages(), [images / "gain/iso100/dark"], tmp_path / "out")
+        run(StackImagesJob(), [images / "gain/iso100/dark"], tmp_path / "out")
 
 
 def test_the_same_frame_twice_is_used_once(images, tmp_path):
@@ -228,7 +228,7 @@ def test_the_same_frame_twice_is_used_once(images, tmp_path):
     folder = tmp_path / "images/gain/iso100/dark"
     shutil.copy(folder / "frame_0002.dng", folder / "copy.dng")
     result = run(
-        StackImages(), [tmp_path / "images"], tmp_path / "out",
+        StackImagesJob(), [tmp_path / "images"], tmp_path / "out",
         allow_missing=0.1,
     )  # fmt: skip
     assert len(result.plan.rejected) == 1
@@ -240,12 +240,12 @@ def test_too_many_frames_in_one_stack_are_refused_while_planning(tmp_path, monke
     monkeypatch.setattr("calibdask.sensor.kernel.MAX_FRAMES", 5)
     paths = write_stack(tmp_path / "images/gain/iso100/a", make_frames(6))
     with pytest.raises(ConfigError, match=r"gain.*6 frames in one stack.*at most 5.*split"):
-        run(StackImages(), paths, tmp_path / "out")
+        run(StackImagesJob(), paths, tmp_path / "out")
 
 
 def test_a_task_that_needs_more_memory_than_there_is_is_refused(images, tmp_path):
     with pytest.raises(ConfigError, match="needs about"):
-        run(StackImages(), [images], tmp_path / "out", worker_memory=20_000)
+        run(StackImagesJob(), [images], tmp_path / "out", worker_memory=20_000)
 
 
 # -- other files --------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_floats_and_cubes_of_several_frames(tmp_path):
     np.save(folder / "cube.npy", floats[:8])
     np.save(folder / "rest.npy", floats[8:])
     for size in (3, 50):
-        job = StackImages(stacks=Stacks(frames_per_task=size, tile_rows=10))
+        job = StackImagesJob(stacks=Stacks(frames_per_task=size, tile_rows=10))
         output = tmp_path / f"out{size}"
         run(job, [folder], output)
         maps = read_product(output)
@@ -273,13 +273,13 @@ def test_a_cube_that_breaks_off_gives_the_frames_before(tmp_path, monkeypatch):
     frames = make_frames(9)
     np.save(tmp_path / "cube.npy", frames)
 
-    def reads(path, start, stop):
+    def reads(path, start, stop, *more):
         yield from frames[start : min(stop, 6)]
         raise CorruptedInput(f"{path}: frame 6 is damaged")
 
-    monkeypatch.setattr(calibration, "read_frames", reads)
+    monkeypatch.setattr(stream, "read_frames", reads)
     result = run(
-        StackImages(), [tmp_path / "cube.npy"], tmp_path / "out",
+        StackImagesJob(), [tmp_path / "cube.npy"], tmp_path / "out",
         allow_missing=1.0,
     )  # fmt: skip
     assert result.account.total.cut_flow["frames read"] == 6
@@ -300,7 +300,7 @@ def test_cosmic_rays_and_a_bad_frame_are_left_out_in_a_second_pass(tmp_path):
     for size, cluster in ((3, "serial"), (50, "threads")):
         output = tmp_path / f"out{size}"
         stacks = Stacks(tile_rows=16, frames_per_task=size, clip_sigma=5.0, clip_iterations=2)
-        job = StackImages(stacks=stacks)
+        job = StackImagesJob(stacks=stacks)
         result = run(job, paths, output, cluster=cluster, workers=2)
         digests.add(result.digest)
     assert len(digests) == 1
@@ -327,7 +327,7 @@ def test_two_outliers_in_a_pixel_take_two_passes(tmp_path):
     left = []
     for passes in (1, 2):
         output = tmp_path / f"out{passes}"
-        run(StackImages(stacks=Stacks(clip_sigma=5.0, clip_iterations=passes)), paths, output)
+        run(StackImagesJob(stacks=Stacks(clip_sigma=5.0, clip_iterations=passes)), paths, output)
         left.append(int(read_product(output).rows("gain/iso100/t0.01/a/n")[10, 3]))
     assert left == [29, 28]
 
@@ -338,7 +338,7 @@ def test_two_outliers_in_a_pixel_take_two_passes(tmp_path):
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_stacks_as_spectacle_has_them(images, tmp_path, ddof):
     options = config.StackImages(spectacle=True, spectacle_ddof=ddof)
-    result = run(StackImages(options=options), [images], tmp_path / "out")
+    result = run(StackImagesJob(options=options), [images], tmp_path / "out")
     for name, frames in (("bright", BRIGHT), ("dark", DARK)):
         stem = tmp_path / "out/stacks/gain/iso100" / name
         mean = np.load(stem.with_name(f"{name}_mean.npy"), allow_pickle=False)
@@ -365,12 +365,12 @@ def test_names_of_groups():
 
 _SLOW = """
 import sys, time
-from calibdask.sensor import calibration
-read = calibration.read_frame
-def slow(path, index=0):
+from calibdask.sensor import stream
+read = stream.read_frame
+def slow(path, *more):
     time.sleep(0.1)
-    return read(path, index)
-calibration.read_frame = slow
+    return read(path, *more)
+stream.read_frame = slow
 from calibdask.cli import main
 main()
 """
@@ -394,7 +394,7 @@ def test_killed_in_the_middle_and_started_again(reference, images, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not output.exists()
-    job = StackImages(stacks=Stacks(tile_rows=16, frames_per_task=3))
+    job = StackImagesJob(stacks=Stacks(tile_rows=16, frames_per_task=3))
     result = run(job, [images], output)
     assert result.account.cached >= 2
     assert result.digest == reference[0].digest

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from laws import assert_same, check_summary_laws
 
 from calibdask.errors import CorruptedInput
-from calibdask.sensor.clipping import LEAST_FRAMES, clip_bounds, trimmed_variance_factor
+from calibdask.sensor.clipping import LEAST_FRAMES, stack_bounds, trimmed_variance_factor
 from calibdask.sensor.kernel import MAX_FRAMES
 from calibdask.sensor.summary import (
     FACTS,
@@ -149,7 +149,7 @@ def test_what_trimming_takes_from_a_variance_is_given_back(n):
 
 def _clip(frames, n_sigma=5.0, **options):
     first = _whole(_named(frames), **options)
-    bounds = {key: clip_bounds(stack, n_sigma) for key, stack in first.stacks.items()}
+    bounds = {key: stack_bounds(stack, n_sigma) for key, stack in first.stacks.items()}
     return bounds["a"], _whole(_named(frames), bounds=bounds, **options).stacks["a"]
 
 
@@ -178,7 +178,7 @@ def test_a_cosmic_ray_hides_from_a_mean_and_variance_that_it_is_in():
 def test_good_noise_is_hardly_ever_clipped_and_its_variance_stays():
     frames = make_frames(10, (200, 150), rms=4.0)
     first = summarise(_named(frames), [(0, 200)])[0, 200]
-    bounds = {"a": clip_bounds(first.stacks["a"], 5.0)}
+    bounds = {"a": stack_bounds(first.stacks["a"], 5.0)}
     stack = summarise(_named(frames), [(0, 200)], bounds=bounds)[0, 200].stacks["a"]
     assert stack.frames.frame_clipped.sum() <= 3  # 0.2 expected of 300 000
     ratio = np.nanmean(stack.variance()) / np.mean(first.stacks["a"].variance())

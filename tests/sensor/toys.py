@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from calibdask.engine.protocol import InputRef
-from calibdask.io.frames import FrameInfo
-from calibdask.sensor.calibration import Frame
+from calibdask.io.frame_info import FrameInfo
 from calibdask.sensor.metadata import StackKey
+from calibdask.sensor.stream import Frame
 from calibdask.sensor.summary import summarise
 from calibdask.sensor.tiles import SensorFacts
 

@@ -52,14 +52,6 @@ def test_moments_are_those_of_the_values():
         assert found.m2[k] == pytest.approx(((own - own.mean()) ** 2).sum(), rel=1e-11)
 
 
-def test_more_values_than_one_block(monkeypatch):
-    monkeypatch.setattr("calibdask.stats.grouped._BLOCK", 7)
-    group, values = draw(3)
-    cut = ExactMoments.from_groups(group, values, 3)
-    monkeypatch.undo()
-    assert_same(cut, ExactMoments.from_groups(group, values, 3), "blocks")
-
-
 def test_extreme_values_are_exact():
     large = 64 - 2.0**-33
     values = np.array([large, -large, 2.0**-40, -(2.0**-40), 0.0])

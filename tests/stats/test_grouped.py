@@ -63,6 +63,28 @@ def test_counts_are_those_of_numpy_for_equal_and_unequal_bins(drawn, edges):
     )
 
 
+@given(
+    st.lists(st.one_of(FINITE, st.floats(), st.sampled_from([-1.0, 0.0, 0.3, 7.0])), max_size=40),
+    st.one_of(
+        st.just(np.linspace(-1.0, 7.0, 33)),
+        st.lists(st.floats(-1e300, 1e300), min_size=2, max_size=9, unique=True).map(
+            lambda edges: np.sort(np.array(edges))
+        ),
+    ),
+)
+def test_bins_are_those_of_searchsorted(values, edges):
+    values = np.array([*values, *edges, *np.nextafter(edges, -np.inf)], float)
+    np.testing.assert_array_equal(
+        grouped.bin_of(values, edges), np.searchsorted(edges, values, side="right")
+    )
+
+
+def test_sums_of_more_groups_than_16_bits_hold():
+    group = np.array([70_000, 3, 70_000, 65_539, 3])
+    units = np.array([1, 2, -3, 4, 2**46 - 1])
+    same(grouped.exact_sums(group, units, 70_001), kernels.exact_sums(group, units, 70_001))
+
+
 def test_large_data_take_the_kernel_and_small_data_do_not(monkeypatch):
     taken = []
     monkeypatch.setattr(grouped, "_kernel", lambda name: taken.append(name) or (lambda *_: None))

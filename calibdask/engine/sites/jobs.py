@@ -27,7 +27,7 @@ from calibdask.engine.sites.scheduler import (
     worker_environment,
 )
 from calibdask.errors import ConfigError
-from calibdask.registry import did_you_mean
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

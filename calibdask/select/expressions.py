@@ -1,40 +1,29 @@
-"""Which rows count, and which value belongs to which telescope.
+"""Boolean expressions on the columns of a table, without Python's ``eval``.
 
-`QualityCriteria` evaluates expressions such as ``energy > 50 * u.GeV`` on table columns. An
-expression is never handed to Python's ``eval``: it is parsed, every piece of it must be on a short
-list, and what is left is turned into NumPy calls. `TelescopePatterns` looks up the value of an
-option for each telescope.
+An expression such as ``energy > 50 * u.GeV`` is parsed, every piece of it must be on a short list,
+and what is left is turned into NumPy calls.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import re
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from calibdask.errors import ConfigError, CorruptedInput, MissingInput
+from calibdask.errors import ConfigError, CorruptedInput
+from calibdask.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-__all__ = [
-    "Cut",
-    "QualityCriteria",
-    "Selection",
-    "TelescopePatterns",
-    "compile_criteria",
-    "finite_number",
-    "quote_names",
-]
+__all__ = ["Rows", "bind", "columns_of", "quote_names", "tidy"]
 
 _MAX_LENGTH = 2000
 _MAX_DEPTH = 60
@@ -103,7 +92,7 @@ def _has_unit(unit: object) -> bool:
     return unit is not None and unit is not _UNKNOWN
 
 
-class _Rows:
+class Rows:
     """The columns of one evaluation, and where a comparison met NaN."""
 
     __slots__ = ("columns", "nan")
@@ -113,11 +102,12 @@ class _Rows:
         self.nan = np.zeros(n_rows, dtype=bool)
 
     def note_nan(self, values: NDArray[Any]) -> None:
+        """Note the rows in which an operand of a comparison is NaN."""
         if values.dtype.kind == "f":
             self.nan |= np.isnan(values)
 
 
-_NO_ROWS = _Rows({}, 1)
+_NO_ROWS = Rows({}, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +117,7 @@ class _Value:
     node: ast.expr
     kind: _Kind
     unit: Any  # an astropy unit, None for a plain number, _UNKNOWN
-    compute: Callable[[_Rows], Any]
+    compute: Callable[[Rows], Any]
     constant: bool = False
 
     def scalar(self) -> float:
@@ -246,7 +236,7 @@ class _Compiler:
             raise self._error(node, f"'{name}' is a function and needs its argument in parentheses")
         self.used.add(name)
 
-        def column(rows: _Rows) -> NDArray[Any]:
+        def column(rows: Rows) -> NDArray[Any]:
             return np.asarray(rows.columns[name])
 
         if self.columns is None:
@@ -294,7 +284,7 @@ class _Compiler:
         if not isinstance(unit, u.UnitBase):
             names = [name for name in vars(u) if isinstance(getattr(u, name), u.UnitBase)]
             raise self._error(
-                node, f"'{node.attr}' is not a unit{_did_you_mean(node.attr, names, 'u.')}"
+                node, f"'{node.attr}' is not a unit{did_you_mean(node.attr, names, 'u.')}"
             )
         one = _Value(node, "number", None, lambda _: np.asarray(1.0), constant=True)
         return self._with_unit(one, unit)
@@ -319,7 +309,7 @@ class _Compiler:
                     f"{_BOOLEAN_HINT}",
                 )
 
-        def compute(rows: _Rows) -> Any:
+        def compute(rows: Rows) -> Any:
             result, *others = (value.compute(rows) for value in values)
             if not others:
                 return combine(result)
@@ -356,8 +346,8 @@ class _Compiler:
             node, "number", unit, lambda rows: function(*(x(rows) for x in floats)), constant
         )
 
-    def _as_float(self, value: _Value, factor: float = 1.0) -> Callable[[_Rows], NDArray[Any]]:
-        def compute(rows: _Rows) -> NDArray[Any]:
+    def _as_float(self, value: _Value, factor: float = 1.0) -> Callable[[Rows], NDArray[Any]]:
+        def compute(rows: Rows) -> NDArray[Any]:
             x = np.asarray(value.compute(rows))
             inexact = x.dtype.kind in "iu" and x.size > 0
             if inexact and (x.max() > _LARGEST_EXACT or x.min() < -_LARGEST_EXACT):
@@ -468,7 +458,7 @@ class _Compiler:
             for op, left, right in zip(node.ops, values[:-1], values[1:], strict=True)
         ]
 
-        def compute(rows: _Rows) -> Any:
+        def compute(rows: Rows) -> Any:
             result = steps[0](rows)
             for step in steps[1:]:
                 result = np.logical_and(result, step(rows))
@@ -476,7 +466,7 @@ class _Compiler:
 
         return _Value(node, "boolean", None, compute, all(value.constant for value in values))
 
-    def _compare_two(self, op: ast.cmpop, left: _Value, right: _Value) -> Callable[[_Rows], Any]:
+    def _compare_two(self, op: ast.cmpop, left: _Value, right: _Value) -> Callable[[Rows], Any]:
         ufunc = _COMPARISONS.get(type(op))
         if ufunc is None:
             raise self._error(right.node, "'in' and 'is' are not allowed: use < <= > >= == !=")
@@ -486,7 +476,7 @@ class _Compiler:
         first = self._comparable(left, self._factor(left, unit))
         second = self._comparable(right, self._factor(right, unit))
 
-        def compute(rows: _Rows) -> Any:
+        def compute(rows: Rows) -> Any:
             a, b = first(rows), second(rows)
             rows.note_nan(a)
             rows.note_nan(b)
@@ -505,12 +495,12 @@ class _Compiler:
                     f"'{self._text(other.node)}': {_BOOLEAN_HINT}",
                 )
 
-    def _comparable(self, value: _Value, factor: float) -> Callable[[_Rows], NDArray[Any]]:
+    def _comparable(self, value: _Value, factor: float) -> Callable[[Rows], NDArray[Any]]:
         """Whole numbers stay as they are, so that comparing identifiers is exact."""
         if factor != 1.0:
             return self._as_float(value, factor)
 
-        def compute(rows: _Rows) -> NDArray[Any]:
+        def compute(rows: Rows) -> NDArray[Any]:
             x = np.asarray(value.compute(rows))
             return x.astype(np.float64, copy=False) if x.dtype.kind == "f" else x
 
@@ -580,12 +570,6 @@ def _known_functions() -> str:
     )
 
 
-def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean '{prefix}{by_lower[close[0]]}'?" if close else ""
-
-
 def _spell(unit: Any) -> str:
     """Write a unit the way an expression needs it."""
     text = str(unit)
@@ -626,7 +610,7 @@ def quote_names(source: str, names: Iterable[str]) -> str:
     return source
 
 
-def _tidy(source: str) -> str:
+def tidy(source: str) -> str:
     """One line: a YAML block may fold an expression over several."""
     return " ".join(source.split())
 
@@ -664,7 +648,7 @@ def _parse(name: str, source: str) -> ast.expr:
 
 
 @lru_cache(maxsize=256)
-def _columns_of(name: str, source: str) -> frozenset[str]:
+def columns_of(name: str, source: str) -> frozenset[str]:
     """Check an expression without a file, and list its columns."""
     compiler = _Compiler(name, source)
     compiler.compile(_parse(name, source))
@@ -672,404 +656,9 @@ def _columns_of(name: str, source: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=256)
-def _bind(
+def bind(
     name: str, source: str, columns: tuple[tuple[str, str, bool], ...]
-) -> Callable[[_Rows], Any]:
+) -> Callable[[Rows], Any]:
     """Translate an expression for columns with these units and kinds; worked out once."""
     known = {column: (unit, boolean) for column, unit, boolean in columns}
     return _Compiler(name, source, known).compile(_parse(name, source)).compute
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One line of a cut flow.
-
-    Attributes
-    ----------
-    name : str
-        Name of the criterion.
-    passed : int
-        Rows that pass this criterion by itself.
-    passed_so_far : int
-        Rows that pass it and all before it.
-    met_nan : int
-        Rows in which a comparison of this criterion had NaN on one side. Such a comparison is
-        false (``!=`` is true), whatever the row holds otherwise.
-    """
-
-    name: str
-    passed: int
-    passed_so_far: int
-    met_nan: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Selection:
-    """The rows that pass all criteria, and how they came about.
-
-    Attributes
-    ----------
-    mask : ndarray of bool, shape (n_rows,)
-        True for the rows that pass every criterion, and were left before.
-    cuts : tuple of Cut
-        The cut flow, in the order of the criteria.
-    """
-
-    mask: NDArray[np.bool_]
-    cuts: tuple[Cut, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class QualityCriteria:
-    """Named boolean expressions on the columns of a table.
-
-    It holds text only: it can be pickled, hashed and compared, and is translated where it is used.
-    Make it with `compile_criteria`, which checks the expressions.
-
-    An expression may hold columns (any name; one with a dash in backquotes), numbers, ``True`` and
-    ``False``, comparisons (also chained), ``and or not & | ~``, ``+ - * / % **``, units as
-    ``u.GeV``, and the functions that an error message lists. Comparing and adding converts
-    units; arithmetic is done in float64; integers are compared exactly. ``and``,
-    ``or`` and ``not`` act row by row.
-
-    Attributes
-    ----------
-    pairs : tuple of (str, str)
-        Name and expression of each criterion, in order.
-    """
-
-    pairs: tuple[tuple[str, str], ...]
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """Names of all columns that the criteria need."""
-        return frozenset().union(*(_columns_of(name, source) for name, source in self.pairs))
-
-    def evaluate(
-        self,
-        columns: Mapping[str, NDArray[Any]],
-        units: Mapping[str, str],
-        n_rows: int | None = None,
-        *,
-        among: NDArray[np.bool_] | None = None,
-    ) -> Selection:
-        """Apply the criteria to a table.
-
-        Parameters
-        ----------
-        columns : mapping of str to ndarray, shape (n_rows,)
-            At least the columns named in `columns`; others are ignored.
-        units : mapping of str to str
-            Unit of each column that has one, as astropy writes it.
-        n_rows : int, optional
-            Number of rows; needed only when there may be no column to tell it.
-        among : ndarray of bool, shape (n_rows,), optional
-            Rows that are left by what comes before the criteria.
-
-        Returns
-        -------
-        Selection
-            Mask and cut flow.
-
-        Raises
-        ------
-        MissingInput
-            A column is not there.
-        CorruptedInput
-            A column does not hold one number or boolean per row, or has an unreadable unit.
-        ConfigError
-            Units do not go together, or the expression is not boolean for these columns.
-        """
-        if n_rows is None:
-            if not columns:
-                msg = "without columns the number of rows must be given"
-                raise ValueError(msg)
-            n_rows = len(next(iter(columns.values())))
-        mask = np.ones(n_rows, dtype=bool) if among is None else among.copy()
-        cuts = []
-        for name, source in self.pairs:
-            needed = sorted(_columns_of(name, source))
-            described = tuple(
-                (
-                    column,
-                    units.get(column) or "",
-                    _is_boolean(name, source, column, columns, n_rows),
-                )
-                for column in needed
-            )
-            rows = _Rows(columns, n_rows)
-            with np.errstate(all="ignore"):
-                passed = np.broadcast_to(_bind(name, source, described)(rows), n_rows)
-            mask &= passed
-            counts = (np.count_nonzero(x) for x in (passed, mask, rows.nan))
-            cuts.append(Cut(name, *(int(count) for count in counts)))
-        return Selection(mask, tuple(cuts))
-
-
-def _is_boolean(
-    name: str, source: str, column: str, columns: Mapping[str, NDArray[Any]], n_rows: int
-) -> bool:
-    """Whether a column is boolean (else a number); anything else is refused."""
-    if column not in columns:
-        raise MissingInput(
-            f"quality criterion '{name}': there is no column '{column}'"
-            f"{_did_you_mean(column, columns)}\n    {source}"
-        )
-    values = columns[column]
-    if values.dtype.kind not in "biuf" or values.shape != (n_rows,):
-        raise CorruptedInput(
-            f"quality criterion '{name}': column '{column}' holds {values.dtype} of shape "
-            f"{values.shape}; needed is one number or boolean for each of {n_rows} rows\n"
-            f"    {source}"
-        )
-    return values.dtype.kind == "b"
-
-
-def compile_criteria(pairs: Iterable[tuple[str, str]]) -> QualityCriteria:
-    """Check quality criteria as far as that goes without a file.
-
-    Parameters
-    ----------
-    pairs : iterable of (str, str)
-        Name and expression of each criterion.
-
-    Returns
-    -------
-    QualityCriteria
-        The checked criteria.
-
-    Raises
-    ------
-    ConfigError
-        An expression holds something that is not allowed; all such are listed, each with its
-        position.
-
-    Examples
-    --------
-    >>> criteria = compile_criteria([("bright", "intensity > 100")])
-    >>> criteria.evaluate({"intensity": np.array([50.0, 200.0])}, {}).mask
-    array([False,  True])
-    """
-    tidy = tuple((name, _tidy(source)) for name, source in pairs)
-    problems = []
-    for number, (name, source) in enumerate(tidy):
-        if any(name == other for other, _ in tidy[:number]):
-            problems.append(
-                f"quality criterion '{name}': two criteria have this name; the cut flow could "
-                "not tell them apart"
-            )
-        try:
-            _columns_of(name, source)
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return QualityCriteria(tidy)
-
-
-def finite_number(value: object) -> float:
-    """Read a finite number; the default reader of the values in telescope patterns.
-
-    Parameters
-    ----------
-    value : object
-        What the YAML file holds.
-
-    Returns
-    -------
-    float
-        The number.
-
-    Raises
-    ------
-    ConfigError
-        Not a finite number. Text and booleans are not numbers.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{value!r} is not a finite number")
-    return float(value)
-
-
-type _PatternValue = float | tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TelescopePatterns:
-    """An option whose value may differ between telescopes; the last match wins.
-
-    Attributes
-    ----------
-    patterns : tuple of (kind, which, value)
-        ``("type", pattern, value)``: all telescopes whose description (``str(tel)``, for instance
-        ``MST_MST_NectarCam``) matches the shell pattern. ``("id", tel_id, value)``: one telescope.
-    """
-
-    patterns: tuple[tuple[str, str | int, _PatternValue], ...]
-
-    @classmethod
-    def parse(
-        cls, value: object, read_value: Callable[[object], _PatternValue] = finite_number
-    ) -> Self:
-        """Read a value as it stands in a YAML file.
-
-        Parameters
-        ----------
-        value : object
-            One value for all telescopes, or ``[[type, "LST*", 125.0], [id, 5, 3.0]]``.
-        read_value : callable
-            Turns a value into a float, or a tuple of floats; raises `ConfigError` if it cannot.
-
-        Returns
-        -------
-        TelescopePatterns
-            The patterns, in order.
-
-        Raises
-        ------
-        ConfigError
-            Not a value nor a list of patterns; the message names the entry.
-        """
-        if not isinstance(value, list | tuple) or _all_numbers(value):
-            return cls((("type", "*", read_value(value)),))
-        if not value:
-            raise ConfigError("the list is empty; give one value, or patterns for all telescopes")
-        if value[0] in ("type", "id"):
-            raise ConfigError(
-                f"one pattern needs two pairs of brackets: [{_yaml_list(value)}], not "
-                f"{_yaml_list(value)}"
-            )
-        return cls(tuple(_read_pattern(entry, read_value) for entry in value))
-
-    def to_plain(self) -> list[list[Any]]:
-        """Return back lists, strings and numbers, as for YAML and JSON."""
-        return [
-            [kind, which, list(value) if isinstance(value, tuple) else value]
-            for kind, which, value in self.patterns
-        ]
-
-    def resolve(
-        self,
-        tel_id: ArrayLike,
-        tel_description: Sequence[str],
-        *,
-        option: str = "this option",
-    ) -> NDArray[np.float64]:
-        """Look up the value for each telescope.
-
-        Parameters
-        ----------
-        tel_id : array_like of int, shape (n_tel,)
-            The telescopes that need a value, and no others.
-        tel_description : sequence of str, length n_tel
-            ``str(tel)`` of each.
-        option : str
-            Name of the option in messages.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_tel,) or (n_tel, n_values)
-            In the order of ``tel_id``.
-
-        Raises
-        ------
-        ConfigError
-            A telescope without a value; the message names all of them.
-        """
-        telescopes = _telescopes(tel_id, tel_description)
-        found = [self._value_for(*tel) for tel in telescopes]
-        without = [tel for tel, value in zip(telescopes, found, strict=True) if value is None]
-        if without:
-            listed = ", ".join(f"{number} ({description})" for number, description in without)
-            raise ConfigError(
-                f"{option}: no pattern matches telescope {listed}; the patterns are "
-                f'{_yaml_list(self.to_plain())}; begin the list with [type, "*", value] to give '
-                "every telescope a value"
-            )
-        values = np.array(found, dtype=np.float64)
-        first = self.patterns[0][2]
-        width = (len(first),) if isinstance(first, tuple) else ()
-        return values.reshape(len(telescopes), *width)
-
-    def _value_for(self, tel_id: int, description: str) -> _PatternValue | None:
-        for kind, which, value in reversed(self.patterns):
-            if _match(kind, which, tel_id, description):
-                return value
-        return None
-
-    def unmatched(
-        self,
-        tel_id: ArrayLike,
-        tel_description: Sequence[str],
-        *,
-        option: str = "this option",
-    ) -> tuple[str, ...]:
-        """Say which patterns match no telescope: not an error, but worth a line in a report.
-
-        Parameters
-        ----------
-        tel_id : array_like of int, shape (n_tel,)
-            All telescopes of the array.
-        tel_description : sequence of str, length n_tel
-            ``str(tel)`` of each.
-        option : str
-            Name of the option in the sentences.
-
-        Returns
-        -------
-        tuple of str
-            One sentence per such pattern.
-        """
-        telescopes = _telescopes(tel_id, tel_description)
-        return tuple(
-            f"{option}: the pattern [{kind}, {which!r}] matches no telescope"
-            for kind, which, _ in self.patterns
-            if not any(_match(kind, which, *tel) for tel in telescopes)
-        )
-
-
-def _telescopes(tel_id: ArrayLike, tel_description: Sequence[str]) -> list[tuple[int, str]]:
-    numbers = np.asarray(tel_id, dtype=np.int64).tolist()
-    return list(zip(numbers, tel_description, strict=True))
-
-
-def _match(kind: str, which: str | int, tel_id: int, description: str) -> bool:
-    return tel_id == which if kind == "id" else fnmatchcase(description, str(which))
-
-
-def _all_numbers(values: Sequence[object]) -> bool:
-    return len(values) > 0 and all(isinstance(value, int | float) for value in values)
-
-
-def _yaml_list(value: object) -> str:
-    """Write nested lists as a YAML file would."""
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_yaml_list(item) for item in value) + "]"
-    return f'"{value}"' if isinstance(value, str) and not value.isidentifier() else str(value)
-
-
-def _read_pattern(
-    entry: object, read_value: Callable[[object], _PatternValue]
-) -> tuple[str, str | int, _PatternValue]:
-    if not isinstance(entry, list | tuple) or len(entry) != 3:
-        raise ConfigError(f'{entry!r} is not a pattern such as [type, "LST*", 125.0]')
-    kind, which, value = entry
-    shown = _yaml_list(entry)
-    if kind not in ("type", "id"):
-        suggestion = _did_you_mean(kind, ("type", "id")) if isinstance(kind, str) else ""
-        raise ConfigError(f"{shown}: a pattern begins with 'type' or 'id'{suggestion}")
-    try:
-        number = read_value(value)
-    except ConfigError as error:
-        raise ConfigError(f"{shown}: {error}") from None
-    if kind == "type":
-        if not isinstance(which, str) or not which:
-            raise ConfigError(f'{shown}: a type is a pattern in quotes such as "LST*"')
-        return kind, which, number
-    return kind, _read_tel_id(which, shown), number
-
-
-def _read_tel_id(which: object, shown: str) -> int:
-    text = str(which) if isinstance(which, int) and not isinstance(which, bool) else which
-    if not isinstance(text, str) or not text.isdecimal():
-        raise ConfigError(f"{shown}: {which!r} is not a telescope number")
-    return int(text)

@@ -1,8 +1,7 @@
 """The fit of the network of pairs: from merged summaries to throughputs with their errors.
 
-:func:`fit_stage` makes the state that the next stage sees (`calibdask.array.summary` lists the
-stages); `calibdask.array.coefficients` the columns of tables
-of it.
+:func:`fit_stage` makes the state that the next stage sees (`network.stages` lists the stages);
+`network.coefficients` the columns of tables of it.
 """
 
 from __future__ import annotations
@@ -13,33 +12,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calibdask import flags
-from calibdask.array.goodness import test_of_fit
-from calibdask.array.model import (
-    MAX_TEL_ID,
-    Telescopes,
+from calibdask.array.model import MAX_TEL_ID, Telescopes, pair_types
+from calibdask.array.network.goodness import test_of_fit
+from calibdask.array.network.model import (
     connected_components,
-    pair_types,
     shrink_variance,
     solve_asymmetry_network,
     solve_network,
 )
-from calibdask.array.state import NetworkFit
-from calibdask.array.summary import (
-    MODEL_STEP,
-    N_RANGES,
-    PairSummary,
-    ScoreSummary,
-    check_stage,
-    n_stages,
-    rows_of,
-)
+from calibdask.array.network.pairs import MODEL_STEP, N_RANGES, PairSummary, rows_of
+from calibdask.array.network.scores import ScoreSummary
+from calibdask.array.network.stages import check_stage, n_stages
+from calibdask.array.network.state import NetworkFit
 from calibdask.errors import CorruptedInput
 from calibdask.flags import Flag
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from calibdask.array.model import NetworkOptions
+    from calibdask.array.network.model import NetworkOptions
     from calibdask.stats.histogram import Histogram
     from calibdask.stats.moments import CoMoments, Moments
 

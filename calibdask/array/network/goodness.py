@@ -21,19 +21,18 @@ which is nu_2 = nu n for nu equal normal contrasts, and less where events have t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from calibdask.array.model import divergence, laplacian
+from calibdask.array.network.model import divergence, laplacian
+from calibdask.stats.record import ArraySums
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = ["N_GROUPS", "ResidualScatter", "TestOfFit", "event_group", "test_of_fit"]
 
@@ -56,7 +55,7 @@ def event_group(obs_id: NDArray[np.integer], event_id: NDArray[np.integer]) -> N
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ResidualScatter:
+class ResidualScatter(ArraySums):
     """Sums over events; K pairs, C components.
 
     Attributes
@@ -80,21 +79,6 @@ class ResidualScatter:
     def identity(cls, n_pairs: int, n_components: int) -> Self:
         """No events: merging it changes nothing."""
         return cls(np.zeros((n_pairs, N_GROUPS)), *np.zeros((3, n_components)))
-
-    def merge(self, other: Self) -> Self:
-        """Both sets of events together."""
-        return type(self)(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
-        )
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-        return cls(*(np.asarray(arrays[field.name], np.float64) for field in fields(cls)))
 
     def add(
         self,

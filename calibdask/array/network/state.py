@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibdask.array.model import pair_types
+from calibdask.stats.record import ArrayRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 __all__ = ["NetworkFit"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NetworkFit:
+class NetworkFit(ArrayRecord):
     """State of the fit after a stage; T telescopes by (type, id), K pairs, C components.
 
     Theta is ln(c/scale), or the offset itself where differences are compared. An event with the
@@ -66,7 +65,7 @@ class NetworkFit:
         Part of the pair's events in each range.
     edge_1, edge_2, about : ndarray of float64, shape (K,)
         Thresholds on the values of a pair and the model about which its events are selected
-        symmetrically (`calibdask.array.summary.mirrored`); -inf without.
+        symmetrically (`calibdask.array.network.pairs.mirrored`); -inf without.
     given, weight_given : ndarray of bool and float64, shape (K,)
         Pairs whose ratios are taken from an inter-calibration of the same events, and their weights
         in it (see `calibdask.array.absolute.tie_types`). They are not `used`.
@@ -78,7 +77,7 @@ class NetworkFit:
     freedom : ndarray of float64, shape (T,)
         Degrees of freedom of the error of theta, once the fit is done.
     chi2, ndf, p_value : ndarray of float64, shape (C,)
-        Test of the fit (`calibdask.array.goodness`), once it is done.
+        Test of the fit (`calibdask.array.network.goodness`), once it is done.
     n_lacking : ndarray of int64, shape (T,)
         Rows that the inputs lack of each telescope.
     """
@@ -186,17 +185,3 @@ class NetworkFit:
         if self.estimator == "asymmetry":
             return 0.5 * (1.0 - self.model**2)
         return np.ones(len(self.first))
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-        values: dict[str, object] = {field.name: arrays[field.name] for field in fields(cls)}
-        values["estimator"] = str(arrays["estimator"])
-        values["kind"] = str(arrays["kind"])
-        values["done"] = bool(arrays["done"])
-        values["distance_term"] = bool(arrays["distance_term"])
-        return cls(**values)  # type: ignore[arg-type]

@@ -8,13 +8,13 @@ import numpy as np
 
 from calibdask import flags
 from calibdask.array.model import pair_types
-from calibdask.array.summary import DISTANCE_EDGES_M, N_RANGES
+from calibdask.array.network.pairs import DISTANCE_EDGES_M, N_RANGES
 from calibdask.flags import Flag
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = [
     "MIN_EVENTS_FOR_ERROR",
@@ -47,7 +47,7 @@ def coefficients(
     The throughput is c = scale exp(theta), its error c times that of theta (delta method); where
     differences are compared, the value is theta. A pair's
     pull is its residual over the residual's standard deviation for independent pairs,
-    sqrt(1/W - A C A^T); chi2 and its degrees of freedom are those of `calibdask.array.goodness`.
+    sqrt(1/W - A C A^T); chi2 and its degrees of freedom are those of `network.goodness`.
     Errors are half widths of 68.3 % intervals: with few events they are times `student_factor`,
     and so is the covariance.
 

@@ -1,4 +1,4 @@
-"""Writing of simulated DL1 files in ctapipe's layout: instrument, observation, triggers.
+"""Writing of simulated DL1 and DL2 files in ctapipe's layout: instrument, observation, events.
 
 The tables are those of ctapipe 0.32 (`ctapipe.io.DataWriter`), so that its readers open them.
 """
@@ -32,13 +32,17 @@ __all__ = [
     "write_instrument",
     "write_observation",
     "write_reference_metadata",
+    "write_subarray_triggers",
     "write_telescope_table",
+    "write_telescope_triggers",
+    "write_transformed",
     "write_triggers",
 ]
 
 TAI_MINUS_UTC_S: Final = 37
 _EARTH_RADIUS_M: Final = 6_378_137.0  # WGS84, at the equator
 _MJD_OF_1970: Final = 40587.0
+SUBARRAY_EVENT: Final = 32  # ctapipe.containers.EventType.SUBARRAY
 _NS_PER_S: Final = 1_000_000_000
 
 
@@ -99,14 +103,21 @@ def square_camera(
 
 
 def write_reference_metadata(
-    file: tables.File, *, description: str, levels: str, identity: str, obs_id: int, start_s: float
+    file: tables.File,
+    *,
+    description: str,
+    levels: str,
+    identity: str,
+    obs_id: int,
+    start_s: float,
+    instrument: str = "unspecified",
 ) -> None:
     """Write the observatory's "CTA ..." attributes.
 
     Parameters
     ----------
     file : tables.File
-        From `calibdask.io.hdf5.create_hdf5`.
+        From `calibdask.io.pytables.create_hdf5`.
     description, levels : str
         Of the product, e.g. "DL1_MUON".
     identity : str
@@ -115,6 +126,8 @@ def write_reference_metadata(
         Observation block.
     start_s : float
         When it begins, in seconds of TAI since 1970: the date of everything.
+    instrument : str
+        Name of the array.
     """
     product = uuid.uuid5(uuid.NAMESPACE_URL, f"calibdask-simulation:{identity}")
     begin = datetime.fromtimestamp(start_s - TAI_MINUS_UTC_S, tz=UTC)
@@ -134,7 +147,6 @@ def write_reference_metadata(
             "CTA PRODUCT DATA ASSOCIATION": "Subarray",
             "CTA PRODUCT DATA MODEL NAME": "ASWG",
             "CTA PRODUCT DATA MODEL VERSION": "v7.6.0",
-            "CTA PRODUCT DATA MODEL URL": "",
             "CTA PRODUCT FORMAT": "hdf5",
             "CTA PROCESS TYPE": "Simulation",
             "CTA PROCESS SUBTYPE": "",
@@ -151,7 +163,7 @@ def write_reference_metadata(
             "CTA INSTRUMENT TYPE": "unspecified",
             "CTA INSTRUMENT SUBTYPE": "unspecified",
             "CTA INSTRUMENT VERSION": "unspecified",
-            "CTA INSTRUMENT ID": "unspecified",
+            "CTA INSTRUMENT ID": instrument,
         },
     )
 
@@ -168,7 +180,7 @@ def write_instrument(
     Parameters
     ----------
     file : tables.File
-        From `calibdask.io.hdf5.create_hdf5`.
+        From `calibdask.io.pytables.create_hdf5`.
     telescopes : sequence of TelescopeDescription
         In the order of the layout table. Equal names mean equal optics and cameras.
     subarray : str
@@ -283,21 +295,30 @@ def _write_camera(file: tables.File, index: int, camera: CameraDescription) -> N
 
 
 def write_observation(
-    file: tables.File, obs_id: int, start_s: float, duration_s: float, *, altitude_deg: float = 70.0
+    file: tables.File,
+    obs_id: int,
+    start_s: float,
+    duration_s: float,
+    *,
+    altitude_deg: float = 70.0,
+    azimuth_deg: float = 180.0,
+    scheduled: bool = True,
 ) -> None:
     """Write an observation block.
 
     Parameters
     ----------
     file : tables.File
-        From `calibdask.io.hdf5.create_hdf5`.
+        From `calibdask.io.pytables.create_hdf5`.
     obs_id : int
         Its number.
     start_s, duration_s : float
         Begin in seconds of TAI since 1970, and length.
-    altitude_deg : float
-        Where the telescopes point, due South. ctapipe's event source needs NaN, for unknown: beside
-        a pointing it wants a pickled enum.
+    altitude_deg, azimuth_deg : float
+        Where the telescopes point. ctapipe's event source needs an altitude of NaN, for unknown:
+        beside a pointing it wants a pickled enum.
+    scheduled : bool
+        Write its scheduling block as well, which ctapipe's event source needs.
     """
     start_mjd = start_s / 86400 + _MJD_OF_1970
     row = {
@@ -306,22 +327,24 @@ def write_observation(
         "producer_id": np.str_("calibdask"),
         "state": np.int64(1),  # ctapipe.containers.ObservationBlockState.COMPLETED_SUCCEDED
         "subarray_pointing_lat": np.float32(altitude_deg),
-        "subarray_pointing_lon": np.float32(180.0),
+        "subarray_pointing_lon": np.float32(azimuth_deg),
         "subarray_pointing_frame": np.int64(0),  # ctapipe.containers.CoordinateFrameType.ALTAZ
         "scheduled_duration": np.float64(duration_s / 60),
         "scheduled_start_time": np.float64(start_mjd),
         "actual_start_time": np.float64(start_mjd),
         "actual_duration": np.float64(duration_s / 60),
     }
-    scheduling = {"sb_id": 1, "sb_type": -1, "observing_mode": -1, "pointing_mode": -1}  # UNKNOWN
-    write_table(
-        file,
-        "/configuration/observation/scheduling_block",
-        {name: np.array([value]) for name, value in scheduling.items()}
-        | {"sb_id": np.array([1], np.uint64), "producer_id": np.array(["calibdask"])},
-    )
+    if scheduled:
+        # -1: UNKNOWN
+        scheduling = {"sb_id": 1, "sb_type": -1, "observing_mode": -1, "pointing_mode": -1}
+        write_table(
+            file,
+            "/configuration/observation/scheduling_block",
+            {name: np.array([value]) for name, value in scheduling.items()}
+            | {"sb_id": np.array([1], np.uint64), "producer_id": np.array(["calibdask"])},
+        )
     units = {"subarray_pointing_lat": "deg", "subarray_pointing_lon": "deg"}
-    _write(
+    write_transformed(
         file,
         "/configuration/observation/observation_block",
         {name: np.array([value]) for name, value in row.items()},
@@ -334,40 +357,27 @@ def write_triggers(
     telescopes: Sequence[TelescopeDescription],
     columns: Columns,
     *,
-    event_type: int = 32,
+    event_type: int = SUBARRAY_EVENT,
 ) -> None:
     """Write the trigger tables of array and telescopes.
 
     Parameters
     ----------
     file : tables.File
-        From `calibdask.io.hdf5.create_hdf5`.
+        From `calibdask.io.pytables.create_hdf5`.
     telescopes : sequence of TelescopeDescription
         In the order of the layout.
     columns : mapping of str to ndarray, shape (N,)
         ``obs_id``, ``event_id``, ``tel_id`` and ``time_ns`` (TAI since 1970) of every telescope
         that triggered, in the order of the table. An event's own time is its telescopes' first.
     event_type : int
-        `ctapipe.containers.EventType`; 32 is SUBARRAY.
+        `ctapipe.containers.EventType`.
     """
-    obs_id = np.asarray(columns["obs_id"], np.int32)
-    event_id = np.asarray(columns["event_id"], np.int64)
-    tel_id = np.asarray(columns["tel_id"], np.int16)
     time_ns = np.asarray(columns["time_ns"], np.int64)
-    _write(
-        file,
-        "/dl1/event/telescope/trigger",
-        {
-            "obs_id": obs_id,
-            "event_id": event_id,
-            "tel_id": tel_id,
-            "time": _stored_time(time_ns),
-            "event_type": np.full(len(obs_id), event_type, np.int64),
-            "n_trigger_pixels": np.full(len(obs_id), -1, np.int64),
-        },
-    )
+    index = {name: np.asarray(columns[name]) for name in ("obs_id", "event_id", "tel_id")}
+    write_telescope_triggers(file, {**index, "time": _stored_time(time_ns)}, event_type=event_type)
     # Numbered by their first row, so that the events stand in the order of their telescopes.
-    keys = np.stack([obs_id.astype(np.int64), event_id], axis=1)
+    keys = np.stack([index["obs_id"], index["event_id"]], axis=1).astype(np.int64)
     _, first, event = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -376,17 +386,71 @@ def write_triggers(
     earliest = np.full(len(first), np.iinfo(np.int64).max)
     np.minimum.at(earliest, event, time_ns)
     triggered = np.zeros((len(first), len(telescopes)), np.bool_)
-    place = {one.tel_id: i for i, one in enumerate(telescopes)}
-    triggered[event, [place[number] for number in tel_id.tolist()]] = True
-    _write(
+    column = {one.tel_id: i for i, one in enumerate(telescopes)}
+    triggered[event, [column[number] for number in index["tel_id"].tolist()]] = True
+    of_events = {name: index[name][first] for name in ("obs_id", "event_id")}
+    times = {"time": _stored_time(earliest)}
+    write_subarray_triggers(file, of_events | times, triggered, event_type=event_type)
+
+
+def write_subarray_triggers(
+    file: tables.File,
+    columns: Columns,
+    triggered: NDArray[np.bool_],
+    *,
+    event_type: int = SUBARRAY_EVENT,
+) -> None:
+    """Write the trigger table of the array.
+
+    Parameters
+    ----------
+    file : tables.File
+        From `calibdask.io.pytables.create_hdf5`.
+    columns : mapping of str to ndarray, shape (E,) or (E, 2)
+        ``obs_id``, ``event_id`` and ``time`` (as stored: seconds and quarter-nanoseconds).
+    triggered : ndarray of bool, shape (E, T)
+        Which telescopes, in the order of the layout.
+    event_type : int
+        `ctapipe.containers.EventType`.
+    """
+    write_transformed(
         file,
         "/dl1/event/subarray/trigger",
         {
-            "obs_id": obs_id[first],
-            "event_id": event_id[first],
-            "time": _stored_time(earliest),
+            "obs_id": np.asarray(columns["obs_id"], np.int32),
+            "event_id": np.asarray(columns["event_id"], np.int64),
+            "time": columns["time"],
             "tels_with_trigger": triggered,
-            "event_type": np.full(len(first), event_type, np.int64),
+            "event_type": np.full(len(triggered), event_type, np.int64),
+        },
+    )
+
+
+def write_telescope_triggers(
+    file: tables.File, columns: Columns, *, event_type: int = SUBARRAY_EVENT
+) -> None:
+    """Write the trigger table of the telescopes.
+
+    Parameters
+    ----------
+    file : tables.File
+        From `calibdask.io.pytables.create_hdf5`.
+    columns : mapping of str to ndarray, shape (N,) or (N, 2)
+        ``obs_id``, ``event_id``, ``tel_id`` and ``time`` (as stored).
+    event_type : int
+        `ctapipe.containers.EventType`.
+    """
+    n = len(columns["obs_id"])
+    write_transformed(
+        file,
+        "/dl1/event/telescope/trigger",
+        {
+            "obs_id": np.asarray(columns["obs_id"], np.int32),
+            "event_id": np.asarray(columns["event_id"], np.int64),
+            "tel_id": np.asarray(columns["tel_id"], np.int16),
+            "time": columns["time"],
+            "event_type": np.full(n, event_type, np.int64),
+            "n_trigger_pixels": np.full(n, -1, np.int64),  # not simulated
         },
     )
 
@@ -400,7 +464,7 @@ def write_telescope_table(
         "event_id": np.asarray(columns["event_id"], np.int64),
         "tel_id": np.full(len(columns["obs_id"]), tel_id, np.int16),
     }
-    _write(file, f"{group}/tel_{tel_id:03d}", {**index, **columns, **index}, units)
+    write_transformed(file, f"{group}/tel_{tel_id:03d}", {**index, **columns, **index}, units)
 
 
 def _stored_time(time_ns: NDArray[np.int64]) -> NDArray[np.uint32]:
@@ -408,13 +472,24 @@ def _stored_time(time_ns: NDArray[np.int64]) -> NDArray[np.uint32]:
     return np.stack([time_ns // _NS_PER_S, time_ns % _NS_PER_S * 4], axis=1).astype(np.uint32)
 
 
-def _write(
+def write_transformed(
     file: tables.File, path: str, columns: Columns, units: Mapping[str, str] | None = None
 ) -> None:
-    """Write a table with the transforms that ctapipe notes for times, masks and enums.
+    """Write a table with the transforms that ctapipe notes for times, telescope masks and enums.
 
     ctapipe also pickles the classes of its enums into attributes; its table readers do without,
     and a file that carries no pickle can be opened by anybody.
+
+    Parameters
+    ----------
+    file : tables.File
+        From `calibdask.io.pytables.create_hdf5`.
+    path : str
+        Of the table.
+    columns : mapping of str to ndarray
+        By ctapipe's names, which tell the transforms.
+    units : mapping of str to str, optional
+        Units of columns.
     """
     times = [name for name, values in columns.items() if name == "time" and values.ndim == 2]
     transforms: dict[str, object] = {}
@@ -423,7 +498,7 @@ def _write(
             transforms[f"CTAFIELD_{i}_TRANSFORM"] = "time"
             transforms[f"CTAFIELD_{i}_TIME_SCALE"] = "tai"
             transforms[f"CTAFIELD_{i}_TIME_FORMAT"] = "mjd"
-        elif name == "tels_with_trigger":
+        elif name == "tels_with_trigger" or name.endswith("_telescopes"):
             transforms[f"CTAFIELD_{i}_TRANSFORM"] = "tel_list_to_mask"
         elif name in ("event_type", "state", "subarray_pointing_frame"):
             transforms[f"CTAFIELD_{i}_TRANSFORM"] = "enum"

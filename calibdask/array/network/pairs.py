@@ -1,76 +1,41 @@
-"""Summaries of pair events: what each stage of the fit takes from a shard.
-
-Stage by stage, with each reduction additive over shards as long as no event is split between two:
-
-============= ======================= ================================ ==================
-estimator     stage 0                 stage 1                          stage 2
-============= ======================= ================================ ==================
-log-mean      moments -> fit          scores -> covariance
-asymmetry     moments -> fit          scores -> covariance
-log-median    + histogram -> fit      scores -> covariance
-log-clipped   + histogram -> bounds   moments within the bounds -> fit scores -> covariance
-============= ======================= ================================ ==================
-
-Where pairs are selected symmetrically, log-mean has a stage more: moments of the events that the
-first fit lets through.
-
-`reduce_stage` makes a shard's summary; `calibdask.array.network.fit_stage` the state that the next
-stage sees.
-"""
+"""Pair events, and what the fit of a network needs to know about each pair."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from calibdask.array.goodness import N_GROUPS, ResidualScatter
-from calibdask.array.model import (
-    LOG_RATIO,
-    MAX_TEL_ID,
-    Observable,
-    asymmetry,
-    divergence,
-    log_ratio,
-    measurable,
-)
+from calibdask.array.model import MAX_TEL_ID, asymmetry, log_ratio, measurable
+from calibdask.array.network.model import LOG_RATIO, Observable
 from calibdask.errors import CorruptedInput
 from calibdask.stats.histogram import Histogram
 from calibdask.stats.keyed import union_keys
 from calibdask.stats.moments import CoMoments, Moments
+from calibdask.stats.record import ArrayRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from calibdask.array.model import NetworkOptions
-    from calibdask.array.state import NetworkFit
+    from calibdask.array.network.state import NetworkFit
 
 __all__ = [
     "DISTANCE_EDGES_M",
     "N_RANGES",
-    "STAGES",
     "PairEvents",
     "PairSummary",
-    "ScoreSummary",
-    "check_stage",
     "distance_range",
     "mirrored",
-    "n_stages",
-    "reduce_stage",
+    "oriented",
+    "pair_difference",
+    "range_of",
     "rows_of",
     "summarise_pairs",
-    "summarise_scores",
     "with_lacking",
 ]
-
-STAGES: dict[str, int] = {"log-mean": 2, "asymmetry": 2, "log-median": 2, "log-clipped": 3}
-"""Number of stages of each estimator; see `n_stages`."""
-
-EVENTS_PER_BLOCK = 16384
-"""Events whose scores are held at a time: bounds memory, fixed so that sums keep their order."""
 
 DISTANCE_EDGES_M = (100.0, 125.0, 150.0, 175.0, 200.0, 250.0, 300.0, 400.0)
 """Edges of the ranges of the mean impact distance with a slope of the light of their own."""
@@ -104,8 +69,7 @@ class PairEvents:
         Which of `DISTANCE_EDGES_M` the mean of both distances lies between (`distance_range`); by
         default all lie in the first range.
     group : ndarray of int, shape (N,), optional
-        Random group of each row's event (`calibdask.array.goodness.event_group`); by default from
-        `event`.
+        Random group of each row's event (`network.goodness.event_group`); by default from `event`.
     """
 
     event: NDArray[np.integer]
@@ -120,7 +84,7 @@ class PairEvents:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PairSummary:
+class PairSummary(ArrayRecord):
     """What the fit needs to know about each pair.
 
     Attributes
@@ -148,6 +112,15 @@ class PairSummary:
     lacking : ndarray of int64, shape (L, 2)
         Telescopes that lost rows in the inputs, by number, and how many rows.
     """
+
+    parts: ClassVar = {
+        "difference": ("difference_", Moments),
+        "asymmetry": ("asymmetry_", Moments),
+        "histogram": ("histogram_", Histogram),
+        "distance": ("distance_", CoMoments),
+        "higher": ("higher_", Moments),
+        "lower": ("lower_", Moments),
+    }
 
     pairs: NDArray[np.int64]
     tel_type: NDArray[np.str_]
@@ -240,45 +213,6 @@ class PairSummary:
             _sum_by_number(self.lacking, other.lacking),
         )
 
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        arrays: dict[str, NDArray[np.generic]] = {
-            "pairs": self.pairs,
-            "tel_type": self.tel_type,
-            "n_invalid": self.n_invalid,
-            "lowest": self.lowest,
-            "lacking": self.lacking,
-        }
-        for name in ("difference", "asymmetry", "histogram", "distance", "higher", "lower"):
-            part = getattr(self, name)
-            if part is not None:
-                arrays |= {f"{name}_{key}": value for key, value in part.to_arrays().items()}
-        return arrays
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-
-        def part(name: str) -> dict[str, NDArray[np.generic]]:
-            prefix = f"{name}_"
-            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-        asymmetry_, histogram, distance = part("asymmetry"), part("histogram"), part("distance")
-        higher, lower = part("higher"), part("lower")
-        return cls(
-            np.asarray(arrays["pairs"], np.int64),
-            np.asarray(arrays["tel_type"], np.str_),
-            np.asarray(arrays["n_invalid"], np.int64),
-            Moments.from_arrays(part("difference")),
-            Moments.from_arrays(asymmetry_) if asymmetry_ else None,
-            Histogram.from_arrays(histogram) if histogram else None,
-            np.asarray(arrays["lowest"], np.float64),
-            CoMoments.from_arrays(distance) if distance else None,
-            Moments.from_arrays(higher) if higher else None,
-            Moments.from_arrays(lower) if lower else None,
-            np.asarray(arrays["lacking"], np.int64),
-        )
-
 
 def with_lacking[S](summary: S, n_lacking: Mapping[int, int]) -> S:
     """Say in a summary of pairs which telescopes lost rows, and how many."""
@@ -307,111 +241,6 @@ def _sum_by_number(one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np
     count = np.zeros(len(number), np.int64)
     np.add.at(count, place, rows[:, 1])
     return np.stack([number, count], axis=1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoreSummary:
-    """Sum of the outer products of the events' scores: the inner matrix of the covariance.
-
-    Attributes
-    ----------
-    outer : ndarray of float64, shape (T, T) or (2T, 2T)
-        sum_e s_e s_e^T, telescopes in the order of the fit. Zero between components. Where ratios
-        are given, the scores of their pairs stand behind those of the used ones.
-    n_events : ndarray of int64, shape (T,)
-        Events in which each telescope is part of a used pair.
-    component_n_events : ndarray of int64, shape (C,)
-        Events with a used pair of each component.
-    kappa_variance : ndarray of float64, shape (Y R,)
-        Of the distance slope of each pair type (sorted) and range of distances; without a distance
-        term it is empty.
-    scatter : ResidualScatter
-        For the test of the fit.
-    """
-
-    outer: NDArray[np.float64]
-    n_events: NDArray[np.int64]
-    component_n_events: NDArray[np.int64]
-    kappa_variance: NDArray[np.float64]
-    scatter: ResidualScatter
-
-    @classmethod
-    def identity(cls, fit: NetworkFit) -> Self:
-        """No events about a fit: merging it changes nothing."""
-        n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
-        n_scores = 2 * n_telescopes if fit.given.any() else n_telescopes
-        n_slopes = len(fit.levers)
-        return cls(
-            np.zeros((n_scores, n_scores)),
-            np.zeros(n_telescopes, np.int64),
-            np.zeros(n_components, np.int64),
-            np.zeros(n_slopes),
-            ResidualScatter.identity(len(fit.first), n_components),
-        )
-
-    def merge(self, other: Self) -> Self:
-        """Both sets of events together."""
-        mine, theirs = self.to_arrays(), other.to_arrays()
-        if any(mine[name].shape != theirs[name].shape for name in mine):
-            raise ValueError("scores about different fits do not merge")
-        return type(self)(
-            self.outer + other.outer,
-            self.n_events + other.n_events,
-            self.component_n_events + other.component_n_events,
-            self.kappa_variance + other.kappa_variance,
-            self.scatter.merge(other.scatter),
-        )
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Fields by name, for storage without pickle."""
-        own = {one.name: getattr(self, one.name) for one in fields(self)[:-1]}
-        return own | self.scatter.to_arrays()
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Inverse of `to_arrays`."""
-        return cls(
-            np.asarray(arrays["outer"], np.float64),
-            np.asarray(arrays["n_events"], np.int64),
-            np.asarray(arrays["component_n_events"], np.int64),
-            np.asarray(arrays["kappa_variance"], np.float64),
-            ResidualScatter.from_arrays(arrays),
-        )
-
-
-def reduce_stage(
-    stage: int, options: NetworkOptions, events: PairEvents, given: NetworkFit | None
-) -> PairSummary | ScoreSummary:
-    """Summary of one shard.
-
-    Parameters
-    ----------
-    stage : int
-        0 <= stage < n_stages(options).
-    options : NetworkOptions
-        Only estimator, observable and symmetry matter here.
-    events : PairEvents
-        The shard's pair events.
-    given : NetworkFit or None
-        State after the stage before; None at stage 0.
-
-    Raises
-    ------
-    CorruptedInput
-        If a row pairs a telescope with itself, a pair has two types, or an id is out of range.
-    """
-    check_stage(stage, options, given)
-    if given is None:
-        robust = options.estimator in {"log-median", "log-clipped"}
-        return summarise_pairs(events, options.observable, histogram=robust)
-    if stage == n_stages(options) - 1:
-        return summarise_scores(given, events)
-    return summarise_pairs(events, options.observable, clip=given)
-
-
-def n_stages(options: NetworkOptions) -> int:
-    """Return the number of stages."""
-    return STAGES[options.estimator] + (options.symmetric and options.estimator == "log-mean")
 
 
 def mirrored(
@@ -445,14 +274,6 @@ def mirrored(
     )
 
 
-def check_stage(stage: int, options: NetworkOptions, given: NetworkFit | None) -> None:
-    """Refuse a stage that the estimator does not have, or one without its state (ValueError)."""
-    if not 0 <= stage < n_stages(options):
-        raise ValueError(f"{options.estimator} has no stage {stage}")
-    if (stage == 0) != (given is None):
-        raise ValueError("the state of the stage before is needed from stage 1 on, and only then")
-
-
 def summarise_pairs(
     events: PairEvents,
     observable: Observable = LOG_RATIO,
@@ -473,7 +294,7 @@ def summarise_pairs(
     clip : NetworkFit, optional
         Leave out d outside its bounds.
     """
-    one, two, x_1, x_2, log_distance = _oriented(events)
+    one, two, x_1, x_2, log_distance = oriented(events)
     # A dense numbering of the telescopes gives the pairs without sorting the rows.
     number, tel_id = _number(one, two)
     code = number[one] * len(tel_id) + number[two]
@@ -496,7 +317,7 @@ def summarise_pairs(
             f"in row {earlier}"
         )
 
-    d, valid = _compare(observable.kind, x_1, x_2)
+    d, valid = pair_difference(observable.kind, x_1, x_2)
     if log_distance is not None:
         valid &= np.isfinite(log_distance)
     a = asymmetry(x_1, x_2) if observable.kind == "log-ratio" else None
@@ -523,7 +344,7 @@ def summarise_pairs(
         np.minimum.at(lowest[:, column], pair, x[valid])
     distance = None
     if log_distance is not None:
-        group = pair * N_RANGES + _range(events)[valid]
+        group = pair * N_RANGES + range_of(events)[valid]
         distance = CoMoments.from_groups(group, log_distance[valid], d, len(pairs) * N_RANGES)
     return PairSummary(
         pairs,
@@ -539,160 +360,14 @@ def summarise_pairs(
     )
 
 
-def summarise_scores(fit: NetworkFit, events: PairEvents) -> ScoreSummary:
-    """Outer products of the events' scores about a fit.
-
-    The score of event e is s_e = sum_p (W_p/n_p) g_p IF_p(d_ep) A_p over its used pairs, the
-    derivative of the weighted least squares with respect to theta: cluster-robust covariance with
-    the event as the cluster (Liang & Zeger 1986, Biometrika 73, 13, eq. 6).
-
-    Residuals about a fitted model are too small, most for events with much leverage. To first
-    order in the leverage, the correction of Bell & McCaffrey 2002 (Surv. Methodol. 28, 169) adds to
-    each residual half of what its own event pulled the model by: g_p A_p C s_e/2.
-
-    A distance slope kappa_r that the fit took from the same events moves theta by -C B dkappa with
-    B = sum_p W_p n_pr/n_p mean(x)_pr A_p over its type; an event's part of dkappa is the sum over
-    its pairs in the range r of w_pr (x_ep - mean(x)_pr) (d_ep - kappa x_ep - centre_p) (see
-    `calibdask.array.state.NetworkFit`). So s_e gets -B times it.
-
-    For the test of the fit, events move the centre of a pair by IF_p(d_ep)/n_p, with the influence
-    about the centre, whatever the model, and times sqrt(n_p/(n_p - 1)): residuals about a mean of
-    n_p are that much too small.
-    """
-    one, two, x_1, x_2, log_distance = _oriented(events)
-    n_telescopes, n_components = len(fit.tel_id), len(fit.component_n_events)
-    pair = rows_of(fit.pairs, one, two)
-    d, valid = _compare(fit.kind, x_1, x_2)
-    distance_pull = _distance_pull(fit)
-    range_ = _range(events)
-    if (log_distance is None) != (len(distance_pull) == 0):
-        raise ValueError("the fit has a distance term, or these events have distances: not both")
-    if log_distance is not None:
-        valid &= np.isfinite(log_distance)
-        d = d - fit.kappa[pair, range_] * log_distance
-    valid &= pair >= 0
-    with np.errstate(invalid="ignore"):
-        valid &= mirrored(fit, pair, x_1, x_2)
-    row = np.flatnonzero(valid)
-    row = row[(fit.used | fit.given)[pair[row]]]
-    identity = ScoreSummary.identity(fit)
-    kappa_variance, scatter = identity.kappa_variance, identity.scatter
-    if len(row) == 0:
-        return identity
-    event = np.asarray(events.event[row], np.int64)
-    if np.any(event[1:] < event[:-1]):
-        order = np.argsort(event, kind="stable")
-        row, event = row[order], event[order]
-    group = np.asarray(event % N_GROUPS if events.group is None else events.group[row], np.int64)
-    event = np.cumsum(np.diff(event, prepend=event[0]) != 0, dtype=np.int64)
-    pair, d = pair[row], d[row]
-    of_kappa, slope_of = np.zeros(len(row)), np.zeros(len(row), np.int64)
-    if log_distance is not None:
-        range_ = range_[row]
-        from_mean = log_distance[row] - fit.mean_log_distance[pair, range_]
-        of_kappa = fit.kappa_weight[pair, range_] * from_mean * (d - fit.centre[pair])
-        slope_of = np.unique(fit.pair_type, return_inverse=True)[1][pair] * N_RANGES + range_
-
-    compared = asymmetry(x_1[row], x_2[row]) if fit.estimator == "asymmetry" else d
-    influence = _influence(fit, pair, compared, fit.model)
-    n_centre = np.maximum(fit.n_centre, 2)
-    few = np.sqrt(n_centre / (n_centre - 1)) / np.maximum(fit.n, 1)
-    moves = _influence(fit, pair, compared, fit.centre) * few[pair]
-    gradient = fit.gradient
-    weight = np.where(fit.given, fit.weight_given, fit.weight * gradient)
-    factor = (weight / np.maximum(fit.n, 1))[pair]
-    pull = gradient[pair]
-    first, second = fit.first[pair], fit.second[pair]
-    is_given = fit.given[pair]
-
-    outer = identity.outer
-    n_events = np.zeros(n_telescopes, np.int64)
-    component_n_events = np.zeros(n_components, np.int64)
-    n_total = int(event[-1]) + 1
-    for start in range(0, n_total, EVENTS_PER_BLOCK):
-        begin, end = np.searchsorted(event, [start, start + EVENTS_PER_BLOCK])
-        rows = slice(begin, end)
-        n_block = min(EVENTS_PER_BLOCK, n_total - start)
-        number = event[rows] - start
-        block = _Block(n_block, n_telescopes, number, first[rows], second[rows], pull[rows])
-        flow, mine = factor[rows] * influence[rows], ~is_given[rows]
-        score = block.scores(np.where(mine, flow, 0.0), factor[rows] * mine, fit.bread)
-        moved = np.zeros((n_block, len(distance_pull)))
-        if log_distance is not None:
-            np.add.at(moved, (number, slope_of[rows]), of_kappa[rows])
-            score -= np.einsum("es,st->et", moved, distance_pull)
-            kappa_variance += np.sum(moved**2, axis=0)
-        if fit.given.any():
-            theirs = np.where(mine, 0.0, flow), factor[rows] * ~mine
-            score = np.concatenate([score, block.scores(*theirs, fit.given_bread)], axis=1)
-        outer += np.einsum("et,eu->tu", score, score)
-        scatter = scatter.add(fit, pair[rows], number, group[rows], moves[rows], moved)
-        seen = block.by_telescope(mine.astype(np.float64), 1.0) > 0
-        n_events += seen.sum(axis=0)
-        for c in range(n_components):
-            component_n_events[c] += seen[:, fit.component == c].any(axis=1).sum()
-    return ScoreSummary(outer, n_events, component_n_events, kappa_variance, scatter)
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Rows of some events: number of each row's event, its pair's ends and derivative."""
-
-    n_events: int
-    n_telescopes: int
-    event: NDArray[np.int64]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    gradient: NDArray[np.float64]
-
-    def by_telescope(self, flow: NDArray[np.float64], sign: float = -1.0) -> NDArray[np.float64]:
-        """Sum over the pairs of each event: to the first telescope, and `sign` to the second."""
-        offset = self.event * self.n_telescopes
-        cells = np.concatenate([offset + self.first, offset + self.second])
-        both = np.concatenate([flow, sign * flow])
-        total = np.bincount(cells, both, self.n_events * self.n_telescopes)
-        return total.reshape(self.n_events, self.n_telescopes)
-
-    def scores(
-        self, flow: NDArray[np.float64], factor: NDArray[np.float64], bread: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Scores of the events, with half of what each pulled the model by added."""
-        score = self.by_telescope(flow)
-        # einsum, not BLAS: its sums do not depend on the number of threads.
-        moved = np.einsum("et,tu->eu", score, bread)
-        half = moved[self.event, self.first] - moved[self.event, self.second]
-        return score + self.by_telescope(factor * (0.5 * self.gradient * half))
-
-
-def _influence(
-    fit: NetworkFit,
-    pair: NDArray[np.int64],
-    d: NDArray[np.float64],
-    about: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Influence of each event on the centre of its pair, about the model or the centre, (K,)."""
-    if fit.estimator == "asymmetry":
-        return np.asarray(d - about[pair])
-    inside = (d >= fit.low[pair]) & (d <= fit.high[pair])
-    influence = np.where(inside, fit.slope[pair] * (d - about[pair]), 0.0)
-    shifted_median = fit.median + about - fit.centre
-    return np.asarray(influence + fit.jump[pair] * np.sign(d - shifted_median[pair]))
-
-
-def _range(events: PairEvents) -> NDArray[np.int64]:
+def range_of(events: PairEvents) -> NDArray[np.int64]:
     """Range of distances of each row."""
     if events.distance_range is None:
         return np.zeros(len(events.event), np.int64)
     return np.asarray(events.distance_range, np.int64)
 
 
-def _distance_pull(fit: NetworkFit) -> NDArray[np.float64]:
-    """Return what each slope pulls theta by, B, shape (Y R, T)."""
-    flow = -fit.levers * fit.weight
-    return divergence(len(fit.tel_id), fit.first, fit.second, flow.T).T
-
-
-def _oriented(
+def oriented(
     events: PairEvents,
 ) -> tuple[
     NDArray[np.int64],
@@ -722,7 +397,7 @@ def _oriented(
     return one, two, x_1, x_2, np.where(swap, -log_distance, log_distance)
 
 
-def _compare(
+def pair_difference(
     kind: str, x_1: NDArray[np.float64], x_2: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return d of an observable of this kind, and whether both values can be used."""
