@@ -74,6 +74,13 @@ def _inputs(inputs: Paths, prepared: Prepared) -> list[str | Path]:
     return _many(inputs) or list(prepared.inputs)
 
 
+def _section_of(cluster: str | None) -> str:
+    """Return the section with the options of a cluster's jobs; empty for most."""
+    from calibdask.engine.sites.table import SITES
+
+    return SITES[cluster].load().section if cluster in SITES else ""
+
+
 def run_options(prepared: Prepared, options: Mapping[str, Any]) -> RunOptions:
     """Join the engine's section of the configuration with options that win over it."""
     campaign = prepared.campaign
@@ -84,7 +91,7 @@ def run_options(prepared: Prepared, options: Mapping[str, Any]) -> RunOptions:
         verify_full=campaign.verify_inputs == "full",
         retries=campaign.retries,
         fan_in=campaign.fan_in,
-        slurm=prepared.slurm,
+        jobqueue=prepared.jobqueue.get(_section_of(options.get("cluster")), {}),
     )
     given = {name: value for name, value in options.items() if value is not None}
     return replace(base, **given)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import calibdask
+from calibdask.engine.sites.table import SITES, cluster_help, find_site
 from calibdask.errors import CalibdaskError, ConfigError
 from calibdask.registry import JOBS, SIMULATIONS, find_job
 from calibdask.spelling import did_you_mean
@@ -191,10 +192,9 @@ _RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--cluster", default="auto", show_default=True, metavar="WHERE",
-        help="serial, threads, local (worker processes on this machine), slurm (worker jobs, from"
-        " a login node or a head job), allocation (inside a job of 'calibdask sbatch-script'), the"
-        " address of a Dask scheduler (HOST:PORT), or its scheduler file. auto: local where there"
-        " is enough to read for it to pay, else serial. The results are the same bit for bit.",
+        help=f"{cluster_help()}, the address of a Dask scheduler (HOST:PORT), or its scheduler"
+        " file. auto: serial, threads or local, whichever is estimated to end first. The results"
+        " are the same bit for bit.",
     ),
     click.option(
         "--workers", type=_WorkerRange(), metavar="N|MIN:MAX",
@@ -747,8 +747,8 @@ def clean_command(path: Path, everything: bool, yes: bool) -> None:
 
 
 @app.command()
-@click.option("--cluster", type=click.Choice(["local", "slurm", "allocation"]), default="local",
-              show_default=True,
+@click.option("--cluster", default="local", show_default=True,
+              type=click.Choice([name for name, one in SITES.items() if one.examined]),
               help="Where a campaign would run. allocation: inside a batch job.")  # fmt: skip
 @click.option("--workdir", type=_PATH, metavar="DIR",
               help="Where a campaign would work [default: the present directory].")  # fmt: skip
@@ -769,13 +769,12 @@ def doctor(
     For SLURM one short job is sent that looks at a node as a worker would, and reports back.
     Exit code 1 if anything says FAIL.
     """
-    from calibdask.engine.doctor import examine, site_of
+    from calibdask.engine.doctor import examine, settings_of
 
     colours = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
     levels: list[str] = []
-    for finding in examine(
-        cluster, site_of(config, _overrides(settings), workdir), patience=patience
-    ):
+    given = settings_of(cluster, config, _overrides(settings), workdir)
+    for finding in examine(cluster, given, patience=patience):
         levels.append(finding.level)
         level, _, text = str(finding).partition(" ")
         click.echo(f"{click.style(level, fg=colours[level], bold=True)} ", nl=False)
@@ -820,7 +819,7 @@ def sbatch_script(
     All other options are the job's own. Scheduler, client and workers run inside the allocation, so
     this also works where compute nodes may not submit jobs.
     """
-    from calibdask.engine.batch import BatchJob
+    from calibdask.engine.sites.batch import BatchJob
 
     find_job(job)
     words = _spread_inputs(arguments)
@@ -831,13 +830,14 @@ def sbatch_script(
     if given["cluster"] == "auto":
         words += ["--cluster", "allocation"]
     inside = given["cluster"] in ("auto", "allocation")
+    site = find_site("allocation" if inside else given["cluster"])
     program = Path(sys.executable).with_name("calibdask")  # this one, whatever the job's PATH is
     batch = BatchJob(
         (str(program) if program.exists() else "calibdask", job, *words),
         nodes, workers_per_node or (4 if inside else 1), walltime, memory_per_worker, requeue,
         directives, setup,
     )  # fmt: skip
-    click.echo(batch.script(), nl=False)
+    click.echo(site.batch_script(batch), nl=False)
 
 
 # -- the process --------------------------------------------------------------------------------

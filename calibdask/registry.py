@@ -45,8 +45,8 @@ class Prepared:
         Inputs that the configuration names; the command line wins.
     output_url : str or None
         Output that the configuration names; the command line wins.
-    slurm : mapping
-        Options of dask-jobqueue.
+    jobqueue : mapping of str to mapping
+        Options of dask-jobqueue by the section of the batch system.
     """
 
     calibration: AnyCalibration
@@ -55,7 +55,7 @@ class Prepared:
     config: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
     output_url: str | None = None
-    slurm: Mapping[str, Any] = field(default_factory=dict)
+    jobqueue: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Job:
         ConfigError
             Listing everything that is wrong.
         """
-        from calibdask.config import ENGINE_SECTIONS, Campaign, Slurm, load_config
+        from calibdask.config import BATCH_SECTIONS, ENGINE_SECTIONS, Campaign, load_config
 
         kind = self.load()
         schema = {**kind.sections, **kind.further_sections, **ENGINE_SECTIONS}
@@ -104,7 +104,10 @@ class Job:
             dict(document.values),
             main.inputs,
             main.output_url,
-            document.get("Slurm", Slurm).model_extra or {},
+            {
+                name: document.get(name, section).model_extra or {}
+                for name, section in BATCH_SECTIONS.items()
+            },
         )
 
     def template(self) -> str:

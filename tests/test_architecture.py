@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -138,9 +139,9 @@ def test_the_reader_of_imports_sees_them(tmp_path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=_id)
-def test_only_two_modules_know_dask(path):
+def test_only_the_executor_and_the_sites_know_dask(path):
     names = _roots(_imports(path, everywhere=True))
-    if _id(path) not in ("engine/dask.py", "engine/cluster.py"):
+    if _id(path) != "engine/dask.py" and path.parent.name != "sites":
         assert not names & {"dask", "distributed", "dask_jobqueue"}
 
 
@@ -164,6 +165,24 @@ def test_a_domain_imports_what_its_role_may(path):
         and name != "engine"
     }
     assert not strangers
+
+
+@pytest.mark.parametrize("path", [one for one in FILES if one.parent.name in DOMAINS], ids=_id)
+def test_a_domain_names_no_batch_system(path):
+    found = re.findall(
+        r"slurm|sbatch|torque\b|qsub", path.read_text(encoding="utf-8"), re.IGNORECASE
+    )
+    assert not found
+
+
+def test_only_sites_ask_for_a_site_by_its_name():
+    for path in FILES:
+        if path.parent.name == "sites":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                values = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
+                assert not {"local", "slurm", "torque"} & {*map(str, values)}, (path, node.lineno)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=_id)

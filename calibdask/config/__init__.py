@@ -5,7 +5,7 @@ is the caller's business: it passes a mapping from section name to model. Whatev
 one `ConfigError` that lists every problem with its file, line, dotted path, value and remedy.
 """
 
-from calibdask.config.campaign import ENGINE_SECTIONS, Campaign, Slurm
+from calibdask.config.campaign import BATCH_SECTIONS, ENGINE_SECTIONS, Campaign
 from calibdask.config.describe import describe
 from calibdask.config.load import Configuration, load_config
 from calibdask.config.sections import (
@@ -21,12 +21,12 @@ from calibdask.config.sections import (
 from calibdask.config.yaml import load_yaml, parse_yaml
 
 __all__ = [
+    "BATCH_SECTIONS",
     "ENGINE_SECTIONS",
     "Campaign",
     "Configuration",
     "JobSection",
     "Section",
-    "Slurm",
     "caseless",
     "describe",
     "exact_bytes",

@@ -20,7 +20,7 @@ from calibdask.errors import ConfigError
 if TYPE_CHECKING:
     from calibdask.stats.timebins import TimeBins
 
-__all__ = ["ENGINE_SECTIONS", "Campaign", "Slurm"]
+__all__ = ["BATCH_SECTIONS", "ENGINE_SECTIONS", "Campaign"]
 
 type _Bytes = Annotated[int, read_with(parse_bytes)]
 
@@ -148,5 +148,17 @@ class Slurm(Section):
     model_config = ConfigDict(extra="allow")
 
 
-ENGINE_SECTIONS: Schema = {"Campaign": Campaign, "Slurm": Slurm}
+class Torque(Section):
+    """Worker jobs of --cluster torque (Torque or PBS): options of dask-jobqueue's PBSCluster.
+
+    For instance queue, account, cores, memory, walltime, resource_spec, interface.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+
+BATCH_SECTIONS: dict[str, type[Section]] = {"Slurm": Slurm, "Torque": Torque}
+"""Sections whose options dask-jobqueue declares, one for each batch system."""
+
+ENGINE_SECTIONS: Schema = {"Campaign": Campaign, **BATCH_SECTIONS}
 """The sections of every job."""

@@ -189,7 +189,7 @@ def connect(path: Path) -> Campaign:
     TransientError
         The campaign is about to begin or to end.
     """
-    from calibdask.engine.cluster import connect_client
+    from calibdask.engine.sites.scheduler import connect_client
 
     workdir = find_workdir(path)
     holder = holder_of(workdir)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from calibdask.access import check_private, distrust
-from calibdask.engine import slurm
 from calibdask.engine.canonical import read_json
 from calibdask.engine.events import tunnel_command
 from calibdask.engine.lock import Holder, WorkdirLock, ask_to_stop, holder_of
@@ -25,6 +24,8 @@ from calibdask.engine.places import REMEDY
 from calibdask.engine.progress import Progress, read_progress
 from calibdask.engine.session import Session
 from calibdask.engine.shown import facts_html, facts_text
+from calibdask.engine.sites.base import Settings
+from calibdask.engine.sites.table import SITES
 from calibdask.engine.store import Store
 from calibdask.errors import CalibdaskError, ConfigError
 from calibdask.rounding import format_bytes
@@ -421,13 +422,16 @@ def _cancel_worker_jobs(workdir: Path) -> list[str]:
     if not (workdir / "session").exists():
         return []
     try:
-        named = [str(job) for job in Session(workdir / "session").read().get("worker_jobs", [])]
+        described = Session(workdir / "session").read()
     except ConfigError:
         return []
-    jobs = sorted(slurm.alive(named)) if named else []
+    named = [str(job) for job in described.get("worker_jobs", [])]
+    where = str(described.get("site"))
+    if not named or where not in SITES:
+        return []
+    jobs = SITES[where].load()(where, Settings()).cancel(named)
     if not jobs:
         return []
-    slurm.cancel(jobs)
     return [f"cancelled its worker jobs {', '.join(jobs)}"]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from calibdask.engine.cluster import Site, WorkerJob, available_cpus, available_memory
 from calibdask.engine.places import Places
+from calibdask.engine.sites.auto import choose
+from calibdask.engine.sites.base import Settings, available_memory
+from calibdask.engine.sites.table import find_site
 from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunOptions"]
 
-_WORTH_A_CLUSTER_BYTES = 1 << 30  # about what is read while worker processes start
-
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -28,10 +28,10 @@ class RunOptions:
     Attributes
     ----------
     cluster : str
-        ``serial``, ``threads``, ``local``, ``slurm``, ``allocation``, a scheduler's address or its
-        file; ``auto`` is local where there is enough to read for it to pay, else serial.
+        Name of a site (:data:`calibdask.engine.sites.table.SITES`), a scheduler's address or its
+        file; ``auto`` is serial, threads or local, whichever is estimated to end first.
     workers : int or (int, int), optional
-        How many threads or worker processes; SLURM jobs come and go between two numbers.
+        Number of threads or worker processes; worker jobs come and go between two numbers.
     worker_memory : int, optional
         Bytes a worker may use; a share of what is free unless given.
     workdir : Path, optional
@@ -59,8 +59,8 @@ class RunOptions:
         Where the caller writes the log: nothing else may be written there.
     command : str
         The command that does this run again.
-    slurm : mapping
-        Options of dask-jobqueue for SLURM jobs of workers.
+    jobqueue : mapping
+        Options of dask-jobqueue for worker jobs.
     """
 
     cluster: str = "auto"
@@ -78,23 +78,23 @@ class RunOptions:
     provenance_log: Path | None = None
     log_file: Path | None = None
     command: str = ""
-    slurm: Mapping[str, Any] = field(default_factory=dict)
+    jobqueue: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.allow_missing <= 1:
             msg = f"allow_missing: expected a number from 0 to 1, got {self.allow_missing}"
             raise ConfigError(msg)
 
-    def site(self, workdir: Path, emit: events.Listener, preload: Sequence[str]) -> Site:
+    def settings(self, workdir: Path, emit: events.Listener, preload: Sequence[str]) -> Settings:
         """Say how to make the cluster."""
-        return Site(
+        return Settings(
             workers=self.workers,
             worker_memory=self.worker_memory,
             workdir=workdir,
             performance_report=self.performance_report,
             preload=preload,
             dashboard=self.dashboard,
-            slurm=self.slurm,
+            jobqueue=self.jobqueue,
             emit=emit,
         )
 
@@ -110,21 +110,12 @@ class RunOptions:
             performance_report=self.performance_report,
         )
 
-    def memory_per_worker(self, site: Site) -> int | None:
+    def memory_per_worker(self, settings: Settings) -> int | None:
         """Bytes for one worker, or None where only the cluster knows."""
-        if self.cluster == "slurm":
-            return WorkerJob.of(site).memory_per_worker
-        if self.worker_memory is not None:
-            return self.worker_memory
-        if self.cluster == "serial":
-            return available_memory()
-        if self.cluster in ("auto", "threads", "local"):
-            return available_memory() // site.least_and_most[1]
-        return None
+        if self.cluster == "auto":
+            return self.worker_memory or available_memory() // settings.least_and_most[1]
+        return find_site(self.cluster)(self.cluster, settings).memory_per_worker()
 
     def where(self, plan: Plan) -> str:
         """Decide what ``auto`` means for a plan."""
-        if self.cluster != "auto":
-            return self.cluster
-        several = len(plan.shards) > 1 and self.workers != 1 and available_cpus() > 1
-        return "local" if several and plan.n_bytes > _WORTH_A_CLUSTER_BYTES else "serial"
+        return choose(plan, self.workers) if self.cluster == "auto" else self.cluster

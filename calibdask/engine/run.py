@@ -16,10 +16,6 @@ from typing import TYPE_CHECKING, Any
 from calibdask.engine import events
 from calibdask.engine.account import Account
 from calibdask.engine.canonical import canonical_json
-from calibdask.engine.cluster import (
-    check_cluster,
-    open_executor,
-)
 from calibdask.engine.duplicates import comparisons, raise_duplicates
 from calibdask.engine.envelope import Envelope, Failure, Outcome
 from calibdask.engine.growth import OwnProduct
@@ -31,6 +27,7 @@ from calibdask.engine.products import Finished, Products
 from calibdask.engine.progress import ProgressFile
 from calibdask.engine.protocol import Files, Maps, tables_of
 from calibdask.engine.shown import facts_html, facts_text, shortened, table_text, tables_html
+from calibdask.engine.sites.table import check_cluster, open_executor
 from calibdask.engine.store import Store
 from calibdask.engine.tasks import (
     CellFit,
@@ -488,9 +485,9 @@ def run_calibration(
     progress = ProgressFile(workdir, job=calibration.name, output=output, command=options.command)
     emit = progress.before(emit)
     preload = (type(calibration).__module__, *calibration.preload)
-    site = options.site(workdir, emit, preload)
-    check_cluster(options.cluster, site)
-    memory = options.memory_per_worker(site)
+    settings = options.settings(workdir, emit, preload)
+    check_cluster(options.cluster, settings)
+    memory = options.memory_per_worker(settings)
     # Sums in BLAS depend on its number of threads, and one worker is one processor.
     with places.making(), WorkdirLock(workdir) as lock, progress, threadpool_limits(1):
         if lock.taken_over:
@@ -531,7 +528,7 @@ def run_calibration(
         calibration = plan.calibration
         context = WorkContext(calibration, store, retries=options.retries)
         stored = len(store.scan())
-        with open_executor(options.where(plan), site) as (executor, dashboard):
+        with open_executor(options.where(plan), settings) as (executor, dashboard):
             account.executor, account.workers = executor.name, executor.workers
             emit(
                 events.RunStarted(

@@ -17,14 +17,20 @@ import pytest
 from distributed import Security
 from faults import TESTS, Scripted, run, write_inputs
 
-from calibdask.engine import cluster, slurm
 from calibdask.engine.attach import connect
-from calibdask.engine.batch import BatchJob
 from calibdask.engine.campaign import cancel, clean, read_status
-from calibdask.engine.cluster import Site, WorkerJob, open_executor, worker_exports
 from calibdask.engine.doctor import check_cache, examine
 from calibdask.engine.lock import WorkdirLock
 from calibdask.engine.session import Session
+from calibdask.engine.sites import slurm_commands as slurm
+from calibdask.engine.sites.allocation import step_environment
+from calibdask.engine.sites.base import Settings
+from calibdask.engine.sites.batch import BatchJob
+from calibdask.engine.sites.jobs import JobUnits, worker_exports
+from calibdask.engine.sites.local import path_for_workers
+from calibdask.engine.sites.scheduler import connect_client, making_session, running_scheduler
+from calibdask.engine.sites.slurm import SlurmJob
+from calibdask.engine.sites.table import open_executor
 from calibdask.errors import ConfigError
 from calibdask.stats.compiled import cache_problem
 
@@ -86,7 +92,7 @@ def test_forged_results_are_not_believed(tmp_path, paths, spoil, reason):
     assert (workdir / "store").exists()
     assert not (tmp_path / "other.h5").exists()
     assert not (workdir / "lock.json").exists()
-    found = [str(one) for one in examine("local", Site(workdir=workdir))]
+    found = [str(one) for one in examine("local", Settings(workdir=workdir))]
     assert [one for one in found if one.startswith("FAIL") and reason in one and "--workdir" in one]
 
 
@@ -144,14 +150,14 @@ def session(tmp_path):
 def _refuse(session, match):
     for action in (
         session.read,
-        lambda: cluster.connect_client(session),
+        lambda: connect_client(session),
         lambda: connect(session.directory.parent),
     ):
         with pytest.raises(ConfigError, match=match):
             action()
     with (
         pytest.raises(ConfigError, match=match),
-        open_executor(str(session.description), Site()),
+        open_executor(str(session.description), Settings()),
     ):
         pass
 
@@ -261,7 +267,7 @@ def test_the_current_directory_is_off_the_path_while_workers_start(tmp_path, mon
     for first in ("", str(tmp_path)):
         path = [first, str(tmp_path), "/one", str(tmp_path / "two"), "/lib"]
         monkeypatch.setattr(sys, "path", path.copy())
-        with cluster._path_for_workers(["numpy"]):
+        with path_for_workers(["numpy"]):
             assert sys.path == ["/one", str(tmp_path / "two"), "/lib"]
             assert os.environ["PYTHONSAFEPATH"] == "1"
             assert os.environ["PYTHONPATH"] == f"/one{os.pathsep}{tmp_path / 'two'}"
@@ -277,7 +283,7 @@ def test_where_the_calibration_lies_stays_on_the_path_but_last(tmp_path, monkeyp
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     import of_mine
 
-    with cluster._path_for_workers([of_mine.__name__]):
+    with path_for_workers([of_mine.__name__]):
         assert sys.path[-1] == str(tmp_path)
         assert not {"", str(tmp_path)} & set(sys.path[:-1])
 
@@ -286,7 +292,7 @@ def test_what_the_user_names_in_pythonpath_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", ".")
     monkeypatch.setattr(sys, "path", ["/bin", str(tmp_path), "/lib"])
-    with cluster._path_for_workers([]):
+    with path_for_workers([]):
         assert sys.path == ["/bin", str(tmp_path), "/lib"]
         assert os.environ["PYTHONPATH"] == str(tmp_path)
 
@@ -295,13 +301,13 @@ def test_what_the_user_names_in_pythonpath_is_kept(tmp_path, monkeypatch):
 def job_script(tmp_path, monkeypatch):
     """Write a worker's job script as it is submitted."""
     submitted = []
-    monkeypatch.setattr(slurm, "submit", lambda script: submitted.append(script) or "1")
+    monkeypatch.setattr(slurm, "submit", lambda script, _name: submitted.append(script) or "1")
 
     def write(**options):
-        site = Site(workdir=tmp_path / "work", slurm={"memory": "1 GiB", **options})
+        site = Settings(workdir=tmp_path / "work", jobqueue={"memory": "1 GiB", **options})
         made = Security.temporary().get_tls_config_for_role("worker")
         session = Session.create(site.workdir, made["cert"], made["key"])
-        jobs = cluster._SlurmJobs(WorkerJob.of(site), session)
+        jobs = JobUnits(SlurmJob.of(site), slurm, session)
         jobs.scheduler = "tls://127.0.0.1:9"
         jobs.launch(0, ())
         return submitted[-1]
@@ -322,11 +328,11 @@ def test_worker_jobs_execute_nothing_that_lies_in_the_current_directory(tmp_path
 def test_steps_of_an_allocation_have_the_same_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"lib{os.pathsep}")
-    environment = cluster.step_environment(Path("scratch"))
+    environment = step_environment(Path("scratch"))
     assert environment["PYTHONSAFEPATH"] == "1"
     assert environment["PYTHONPATH"] == str(tmp_path / "lib")
     assert environment["DASK_TEMPORARY_DIRECTORY"] == str(tmp_path / "scratch")
-    lines = worker_exports(WorkerJob.of(Site(workdir=tmp_path)), tmp_path)
+    lines = worker_exports(SlurmJob.of(Settings(workdir=tmp_path)), tmp_path)
     assert "export PYTHONSAFEPATH=1" in lines
     assert f"export DASK_TEMPORARY_DIRECTORY={tmp_path}" in lines
 
@@ -342,7 +348,7 @@ def test_scheduler_and_workers_have_their_scratch_in_the_session(tmp_path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(bait))
     workdir = tmp_path / "work"
     workdir.mkdir(mode=0o700)
-    with open_executor("local", Site(workers=1, workdir=workdir)) as (executor, _):
+    with open_executor("local", Settings(workers=1, workdir=workdir)) as (executor, _):
         client = executor._client
 
         def look(dask_worker=None, dask_scheduler=None):
@@ -362,10 +368,10 @@ def test_scheduler_and_workers_have_their_scratch_in_the_session(tmp_path, monke
 def test_so_has_a_scheduler_for_worker_jobs(tmp_path):
     workdir = tmp_path / "work"
     workdir.mkdir(mode=0o700)
-    site = Site(workdir=workdir)
+    site = Settings(workdir=workdir)
     with (
-        cluster._session(site) as (session, security),
-        cluster._scheduler(security, site, {"host": "127.0.0.1"}) as running,
+        making_session(site) as (session, security),
+        running_scheduler(security, site, {"host": "127.0.0.1"}) as (running, _),
     ):
         place = Path(running.scheduler.local_directory)
         assert place.is_relative_to(session.scratch)
@@ -421,18 +427,18 @@ def test_scratch_on_a_nodes_own_disk_is_the_jobs_alone(tmp_path, job_script, mon
 )
 def test_an_option_that_would_be_shell_is_refused(tmp_path, option, value):
     with pytest.raises(ConfigError, match=rf"Slurm\.{option}: .*(shell|local_directory)"):
-        WorkerJob.of(Site(workdir=tmp_path, slurm={option: value}))
+        SlurmJob.of(Settings(workdir=tmp_path, jobqueue={option: value}))
 
 
 def test_so_is_one_of_dask_jobqueues_own_configuration(tmp_path):
     import dask
 
-    WorkerJob.of(Site(workdir=tmp_path))
+    SlurmJob.of(Settings(workdir=tmp_path))
     with (
         dask.config.set({"jobqueue.slurm.queue": "main\ntouch owned"}),
         pytest.raises(ConfigError, match=r"Slurm\.queue"),
     ):
-        WorkerJob.of(Site(workdir=tmp_path))
+        SlurmJob.of(Settings(workdir=tmp_path))
 
 
 def test_lines_of_shell_and_variables_have_their_place(tmp_path):
@@ -441,7 +447,7 @@ def test_lines_of_shell_and_variables_have_their_place(tmp_path):
         "local_directory": "${TMPDIR}/sub dir", "python": "$HOME/venv/bin/python",
         "job_extra_directives": ["--comment='a; b'", "--constraint=a|b"], "queue": "a,b",
     }  # fmt: skip
-    script = WorkerJob.of(Site(workdir=tmp_path, slurm=options)).script("tls://x", "w")
+    script = SlurmJob.of(Settings(workdir=tmp_path, jobqueue=options)).script("tls://x", "w")
     assert "source $HOME/venv/bin/activate\na=$(date)\n" in script
     assert "#SBATCH --constraint=a|b\n" in script
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from calibdask.engine.batch import BatchJob
+from calibdask.engine.sites.batch import BatchJob
 from calibdask.errors import ConfigError
 
 PROGRAM = Path(sys.executable).with_name("calibdask")

@@ -15,11 +15,13 @@ import pytest
 from faults import Scripted, calls, finish, run, start, start_python, wait_for, write_inputs
 
 from calibdask import api
-from calibdask.engine import campaign, slurm
+from calibdask.engine import campaign
 from calibdask.engine.campaign import cancel, clean, find_workdir, follow, read_status
 from calibdask.engine.lock import STALE_SECONDS, WorkdirLock, ask_to_stop, holder_of
 from calibdask.engine.progress import Progress
 from calibdask.engine.session import Session
+from calibdask.engine.sites import slurm_commands as slurm
+from calibdask.engine.sites.queue import QueuedJob
 from calibdask.errors import CalibdaskError, ConfigError
 
 N_FREE = 3  # shards that a slow run reads before it waits for its gate to open
@@ -429,7 +431,7 @@ def test_there_is_nothing_to_cancel(tmp_path, workdir):
 @pytest.fixture
 def queue(monkeypatch):
     """The jobs that SLURM has; those cancelled leave it."""
-    jobs = {"11": slurm.QueuedJob("RUNNING", "", "n1"), "12": slurm.QueuedJob("PENDING", "", "")}
+    jobs = {"11": QueuedJob("RUNNING", "", "n1"), "12": QueuedJob("PENDING", "", "")}
     monkeypatch.setattr(slurm, "alive", lambda ids: {one: jobs[one] for one in ids if one in jobs})
     monkeypatch.setattr(slurm, "cancel", lambda ids: [jobs.pop(one) for one in ids])
     return jobs
@@ -439,7 +441,7 @@ def queue(monkeypatch):
 def test_worker_jobs_of_a_dead_run_are_cancelled(workdir, queue, act):
     _dead(workdir)
     session = Session.create(workdir, "certificate", "key")
-    session.publish({"worker_jobs": ["11", "12", "13"], "address": "tls://x:1"})
+    session.publish({"site": "slurm", "worker_jobs": ["11", "12", "13"], "address": "tls://x:1"})
     assert "cancelled its worker jobs 11, 12" in str(act(workdir))
     assert queue == {}
 

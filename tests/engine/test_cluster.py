@@ -21,15 +21,12 @@ import yaml
 from faults import Scripted, run, write_inputs
 
 from calibdask.engine import events
-from calibdask.engine.cluster import (
-    Site,
-    WorkerJob,
-    check_cluster,
-    connect_client,
-    lifetime_arguments,
-    open_executor,
-)
 from calibdask.engine.session import Session
+from calibdask.engine.sites.base import Settings
+from calibdask.engine.sites.jobs import lifetime_arguments
+from calibdask.engine.sites.scheduler import connect_client
+from calibdask.engine.sites.slurm import SlurmJob
+from calibdask.engine.sites.table import check_cluster, open_executor
 from calibdask.errors import ConfigError, TransientError
 
 pytestmark = pytest.mark.cluster
@@ -45,7 +42,7 @@ def _ports_of_this_run() -> set[tuple[str, int]]:
 
 def test_every_port_is_local_and_dask_asks_for_a_certificate() -> None:
     before = _ports_of_this_run()
-    with open_executor("local", Site(workers=1)) as (executor, dashboard):
+    with open_executor("local", Settings(workers=1)) as (executor, dashboard):
         assert executor.workers == 1
         assert dashboard is not None
         opened = _ports_of_this_run() - before
@@ -72,7 +69,7 @@ def test_every_port_is_local_and_dask_asks_for_a_certificate() -> None:
 def test_words_that_are_no_cluster() -> None:
     with (
         pytest.raises(ConfigError, match="neither serial, threads, local"),
-        open_executor("lcoal", Site()),
+        open_executor("lcoal", Settings()),
     ):
         pass
 
@@ -84,13 +81,13 @@ def test_a_scheduler_that_is_not_there() -> None:
     # Long enough for Dask to give up: it tries for the time that cluster.py allows.
     with (
         pytest.raises(TransientError, match="no Dask scheduler answers"),
-        open_executor(f"tcp://{address}", Site()),
+        open_executor(f"tcp://{address}", Settings()),
     ):
         pass
 
 
 def test_threads_of_blas_are_one_on_workers() -> None:
-    with open_executor("local", Site(workers=1)) as (executor, _):
+    with open_executor("local", Settings(workers=1)) as (executor, _):
         client = executor._client
         assert client.run(os.environ.get, "OPENBLAS_NUM_THREADS") == dict.fromkeys(
             client.scheduler_info(n_workers=-1)["workers"], "1"
@@ -99,7 +96,7 @@ def test_threads_of_blas_are_one_on_workers() -> None:
 
 def test_dasks_own_report(tmp_path) -> None:
     page = tmp_path / "performance.html"
-    with open_executor("local", Site(workers=1, performance_report=page, dashboard=False)) as (
+    with open_executor("local", Settings(workers=1, performance_report=page, dashboard=False)) as (
         _,
         link,
     ):
@@ -113,11 +110,12 @@ def test_dasks_own_report(tmp_path) -> None:
 def test_ctrl_c_and_threads_survive_the_import_of_dask_jobqueue() -> None:
     code = (
         "import signal, threading\n"
-        "from calibdask.engine.cluster import Site, WorkerJob\n"
+        "from calibdask.engine.sites.base import Settings\n"
+        "from calibdask.engine.sites.slurm import SlurmJob\n"
         "before = signal.getsignal(signal.SIGINT)\n"
-        "thread = threading.Thread(target=lambda: WorkerJob.of(Site()))\n"
+        "thread = threading.Thread(target=lambda: SlurmJob.of(Settings()))\n"
         "thread.start(); thread.join()\n"
-        "WorkerJob.of(Site())\n"
+        "SlurmJob.of(Settings())\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
         "try:\n    signal.raise_signal(signal.SIGINT)\n"
         "except KeyboardInterrupt:\n    print('as ever')\n"
@@ -136,17 +134,17 @@ def jobqueue():
         named = {name.replace("_", "-"): value for name, value in options.items()}
         return dask.config.set({f"jobqueue.slurm.{name}": value for name, value in named.items()})
 
-    WorkerJob.of(Site())  # reads dask-jobqueue's own defaults
+    SlurmJob.of(Settings())  # reads dask-jobqueue's own defaults
     return configure
 
 
-def _header(job: WorkerJob) -> list[str]:
+def _header(job: SlurmJob) -> list[str]:
     lines = job.script("tls://1.2.3.4:5", "worker-0").splitlines()
     return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
 
 
 def test_a_worker_job_has_defaults_that_work_anywhere(tmp_path) -> None:
-    job = WorkerJob.of(Site(workdir=tmp_path))
+    job = SlurmJob.of(Settings(workdir=tmp_path))
     assert job.processes == 1
     assert job.memory_per_worker == 4 * 1024**3
     header = _header(job)
@@ -161,7 +159,7 @@ def test_dask_jobqueues_configuration_is_honoured_and_ours_wins(tmp_path, jobque
         job_extra_directives=["--qos=high"], interface="lo", name="mine",
         job_script_prologue=["module load x"], scheduler_options={"port": 8786},
     ):  # fmt: skip
-        job = WorkerJob.of(Site(workdir=tmp_path, slurm={"queue": "short"}))
+        job = SlurmJob.of(Settings(workdir=tmp_path, jobqueue={"queue": "short"}))
         header = _header(job)
         script = job.script("tls://1.2.3.4:5", "w", prologue=["export A=1"], directives=["--x"])
     assert "-p short" in header
@@ -202,11 +200,11 @@ def test_old_names_are_merged_as_dask_jobqueue_merges_them(tmp_path, jobqueue, o
     if where == "file":
         with jobqueue(**options):
             theirs = SLURMJob("tls://1.2.3.4:5", "w", **ours).job_script()
-            job = WorkerJob.of(Site(workdir=tmp_path, slurm=ours))
+            job = SlurmJob.of(Settings(workdir=tmp_path, jobqueue=ours))
             found = job.script("tls://1.2.3.4:5", "w")
     else:
         theirs = SLURMJob("tls://1.2.3.4:5", "w", **ours, **options).job_script()
-        job = WorkerJob.of(Site(workdir=tmp_path, slurm={**ours, **options}))
+        job = SlurmJob.of(Settings(workdir=tmp_path, jobqueue={**ours, **options}))
         found = job.script("tls://1.2.3.4:5", "w")
     assert found == theirs
 
@@ -219,18 +217,18 @@ def test_text_where_a_list_belongs_is_refused(tmp_path, jobqueue, name, where):
         jobqueue(**(given if where == "file" else {})),
         pytest.raises(ConfigError, match=r"expected a list, got '--qos=high'; write \['--qos=high"),
     ):
-        WorkerJob.of(Site(workdir=tmp_path, slurm=given if where == "section" else {}))
+        SlurmJob.of(Settings(workdir=tmp_path, jobqueue=given if where == "section" else {}))
 
 
 def test_a_work_directory_with_a_space(tmp_path):
-    header = _header(WorkerJob.of(Site(workdir=tmp_path / "a b")))
+    header = _header(SlurmJob.of(Settings(workdir=tmp_path / "a b")))
     assert f'-e "{tmp_path}/a b/logs/calibdask-worker-%J.err"' in header
     assert f'-o "{tmp_path}/a b/logs/calibdask-worker-%J.out"' in header
 
 
 def test_the_schedulers_own_address_goes_before_the_interface(tmp_path, jobqueue):
     with jobqueue(interface="ib7", scheduler_options={"host": "10.0.0.1"}):
-        assert WorkerJob.of(Site(workdir=tmp_path)).scheduler_options == {"host": "10.0.0.1"}
+        assert SlurmJob.of(Settings(workdir=tmp_path)).scheduler_options == {"host": "10.0.0.1"}
 
 
 def test_the_shipped_example_names_no_interface():
@@ -238,7 +236,7 @@ def test_the_shipped_example_names_no_interface():
     options = yaml.safe_load(example.read_text(encoding="utf-8"))["jobqueue"]["slurm"]
     assert "interface" not in options
     with _commands_of_slurm():
-        check_cluster("slurm", Site(slurm=options))
+        check_cluster("slurm", Settings(jobqueue=options))
 
 
 @contextmanager
@@ -282,7 +280,7 @@ def test_a_cluster_that_cannot_be_is_refused_before_planning(
         nullcontext() if "sbatch" in complaint else _commands_of_slurm(),
         pytest.raises(ConfigError, match=complaint) as refused,
     ):
-        run(Scripted(), paths, tmp_path / "out.h5", cluster=where, slurm=slurm)
+        run(Scripted(), paths, tmp_path / "out.h5", cluster=where, jobqueue=slurm)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out.h5.work").exists()
 
@@ -297,7 +295,7 @@ def test_a_cluster_that_cannot_be_is_refused_before_planning(
 )
 def test_options_that_are_none(options, complaint, tmp_path) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        WorkerJob.of(Site(workdir=tmp_path, slurm=options)).script("tls://x", "worker-0")
+        SlurmJob.of(Settings(workdir=tmp_path, jobqueue=options)).script("tls://x", "worker-0")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +303,7 @@ def test_options_that_are_none(options, complaint, tmp_path) -> None:
     [("01:00:00", 3000, 180), ("00:02:00", 60, 6), ("1-00:00:00", 73380, 4320)],
 )
 def test_workers_end_before_their_job(tmp_path, walltime, lifetime, stagger) -> None:
-    job = WorkerJob.of(Site(workdir=tmp_path, slurm={"walltime": walltime}))
+    job = SlurmJob.of(Settings(workdir=tmp_path, jobqueue={"walltime": walltime}))
     seconds = job.walltime_seconds()
     assert seconds is not None
     assert lifetime_arguments(seconds) == [

@@ -18,11 +18,15 @@ import yaml
 from click.testing import CliRunner
 
 from calibdask import cli
-from calibdask.engine import cluster, doctor, probe
-from calibdask.engine.cluster import Site, WorkerJob
-from calibdask.engine.doctor import Request, examine, site_of
+from calibdask.engine import doctor, probe
+from calibdask.engine.doctor import examine, settings_of
 from calibdask.engine.lock import STALE_SECONDS
 from calibdask.engine.provenance import versions
+from calibdask.engine.sites import local, node_checks, slurm_checks
+from calibdask.engine.sites.base import Settings
+from calibdask.engine.sites.jobs import worker_exports
+from calibdask.engine.sites.slurm import SlurmJob
+from calibdask.engine.sites.slurm_checks import Request
 from calibdask.errors import ConfigError
 
 
@@ -64,7 +68,7 @@ def _said(findings, level):
 
 
 def test_a_healthy_machine(tmp_path) -> None:
-    findings = list(examine("local", Site(workdir=tmp_path / "not" / "yet")))
+    findings = list(examine("local", Settings(workdir=tmp_path / "not" / "yet")))
     assert [one.level for one in findings] == ["PASS"] * 5
     assert list(tmp_path.iterdir()) == []
     assert f"numpy {versions()['numpy']}" in findings[0].what
@@ -81,13 +85,13 @@ def test_packages_that_are_not_there() -> None:
     [(2, 8, "PASS", "8.0 GiB"), (4, 2.5, "WARN", "--workers 2"), (2, 0.5, "FAIL", "stop other")],
 )
 def test_memory(cpus, gib, level, text) -> None:
-    finding = doctor.check_machine(cpus, int(gib * 1024**3))
+    finding = local.check_machine(cpus, int(gib * 1024**3))
     assert finding.level == level
     assert text in finding.what + finding.remedy
 
 
 def test_a_directory_that_cannot_be_written() -> None:
-    findings = list(examine("local", Site(workdir=Path("/proc/work"))))
+    findings = list(examine("local", Settings(workdir=Path("/proc/work"))))
     assert findings[-1].level == "FAIL"
     assert "/proc: cannot be written into" in findings[-1].what
 
@@ -152,23 +156,23 @@ def test_space(monkeypatch, tmp_path, gib, inodes, of, level) -> None:
 
 def test_commands_that_are_not_there(binaries, tmp_path) -> None:
     binaries(squeue="echo slurm 25.05", scancel="echo slurm 25.05")
-    last = list(examine("slurm", Site(workdir=tmp_path)))[-1]
+    last = list(examine("slurm", Settings(workdir=tmp_path)))[-1]
     assert last.level == "FAIL"
     assert "not on PATH: sbatch, scontrol, srun" in last.what
 
 
 def test_a_command_that_does_not_run(binaries) -> None:
     _healthy(binaries, srun="echo no plugins; exit 1")
-    finding = doctor.check_commands()
+    finding = slurm_checks.check_commands()
     assert finding.level == "FAIL"
     assert "srun: no plugins" in finding.what
 
 
 def test_two_versions(binaries) -> None:
     _healthy(binaries)
-    assert doctor.check_commands().level == "PASS"
+    assert slurm_checks.check_commands().level == "PASS"
     binaries(srun="echo slurm 19.05")
-    finding = doctor.check_commands()
+    finding = slurm_checks.check_commands()
     assert finding.level == "WARN"
     assert "srun: slurm 19.05" in finding.what
 
@@ -176,7 +180,7 @@ def test_two_versions(binaries) -> None:
 def test_a_controller_that_is_down(binaries, tmp_path) -> None:
     version = '[ "$1" = --version ] && echo "slurm 25.05" && exit 0'
     _healthy(binaries, scontrol=f'{version}; echo "Slurmctld(primary) at here is DOWN"')
-    last = list(examine("slurm", Site(workdir=tmp_path)))[-1]
+    last = list(examine("slurm", Settings(workdir=tmp_path)))[-1]
     assert last.level == "FAIL"
     assert "DOWN" in last.what
 
@@ -185,9 +189,9 @@ def test_variables_that_win_over_the_script(monkeypatch) -> None:
     for name in list(os.environ):
         if name.startswith("SBATCH_"):
             monkeypatch.delenv(name)
-    assert doctor.check_environment() is None
+    assert slurm_checks.check_environment() is None
     monkeypatch.setenv("SBATCH_PARTITION", "debug")
-    assert "SBATCH_PARTITION=debug" in doctor.check_environment().what
+    assert "SBATCH_PARTITION=debug" in slurm_checks.check_environment().what
 
 
 # -- what a job asks for --------------------------------------------------------------------------
@@ -250,7 +254,7 @@ echo "PartitionName=closed State=DRAIN MaxTime=UNLIMITED"
 )
 def test_partitions(binaries, lines, level, text) -> None:
     _healthy(binaries, scontrol=_PARTITIONS)
-    finding = doctor.check_partition(_asking(*lines))
+    finding = slurm_checks.check_partition(_asking(*lines))
     assert finding.level == level
     assert text in f"{finding.what} {finding.remedy}".replace("ask for", "asks for")
 
@@ -266,28 +270,28 @@ def test_partitions(binaries, lines, level, text) -> None:
 )
 def test_nodes_of_a_partition(binaries, rows, level, text) -> None:
     _healthy(binaries, sinfo="\n".join(f'echo "{row}"' for row in rows))
-    finding = doctor.check_partition(_asking("-c 4", "--mem=4G"))
+    finding = slurm_checks.check_partition(_asking("-c 4", "--mem=4G"))
     assert finding.level == level
     assert text in finding.what
 
 
 def test_no_default_partition(binaries) -> None:
     _healthy(binaries, scontrol='echo "PartitionName=main Default=NO State=UP"')
-    finding = doctor.check_partition(_asking("-c 1"))
+    finding = slurm_checks.check_partition(_asking("-c 1"))
     assert finding.level == "FAIL"
     assert "--set Slurm.queue=NAME" in finding.remedy
 
 
 def test_partitions_that_cannot_be_listed(binaries) -> None:
     _healthy(binaries, scontrol="echo access denied >&2; exit 1")
-    finding = doctor.check_partition(_asking("-c 1"))
+    finding = slurm_checks.check_partition(_asking("-c 1"))
     assert finding.level == "FAIL"
     assert "access denied" in finding.what
 
 
 def test_a_job_that_sbatch_refuses(binaries) -> None:
     _healthy(binaries, sbatch="echo invalid account >&2; exit 1")
-    finding = doctor.check_submission(_asking("-A nobody"))
+    finding = slurm_checks.check_submission(_asking("-A nobody"))
     assert finding.level == "FAIL"
     assert "invalid account" in finding.what
     assert "-A nobody" in finding.remedy
@@ -295,7 +299,7 @@ def test_a_job_that_sbatch_refuses(binaries) -> None:
 
 def test_nothing_is_sent_that_could_not_start(binaries, tmp_path) -> None:
     _healthy(binaries)
-    site = site_of([], {"Slurm.queue": "shrot"}, tmp_path)
+    site = settings_of("slurm", [], {"Slurm.queue": "shrot"}, tmp_path)
     findings = list(examine("slurm", site))
     assert len(_said(findings, "FAIL")) == 1
     assert "no probe job was sent" in findings[-1].what
@@ -315,29 +319,29 @@ def test_interfaces(monkeypatch) -> None:
         "eth1": [_Address(socket.AF_INET6, "fe80::1")],
     }
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
-    assert doctor.find_address({"interface": "ib0"})[1] == "10.0.0.7"
+    assert node_checks.find_address({"interface": "ib0"})[1] == "10.0.0.7"
     for name, text in (("eth1", "has no IPv4 address"), ("ib1", "there is none")):
-        finding, address = doctor.find_address({"interface": name})
+        finding, address = node_checks.find_address({"interface": name})
         assert (finding.level, address) == ("FAIL", None)
         assert text in finding.what
         assert "ib0 (10.0.0.7)" in finding.remedy
 
 
 def test_a_host_that_has_no_address() -> None:
-    finding, address = doctor.find_address({"host": "no-such-host.invalid"})
+    finding, address = node_checks.find_address({"host": "no-such-host.invalid"})
     assert (finding.level, address) == ("FAIL", None)
-    assert doctor.find_address({"host": "127.0.0.1"})[1] == "127.0.0.1"
+    assert node_checks.find_address({"host": "127.0.0.1"})[1] == "127.0.0.1"
 
 
 def test_the_address_is_that_of_dask() -> None:
     from distributed.utils import get_ip
 
-    assert doctor.find_address({})[1] == get_ip()
+    assert node_checks.find_address({})[1] == get_ip()
 
 
 def test_an_address_of_another_machine(binaries, tmp_path) -> None:
     _healthy(binaries)
-    site = site_of([], {"Slurm.scheduler_options": {"host": "192.0.2.99"}}, tmp_path)
+    site = settings_of("slurm", [], {"Slurm.scheduler_options": {"host": "192.0.2.99"}}, tmp_path)
     last = list(examine("slurm", site))[-1]
     assert last.level == "FAIL"
     assert "cannot listen on 192.0.2.99" in last.what
@@ -347,11 +351,11 @@ def test_an_address_of_another_machine(binaries, tmp_path) -> None:
 
 
 def _examine_impatiently(tmp_path):
-    return list(examine("slurm", site_of([], {}, tmp_path), patience=0))[-1]
+    return list(examine("slurm", settings_of("slurm", [], {}, tmp_path), patience=0))[-1]
 
 
 def test_a_queue_that_is_full(binaries, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(node_checks, "LATE_SECONDS", 0.1)
     _healthy(binaries)
     last = _examine_impatiently(tmp_path)
     assert last.level == "WARN"
@@ -360,7 +364,7 @@ def test_a_queue_that_is_full(binaries, tmp_path, monkeypatch) -> None:
 
 
 def test_a_job_that_will_never_start(binaries, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(node_checks, "LATE_SECONDS", 0.1)
     _healthy(
         binaries, squeue='[ "$1" = --version ] && echo "slurm 25.05" || echo "7|PENDING|Licenses|"'
     )
@@ -370,7 +374,7 @@ def test_a_job_that_will_never_start(binaries, tmp_path, monkeypatch) -> None:
 
 
 def test_a_job_that_ends_without_a_word(binaries, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(node_checks, "LATE_SECONDS", 0.1)
     _healthy(binaries, squeue='[ "$1" = --version ] && echo "slurm 25.05"; exit 0')
     last = _examine_impatiently(tmp_path)
     assert last.level == "FAIL"
@@ -378,8 +382,8 @@ def test_a_job_that_ends_without_a_word(binaries, tmp_path, monkeypatch) -> None
 
 
 def test_a_job_that_is_silent(binaries, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_SILENT_SECONDS", 0.1)
-    monkeypatch.setattr(doctor, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(node_checks, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(node_checks, "LATE_SECONDS", 0.1)
     _healthy(
         binaries, squeue='[ "$1" = --version ] && echo "slurm 25.05" || echo "7|RUNNING|None|n1"'
     )
@@ -403,7 +407,7 @@ def test_a_job_that_is_refused_at_last(binaries, tmp_path) -> None:
 def post(tmp_path):
     directory = tmp_path / "shared"
     directory.mkdir()
-    one = doctor._Post("127.0.0.1", directory)
+    one = node_checks.Post("127.0.0.1", directory)
     yield one
     one.close()
 
@@ -411,7 +415,7 @@ def post(tmp_path):
 def _probe(post, *, header=(), **environment):
     """Run the probe as a job would, in a shell, with one in the place of a worker."""
     worker = f"#!/bin/sh\n#SBATCH -n 1\n{sys.executable} -m distributed.cli.dask_worker tls://"
-    script = doctor.probe_script(worker, post.task(header))
+    script = node_checks.probe_script(worker, post.task(header))
     task = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
@@ -425,7 +429,7 @@ def _probe(post, *, header=(), **environment):
 
 
 def _assess(report):
-    return list(doctor.assess(report, "node n0", ("127.0.0.1", 1), may_submit=True))
+    return list(node_checks.assess(report, "node n0", ("127.0.0.1", 1), may_submit=True))
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +438,7 @@ def good(tmp_path_factory):
     directory = tmp_path_factory.mktemp("good")
     (directory / "sbatch").write_text("#!/bin/sh\nexit 0\n")
     (directory / "sbatch").chmod(0o755)
-    post = doctor._Post("127.0.0.1", directory)
+    post = node_checks.Post("127.0.0.1", directory)
     try:
         return _probe(post, PATH=f"{directory}:{os.environ['PATH']}")
     finally:
@@ -544,21 +548,21 @@ def test_the_node_cannot_be_reached() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert "refused" in doctor._knock("127.0.0.1", port)
+    assert "refused" in node_checks._knock("127.0.0.1", port)
 
 
 def test_the_place_of_temporary_files(post, tmp_path) -> None:
     report = _probe(post)
     assert report["scratch"]["free"] > 0
     assert report["scratch"]["kind"] not in ("", "unknown")
-    job = WorkerJob.of(Site(workdir=tmp_path, slurm={"local_directory": "$TMPDIR/x y"}))
-    script = job.script("tls://x", "w", prologue=cluster.worker_exports(job, tmp_path))
-    assert '-m calibdask.access "$TMPDIR/x y") || exit 1' in doctor.probe_script(script, "{}")
+    job = SlurmJob.of(Settings(workdir=tmp_path, jobqueue={"local_directory": "$TMPDIR/x y"}))
+    script = job.script("tls://x", "w", prologue=worker_exports(job, tmp_path))
+    assert '-m calibdask.access "$TMPDIR/x y") || exit 1' in node_checks.probe_script(script, "{}")
 
 
 def test_a_script_that_starts_no_module() -> None:
     with pytest.raises(ConfigError, match="starts no module: dask-worker"):
-        doctor.probe_script("#!/bin/sh\ndask-worker tcp://", "{}")
+        node_checks.probe_script("#!/bin/sh\ndask-worker tcp://", "{}")
 
 
 # -- an allocation --------------------------------------------------------------------------------
@@ -568,7 +572,7 @@ def test_outside_of_a_job(monkeypatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
     with pytest.raises(ConfigError, match="inside of a SLURM job"):
-        next(examine("allocation", Site()))
+        next(examine("allocation", Settings()))
 
 
 def test_a_node_of_the_allocation_that_does_not_start_python(
@@ -577,12 +581,12 @@ def test_a_node_of_the_allocation_that_does_not_start_python(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[0-1]")
     monkeypatch.setenv("SLURM_TASKS_PER_NODE", "1(x2)")
-    monkeypatch.setattr(doctor, "_LATE_SECONDS", 0.1)
+    monkeypatch.setattr(node_checks, "LATE_SECONDS", 0.1)
     version = '[ "$1" = --version ] && echo "slurm 25.05" && exit 0'
     hosts = f'{version}; [ "$1" = show ] && echo n0 && echo n1 || echo "is UP"'
     srun = f"{version}; echo n0: no shell >&2; exit 1"
     _healthy(binaries, scontrol=hosts, srun=srun)
-    failed = _said(examine("allocation", Site(workdir=tmp_path)), "FAIL")
+    failed = _said(examine("allocation", Settings(workdir=tmp_path)), "FAIL")
     assert ["node n0" in failed[0], "node n1" in failed[1]] == [True, True]
     assert "no shell" in failed[0]
 
@@ -607,8 +611,8 @@ def test_options_come_from_a_jobs_configuration(tmp_path) -> None:
         "CalculateInterCalibration: {n_min: 5}\n"
         "Campaign: {worker_memory: 2 GiB}\nSlurm: {queue: main, cores: 2}\n"
     )
-    site = site_of([path], {"Slurm.queue": "short"}, None)
-    assert site.slurm == {"queue": "short", "cores": 2}
+    site = settings_of("slurm", [path], {"Slurm.queue": "short"}, None)
+    assert site.jobqueue == {"queue": "short", "cores": 2}
     assert site.worker_memory == 2 * 1024**3
 
 
@@ -617,13 +621,13 @@ def test_options_that_are_wrong(tmp_path, text) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError):
-        site_of([path], {}, None)
+        settings_of("slurm", [path], {}, None)
 
 
 def test_an_option_that_dask_jobqueue_does_not_know(binaries, tmp_path) -> None:
     _healthy(binaries)
     with pytest.raises(ConfigError, match=r"Slurm\.quue.*did you mean 'queue'"):
-        list(examine("slurm", site_of([], {"Slurm.quue": "main"}, tmp_path)))
+        list(examine("slurm", settings_of("slurm", [], {"Slurm.quue": "main"}, tmp_path)))
 
 
 def test_the_probe_is_of_the_standard_library() -> None:
@@ -641,7 +645,7 @@ def test_the_probe_is_of_the_standard_library() -> None:
 def test_the_example_of_a_site_is_understood(tmp_path) -> None:
     text = (Path(__file__).parents[2] / "slurm" / "jobqueue.yaml").read_text()
     options = yaml.safe_load(text)["jobqueue"]["slurm"]
-    job = WorkerJob.of(Site(workdir=tmp_path, slurm=options))
+    job = SlurmJob.of(Settings(workdir=tmp_path, jobqueue=options))
     script = job.script("tls://scheduler", "worker")
     request = Request.read(script)
     assert (request.partitions, request.cpus) == (("standard",), 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calibdask.engine import events
-from calibdask.engine.keeper import Keeper, unit_of
+from calibdask.engine.sites.keeper import Keeper, unit_of
 from calibdask.errors import CalibdaskError, ConfigError, TransientError
 
 
@@ -85,7 +85,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("calibdask.engine.keeper.time.monotonic", clock)
+    monkeypatch.setattr("calibdask.engine.sites.keeper.time.monotonic", clock)
     return clock
 
 
@@ -318,7 +318,7 @@ def test_closing_waits_for_those_that_end_and_cancels_the_others(clock, monkeypa
         if clock.now > 1002:
             rig.batch.end("100")
 
-    monkeypatch.setattr("calibdask.engine.keeper.time.sleep", sleep)
+    monkeypatch.setattr("calibdask.engine.sites.keeper.time.sleep", sleep)
     rig.keeper.close(seconds=5)
     assert rig.batch.cancelled == ["102", "101"]  # waiting: at once; still there after 5 s
     assert rig.batch.jobs == []

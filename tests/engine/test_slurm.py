@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from calibdask.engine import slurm
+from calibdask.engine.sites import queue
+from calibdask.engine.sites import slurm_commands as slurm
 from calibdask.errors import CalibdaskError, ConfigError, TransientError
 
 SCRIPT = "#!/bin/sh\n#SBATCH -p nowhere\n#SBATCH --mem=4G\nsleep 1\n"
@@ -82,7 +83,7 @@ def test_a_machine_without_slurm(monkeypatch, tmp_path):
 def test_an_answer_that_never_comes(say, monkeypatch, tmp_path):
     say("squeue")
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\nexec sleep 30\n")
-    monkeypatch.setattr(slurm, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(queue, "_TIMEOUT_SECONDS", 0.2)
     with pytest.raises(TransientError, match="squeue gave no answer"):
         slurm.alive(["1"])
 
@@ -95,9 +96,9 @@ def test_which_jobs_wait_or_run(say, tmp_path):
     )
     found = slurm.alive(["1", "2", "4", "5", "99"])
     assert found == {
-        "1": slurm.QueuedJob("PENDING", "Priority", ""),
-        "2": slurm.QueuedJob("RUNNING", "None", "n1"),
-        "4": slurm.QueuedJob("COMPLETING", "None", "n3"),
+        "1": queue.QueuedJob("PENDING", "Priority", ""),
+        "2": queue.QueuedJob("RUNNING", "None", "n1"),
+        "4": queue.QueuedJob("COMPLETING", "None", "n3"),
     }
     assert [found[job].started for job in ("1", "2")] == [False, True]
     # Never by number: SLURM refuses to answer as soon as it has forgotten one of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibdask.engine.batch import BatchJob
+from calibdask.engine.sites.batch import BatchJob
 
 DIRECTORY = Path(__file__).parents[2] / "slurm"
 WORDS = (

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from calibdask.engine import doctor
-from calibdask.engine.doctor import examine, site_of
+from calibdask.engine.doctor import examine, settings_of
 from calibdask.engine.provenance import code_digest
+from calibdask.engine.sites import node_checks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ def _elsewhere(tmp_path, monkeypatch):
 def _examine(tmp_path, *settings: tuple[str, object], patience: float = 120):
     code_digest.cache_clear()  # somebody may edit the sources while tests run
     overrides = {"Slurm.memory": "500 MiB", **dict(settings)}
-    site = site_of([], overrides, tmp_path)
+    site = settings_of("slurm", [], overrides, tmp_path)
     return list(examine("slurm", site, patience=patience))
 
 
@@ -108,7 +108,7 @@ def test_a_python_that_does_not_exist(slurm, tmp_path) -> None:
 
 
 def test_a_directory_that_is_another_one_on_the_node(slurm, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_LATE_SECONDS", 2.0)
+    monkeypatch.setattr(node_checks, "LATE_SECONDS", 2.0)
     other = tmp_path / "other"
     other.mkdir()
     (other / "token").write_text("left there by another program")

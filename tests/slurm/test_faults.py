@@ -310,7 +310,7 @@ def test_the_store_cannot_be_written(slurm, tmp_path, report, check, fault):
 
 def _batch(one, slurm, minutes=5, **options):
     """Submit a batch script of this campaign."""
-    from calibdask.engine.batch import BatchJob
+    from calibdask.engine.sites.batch import BatchJob
 
     program = one.directory / "calibdask"
     program.write_text(

@@ -144,7 +144,7 @@ def test_from_python(slurm, data, digest, tmp_path):
 
     result = calibdask.run(
         "inter-calibration", data, tmp_path / "out.h5", config=CONFIG, cluster="slurm", workers=1,
-        report=False, slurm={"memory": "1 GiB", "walltime": "00:10:00"}, listener=lambda _: None,
+        report=False, jobqueue={"memory": "1 GiB", "walltime": "00:10:00"}, listener=lambda _: None,
     )  # fmt: skip
     assert result.digest == digest
     assert result.account.executor == "slurm"

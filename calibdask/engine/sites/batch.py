@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibdask.engine.slurm import check_line, parse_walltime
+from calibdask.engine.sites.queue import check_line
+from calibdask.engine.sites.slurm_commands import parse_walltime
 from calibdask.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ _SCRIPT = """\
 # {what}
 # What is computed is stored in the work directory: submit this file again to carry on.
 
-# SLURM sends USR1 to this shell {lead:.0f} s before the time limit, and TERM when the job is
-# cancelled or preempted. Either way the run stops, keeps what it has, and ends with code 143.
+{warning} Either way the run stops, keeps what it has, and ends with code 143.
 run=
 told=
 {traps}
@@ -129,8 +129,34 @@ class BatchJob:
             "--requeue" if self.requeue else "--no-requeue",
             *self.directives,
         ]
+        warning = (
+            f"# SLURM sends USR1 to this shell {lead:.0f} s before the time limit, and TERM when"
+            " the job is\n# cancelled or preempted."
+        )
+        return self.render("#SBATCH", lines, "", warning)
+
+    def render(self, prefix: str, lines: Sequence[str], before: str, warning: str) -> str:
+        """Write the script with the options of a batch system.
+
+        Parameters
+        ----------
+        prefix : str
+            Beginning of a line of options.
+        lines : sequence of str
+            The options.
+        before : str
+            A line of shell to begin with; may be empty.
+        warning : str
+            A comment that says when the batch system sends which signal.
+
+        Raises
+        ------
+        ConfigError
+            An option would add lines of its own.
+        """
         for line in lines:
             check_line("sbatch-script", line)
+        job = self.command[1]
         words = list(self.command)
         words[0] = shlex.quote(str(Path(words[0])))
         workers = self.nodes * self.workers_per_node
@@ -138,12 +164,13 @@ class BatchJob:
             what = f"{workers} workers on {self.nodes} nodes, scheduler and client on the first."
         else:
             what = "scheduler and client; the workers are jobs of their own."
+        setup = [*([before] if before else []), *self.setup]
         return _SCRIPT.format(
-            directives="\n".join(f"#SBATCH {line}" for line in lines),
+            directives="\n".join(f"{prefix} {line}" for line in lines),
             what=f"calibdask {job}: {what}",
-            setup="".join(f"{line}\n" for line in (*self.setup, "") if self.setup),
+            setup="".join(f"{line}\n" for line in (*setup, "") if setup),
             command=" \\\n  ".join([words[0] + " " + job, *_options(words[2:])]),
-            lead=lead,
+            warning=warning,
             traps=_STOP_OR_REQUEUE if self.requeue else _STOP,
             requeue=_REQUEUE.format(most=_MOST_RESTARTS) if self.requeue else "",
         )

@@ -63,8 +63,12 @@ class Unit:
 class Launcher(Protocol):
     """Where units run."""
 
+    local: bool
+    """Whether units end with this process and need no asking of a batch system."""
     processes: int
     """Workers in a unit."""
+    n_workers: int
+    """Workers wanted where the settings do not say."""
 
     def launch(self, number: int, avoid: Collection[str]) -> str:
         """Start a unit, not on some nodes if it can be helped; give the batch system's name."""

@@ -1,0 +1,1 @@
+"""Where the tasks of a campaign run: one module for each kind of cluster."""
