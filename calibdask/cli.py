@@ -769,11 +769,11 @@ def doctor(
     For SLURM one short job is sent that looks at a node as a worker would, and reports back.
     Exit code 1 if anything says FAIL.
     """
-    from calibdask.engine.doctor import examine, settings_of
+    from calibdask.engine.doctor import cluster_settings, examine
 
     colours = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
     levels: list[str] = []
-    given = settings_of(cluster, config, _overrides(settings), workdir)
+    given = cluster_settings(cluster, config, _overrides(settings), workdir)
     for finding in examine(cluster, given, patience=patience):
         levels.append(finding.level)
         level, _, text = str(finding).partition(" ")

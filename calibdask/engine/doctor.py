@@ -27,14 +27,14 @@ from calibdask.stats.compiled import cache_problem
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["examine", "settings_of"]
+__all__ = ["cluster_settings", "examine"]
 
 _GIB = 1024**3
 _LITTLE_SPACE = 10 * _GIB
 _FEW_INODES = 100_000
 
 
-def settings_of(
+def cluster_settings(
     where: str, config: Sequence[Path], overrides: Mapping[str, object], workdir: Path | None
 ) -> Settings:
     """Read from a job's configuration what concerns the cluster.

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from calibdask import cli
 from calibdask.engine import doctor, probe
-from calibdask.engine.doctor import examine, settings_of
+from calibdask.engine.doctor import cluster_settings, examine
 from calibdask.engine.lock import STALE_SECONDS
 from calibdask.engine.provenance import versions
 from calibdask.engine.sites import local, node_checks, slurm_checks
@@ -299,7 +299,7 @@ def test_a_job_that_sbatch_refuses(binaries) -> None:
 
 def test_nothing_is_sent_that_could_not_start(binaries, tmp_path) -> None:
     _healthy(binaries)
-    site = settings_of("slurm", [], {"Slurm.queue": "shrot"}, tmp_path)
+    site = cluster_settings("slurm", [], {"Slurm.queue": "shrot"}, tmp_path)
     findings = list(examine("slurm", site))
     assert len(_said(findings, "FAIL")) == 1
     assert "no probe job was sent" in findings[-1].what
@@ -341,7 +341,9 @@ def test_the_address_is_that_of_dask() -> None:
 
 def test_an_address_of_another_machine(binaries, tmp_path) -> None:
     _healthy(binaries)
-    site = settings_of("slurm", [], {"Slurm.scheduler_options": {"host": "192.0.2.99"}}, tmp_path)
+    site = cluster_settings(
+        "slurm", [], {"Slurm.scheduler_options": {"host": "192.0.2.99"}}, tmp_path
+    )
     last = list(examine("slurm", site))[-1]
     assert last.level == "FAIL"
     assert "cannot listen on 192.0.2.99" in last.what
@@ -351,7 +353,7 @@ def test_an_address_of_another_machine(binaries, tmp_path) -> None:
 
 
 def _examine_impatiently(tmp_path):
-    return list(examine("slurm", settings_of("slurm", [], {}, tmp_path), patience=0))[-1]
+    return list(examine("slurm", cluster_settings("slurm", [], {}, tmp_path), patience=0))[-1]
 
 
 def test_a_queue_that_is_full(binaries, tmp_path, monkeypatch) -> None:
@@ -611,7 +613,7 @@ def test_options_come_from_a_jobs_configuration(tmp_path) -> None:
         "CalculateInterCalibration: {n_min: 5}\n"
         "Campaign: {worker_memory: 2 GiB}\nSlurm: {queue: main, cores: 2}\n"
     )
-    site = settings_of("slurm", [path], {"Slurm.queue": "short"}, None)
+    site = cluster_settings("slurm", [path], {"Slurm.queue": "short"}, None)
     assert site.jobqueue == {"queue": "short", "cores": 2}
     assert site.worker_memory == 2 * 1024**3
 
@@ -621,13 +623,13 @@ def test_options_that_are_wrong(tmp_path, text) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError):
-        settings_of("slurm", [path], {}, None)
+        cluster_settings("slurm", [path], {}, None)
 
 
 def test_an_option_that_dask_jobqueue_does_not_know(binaries, tmp_path) -> None:
     _healthy(binaries)
     with pytest.raises(ConfigError, match=r"Slurm\.quue.*did you mean 'queue'"):
-        list(examine("slurm", settings_of("slurm", [], {"Slurm.quue": "main"}, tmp_path)))
+        list(examine("slurm", cluster_settings("slurm", [], {"Slurm.quue": "main"}, tmp_path)))
 
 
 def test_the_probe_is_of_the_standard_library() -> None:

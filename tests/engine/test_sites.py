@@ -12,7 +12,7 @@ from calibdask.engine.sites import auto, queue
 from calibdask.engine.sites.auto import choose
 from calibdask.engine.sites.base import Settings, Site
 from calibdask.engine.sites.table import SITES, find_site
-from calibdask.engine.sites.torque import TorqueJob, TorqueQueue, parse_jobs, parse_walltime
+from calibdask.engine.sites.torque import TorqueJob, TorqueQueue, parse_jobs, parse_torque_walltime
 from calibdask.errors import ConfigError, TransientError
 
 
@@ -143,13 +143,13 @@ def test_an_option_that_would_be_shell_is_refused(tmp_path, name, value):
     ("text", "seconds"), [("90", 90), ("10:00", 600), ("1:00:00", 3600), ("1:0:0:1", 86401)]
 )
 def test_time_limits_of_torque(text, seconds):
-    assert parse_walltime(text) == seconds
+    assert parse_torque_walltime(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["soon", "1-12", "", "1:2:3:4:5"])
 def test_what_is_no_time_limit(text):
     with pytest.raises(ConfigError, match="expected a time limit"):
-        parse_walltime(text)
+        parse_torque_walltime(text)
 
 
 def test_a_batch_script_of_torque(tmp_path):

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from calibdask.engine.dask import DaskExecutor
 
-__all__ = ["Running"]
+__all__ = ["RunningScheduler"]
 
 
-class Running(DaskSite):
+class RunningScheduler(DaskSite):
     """The scheduler at an address or in a scheduler file, which stays when the run ends."""
 
     @contextmanager

@@ -84,9 +84,9 @@ def find_site(where: str) -> type[Site]:
             )
         if "://" not in where and not (port.isascii() and port.isdigit() and int(port) < 65536):
             raise ConfigError(f"--cluster {where}: {port!r} is no port: write HOST:PORT")
-    from calibdask.engine.sites.running import Running
+    from calibdask.engine.sites.running import RunningScheduler
 
-    return Running
+    return RunningScheduler
 
 
 def check_cluster(where: str, settings: Settings) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from calibdask.engine.sites.batch import BatchJob
 
-__all__ = ["Torque", "TorqueJob", "TorqueQueue", "parse_jobs", "parse_walltime"]
+__all__ = ["Torque", "TorqueJob", "TorqueQueue", "parse_jobs", "parse_torque_walltime"]
 
 _COMMANDS = ("qsub", "qstat", "qdel")
 _WARNING = "# Torque sends TERM to this shell at the time limit and when the job is deleted."
@@ -50,7 +50,7 @@ def parse_jobs(text: str) -> dict[str, dict[str, str]]:
     return jobs
 
 
-def parse_walltime(text: str) -> float:
+def parse_torque_walltime(text: str) -> float:
     """Return the seconds of a time limit: ``seconds``, ``[[days:]hours:]minutes:seconds``.
 
     Raises
@@ -187,7 +187,7 @@ class TorqueJob(WorkerJob):
         found = re.findall(
             r"^#PBS -l .*walltime=([^,\s]+)", self.script("tls://", "w"), re.MULTILINE
         )
-        return parse_walltime(found[-1]) if found else None
+        return parse_torque_walltime(found[-1]) if found else None
 
 
 class Torque(JobSite):
@@ -227,7 +227,7 @@ class Torque(JobSite):
             raise ConfigError("--requeue: Torque cannot put a job back at its time limit")
         if job.nodes > 1:
             raise ConfigError("--nodes: a head job of Torque takes one node")
-        parse_walltime(job.time)
+        parse_torque_walltime(job.time)
         memory = f",mem={job.memory_per_worker}" if job.memory_per_worker else ""
         asked = f"nodes=1:ppn={job.workers_per_node}{memory},walltime={job.time}"
         name = job.command[1][:15]
