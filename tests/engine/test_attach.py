@@ -82,7 +82,7 @@ def running(open_directory):
 AS_ANOTHER_USER = """
 import encodings.ascii, os, sys
 from pathlib import Path
-import calibdask.engine.cluster, distributed  # all while their files can be read
+import calibdask.engine.sites.scheduler, calibdask.engine.sites.local, distributed  # all while their files can be read
 from calibdask.engine.attach import connect
 from calibdask.errors import ConfigError
 os.setgroups([])
