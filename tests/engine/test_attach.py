@@ -82,7 +82,8 @@ def running(open_directory):
 AS_ANOTHER_USER = """
 import encodings.ascii, os, sys
 from pathlib import Path
-import calibdask.engine.sites.scheduler, calibdask.engine.sites.local, distributed  # all while their files can be read
+# All while their files can be read.
+import calibdask.engine.sites.scheduler, calibdask.engine.sites.local, distributed
 from calibdask.engine.attach import connect
 from calibdask.errors import ConfigError
 os.setgroups([])
