@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shlex
 import shutil
@@ -17,7 +16,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import calibdask
-from calibdask.engine.sites.table import SITES, cluster_help, find_site
+from calibdask.cli_campaigns import COMMANDS
+from calibdask.cli_options import (
+    CONFIG_OPTIONS,
+    INPUT_OPTION,
+    PATH,
+    RUN_OPTIONS,
+    TIME_OPTIONS,
+    say,
+    set_options,
+    with_options,
+)
+from calibdask.engine.sites.table import find_site
 from calibdask.errors import CalibdaskError, ConfigError
 from calibdask.registry import JOBS, SIMULATIONS, find_job
 from calibdask.spelling import did_you_mean
@@ -30,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-_PATH = click.Path(path_type=Path)
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -67,37 +76,6 @@ def _no_complaint_about_lost_signals() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-
-
-class _WorkerRange(click.ParamType["int | tuple[int, int]"]):
-    """``N`` or ``MIN:MAX``."""
-
-    name = "workers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | tuple[int, int]:
-        """Read one or two numbers."""
-        least, colon, most = str(value).partition(":")
-        try:
-            numbers = (int(least), int(most)) if colon else (int(least), int(least))
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor MIN:MAX", param, ctx)
-        if not (0 <= numbers[0] <= numbers[1] and numbers[1] >= 1):
-            self.fail(f"{value!r}: MIN is at least 0, MAX at least 1 and MIN", param, ctx)
-        return numbers if colon else numbers[0]
-
-
-class _NumberRange(click.FloatRange):
-    """A number within limits; click takes NaN for one within any."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        return number
 
 
 class _Commands(click.Group):
@@ -137,132 +115,6 @@ def app() -> None:
                   calibdask JOB -c config.yaml -i DATA -o OUTPUT.h5
     Run the same command again after a crash: only what is missing is computed.
     """
-
-
-# -- options that jobs share --------------------------------------------------------------------
-
-
-def _overrides(
-    values: Sequence[str], time_bin: str | None = None, epoch: str | None = None
-) -> dict[str, object]:
-    given = {"Campaign.time_bin": time_bin, "Campaign.epoch": epoch}
-    found: dict[str, object] = {name: value for name, value in given.items() if value is not None}
-    if values:
-        from calibdask.config import parse_yaml
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text}: write SECTION.OPTION=VALUE")
-        found[name.strip()] = parse_yaml(f"--set {text}", value)
-    return found
-
-
-_CONFIG_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "-c", "--config", "config", type=_PATH, multiple=True, metavar="FILE",
-        help="YAML configuration; give it several times to merge files, later ones win.",
-    ),
-    click.option(
-        "--set", "settings", multiple=True, metavar="SECTION.OPTION=VALUE",
-        help="One option of the configuration; wins over all files.",
-    ),
-)  # fmt: skip
-
-_TIME_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--time-bin", metavar="WIDTH",
-        help="Calibrate each bin of time by itself, e.g. '1 h': the same as Campaign.time_bin.",
-    ),
-    click.option(
-        "--epoch", metavar="DATE",
-        help="Where a time bin begins, in UTC: the same as Campaign.epoch.",
-    ),
-)  # fmt: skip
-
-_INPUT_OPTION = click.option(
-    "-i", "--input", "inputs", multiple=True, metavar="INPUT",
-    help="File, glob, directory, or @list.txt with one of these a line. Give it several times,"
-    " or several inputs after it.",
-)  # fmt: skip
-
-_RUN_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "-o", "--output", type=_PATH, metavar="OUTPUT",
-        help="The product. Report, provenance and a text table get its name with other endings.",
-    ),
-    click.option(
-        "--cluster", default="auto", show_default=True, metavar="WHERE",
-        help=f"{cluster_help()}, the address of a Dask scheduler (HOST:PORT), or its scheduler"
-        " file. auto: serial, threads or local, whichever is estimated to end first. The results"
-        " are the same bit for bit.",
-    ),
-    click.option(
-        "--workers", type=_WorkerRange(), metavar="N|MIN:MAX",
-        help="Threads or worker processes [default: the processors there are; one SLURM job]."
-        " With MIN:MAX, SLURM jobs come and go with the work there is.",
-    ),
-    click.option(
-        "--workdir", type=_PATH, metavar="DIR",
-        help="Where results are kept, so that a run can be resumed [default: OUTPUT.work].",
-    ),
-    click.option(
-        "--overwrite/--no-overwrite", default=None,
-        help="Replace an existing output, whatever it is. A run replaces its own product unasked,"
-        " if its inputs have grown and its options are the same.",
-    ),
-    click.option(
-        "--allow-missing", type=_NumberRange(0, 1), metavar="FRACTION",
-        help="Write a product although up to this fraction of the inputs failed.",
-    ),
-    click.option(
-        "--verify-inputs", type=click.Choice(["fast", "full"]),
-        help="full: hash every byte of every input [default: three MiB of each].",
-    ),
-    click.option(
-        "--numerics", type=click.Choice(["native", "portable"]), default="native",
-        show_default=True,
-        help="portable: use no processor feature beyond the baseline, so that different processors"
-        " give the same bits, more slowly. Workers of a running scheduler are started elsewhere.",
-    ),
-    click.option("--no-report", is_flag=True, help="Write no HTML report."),
-    click.option(
-        "--dashboard/--no-dashboard", default=None,
-        help="Serve Dask's dashboard while local workers run [default: on a terminal].",
-    ),
-    click.option(
-        "--performance-report", type=_PATH, metavar="FILE", help="Write Dask's own report (HTML)."
-    ),
-    click.option(
-        "--provenance-log", type=_PATH, metavar="FILE",
-        help="Append the run's provenance, one JSON object a line.",
-    ),
-    click.option(
-        "--log-level", default="WARNING", show_default=True,
-        type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
-        help="What goes to the log.",
-    ),
-    click.option(
-        "-l", "--log-file", type=_PATH, metavar="FILE", help="Write the log here as well."
-    ),
-    click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-    click.option("-v", "--verbose", is_flag=True, help="Log more: the same as --log-level INFO."),
-)  # fmt: skip
-
-
-def _with_options(*groups: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    def decorate(function: Any) -> Any:
-        for option in reversed([option for group in groups for option in group]):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-def _say(text: object) -> None:
-    """Print something; what names of files hold is shown, never obeyed."""
-    from calibdask.engine.shown import printable
-
-    click.echo(printable(str(text)))
 
 
 def _for_people(record: logging.LogRecord) -> logging.LogRecord:
@@ -365,7 +217,7 @@ def _run_job(
             list(inputs),
             output,
             config=list(config),
-            overrides=_overrides(settings, time_bin, epoch),
+            overrides=set_options(settings, time_bin, epoch),
             listener=listener,
             workdir=workdir,
             log_file=log_file,
@@ -375,9 +227,9 @@ def _run_job(
             **options,
         )
     if quiet:
-        _say(result.digest)
+        say(result.digest)
     else:
-        _say(result.text(_screen_width()))
+        say(result.text(_screen_width()))
 
 
 def _screen_width() -> int | None:
@@ -390,12 +242,12 @@ def _say_list(lines: Sequence[str], rest: str) -> None:
     from calibdask.engine.shown import shortened
 
     for line in lines if _screen_width() is None else shortened(lines, rest):
-        _say(line)
+        say(line)
 
 
 def _add_job(name: str, summary: str) -> None:
     @app.command(name, help=_job_help(name, summary), short_help=summary)
-    @_with_options(_CONFIG_OPTIONS, _TIME_OPTIONS, (_INPUT_OPTION,), _RUN_OPTIONS)
+    @with_options(CONFIG_OPTIONS, TIME_OPTIONS, (INPUT_OPTION,), RUN_OPTIONS)
     def command(**options: Any) -> None:
         _run_job(name, **options)
 
@@ -423,7 +275,7 @@ for _job in JOBS.values():
 
 
 @app.command()
-@click.argument("directory", type=_PATH, default=Path("demo"))
+@click.argument("directory", type=PATH, default=Path("demo"))
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--cluster", default="local", show_default=True, metavar="WHERE")
 def demo(directory: Path, workers: int, cluster: str) -> None:
@@ -435,7 +287,7 @@ def demo(directory: Path, workers: int, cluster: str) -> None:
 
     with _listening(log_level="WARNING", log_file=None, quiet=False, verbose=False) as listener:
         text = run_demo(directory, cluster=cluster, workers=workers, listener=listener)
-    _say(text)
+    say(text)
 
 
 @app.group()
@@ -467,7 +319,7 @@ def _add_simulation(name: str) -> None:
             _list_simulation(ctx, simulation.options())
 
     options = (
-        click.option("-o", "--output", type=_PATH, required=True, metavar="DIR",
+        click.option("-o", "--output", type=PATH, required=True, metavar="DIR",
                      help="Where to write."),
         *sizes,
         click.option("--seed", type=int, default=1, show_default=True,
@@ -479,13 +331,13 @@ def _add_simulation(name: str) -> None:
     )  # fmt: skip
 
     @simulate.command(name, help=simulation.summary, short_help=simulation.summary)
-    @_with_options(options)
+    @with_options(options)
     def command(output: Path, settings: Sequence[str], **given: Any) -> None:
         import dataclasses
 
         kind = simulation.options()
         known = {field.name for field in dataclasses.fields(kind)}
-        overrides = _overrides(settings)
+        overrides = set_options(settings)
         for option in overrides:
             if option not in known:
                 hint = did_you_mean(option, known)
@@ -531,7 +383,7 @@ _JOB_ARGUMENT = click.argument("job", metavar="JOB")
 
 @app.command()
 @_JOB_ARGUMENT
-@_with_options(_CONFIG_OPTIONS, _TIME_OPTIONS, (_INPUT_OPTION,))
+@with_options(CONFIG_OPTIONS, TIME_OPTIONS, (INPUT_OPTION,))
 @click.option("--json", "as_json", is_flag=True, help="Every shard, as JSON.")
 def plan(
     job: str,
@@ -545,9 +397,9 @@ def plan(
     """Tell what a run of JOB would do: shards, bytes, memory, files. Nothing is computed."""
     from calibdask.api import plan as make_plan
 
-    overrides = _overrides(settings, time_bin, epoch)
+    overrides = set_options(settings, time_bin, epoch)
     planned = make_plan(job, list(inputs), config=list(config), overrides=overrides)
-    _say(planned.to_json() if as_json else planned)
+    say(planned.to_json() if as_json else planned)
 
 
 @app.command("init")
@@ -559,7 +411,7 @@ def init_command(job: str) -> None:
 
 @app.command("check-config")
 @_JOB_ARGUMENT
-@_with_options(_CONFIG_OPTIONS, _TIME_OPTIONS)
+@with_options(CONFIG_OPTIONS, TIME_OPTIONS)
 def check_config(
     job: str,
     config: Sequence[Path],
@@ -570,16 +422,16 @@ def check_config(
     """Read a configuration of JOB and tell everything that is wrong with it."""
     from calibdask.api import load_config
 
-    load_config(job, list(config), _overrides(settings, time_bin, epoch))
+    load_config(job, list(config), set_options(settings, time_bin, epoch))
     click.echo(f"{', '.join(map(str, config)) or 'the default configuration'}: fine for {job}")
 
 
 @app.command("generate-metadata")
-@click.argument("image", type=_PATH)
+@click.argument("image", type=PATH)
 @click.option(
     "-o",
     "--output",
-    type=_PATH,
+    type=PATH,
     default=Path(),
     metavar="DIR",
     help="The camera's root folder [default: here].",
@@ -615,11 +467,11 @@ def generate_metadata_command(
     if settings is None and exposure != ("-1", "-1"):
         raise ConfigError("--exposure goes into the settings file, which needs --iso MIN MAX")
     for path in generate_metadata(image, output, settings=settings, **given):
-        _say(path)
+        say(path)
 
 
 @app.command()
-@click.argument("output", type=_PATH)
+@click.argument("output", type=PATH)
 def digest(output: Path) -> None:
     """Compute the digest of the tables in OUTPUT (a file, or a directory of files)."""
     from calibdask.engine.products import digest_output
@@ -627,160 +479,8 @@ def digest(output: Path) -> None:
     click.echo(digest_output(output))
 
 
-_CAMPAIGN_ARGUMENT = click.argument("path", type=_PATH, metavar="WORKDIR")
-
-
-def _watch(workdir: Path) -> int:
-    """Show a campaign until nothing runs there any more; give the exit code of its status."""
-    try:
-        return _show(workdir)
-    except KeyboardInterrupt:
-        click.echo(f"left; 'calibdask status {workdir}' tells how far it is", err=True)
-        return 130
-
-
-def _show(workdir: Path) -> int:
-    from calibdask.engine.campaign import follow
-
-    if not sys.stdout.isatty():
-        last = ""
-        for status in follow(workdir):
-            if status.line() != last:
-                last = status.line()
-                _say(last)
-        _say(status)
-        return status.exit_code
-    from rich.live import Live
-    from rich.text import Text
-
-    from calibdask.engine.shown import printable
-
-    with Live(auto_refresh=False, vertical_overflow="visible") as live:
-        for status in follow(workdir):
-            live.update(Text(printable(str(status))), refresh=True)
-    return status.exit_code
-
-
-@app.command("status")
-@_CAMPAIGN_ARGUMENT
-@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
-@click.option("--watch", is_flag=True, help="Look again until it ends.")
-def status_command(path: Path, as_json: bool, watch: bool) -> None:
-    """Tell how far the campaign in WORKDIR is, or how it ended; OUTPUT will do as well.
-
-    Everything comes from the files there: no scheduler has to be alive.
-
-    Exit codes: 0 it is running or finished, 3 it stopped or failed, 2 no campaign was run there.
-    """
-    from calibdask.engine.campaign import find_workdir, read_status
-
-    if watch and as_json:
-        raise click.UsageError("--json looks once: leave out --watch")
-    workdir = find_workdir(path)
-    if watch:
-        code = _watch(workdir)
-    else:
-        status = read_status(workdir)
-        _say(status.to_json() if as_json else status)
-        code = status.exit_code
-    click.get_current_context().exit(code)
-
-
-@app.command("connect")
-@_CAMPAIGN_ARGUMENT
-@click.option("--once", is_flag=True, help="Show it once, with every worker.")
-@click.option("--coefficients", is_flag=True,
-              help="Print the coefficients from the shards merged so far.")  # fmt: skip
-def connect_command(path: Path, once: bool, coefficients: bool) -> None:
-    """Join the campaign that is running in WORKDIR, from any node that sees its scheduler.
-
-    Shows how far it is until it ends. Leaving with Ctrl-C does not touch it.
-    """
-    from calibdask.engine.attach import connect
-
-    with connect(path) as campaign:
-        # That the campaign is over is told below, in other words than Dask's.
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-        if coefficients:
-            _say(campaign.preliminary())
-            return
-        text = str(campaign)
-        workdir = campaign.workdir
-    if once:
-        _say(text)
-        return
-    if not sys.stdout.isatty():
-        _say(text)
-    click.get_current_context().exit(_watch(workdir))
-
-
-@app.command("cancel")
-@_CAMPAIGN_ARGUMENT
-@click.option("--timeout", type=_NumberRange(0), default=60.0, show_default=True,
-              metavar="SECONDS", help="How long to wait for its end.")  # fmt: skip
-def cancel_command(path: Path, timeout: float) -> None:
-    """Ask the campaign that is running in WORKDIR, on whatever node, to stop; wait until it has.
-
-    What was computed stays: the same command carries on. Worker jobs that a dead campaign left in
-    SLURM's queue are cancelled.
-    """
-    from calibdask.engine.campaign import cancel, find_workdir
-
-    _say(cancel(find_workdir(path), timeout))
-
-
-@app.command("clean")
-@_CAMPAIGN_ARGUMENT
-@click.option("--all", "everything", is_flag=True,
-              help="Remove the results as well: the next run begins anew.")  # fmt: skip
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def clean_command(path: Path, everything: bool, yes: bool) -> None:
-    """Remove what dead runs left in WORKDIR: locks, certificates, scratch, unfinished files."""
-    from calibdask.engine.campaign import clean, find_workdir
-
-    workdir = find_workdir(path)
-    question = f"Remove {workdir} with all results in it?"
-    if everything and not yes and not click.confirm(question):
-        click.echo("nothing was removed")
-        return
-    _say(clean(workdir, everything=everything))
-
-
-@app.command()
-@click.option("--cluster", default="local", show_default=True,
-              type=click.Choice([name for name, one in SITES.items() if one.examined]),
-              help="Where a campaign would run. allocation: inside a batch job.")  # fmt: skip
-@click.option("--workdir", type=_PATH, metavar="DIR",
-              help="Where a campaign would work [default: the present directory].")  # fmt: skip
-@click.option("--patience", type=_NumberRange(0), default=120.0, show_default=True,
-              metavar="SECONDS", help="How long the probe job may wait in the queue.")  # fmt: skip
-@_with_options(_CONFIG_OPTIONS)
-@click.pass_context
-def doctor(
-    ctx: click.Context,
-    cluster: str,
-    workdir: Path | None,
-    patience: float,
-    config: Sequence[Path],
-    settings: Sequence[str],
-) -> None:
-    """Check whether a campaign would run here, and say what to do where it would not.
-
-    For SLURM one short job is sent that looks at a node as a worker would, and reports back.
-    Exit code 1 if anything says FAIL.
-    """
-    from calibdask.engine.doctor import cluster_settings, examine
-
-    colours = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
-    levels: list[str] = []
-    given = cluster_settings(cluster, config, _overrides(settings), workdir)
-    for finding in examine(cluster, given, patience=patience):
-        levels.append(finding.level)
-        level, _, text = str(finding).partition(" ")
-        click.echo(f"{click.style(level, fg=colours[level], bold=True)} ", nl=False)
-        _say(text)
-    click.echo(", ".join(f"{levels.count(level)} {level}" for level in colours))
-    ctx.exit(1 if "FAIL" in levels else 0)
+for _command in COMMANDS:
+    app.add_command(_command)
 
 
 @app.command("sbatch-script", context_settings={"ignore_unknown_options": True})

@@ -171,6 +171,9 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
                     " error or two rings: they do not set the scale"
                 )
                 notes = (*notes, note)
+        if not muons and any(one.facts.muons is not None for one in tables):
+            note = "no muon throughput can be used: the throughputs have no absolute scale"
+            notes = (*notes, note)
         notes = (*notes, *_same_times([one for one in tables if one.facts.muons is not None]))
         planned = replace(planned, muons=tuple(muons), notes=notes)
         if not inter:

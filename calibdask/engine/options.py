@@ -29,7 +29,7 @@ class RunOptions:
     ----------
     cluster : str
         Name of a site (:data:`calibdask.engine.sites.table.SITES`), a scheduler's address or its
-        file; ``auto`` is serial, threads or local, whichever is estimated to end first.
+        file; ``auto`` is serial or local, whichever is estimated to end first.
     workers : int or (int, int), optional
         Number of threads or worker processes; worker jobs come and go between two numbers.
     worker_memory : int, optional

@@ -543,8 +543,9 @@ def run_calibration(
                     events.tunnel_command(dashboard) if dashboard else None,
                 )
             )
-            module = sys.modules[type(calibration).__module__]
-            if module.__file__ is not None and will_compile(Path(module.__file__).parent):
+            # A calibration of an interactive session has no file.
+            source = getattr(sys.modules[type(calibration).__module__], "__file__", None)
+            if source is not None and will_compile(Path(source).parent):
                 note = "compiling kernels first, once for this installation: some 15 s"
                 emit(events.Message("INFO", note))
             executor.announce((plan, context))

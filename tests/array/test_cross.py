@@ -88,6 +88,12 @@ def write_muons(path, throughput, *, error=0.005, scale=1.0, chunks=1, start_s=N
     return path
 
 
+def test_muons_of_which_none_can_be_used_set_no_scale_and_that_is_told(simulated, run, tmp_path):
+    path = write_muons(tmp_path / "muons.h5", {1: 0.2, 5: 0.2}, error=np.nan)
+    result = run(*simulated.paths, path)
+    assert any("have no absolute scale" in one for one in result.plan.warnings)
+
+
 def chance(result, truth, reference=None, time_bin=None):
     """Probability of a larger chi2 of all values that have an error against the truth.
 
