@@ -22,7 +22,7 @@ _ROOT = 0
 
 
 def distrust(path: Path, *, secret: bool = False) -> str | None:
-    """Tell why a file or directory cannot be trusted.
+    """Return why a file or directory cannot be trusted.
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ def run(
     overrides : mapping of dotted path to value
         What wins over all files, e.g. ``{"CalculateInterCalibration.n_min": 20}``.
     listener : callable, optional
-        Told of every event; a progress bar on a terminal, the ``calibdask`` logger elsewhere.
+        Called with every event; a progress bar on a terminal, the ``calibdask`` logger elsewhere.
     **options
         Fields of :class:`calibdask.engine.options.RunOptions`: ``cluster``, ``workers``,
         ``workdir``, ``overwrite``, ``allow_missing``, ...
@@ -185,7 +185,7 @@ def plan(
 
 
 def status(path: str | Path) -> Status:
-    """Tell how far a campaign is, from its work directory alone.
+    """Return how far a campaign is, from its work directory alone.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ def run_demo(directory: Path, *, cluster: str, workers: int, listener: Listener)
     cluster, workers
         As for :func:`calibdask.run`.
     listener : callable
-        Told of what happens.
+        Called with what happens.
     """
     data = directory / "dl2"
     output = directory / "inter_calibration.h5"

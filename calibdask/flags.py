@@ -245,7 +245,7 @@ def remove(flags: ArrayLike, *without: Flag) -> NDArray[np.str_]:
 
 
 def has(flags: ArrayLike, *any_of: Flag) -> NDArray[np.bool_]:
-    """Tell which rows have any of some flags.
+    """Return which rows have any of some flags.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def worst(flags: ArrayLike) -> NDArray[np.int64]:
 
 
 def usable(flags: ArrayLike) -> NDArray[np.bool_]:
-    """Tell which rows may enter another result: those without an `Severity.UNUSABLE` flag."""
+    """Return which rows may enter another result: those without an `Severity.UNUSABLE` flag."""
     return worst(flags) < Severity.UNUSABLE
 
 

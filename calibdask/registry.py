@@ -290,7 +290,7 @@ SIMULATIONS: dict[str, Simulation] = {
 
 
 def all_sections() -> dict[str, type[Section]]:
-    """Return the sections of all jobs, which may stand in one configuration."""
+    """Return the sections of all jobs, which may be in one configuration."""
     found: dict[str, type[Section]] = {}
     for module in _SECTIONS:
         found |= import_module(module).SECTIONS

@@ -264,7 +264,7 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
         }
 
     def warnings(self) -> Sequence[str]:
-        """Tell what was odd about configuration and layout."""
+        """Return warnings about configuration and layout."""
         if self.layout is None:
             return self.notes
         notes = list(self.notes)
@@ -604,7 +604,7 @@ class CrossCalibration(ThroughputCalibration[TelescopeEvents | None]):
 
 
 def _same_times(tables: Sequence[Survey]) -> Iterator[str]:
-    """Tell of each two files that hold muon throughputs of a telescope from the same time."""
+    """Report each two files that hold muon throughputs of a telescope from the same time."""
     for one, two in itertools.combinations(tables, 2):
         mine, theirs = (_spans(survey.facts.muons) for survey in (one, two))
         both = sorted(

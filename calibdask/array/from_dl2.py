@@ -69,7 +69,7 @@ class SurveyedDl2:
 
 
 def layout_of_file(array: ArrayLayout) -> Layout:
-    """Return the layout as it stands in one file."""
+    """Return the layout as it is in one file."""
     return Layout(
         tuple(array.tel_id.tolist()),
         array.tel_type,
@@ -129,7 +129,7 @@ def type_of(layout: Layout, tel_id: NDArray[np.integer[Any]]) -> NDArray[np.byte
 
 
 def unknown_types(layout: Layout, option: str, named: Iterable[str]) -> list[str]:
-    """Say which types of an option no telescope has, unless they are usual ones."""
+    """Describe which types of an option no telescope has, unless they are usual ones."""
     known = sorted(set(layout.tel_type))
     return [
         f"{option}: no telescope is of the type {name!r}; there are {', '.join(known)}"
@@ -270,7 +270,7 @@ class FromDl2[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
                 )
 
     def warnings(self) -> Sequence[str]:
-        """Tell what was odd about configuration and layout."""
+        """Return warnings about configuration and layout."""
         return self.notes
 
     def read_events(self, shard: Shard) -> TelescopeEvents:

@@ -115,7 +115,7 @@ class ImagePairs:
         return rows, flow
 
     def in_words(self) -> list[str]:
-        """Say what was done about the biases of image sizes."""
+        """Describe what was done about the biases of image sizes."""
         cut, estimator = self.least, self.estimator
         said = [
             "No cut on the size of a pair was made."

@@ -31,7 +31,7 @@ _ERRORS = ("Statistical error, %", "Systematic error, %")
 def image_size_section(
     tables: Mapping[str, QTable], table: str, *, corrections: Sequence[str]
 ) -> ReportSection:
-    """Say what was corrected in the ratios of image sizes, and what is left.
+    """Describe what was corrected in the ratios of image sizes, and what is left.
 
     Parameters
     ----------

@@ -163,7 +163,7 @@ class InterCalibration(ThroughputCalibration[TelescopeEvents]):
         return {**super().map_config(), "value_column": self.options.value_column, **of_images}
 
     def warnings(self) -> Sequence[str]:
-        """Tell what was odd about configuration and layout."""
+        """Return warnings about configuration and layout."""
         if self.layout is None:
             return self.notes
         odd = self.odd_types("RelativeThroughputFitter")

@@ -1,6 +1,6 @@
 """Options of the jobs that pair telescopes: selections, and where a section may stand.
 
-Where the same section may stand in several places, the innermost one counts; for the selection of
+Where the same section may be in several places, the innermost one counts; for the selection of
 telescope-events that is, in order: ``QualityQuery`` in the ``EventPreprocessor`` of the
 ``Calculate...`` section, in the ``Calculate...`` section itself, in the ``EventPreprocessor`` at
 top level, at top level. (ctao-calibpipe 0.8.0 ignores the second of these, the documented one: it

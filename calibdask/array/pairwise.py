@@ -106,7 +106,7 @@ class PairwiseCalibration[Data](FromDl2[Data, Any, dict[Cell, Any]]):
     state: ClassVar[type[State]] = NetworkFit
     bins_time: ClassVar[bool] = True
     table: ClassVar[str]
-    """Path of the table of telescopes; those of pairs and so on stand beside it."""
+    """Path of the table of telescopes; those of pairs and so on are beside it."""
 
     schemas: ClassVar[Mapping[str, TableSchema]]
     """The tables that can be written, by path (see `calibdask.array.tables`)."""
@@ -432,13 +432,13 @@ class ThroughputCalibration[Data](PairwiseCalibration[Data]):
         )
 
     def odd_types(self, option: str, further: Iterable[tuple[str, Any]] = ()) -> list[str]:
-        """Tell which types of telescopes are named that no telescope has."""
+        """Return which types of telescopes are named that no telescope has."""
         named = (*self.fitter.reference_telescopes.by_type, *further)
         scales = self.fitter.throughput_normalisation.by_type
         return unknown_types(self.telescopes, option, [kind for kind, _ in (*named, *scales)])
 
     def odd_references(self, *kinds: str) -> list[str]:
-        """Tell which reference telescopes of some types are not of that type."""
+        """Return which reference telescopes of some types are not of that type."""
         known = self.type_of_telescope
         return [
             f"reference telescope {number} of {kind} is not among the {kind} of the inputs: another"

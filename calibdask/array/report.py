@@ -148,7 +148,7 @@ def _columns(
 def _attention(
     telescopes: Columns, pairs: Columns, components: Columns, layout: TelescopeLayout
 ) -> ReportSection:
-    """Say what restricts the use of the result."""
+    """Describe what restricts the use of the result."""
     tel_id, flags = telescopes["tel_id"], telescopes["flags"]
     has_value = np.isfinite(telescopes["value"])
     # The reference is what was asked for.
@@ -198,7 +198,7 @@ def _attention(
 
 
 def _network_notices(telescopes: Columns, components: Columns) -> list[Notice]:
-    """Say which types have no network, more than one, or one that fits badly."""
+    """Describe which types have no network, more than one, or one that fits badly."""
     notices = []
     for tel_type in np.unique(telescopes["tel_type"]).tolist():
         mine = telescopes["component"][telescopes["tel_type"] == tel_type]

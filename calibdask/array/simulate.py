@@ -1,6 +1,6 @@
 """DL2 files of a simulated array of telescopes, in the format of ctapipe 0.32.
 
-The model behind the numbers is `calibdask.array.simulation`; here is where they stand in a file.
+The model behind the numbers is `calibdask.array.simulation`; here is where they are in a file.
 The tables are those that ctapipe's own tools write, so that its readers open them.
 """
 

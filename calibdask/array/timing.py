@@ -224,7 +224,7 @@ class TimingCalibration(PairwiseCalibration[_Read]):
         return geodetic_height_m(*layout.reference_itrs_m)
 
     def warnings(self) -> Sequence[str]:
-        """Tell what was odd about configuration and layout."""
+        """Return warnings about configuration and layout."""
         reference = self.options.reference_telescope
         if self.layout is None or reference is None or reference in self.type_of_telescope:
             return self.notes

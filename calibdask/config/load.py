@@ -102,7 +102,7 @@ class Configuration:
         return next(found, None) or model()
 
     def where(self, *path: str | int) -> str:
-        """Say where an option was set: file, line and dotted path.
+        """Describe where an option was set: file, line and dotted path.
 
         Parameters
         ----------
@@ -152,7 +152,7 @@ def load_config(
     overrides : mapping of str to object, optional
         Options from the command line, by dotted path (``"Campaign.seed": 3``). They win.
     others : callable, optional
-        Gives the sections of other jobs, which may stand in the same file and are not looked into.
+        Gives the sections of other jobs, which may be in the same file and are not looked into.
 
     Returns
     -------

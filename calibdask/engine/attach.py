@@ -55,7 +55,7 @@ class Campaign:
         self._described = described
 
     def status(self) -> Status:
-        """Tell how far the campaign is."""
+        """Return how far the campaign is."""
         return read_status(self.workdir)
 
     def workers(self) -> QTable:

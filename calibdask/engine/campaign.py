@@ -150,7 +150,7 @@ class Status:
         return json.dumps(record, indent=1)
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return it as one line."""
         told = self.progress
         parts = [self.state, f"{self.stored} of {self.shards} shards"]
         if told is not None:
@@ -458,7 +458,7 @@ class Removed:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return it as one line."""
         text = f"removed {self.files} files, {format_bytes(self.n_bytes)}"
         if self.left:
             text += f"; left what is not calibdask's: {', '.join(self.left)}"

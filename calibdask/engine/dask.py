@@ -184,7 +184,7 @@ class DaskExecutor:
             self._client.cancel(futures, force=True)
 
     def _tell_began(self, event: tuple[float, list[Any]]) -> None:
-        """Tell which map begins, in the thread of the client; others' calls have other names."""
+        """Return which map begins, in the thread of the client; others' calls have other names."""
         name, place = event[1]
         members = self._calls_out.get(name)
         if members is not None and self._began is not None:
@@ -367,7 +367,7 @@ class DaskExecutor:
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        """Tell what the loss of the scheduler means (TransientError)."""
+        """Return what the loss of the scheduler means (TransientError)."""
         try:
             yield
         except (CancelledError, ClosedClientError, OSError) as error:

@@ -47,7 +47,7 @@ class Failure:
         return cls(where, type(error).__name__, str(error), code, trace)
 
     def describe(self) -> str:
-        """Say it in one line, naming the place once."""
+        """Return it as one line, naming the place once."""
         text = self.message if self.where in self.message else f"{self.where}: {self.message}"
         text = text.replace(self.where, printable(self.where, one_line=True))
         return text if self.kind in errors.__all__ else f"{text} ({self.kind})"

@@ -83,7 +83,7 @@ class Workers(Event):
     waiting: int
 
     def __str__(self) -> str:
-        """Say it in a few words."""
+        """Return it in a few words."""
         parts = [f"{self.ready} at work"]
         parts += [f"{self.starting} starting"] if self.starting else []
         parts += [f"{self.waiting} in the queue"] if self.waiting else []
@@ -237,7 +237,7 @@ def log_event(event: Event) -> None:
 
 
 def tunnel_command(link: str, host: str | None = None) -> str:
-    """Say how to see a page of a host, this one unless named, from where the user sits."""
+    """Describe how to see a page of a host, this one unless named, from where the user sits."""
     port = urlsplit(link).port
     here = socket.gethostname()
     jump = "" if host in (None, here) else f"-J {here} "
@@ -246,7 +246,7 @@ def tunnel_command(link: str, host: str | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Note:
-    """What stands beside the bar of the maps: what runs long, else what ended last."""
+    """What is beside the bar of the maps: what runs long, else what ended last."""
 
     shards: Running
     ended: str = ""

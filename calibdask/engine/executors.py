@@ -31,7 +31,7 @@ __all__ = [
 
 Done = Callable[[Task, Outcome], None]
 Began = Callable[[Task, str], None]
-"""Told of a map that begins, and by a name in which call: its tasks run one after the other."""
+"""Called with a map that begins, and by a name in which call: its tasks run one after the other."""
 
 _MOST_TASKS = 32  # in a call: handing them out then costs the driver 0.1 ms each
 _MOST_BYTES = 64 << 20  # read by a call: about what takes a second, and then nothing is gained

@@ -125,7 +125,7 @@ def lists_of(arguments: Iterable[str | Path]) -> list[Path]:
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a directory is a Zarr store: one input, though it is many files."""
+    """Return whether a directory is a Zarr store: one input, though it is many files."""
     try:
         return path.is_dir() and any((path / name).is_file() for name in _STORE_FILES)
     except PermissionError:

@@ -35,7 +35,7 @@ log = logging.getLogger("calibdask")
 
 
 def _process_start(pid: int) -> str | None:
-    """Tell when a process of this host began, which also tells a recycled process id apart."""
+    """Return when a process of this host began, which also tells a recycled process id apart."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -109,7 +109,7 @@ class Holder:
 
 
 def holder_of(workdir: Path) -> Holder | None:
-    """Tell whose a work directory is, without touching it; None where no run has left a lock."""
+    """Return whose a work directory is, without touching it; None where no run has left a lock."""
     path = workdir / "lock.json"
     owner = _read(path)
     try:

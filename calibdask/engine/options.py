@@ -86,7 +86,7 @@ class RunOptions:
             raise ConfigError(msg)
 
     def settings(self, workdir: Path, emit: events.Listener, preload: Sequence[str]) -> Settings:
-        """Say how to make the cluster."""
+        """Return how to make the cluster."""
         return Settings(
             workers=self.workers,
             worker_memory=self.worker_memory,
@@ -99,7 +99,7 @@ class RunOptions:
         )
 
     def places(self, job: str, output: Path) -> Places:
-        """Say where the run writes."""
+        """Return where the run writes."""
         return Places(
             job,
             output,

@@ -62,7 +62,7 @@ def workdir_of(output: Path) -> Path:
 
 
 def _identity(path: Path) -> _Identity | None:
-    """Tell what a path leads to; None where it leads nowhere."""
+    """Return what a path leads to; None where it leads nowhere."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -65,7 +65,7 @@ _MANY_CELLS = 10_000  # more are told of
 _BUNDLES_PER_STAGE = 100  # tasks that cells are divided among, where they are many
 _CELLS_PER_BUNDLE = 100
 _BYTES_PER_BUNDLE = 16 << 20  # of summaries and states: they are in memory together
-_FEW_AND_MANY = 2, 200  # workers that the printed plan reckons with
+_FEW_AND_MANY = 2, 200  # workers that the printed plan assumes
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Plan:
         )
 
     def estimate(self, workers: int) -> Estimate:
-        """Reckon what a stage costs beside its own work, from what was measured of others."""
+        """Estimate what a stage costs beside its own work, from what was measured of others."""
         waves = {(1, "map"): [shard.n_bytes for shard in self.shards]}  # done at once: bytes read
         cells = self.cells
         few = [cell for cell, members in cells.items() if len(members) <= self.fan_in]
@@ -212,7 +212,7 @@ class Plan:
         )
 
     def _stored_bytes(self, tasks: int) -> int:
-        """Reckon what all stages leave in the store, where nothing is selected away."""
+        """Estimate what all stages leave in the store, where nothing is selected away."""
         total = tasks * BYTES_PER_RESULT + sum(shard.stored_bytes for shard in self.shards)
         for cell, members in self.cells.items():
             merged, state = self.calibration.stored_bytes(cell, self.shards)
@@ -286,7 +286,7 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        """Say in a few lines what will be done."""
+        """Describe in a few lines what will be done."""
         return "\n".join(f"{name:<12} {value}" for name, value in self.facts())
 
     def facts(self) -> list[tuple[str, str]]:
@@ -325,7 +325,7 @@ class Plan:
         ]
 
     def skipped_text(self) -> str:
-        """Say in one line that files were skipped."""
+        """Describe in one line that files were skipped."""
         alike = self.skipped_alike()
         if len(alike) == 1:
             where, reason = alike[0]
@@ -468,7 +468,7 @@ def _pieces(
 
 
 def _many_cells(calibration: AnyCalibration, shards: Sequence[Shard]) -> Iterator[str]:
-    """Tell of more cells than a campaign is likely to be meant to have."""
+    """Warn of more cells than a campaign is likely to be meant to have."""
     n_cells = len({cell for shard in shards for cell in shard.cells})
     if n_cells > _MANY_CELLS:
         wider = "; a longer Campaign.time_bin makes fewer" if calibration.bins_time else ""

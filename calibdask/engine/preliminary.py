@@ -57,7 +57,7 @@ class Preliminary:
     notes: tuple[str, ...] = ()
 
     def headline(self) -> str:
-        """Say in one line what this is worth."""
+        """Describe in one line what this is worth."""
         text = f"{self.job}: preliminary, {len(self.merged)} of {self.n_shards} shards"
         return text if self.done or not self.tables else f"{text}, later stages of the fit missing"
 

@@ -139,7 +139,7 @@ def read_progress(workdir: Path) -> Progress | None:
 
 
 def _can_be_shown(value: object) -> bool:
-    """Tell whether a number is one that a time, duration or rate can have."""
+    """Return whether a number is one that a time, duration or rate can have."""
     return not isinstance(value, int | float) or value == 0 or 1e-9 < abs(value) < 1e11
 
 

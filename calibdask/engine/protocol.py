@@ -422,7 +422,7 @@ class Calibration[Data, Fit: State, Result]:
         return False
 
     def misfits(self, surveys: Sequence[Survey]) -> Mapping[int, CalibdaskError]:
-        """Tell which inputs, by their place, cannot be used with the others: they are rejected."""
+        """Return which inputs, by index, cannot be used with the others: they are rejected."""
         del surveys
         return {}
 
@@ -468,7 +468,7 @@ class Calibration[Data, Fit: State, Result]:
         return self._staged("fit")
 
     def warnings(self) -> Sequence[str]:
-        """Tell what is odd about the plan although it can be run."""
+        """Return warnings about the plan although it can be run."""
         return ()
 
     # -- map --------------------------------------------------------------------------------------
@@ -501,7 +501,7 @@ class Calibration[Data, Fit: State, Result]:
         raise NotImplementedError
 
     def name_event(self, group: int, identifier: int) -> str:
-        """Say what a key of `Reduced` means, where two inputs hold it."""
+        """Describe what a key of `Reduced` means, where two inputs hold it."""
         return f"event {identifier} of observation {group}"
 
     def summary_type(self, stage: int) -> type[Summary]:
@@ -524,7 +524,7 @@ class Calibration[Data, Fit: State, Result]:
         return cast("Result", states)
 
     def notices(self, states: Mapping[Cell, Fit], result: Result) -> Sequence[str]:
-        """Tell what the fits found odd about the data, in sentences. Runs on the driver."""
+        """Return warnings of the fits about the data. Runs on the driver."""
         del states, result
         return ()
 

@@ -122,7 +122,7 @@ class RunResult:
         return self.text()
 
     def account_text(self) -> str:
-        """Say what was done and written."""
+        """Describe what was done and written."""
         return facts_text(self._summary())
 
     __repr__ = __str__
@@ -457,7 +457,7 @@ def run_calibration(
     options : RunOptions
         How to run.
     emit : callable
-        Told of every event.
+        Called with every event.
     config : mapping, optional
         The full configuration, for provenance.
     config_files : sequence of Path

@@ -109,7 +109,7 @@ class Session:
         temporary.replace(path)
 
     def publish(self, description: Mapping[str, Any]) -> None:
-        """Say where the scheduler is, in one atomic step."""
+        """Return where the scheduler is, in one atomic step."""
         self._write(self.description, json.dumps(dict(description), indent=1))
 
     def update(self, more: Mapping[str, Any]) -> None:

@@ -79,7 +79,7 @@ def _patiently[T](action: Callable[[], T], path: Path, *, tries: int = 4) -> T:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Tell a broken result from a file system that does not answer."""
+    """Distinguish a broken result from a file system that does not answer."""
     try:
         yield
     except _BROKEN as error:
@@ -319,7 +319,7 @@ class Store:
         return found
 
     def has(self, address: str) -> bool:
-        """Tell whether there is a result at an address (not whether it is sound).
+        """Return whether there is a result at an address (not whether it is sound).
 
         Of bundles, those count that were there at the last :meth:`look`.
         """

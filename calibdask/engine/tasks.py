@@ -277,7 +277,7 @@ def map_shard(
 
 
 def opens_inputs(task: Task) -> bool:
-    """Tell whether a task will open inputs: the map of a shard whose result is not stored."""
+    """Return whether a task will open inputs: the map of a shard whose result is not stored."""
     if task.call is not map_shard:
         return False
     context, _, _, address, *_ = task.args

@@ -45,7 +45,7 @@ class Written:
     job : str
         The job that wrote last.
     files : list of str
-        The product and what stands beside it.
+        The product and what is beside it.
     plans : dict of str to Made
         By the digest of its plan, the product that is there; of two, the run was killed between.
     """
@@ -100,7 +100,7 @@ class Memory:
         return self._all.get(self._name(output))
 
     def is_of(self, job: str, path: Path) -> bool:
-        """Tell whether a job wrote a file from here."""
+        """Return whether a job wrote a file from here."""
         name = self._name(path)
         return any(one.job == job and name in one.files for one in self._all.values())
 

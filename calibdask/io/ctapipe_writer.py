@@ -376,7 +376,7 @@ def write_triggers(
     time_ns = np.asarray(columns["time_ns"], np.int64)
     index = {name: np.asarray(columns[name]) for name in ("obs_id", "event_id", "tel_id")}
     write_telescope_triggers(file, {**index, "time": _stored_time(time_ns)}, event_type=event_type)
-    # Numbered by their first row, so that the events stand in the order of their telescopes.
+    # Numbered by their first row, so that the events are in the order of their telescopes.
     keys = np.stack([index["obs_id"], index["event_id"]], axis=1).astype(np.int64)
     _, first, event = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)

@@ -231,12 +231,12 @@ def _lit_areas(path: Path, header: Any, shape: tuple[int, int]) -> tuple[Area, .
 
 
 def _is_unsigned(header: Any) -> bool:
-    """Tell whether an image is of 16 bits without sign, which FITS has as signed ones plus 2^15."""
+    """Return whether an image is of unsigned 16 bits, which FITS stores as signed less 2^15."""
     return (header["BITPIX"], header.get("BZERO", 0), header.get("BSCALE", 1)) == (16, 32768, 1)
 
 
 def _is_plain(path: Path, hdu: Any) -> bool:
-    """Tell whether neither the file nor the image in it is compressed."""
+    """Return whether neither the file nor the image in it is compressed."""
     from astropy.io import fits
 
     with path.open("rb") as file:

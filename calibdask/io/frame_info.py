@@ -53,7 +53,7 @@ COLOURS: Final = "RGB"
 
 
 _LARGEST_ISO: Final = 65535
-"""What EXIF says of a larger ISO speed, which stands in a tag of its own."""
+"""What EXIF says of a larger ISO speed, which is in a tag of its own."""
 
 
 BAYER_PATTERNS: Final = frozenset({"RGGB", "BGGR", "GRBG", "GBRG"})
@@ -191,7 +191,7 @@ def dtype_read(path: Path, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def eight_bits(dtype: Any) -> dict[str, Any]:
-    """Tell saturation where the type does: more bits than eight are seldom all used."""
+    """Return saturation where the type does: more bits than eight are seldom all used."""
     return {"bit_depth": 8, "white_level": 255} if np.dtype(dtype) == np.uint8 else {}
 
 

@@ -336,7 +336,7 @@ def _open(path: Path) -> h5f.FileID:
 
 
 def standard_unit(unit: str) -> tuple[float, str]:
-    """Tell the unit values are read in: TeV for energies, m for lengths, the same for the rest.
+    """Return the unit values are read in: TeV for energies, m for lengths, the same for the rest.
 
     Parameters
     ----------
@@ -465,7 +465,7 @@ class _Reading:
 
 
 def _from_hdf5(path: Path, where: str, trace: str) -> CalibdaskError:
-    """Tell faults of the file system from faults of the file, by HDF5's own message."""
+    """Distinguish faults of the file system from faults of the file, by HDF5's own message."""
     if transient := error_numbers(trace) & TRANSIENT:
         reasons = ", ".join(os.strerror(code) for code in sorted(transient))
         return TransientError(f"{path}: cannot be read now ({reasons}); try again")

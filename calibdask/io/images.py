@@ -60,7 +60,7 @@ _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 
 
 def is_hdf5(path: Path | str) -> bool:
-    """Tell HDF5 files, which are read in parts, from files that ctapipe reads from the beginning.
+    """Return whether a file is HDF5, which is read in parts; ctapipe reads others as a whole.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def is_hdf5(path: Path | str) -> bool:
 
 
 def has_images(path: Path | str) -> bool:
-    """Tell whether an HDF5 file has DL1 images (errors as `calibdask.io.hdf5.open_hdf5`)."""
+    """Return whether an HDF5 file has DL1 images (errors as `calibdask.io.hdf5.open_hdf5`)."""
     with open_hdf5(path) as file:
         return bool(file.children(_IMAGES))
 

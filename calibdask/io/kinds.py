@@ -28,9 +28,9 @@ _LEVELS = "CTA PRODUCT DATA LEVELS"
 
 
 def file_kind(path: Path | str) -> Kind:
-    """Tell whether a file holds DL2 events, event-wise asymmetries, throughputs, or none of them.
+    """Return whether a file holds DL2 events, event-wise asymmetries, throughputs, or none of them.
 
-    Throughputs of muons may stand in a file of DL1 events, where ctao-calibpipe puts them.
+    Throughputs of muons may be in a file of DL1 events, where ctao-calibpipe puts them.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def file_kind(path: Path | str) -> Kind:
 
 
 def _sign_of_events(file: File) -> str:
-    """Tell what makes a file look like one of events; empty where nothing does."""
+    """Return what makes a file look like one of events; empty where nothing does."""
     if not file.children("/"):
         return "the ending of such a file, and nothing else in it"
     if any(group in file for group in _PRODUCTS):

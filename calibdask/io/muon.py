@@ -1,6 +1,6 @@
 """Reading of ctapipe's tables of muon rings, by PyTables alone.
 
-A ring is a row of ``/dl1/event/telescope/muon/tel_NNN``; when it was seen stands in the row of
+A ring is a row of ``/dl1/event/telescope/muon/tel_NNN``; when it was seen is in the row of
 ``/dl1/event/telescope/trigger`` with the same observation, event **and telescope**: an event that
 several telescopes saw has as many rows there, and each ring takes the time of its own telescope.
 """
@@ -77,7 +77,7 @@ class RingRows:
 
 
 def has_muon_tables(path: Path | str) -> bool:
-    """Tell whether an HDF5 file has muon tables (errors as `calibdask.io.hdf5.open_hdf5`)."""
+    """Return whether an HDF5 file has muon tables (errors as `calibdask.io.hdf5.open_hdf5`)."""
     with open_hdf5(path) as file:
         return bool(file.children(MUON_GROUP))
 

@@ -96,7 +96,7 @@ def parse_names(path: Path | str) -> NamedFrame:
 
 
 def is_product(path: Path) -> bool:
-    """Tell whether a file is something SPECTACLE made, or this program in its format.
+    """Return whether a file is something SPECTACLE made, or this program in its format.
 
     It is in ``stacks``, ... beside a camera file, or in an output directory.
     """

@@ -220,7 +220,7 @@ def read_throughputs(path: Path | str) -> Throughputs:
     Raises
     ------
     CorruptedInput
-        A table lacks a column, a telescope stands in it twice, or a value makes no sense; or as
+        A table lacks a column, a telescope is in it twice, or a value makes no sense; or as
         `calibdask.io.hdf5.open_hdf5`.
     MissingInput, TransientError
         As `calibdask.io.hdf5.open_hdf5`.
@@ -308,7 +308,7 @@ def _check_covariance(
 
 
 def _refuse_repeated(where: str, chunks: Columns, rows: NDArray[np.int64]) -> None:
-    """Refuse a chunk of rings that stands in a table twice: its rings would count twice."""
+    """Refuse a chunk of rings that is in a table twice: its rings would count twice."""
     seen: dict[tuple[float, ...], int] = {}
     values = zip(*(column[rows].tolist() for column in chunks.values()), strict=True)
     for row, chunk in zip(rows.tolist(), values, strict=True):

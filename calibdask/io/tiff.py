@@ -101,7 +101,7 @@ class _Pieces:
 
 
 def _is_simple(page: tifffile.TiffPage) -> bool:
-    """Tell whether the sizes of a page follow from its tags, as those of any frame do."""
+    """Return whether the sizes of a page follow from its tags, as those of any frame do."""
     return page.photometric != _YCBCR and page.imagedepth == 1
 
 

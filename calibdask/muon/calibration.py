@@ -204,7 +204,7 @@ class RingCalibration(Calibration[RingTable | RingImages, CellState, Mapping[Cel
         }
 
     def warnings(self) -> Sequence[str]:
-        """Tell what was odd about configuration and telescopes."""
+        """Return warnings about configuration and telescopes."""
         dual = two_mirrors_note(self.telescopes)
         return [*self.notes, dual] if dual else self.notes
 
@@ -274,7 +274,7 @@ class RingCalibration(Calibration[RingTable | RingImages, CellState, Mapping[Cel
         )
 
     def name_event(self, group: int, identifier: int) -> str:
-        """Say which ring a key of `reduce` means."""
+        """Describe which ring a key of `reduce` means."""
         obs_id, tel_id = divmod(group, _TEL_IDS)
         return f"telescope {tel_id} in event {identifier} of observation {obs_id}"
 

@@ -118,7 +118,7 @@ def _plain(table: QTable | Any, name: str) -> NDArray[Any]:
 
 
 def _attention(table: QTable) -> ReportSection:
-    """Say which telescopes have which flag, and which rings were left out and why."""
+    """Describe which telescopes have which flag, and which rings were left out and why."""
     tel_id, flags = np.asarray(table["tel_id"]), np.asarray(table["flags"])
     notices = flag_notices(tel_id, flags)
     everyone = np.unique(tel_id)

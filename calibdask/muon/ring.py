@@ -280,7 +280,7 @@ def fit_ring(x: Vector, y: Vector, image: Vector, mask: Mask) -> tuple[Circle, M
 
 @compiled
 def containment(distance: float, radius: float, fov_radius: float) -> float:
-    """Tell how much of a circle lies in a circular field of view.
+    """Return how much of a circle lies in a circular field of view.
 
     Two circles meet where cos α = (R² + d² - r²) / (2 d R), α seen from the centre of the ring and
     counted from the direction to the centre of the field.

@@ -137,7 +137,7 @@ def optics_of(camera: Camera, options: RingOptions) -> Optics:
 
 
 def unusable(camera: Camera) -> str | None:
-    """Tell why no ring can be fitted in the images of a telescope: one of `STATUS`, or None."""
+    """Return why no ring can be fitted in the images of a telescope: one of `STATUS`, or None."""
     if camera.n_mirrors != 1:
         return STATUS[_DUAL_MIRROR]
     sound = (

@@ -1,6 +1,6 @@
 """DL1 files with images of muon rings of known truth, in the format of ctapipe 0.32.
 
-What is drawn is told in `calibdask.muon.image_simulation`; here is where it stands in a file. The
+What is drawn is told in `calibdask.muon.image_simulation`; here is where it is in a file. The
 true parameters of each ring are in a table of their own, ``/truth/event/telescope/muon/tel_NNN``.
 """
 

@@ -119,7 +119,7 @@ def p_value(fit: LineFit) -> float:
 
 
 def no_value_flag(n_mirrors: int) -> Flag:
-    """Say why a telescope has no value."""
+    """Return why a telescope has no value."""
     return Flag.TWO_MIRRORS if n_mirrors != 1 else Flag.NO_RING
 
 

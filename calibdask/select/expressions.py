@@ -581,7 +581,7 @@ def _point_at(name: str, message: str, source: str, start: int, end: int) -> str
     return f"quality criterion '{name}': {message}\n    {source}\n    {' ' * start}{carets}"
 
 
-_DASH = "\N{MIDDLE DOT}"  # may stand in a name of Python, and no file has it in one of a column
+_DASH = "\N{MIDDLE DOT}"  # may be in a name of Python, and no file has it in one of a column
 _QUOTED = re.compile(r"`([A-Za-z_][\w-]*)`")
 
 

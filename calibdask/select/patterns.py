@@ -63,7 +63,7 @@ class TelescopePatterns:
     def parse(
         cls, value: object, read_value: Callable[[object], _PatternValue] = finite_number
     ) -> Self:
-        """Read a value as it stands in a YAML file.
+        """Read a value as it is in a YAML file.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ class TelescopePatterns:
         *,
         option: str = "this option",
     ) -> tuple[str, ...]:
-        """Say which patterns match no telescope: not an error, but worth a line in a report.
+        """Describe which patterns match no telescope: not an error, but worth a line in a report.
 
         Parameters
         ----------

@@ -485,7 +485,7 @@ class FromFrames[Data, Fit: State, Result](Calibration[Data, Fit, Result]):
         }  # fmt: skip
 
     def warnings(self) -> Sequence[str]:
-        """Tell what is odd about the frames."""
+        """Return warnings about the frames."""
         sensor = self._sensor
         if sensor.saturation_dn is None and sensor.bit_depth is None:
             unknown = (

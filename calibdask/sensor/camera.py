@@ -101,7 +101,7 @@ def generate_metadata(
 
 
 def _bit_depth(image: Path, info: FrameInfo) -> int:
-    """Tell the bit depth by the largest pixel: 2^n - 1 where it is saturated."""
+    """Return the bit depth by the largest pixel: 2^n - 1 where it is saturated."""
     if info.dtype != "uint16":
         raise CorruptedInput(f"{image}: holds {info.dtype}; a raw image holds integers")
     largest = int(read_frame(image).max())

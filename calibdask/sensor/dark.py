@@ -357,7 +357,7 @@ class DarkCurrentJob(MapCalibration):
         return tables
 
     def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
-        """Tell the temperature of each series."""
+        """Return the temperature of each series."""
         about: Mapping[str, Mapping[str, Any]] = result["about"]
         return about
 

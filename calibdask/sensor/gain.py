@@ -211,7 +211,7 @@ class GainJob(MapCalibration):
     def _used(
         self, tile: TileStacks, channel: int, points: Sequence[Pixels], y: Floats, bias: BiasLevel
     ) -> NDArray[np.bool_]:
-        """Say which levels a channel uses: those up to a fraction of saturation.
+        """Return which levels a channel uses: those up to a fraction of saturation.
 
         A level is used whole or not at all, by its mean over the sensor: if each pixel decided by
         its own signal, the noise and the response that make it low would be picked with it.
@@ -293,7 +293,7 @@ class GainJob(MapCalibration):
         }
 
     def _amplifier_rows(self, tiles: Sequence[Facts], setting: Setting) -> list[dict[str, Any]]:
-        """Tell amplifiers by their gains, along columns and along rows; none for a single one."""
+        """Identify amplifiers by their gains, along columns and rows; none for a single one."""
         rows = []
         for axis in ("columns", "rows"):
             parts = [tile[axis, setting.name] for tile in tiles]
@@ -321,7 +321,7 @@ class GainJob(MapCalibration):
         return rows
 
     def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
-        """Tell of several amplifiers, besides what the frames show about the converter."""
+        """Report several amplifiers, besides what the frames show about the converter."""
         return [*super().notices(states, result), *result["notices"]]
 
     @staticmethod

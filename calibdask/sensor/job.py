@@ -43,7 +43,7 @@ class MapCalibration(StackCalibration):
         if last.endswith("mask"):
             return PixelFlag.attributes()
         unit, meaning = self.meanings[last]
-        # A map of all ISO speeds together stands beside their groups.
+        # A map of all ISO speeds together is beside their groups.
         if name.count("/") == 1 and self.given_tables("iso"):
             meaning += ", brought to the lowest ISO speed"
         return {"units": unit, "long_name": meaning}

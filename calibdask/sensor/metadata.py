@@ -103,7 +103,7 @@ class Conflict:
     other: Any
 
     def __str__(self) -> str:
-        """Say it in a sentence."""
+        """Return it as a sentence."""
         return f"{self.path}: {self.statement}"
 
     @property
@@ -338,7 +338,7 @@ def _camera_file(path: Path, _mtime_ns: int) -> CameraFile:
 
 
 def conflict_warnings(conflicts: Iterable[Conflict]) -> tuple[str, ...]:
-    """Say each contradiction once, with the number of frames and the first of them."""
+    """List each contradiction once, with the number of frames and the first of them."""
     alike: dict[str, list[str]] = {}
     for conflict in conflicts:
         alike.setdefault(conflict.statement, []).append(conflict.path)
@@ -418,7 +418,7 @@ class StackKey:
 
 
 def stack_keys(infos: Sequence[FrameInfo], frames: Frames | None = None) -> list[StackKey]:
-    """Tell which stack each frame belongs to.
+    """Return which stack each frame belongs to.
 
     Parameters
     ----------
@@ -535,7 +535,7 @@ def _joined(
 def temperature_warnings(
     infos: Sequence[FrameInfo], keys: Sequence[StackKey], step_c: float | None
 ) -> tuple[str, ...]:
-    """Tell where temperatures in a stack differ by more than the step that keeps darks apart."""
+    """Return where temperatures in a stack differ by more than the step that keeps darks apart."""
     if step_c is None:
         return ()
     found: dict[StackKey, list[float]] = {}

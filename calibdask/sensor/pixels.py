@@ -94,7 +94,7 @@ class Pixels:
         return result
 
     def mask(self) -> NDArray[np.uint16]:
-        """Say by pixel flags why a pixel is not good."""
+        """Describe by pixel flags why a pixel is not good."""
         mask = np.zeros(self.mean.shape, np.uint16)
         mask[self.n < 2] |= PixelFlag.FEW_FRAMES.bit
         mask[self.saturated] |= PixelFlag.SATURATED.bit
@@ -155,7 +155,7 @@ def gather[K](
 
 
 def saturated_in(stack: Stack, sensor: SensorFacts) -> Mask:
-    """Say which pixels reach saturation in some frame."""
+    """Return which pixels reach saturation in some frame."""
     saturated: Mask = stack.n_saturated > 0
     if sensor.saturation_dn is not None:  # it may have been found later, in the frames themselves
         saturated |= (stack.maximum >= sensor.saturation_dn) & (stack.n > 0)

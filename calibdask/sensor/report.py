@@ -44,7 +44,7 @@ MANY_FLAGGED = 0.05
 
 
 def map_notices(maps: Mapping[str, Overview], rows: Sequence[Row], *names: str) -> list[Notice]:
-    """Say which maps have many flagged pixels, and where no good bias was subtracted."""
+    """Describe which maps have many flagged pixels, and where no good bias was subtracted."""
     notices = []
     for name, one in maps.items():
         if name.rpartition("/")[2] in names and one.n_bad > MANY_FLAGGED * one.n_pixels:

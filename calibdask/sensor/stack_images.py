@@ -61,7 +61,7 @@ def group_of(key: StackKey) -> str:
 
 
 def spectacle_stem(paths: Sequence[str], key: StackKey) -> Path:
-    """Say where SPECTACLE keeps the stack of a folder: as below ``images``, so below ``stacks``.
+    """Return where SPECTACLE keeps the stack of a folder below ``images``: below ``stacks``.
 
     Frames from elsewhere get the names that their stack has here.
     """
@@ -164,7 +164,7 @@ class StackImagesJob(StackCalibration):
         return _MAPS[name.rpartition("/")[2]]
 
     def describe_groups(self, result: Any) -> Mapping[str, Mapping[str, Any]]:
-        """Say which frames each stack is of."""
+        """Describe which frames each stack is of."""
         return {
             one.group: {
                 "kind": one.key.kind,

@@ -215,7 +215,7 @@ class StackCalibration(FromFrames[FrameStream, TileFit, Any]):
         )
 
     def notices(self, states: Mapping[Cell, TileFit], result: Any) -> Sequence[str]:
-        """Tell what the frames show about the converter, where it is not what is stated."""
+        """Return what the frames show about the converter, where it is not what is stated."""
         del result
         sensor = self._sensor
         found, step = self._found(states)

@@ -99,7 +99,7 @@ def _time_and_path(survey: Survey) -> tuple[str, str]:
 
 
 def sensor_facts(infos: Sequence[FrameInfo], saturated_from: int | None = None) -> SensorFacts:
-    """Tell what frames that go together have in common.
+    """Return what frames that go together have in common.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class FrameStream:
             self.lost.append((path, error))
 
     def _has_numbers(self, frame: Frame, values: NDArray[Any]) -> bool:
-        """Tell what is no number in a frame; a frame without any is lost."""
+        """Return warnings about values that are not finite; a frame without any other is lost."""
         n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
         where = f"{frame.info.path}: frame {frame.index}"
         if n_bad == values.size:

@@ -57,7 +57,7 @@ def channel_names(sensor: SensorFacts) -> tuple[str, ...]:
 
 
 def count_columns(overview: Overview) -> dict[str, int | str]:
-    """Say how many pixels a map has, how many are flagged, and why."""
+    """Describe how many pixels a map has, how many are flagged, and why."""
     why = ", ".join(f"{flag.label}: {number}" for flag, number in overview.n_flagged.items())
     return {
         "n_pixels": overview.n_pixels,

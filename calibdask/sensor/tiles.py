@@ -73,7 +73,7 @@ class SensorFacts:
     step_dn: int = 1
 
     def lit(self, first: int, stop: int) -> NDArray[np.bool_]:
-        """Say of the pixels of some rows whether light falls on them, shape (stop - first, W)."""
+        """Return whether light falls on the pixels of some rows, shape (stop - first, W)."""
         lit = np.zeros((stop - first, self.shape[1]), bool)
         for top, left, bottom, right in self.lit_areas or ((0, 0, *self.shape),):
             lit[max(top - first, 0) : max(bottom - first, 0), left:right] = True
@@ -187,7 +187,7 @@ class TileStacks:
         return self.sensor.lit(self.y0, self.y1)
 
     def places_of(self, channel: int) -> NDArray[np.bool_]:
-        """Say which of the four places of the filter pattern a channel of the tile has."""
+        """Return which of the four places of the filter pattern a channel of the tile has."""
         rows, columns = self.shape
         found = np.zeros(4, bool)
         for place in range(4):

@@ -55,7 +55,7 @@ def _places() -> list[Path]:
 
 
 def cache_problem() -> str | None:
-    """Tell why compiled kernels are not kept, as far as others are the reason; None if they are.
+    """Return why compiled kernels are not kept, as far as others are the reason; None if they are.
 
     What is in the cache is executed: nobody else may own it or write to it.
     """
@@ -78,7 +78,7 @@ def _make_cache(package: Path) -> Path:
 
 
 def will_compile(package: Path) -> bool:
-    """Tell whether a package has kernels of which none has been compiled and kept yet."""
+    """Return whether a package has kernels of which none has been compiled and kept yet."""
     has_kernels = any(b"\n@compiled" in path.read_bytes() for path in package.glob("*.py"))
     if not has_kernels:
         return False

@@ -61,7 +61,7 @@ class ExactMoments:
 
     @staticmethod
     def holds(values: ArrayLike, exponent: int = -40) -> NDArray[np.bool_]:
-        """Tell which values can be held: finite, and below 2**(46 + exponent) (64 by default)."""
+        """Return which values can be held: finite, and below 2**(46 + exponent) (64 by default)."""
         with np.errstate(invalid="ignore"):
             return np.asarray(np.abs(values) < math.ldexp(_LARGEST - 1, exponent))
 

@@ -196,7 +196,7 @@ class PairSummary(ArrayRecord):
 
 
 def with_lacking[S](summary: S, n_lacking: Mapping[int, int]) -> S:
-    """Say in a summary of pairs which telescopes lost rows, and how many."""
+    """Describe in a summary of pairs which telescopes lost rows, and how many."""
     if not isinstance(summary, PairSummary) or not n_lacking:
         return summary
     rows = np.array(sorted(n_lacking.items()), np.int64)

@@ -367,7 +367,7 @@ class JobUnits:
         return text + (f", log {logs[0]}" if logs else "")
 
     def cancel(self, jobs: Collection[str]) -> None:
-        """Tell the batch system."""
+        """Return the batch system."""
         self._queue.cancel(jobs)
 
 

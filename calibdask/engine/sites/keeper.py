@@ -75,15 +75,15 @@ class Launcher(Protocol):
         ...
 
     def alive(self, jobs: Collection[str]) -> Mapping[str, str]:
-        """Tell which units wait or run: their state, ``PENDING (reason)`` while they wait."""
+        """Return which units wait or run: their state, ``PENDING (reason)`` while they wait."""
         ...
 
     def explain(self, job: str) -> str:
-        """Say where a unit was, how it ended, and what its log says last."""
+        """Describe where a unit was, how it ended, and what its log says last."""
         ...
 
     def where(self, job: str) -> str:
-        """Say where a unit runs and where its log is, in a few words."""
+        """Describe where a unit runs and where its log is, in a few words."""
         ...
 
     def node(self, job: str) -> str | None:
@@ -188,7 +188,7 @@ class Keeper:
         self._thread.start()
 
     def describe(self, worker: str) -> str:
-        """Say where a worker runs or ran, for an error message."""
+        """Describe where a worker runs or ran, for an error message."""
         with self._lock:
             unit = self._units.get(number) if (number := unit_of(worker)) is not None else None
         return worker if unit is None else f"{worker}, {self._launcher.where(unit.job)}"
@@ -359,7 +359,7 @@ class Keeper:
         self._tell_jobs()
 
     def _tell(self, present: Collection[int]) -> None:
-        """Say how many workers there are, whenever that changes."""
+        """Return how many workers there are, whenever that changes."""
         kept = [unit for unit in self._units.values() if not unit.retiring]
         ready = sum(unit.number in present for unit in kept)
         starting = sum(unit.running and unit.number not in present for unit in kept)

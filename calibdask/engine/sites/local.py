@@ -181,7 +181,7 @@ class _LocalWorkers:
         return failed or nanny.status.name in ("closing", "closed", "failed")
 
     def explain(self, job: str) -> str:
-        """Tell when it died, and of what where Dask knows more than that it died."""
+        """Return when it died, and of what where Dask knows more than that it died."""
         _, started = self._nannies[job]
         error = started.exception() if started.done() else None
         if error is None:

@@ -156,7 +156,7 @@ class Post:
         return found
 
     def complete(self, count: int) -> bool:
-        """Tell whether all have reported in both ways, or have said that they cannot."""
+        """Return whether all have reported in both ways, or have said that they cannot."""
         answers = self.answers()
         return len(answers) >= count and all(one["by_file"] for one in answers.values())
 

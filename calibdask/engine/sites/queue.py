@@ -165,7 +165,7 @@ class Queue(Protocol):
         ...
 
     def explain_end(self, job: str) -> str:
-        """Say where a job was, how it ended, and what its logs say last."""
+        """Describe where a job was, how it ended, and what its logs say last."""
         ...
 
 

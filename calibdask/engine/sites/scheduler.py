@@ -130,7 +130,7 @@ def making_session(settings: Settings) -> Iterator[tuple[Session, Security]]:
 
 
 def publish(session: Session, cluster: Any, site: Site) -> str | None:
-    """Say where the scheduler is; give the address of its dashboard."""
+    """Describe where the scheduler is; give the address of its dashboard."""
     # Dask would name the address that workers connect to, where no page is served.
     port = cluster.scheduler.http_server.port
     link = f"http://127.0.0.1:{port}/status" if site.settings.dashboard else None

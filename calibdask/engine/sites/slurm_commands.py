@@ -118,7 +118,7 @@ def logs_of(job: str) -> list[Path]:
 
 
 def explain_end(job: str, logs: Sequence[Path] = ()) -> str:
-    """Say where a job was, how it ended, and what its logs say last.
+    """Describe where a job was, how it ended, and what its logs say last.
 
     Parameters
     ----------

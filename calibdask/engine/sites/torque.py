@@ -136,7 +136,7 @@ class TorqueQueue:
         return [self._log_of[job]] if job in self._log_of else []
 
     def explain_end(self, job: str) -> str:
-        """Say how a job ended and what its log says last."""
+        """Describe how a job ended and what its log says last."""
         facts = self._facts([job]).get(job)
         text = f"Torque job {job}"
         if facts is None:

@@ -1,6 +1,6 @@
 """Reading of ctapipe's DL2 files (and the image parameters of DL1), by PyTables alone.
 
-A column is asked for by its name. It may stand in
+A column is asked for by its name. It may be in
 
 * a table per telescope: `/dl2/event/telescope/<kind>/<algorithm>/tel_XXX` or
   `/dl1/event/telescope/parameters/tel_XXX`;
@@ -112,7 +112,7 @@ def event_ranges(path: Path | str, n_ranges: int) -> tuple[tuple[int, int], ...]
     Raises
     ------
     CorruptedInput
-        An event stands in two rows of the trigger table; or as `open_hdf5`.
+        An event is in two rows of the trigger table; or as `open_hdf5`.
     MissingInput, TransientError
         As `calibdask.io.hdf5.open_hdf5`.
     """

@@ -42,7 +42,7 @@ class ArrayLayout:
     reference_itrs_m: tuple[float, float, float] | None = None
 
     def contradiction(self, other: ArrayLayout) -> str | None:
-        """Say what two files tell differently about a telescope that both have.
+        """Describe what two files tell differently about a telescope that both have.
 
         Parameters
         ----------

@@ -89,7 +89,7 @@ def _has_mask(table: Table, layout: ArrayLayout) -> bool:
 
 
 def _part(table: Table, chosen: Chosen) -> slice:
-    """Where the events stand in a table, if it is in their order; anything if it is not."""
+    """Where the events are in a table, if it is in their order; anything if it is not."""
     n_rows = table.n_rows
     obs_id, event_id = chosen.keys["obs_id"], chosen.keys["event_id"]
     if not obs_id.size:
@@ -183,7 +183,7 @@ class EventReader(TableReader):
                     n_missing[name] += int(missing.sum())
             for name, values in columns.items():
                 parts.setdefault(name, []).append(values)
-        # Joined one by one, so that no more than one column stands in memory twice.
+        # Joined one by one, so that no more than one column is in memory twice.
         columns = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
 
         keys = {name: columns[name] for name in EVENT_KEYS}

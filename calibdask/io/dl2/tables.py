@@ -335,7 +335,7 @@ class TableReader:
         return factor, standard
 
     def refuse_duplicates(self, table: Table, keys: Columns) -> None:
-        """Raise CorruptedInput when a key stands in two rows."""
+        """Raise CorruptedInput when a key is in two rows."""
         if increasing(keys):
             return
         number = numbered(list(keys.values()))
