@@ -120,7 +120,7 @@ def scales(
         places = tuple((x, y, z) for x, y, z in array.position_m.tolist())
         layout = Layout(ids, array.tel_type, array.tel_description, places)
         calibration = replace(calibration, layout=layout)
-        events = calibration.pair_up(data).events
+        events = calibration.events_of(calibration.pair_up(data).rows)
         telescopes = Telescopes(np.array(ids), np.array(array.tel_type))
         for steps in (1, 2):
             state = _fit(calibration.network, events, telescopes, two_steps=steps == 2)

@@ -128,7 +128,8 @@ def test_muon_tables_on_few_rings(monkeypatch, capsys, tmp_path):
     shown = capsys.readouterr().out
     assert shown.count("PyTables reading the columns") == 6
     assert {n for _, n, _ in asked} == {8, 2}
-    (path,) = module.simulate(tmp_path / "rings", module.MuonSimulation(n_files=1, n_rings=400))
+    options = module.MuonSimulation(n_files=1, n_rings=400)
+    (path,) = module.simulate_ring_tables(tmp_path / "rings", options)
     assert module.read([path]) >= 0
     cost = real("psf", [path], tmp_path, "--cluster", "serial")
     assert cost.cpu_s > 0.1

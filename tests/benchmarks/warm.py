@@ -21,7 +21,7 @@ from calibdask.engine.canonical import canonical_json
 from calibdask.engine.plan import Plan, make_plan
 from calibdask.engine.protocol import ALL
 from calibdask.engine.store import Store
-from calibdask.engine.tasks import WorkContext, fit_cell, map_shard, merge_node
+from calibdask.engine.tasks import CellFit, WorkContext, fit_cells, map_shard
 
 if TYPE_CHECKING:
     from calibdask.engine.envelope import Outcome
@@ -76,9 +76,9 @@ def run_stages(plan: Plan, store: Path) -> tuple[float, float, int]:
             rows = address
             if mapped.envelope is not None and mapped.envelope.cut_flow is not None:
                 n_pairs = mapped.envelope.cut_flow["equidistant pairs"]
-        merged = _good(merge_node(context, stage, ALL, 1, mapped))
-        before = None if state is None else state.address
-        state = _good(fit_cell(context, stage, ALL, fit_config, before, merged))
+        fit = CellFit(ALL, None if state is None else state.address, (0,))
+        (state,) = _good(fit_cells(context, stage, [fit], 0, fit_config, mapped)).members
+        _good(state)
         stage += 1
     return first_map_s, time.process_time() - start, n_pairs
 

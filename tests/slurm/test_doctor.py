@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from calibdask.engine.doctor import examine, settings_of
+from calibdask.engine.doctor import cluster_settings, examine
 from calibdask.engine.provenance import code_digest
 from calibdask.engine.sites import node_checks
 
@@ -25,7 +25,7 @@ def _elsewhere(tmp_path, monkeypatch):
 def _examine(tmp_path, *settings: tuple[str, object], patience: float = 120):
     code_digest.cache_clear()  # somebody may edit the sources while tests run
     overrides = {"Slurm.memory": "500 MiB", **dict(settings)}
-    site = settings_of("slurm", [], overrides, tmp_path)
+    site = cluster_settings("slurm", [], overrides, tmp_path)
     return list(examine("slurm", site, patience=patience))
 
 
