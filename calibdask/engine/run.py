@@ -228,9 +228,10 @@ def _run_tasks(
         for note in (note for one in (outcome, *outcome.members) for note in one.notes):
             account.notes.append(note)
             emit(events.Message("WARNING", note))
-        failure = next(iter(outcome.failures()), None)
-        if failure is not None and failure.kind == "CorruptResult":
+        failures = outcome.failures()
+        if any(one.kind == "CorruptResult" for one in failures):
             return
+        failure = failures[0] if failures else None
         if task.key not in told:
             told.add(task.key)
             if task.group == "map" and stage == 0 and failure is None:
@@ -239,8 +240,11 @@ def _run_tasks(
                 for lost in outcome.envelope.lost if outcome.envelope is not None else ():
                     emit(events.Message("ERROR", lost.describe()))
             text = None if failure is None else failure.describe()
-            if failure is not None and failure.trace:
-                emit(events.Message("DEBUG", failure.trace))
+            for one in failures:
+                if one.trace:
+                    emit(events.Message("DEBUG", one.trace))
+            for one in failures[1:]:  # of other cells of the same task
+                emit(events.Message("ERROR", one.describe()))
             emit(
                 events.TaskEnded(
                     stage,

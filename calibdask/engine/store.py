@@ -293,15 +293,15 @@ class Store:
         with self._lock:
             new = set((self.root / _BUNDLES).glob(f"[!.]*{SUFFIX}")) - self._known
             for path in sorted(new, key=lambda one: (one.stat().st_mtime_ns, one)):
-                try:
-                    members = _Bundle(path).members
-                except CorruptResult:
-                    # What is in it cannot be known: it is computed again.
-                    _remove(path)
-                else:
-                    self._known.add(path)
-                    for address in members:
-                        self._bundles_of.setdefault(address, []).insert(0, path)
+                self._known.add(path)
+                # What is in a broken one cannot be known: it is computed again. It is not removed
+                # here, as who looks may be no more than a reader of somebody else's campaign.
+                with contextlib.suppress(CorruptResult):
+                    self._add(path, _Bundle(path).members)
+
+    def _add(self, path: Path, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            self._bundles_of.setdefault(address, []).insert(0, path)
 
     def scan(self) -> set[str]:
         """List the addresses of all results there are, with one look at each directory."""
@@ -381,13 +381,13 @@ class Store:
             before = len(parts)
             members.append([address, header, _listed(groups, parts), n_bytes])
             n_bytes += sum(part.nbytes for part in parts[before:])
-        name = digest_json([address for address, _, _ in results])
-        self._put(
-            self.root / _BUNDLES / f"{name}{SUFFIX}",
-            {"members": members, "n_bytes": n_bytes},
-            parts,
-        )
-        self.look()
+        addresses = [address for address, _, _ in results]
+        path = self.root / _BUNDLES / f"{digest_json(addresses)}{SUFFIX}"
+        self._put(path, {"members": members, "n_bytes": n_bytes}, parts)
+        with self._lock:
+            self._known.add(path)
+            self._opened.pop(path, None)
+            self._add(path, addresses)
 
     def _put(
         self, final: Path, header: Mapping[str, Any], parts: Sequence[NDArray[np.uint8]]

@@ -417,7 +417,7 @@ def fit_cells(
             context.store.save_many(results)
         elif results:
             context.store.save(*results[0])
-        return Outcome(members=members)
+        return Outcome(members=members, cached=all(one.cached for one in members))
 
     return guarded(context, f"fit of {label}", work)
 
@@ -446,8 +446,6 @@ def _fit_cell(
         shards = join_ranges([child.shards for child in children])
         addresses = [child.address for child in children]
         total_address = addresses[0] if level else merge_address(cell, 1, addresses)
-        if not any(addresses):
-            raise NotEnoughData(f"{_cell_name(cell)}: no input holds anything for it")
         address = digest_json(
             {
                 "what": "fit",

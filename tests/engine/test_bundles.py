@@ -130,6 +130,25 @@ def test_a_cell_that_fails_does_not_take_its_neighbours(data, output, tmp_path):
     assert [name for name in first if again[name] > first[name]] == ["fit 0 7"]
 
 
+def test_all_cells_of_a_task_that_fail_are_told(data, output):
+    told = []
+    script = {f"fit 0 {one}": ["raise CorruptedInput!"] for one in (7, 8)}
+    with pytest.raises(CorruptedInput):
+        run(ClippedMeans(script=script), data, output, listener=told.append)
+    text = "\n".join(map(repr, told))
+    assert all(f"fit of object/{one}" in text for one in (7, 8))
+
+
+def test_looking_removes_nothing(data, output):
+    run(ClippedMeans(), data, output)
+    broken = bundles(output)[0]
+    broken.write_bytes(b"of another version")
+    addresses = store_of(output).scan()
+    assert broken.read_bytes() == b"of another version"
+    run(ClippedMeans(), data, output, overwrite=True)
+    assert store_of(output).scan() > addresses
+
+
 def test_a_result_that_breaks_below_a_bundle_is_made_again(data, output):
     first = run(ClippedMeans(), data, output)
     store = store_of(output)
