@@ -88,6 +88,8 @@ class RingCalibration(Calibration[RingTable | RingImages, CellState, Mapping[Cel
     fits_rings: bool = False
 
     description: ClassVar[str]
+    within_bounds: ClassVar[type[Summary]]
+    """Type of the summaries after the first stage."""
     version: ClassVar[int] = 4
     usual_stages: ClassVar[int] = 3
     small_bytes: ClassVar[int] = 6_000
@@ -118,8 +120,9 @@ class RingCalibration(Calibration[RingTable | RingImages, CellState, Mapping[Cel
         return self.chunk_size is not None
 
     def summary_type(self, stage: int) -> type[Summary]:
-        """Return the type of the first stage; jobs give those of the others."""
-        del stage
+        """Return the type of the first stage, or that of rings within bounds."""
+        if stage > 0:
+            return self.within_bounds
         return ChunkKeys if self.by_number else RingSummary
 
     # -- planning -------------------------------------------------------------------------------

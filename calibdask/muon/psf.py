@@ -51,11 +51,8 @@ class PsfFromMuons(RingCalibration):
 
     name: ClassVar[str] = "calculate-psf-muon"
     sections: ClassVar = {"CalculatePSFWithMuons": CalculatePSFWithMuons, **SHOWN}
+    within_bounds: ClassVar[type[Summary]] = WidthSummary
     description: ClassVar[str] = "Optical point spread function"
-
-    def summary_type(self, stage: int) -> type[Summary]:
-        """Return widths within bounds, after the first stage."""
-        return super().summary_type(stage) if stage == 0 else WidthSummary
 
     def summarise(self, stage: int, rings: Rings, given: CellState) -> WidthSummary:
         """Summarise the rings within the bounds."""

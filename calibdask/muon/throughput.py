@@ -61,11 +61,8 @@ class ThroughputFromMuons(RingCalibration):
 
     name: ClassVar[str] = "calculate-throughput-muon"
     sections: ClassVar = {"CalculateThroughputWithMuons": CalculateThroughputWithMuons, **SHOWN}
+    within_bounds: ClassVar[type[Summary]] = EfficiencySummary
     description: ClassVar[str] = "Optical throughput"
-
-    def summary_type(self, stage: int) -> type[Summary]:
-        """Return efficiencies within bounds, after the first stage."""
-        return super().summary_type(stage) if stage == 0 else EfficiencySummary
 
     def summarise(self, stage: int, rings: Rings, given: CellState) -> EfficiencySummary:
         """Summarise the rings within the bounds."""
